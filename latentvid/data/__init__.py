@@ -1,0 +1,1 @@
+"""Clips and images: manifests, decoding, transforms, plans of packs, cached latents."""

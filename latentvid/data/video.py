@@ -1,0 +1,467 @@
+"""Reading exact windows of frames from videos and images, and writing small videos.
+
+Axes: F frames, H height, W width. Frames are uint8 tensors [F,H,W,3], RGB, 0..255, in display order.
+"""
+
+import math
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import av
+import numpy as np
+import torch
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from latentvid.errors import UserError
+
+IMAGE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+VIDEO_ENDINGS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".ts", ".mpg", ".mpeg"})
+
+# swscale's quick paths are a grey level off on average; these cost about 0.4 ms more per 256x256 frame
+_ACCURATE = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+# packets of these codecs may be invisible or hold two frames, so that only decoding counts frames
+_PACKETS_ARE_NOT_FRAMES = frozenset({"vp8", "mpeg4", "msmpeg4v3"})
+_BT709 = 1  # the same number for the matrix, the primaries and the transfer curve
+_UNTAGGED = 2  # AVCOL_SPC_UNSPECIFIED
+_STORES_DISPLAY_TIMES = ("mov", "matroska", "mpegts", "flv")  # AVI and raw streams do not: their times are guesses
+_ISO_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"moof", b"mfra", b"free", b"skip", b"wide"})
+
+
+class ClipError(UserError):
+    """A clip that cannot be used.
+
+    `reason` is a short stable code to count by: "missing", "empty-file", "unreadable", "truncated", "too-short",
+    "no-video" (and, from manifests, "empty-caption", "bad-row"). The message names the file and the fix.
+    """
+
+    def __init__(self, path: str | os.PathLike, reason: str, message: str):
+        super().__init__(f"{os.fspath(path)}: {message}")
+        self.path = os.fspath(path)
+        self.reason = reason
+
+    def __reduce__(self):  # the default would call __init__ with one argument and fail between worker processes
+        return _restore_clip_error, (self.path, self.reason, str(self))
+
+
+def _restore_clip_error(path: str, reason: str, text: str) -> ClipError:
+    error = ClipError(path, reason, "")
+    error.args = (text,)
+    return error
+
+
+@dataclass(frozen=True, slots=True)
+class VideoInfo:
+    """What a file holds: number of frames, frames per second (0 for an image), and upright size in pixels."""
+
+    frames: int
+    fps: float
+    height: int
+    width: int
+
+
+def probe(path: str | os.PathLike) -> VideoInfo:
+    """Counts the frames exactly and gives fps and upright size, decoding only where nothing else can count.
+
+    Raises ClipError ("missing", "empty-file", "unreadable", "truncated", "no-video").
+    """
+    _check_file(path)
+    if _is_image(path):
+        with _opened_image(path) as image:
+            width, height = image.size
+            if image.getexif().get(0x0112, 1) >= 5:  # EXIF orientations 5..8 lie on their side
+                width, height = height, width
+        return VideoInfo(frames=1, fps=0.0, height=height, width=width)
+    with _opened_video(path) as (container, stream):
+        frames, first = _count_frames(path, container, stream)
+        if first is None:
+            raise ClipError(path, "no-video", "holds no video frame; remove it from the manifest")
+        fps = float(stream.average_rate or stream.guessed_rate or 0)
+        height, width = stream.height, stream.width
+        if _quarter_turns(first) % 2:
+            height, width = width, height
+    return VideoInfo(frames=frames, fps=fps, height=height, width=width)
+
+
+def read_frames(path: str | os.PathLike, start: int = 0, frames: int | None = None, *, threads: int = 1) -> Tensor:
+    """Decodes exactly the frames [start, start + frames) in display order -> uint8 [F,H,W,3], RGB.
+
+    `frames=None` reads to the end. `threads` is the decoder's (0: FFmpeg chooses). Rotation flags are applied,
+    pixels are taken as square, alpha of images lies on black. An image is a clip of one frame.
+    Raises ClipError ("missing", "empty-file", "unreadable", "truncated", "too-short", "no-video").
+    """
+    if start < 0 or (frames is not None and frames < 1):
+        raise ValueError(f"read_frames wants start >= 0 and frames >= 1 (or None), got start={start}, frames={frames}")
+    _check_file(path)
+    if _is_image(path):
+        pixels = _read_image(path)[None]
+        if start > 0 or frames not in (None, 1):
+            raise _too_short(path, 1, start, frames)
+        return torch.from_numpy(pixels)
+    window = None
+    if start:
+        with _opened_video(path, threads) as (container, stream):
+            window = _decode_after_seek(path, container, stream, start, frames)
+    if window is None:
+        with _opened_video(path, threads) as (container, stream):
+            window = _decode_from_start(path, container, stream, start, frames)
+    return torch.from_numpy(window)
+
+
+def write_video(path: str | os.PathLike, frames: Tensor, fps: float, *, crf: int = 12) -> None:
+    """Writes uint8 [F,H,W,3] RGB by the ending of `path`; its folder is made if need be.
+
+    .mp4: H.264, BT.709, `crf` 0 (lossless luma) .. 51; 4:2:0, or 4:4:4 where a side is odd (4:2:0 needs even sides).
+    .gif: one palette of 256 colours for the clip, looping, at most 50 fps (`crf` is not used).
+    .png: one frame as it is; several as a contact sheet, row by row (`fps` and `crf` are not used).
+    The file appears under its name only when whole. Raises UserError for other endings or frames,
+    and for an fps that the format cannot hold.
+    """
+    path = Path(path)
+    if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or frames.numel() == 0:
+        raise UserError(
+            f"write_video wants uint8 frames [F,H,W,3], got {frames.dtype} {list(frames.shape)}; "
+            "latentvid.data.transforms.to_uint8 makes them from [-1,1]"
+        )
+    writer = _WRITERS.get(path.suffix.lower())
+    if writer is None:
+        raise UserError(f"cannot write {path.name}: give the output the ending .mp4, .gif or .png")
+    if not (math.isfinite(fps) and fps > 0):
+        raise UserError(f"fps must be above 0, got {fps}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        writer(beside, frames.cpu().numpy(), fps, crf)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------------------------------------------- opening
+
+
+def _is_image(path: str | os.PathLike) -> bool:
+    return os.path.splitext(os.fspath(path))[1].lower() in IMAGE_ENDINGS
+
+
+def _check_file(path: str | os.PathLike) -> None:
+    try:
+        size = os.stat(path).st_size
+    except OSError as error:
+        raise ClipError(path, "missing", f"cannot be found ({error.strerror}); correct the path") from error
+    if size == 0:
+        raise ClipError(path, "empty-file", "is empty (0 bytes); copy or export it again")
+
+
+def _truncated(path: str | os.PathLike) -> ClipError:
+    return ClipError(path, "truncated", "is cut short; copy or export it again")
+
+
+def _too_short(path: str | os.PathLike, have: int, start: int, frames: int | None) -> ClipError:
+    asked = f"frames {start} to {start + frames - 1}" if frames else f"frames from {start} on"
+    fix = "ask for fewer frames or correct `frames` in the manifest"
+    return ClipError(path, "too-short", f"has {have} frames, but {asked} were asked for; {fix}")
+
+
+@contextmanager
+def _opened_image(path: str | os.PathLike) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as image:
+            yield image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow's readers raise
+        if isinstance(error, ClipError):
+            raise
+        if "truncated" in str(error).lower():
+            raise _truncated(path) from error
+        raise ClipError(path, "unreadable", f"cannot be read as an image ({error}); save it again as PNG") from error
+
+
+def _read_image(path: str | os.PathLike) -> np.ndarray:
+    """-> uint8 [H,W,3]"""
+    with _opened_image(path) as image:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I;16"):  # convert("RGB") would clip 16-bit grey instead of scaling it
+            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+        elif upright.mode in ("I", "F"):
+            raise ClipError(path, "unreadable", f"has pixels of mode {upright.mode}; save it with 8 or 16 bits")
+        if "A" in upright.getbands() or "transparency" in upright.info:
+            upright = upright.convert("RGBA")
+            upright = Image.alpha_composite(Image.new("RGBA", upright.size, (0, 0, 0, 255)), upright)
+        return np.array(upright.convert("RGB"))
+
+
+@contextmanager
+def _opened_video(path: str | os.PathLike, threads: int = 1) -> Iterator[tuple[Any, Any]]:
+    """The first video stream; FFmpeg's errors become ClipErrors; always closes."""
+    try:
+        if _is_cut(path):
+            raise _truncated(path)
+        with av.open(os.fspath(path), metadata_errors="ignore") as container:
+            if not container.streams.video:
+                raise ClipError(path, "no-video", "has no video stream; remove it from the manifest")
+            stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise ClipError(path, "unreadable", "has no decoder in this FFmpeg; convert it to H.264 mp4")
+            stream.codec_context.thread_count = threads
+            if threads != 1:
+                stream.thread_type = "AUTO"
+            yield container, stream
+    except (av.FFmpegError, OSError) as error:
+        message = f"cannot be decoded ({error.strerror}); convert it to H.264 mp4 or remove it from the manifest"
+        raise ClipError(path, "unreadable", message) from error
+
+
+def _is_cut(path: str | os.PathLike) -> bool:
+    """Does the container (mp4, mov, mkv, webm, avi) declare more bytes than the file has?"""
+    size = os.stat(path).st_size
+    with open(path, "rb") as file:
+        head = file.read(64)
+        if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+            return 8 + int.from_bytes(head[4:8], "little") > size
+        if head[:4] == b"\x1a\x45\xdf\xa3":
+            return _segment_end(head) > size
+        return head[4:8] in _ISO_BOXES and _iso_is_cut(file, size)
+
+
+def _segment_end(head: bytes) -> int:
+    """Where a Matroska file ends by its header; 0 where it does not say."""
+    length, start = _ebml_length(head, 4)
+    segment = start + length
+    if head[segment : segment + 4] != b"\x18\x53\x80\x67":
+        return 0
+    length, start = _ebml_length(head, segment + 4)
+    return start + length if length else 0
+
+
+def _ebml_length(head: bytes, at: int) -> tuple[int, int]:
+    """(length, where the content starts); length 0 when unknown (all ones, as live streams write)."""
+    octets = 9 - head[at].bit_length() if at < len(head) and head[at] else 8
+    ones = (1 << 7 * octets) - 1
+    length = int.from_bytes(head[at : at + octets], "big") & ones
+    return (0 if length == ones else length), at + octets
+
+
+def _iso_is_cut(file: BinaryIO, size: int) -> bool:
+    """Walks the top-level boxes of an mp4: does one reach beyond the end?"""
+    offset = 0
+    while offset + 8 <= size:
+        file.seek(offset)
+        head = file.read(16)
+        length = int.from_bytes(head[:4], "big")
+        if length == 1:
+            length = int.from_bytes(head[8:16], "big")
+        if length < 8:  # 0: open to the end
+            return False
+        if offset + length > size:
+            return head[4:8] in _ISO_BOXES  # else junk after the last box
+        offset += length
+    return False
+
+
+# --------------------------------------------------------------------------------------------------------- decoding
+
+
+def _count_frames(path: str | os.PathLike, container: Any, stream: Any) -> tuple[int, Any]:
+    """(number of frames, the first decoded frame or None)"""
+    index = stream.index_entries
+    listed = "mov" in container.format.name and 0 < stream.frames == len(index) and not any(e.is_discard for e in index)
+    decode_all = stream.codec_context.name in _PACKETS_ARE_NOT_FRAMES
+    count, first, packets = 0, None, _Packets(path)
+    for packet in container.demux(stream):
+        packets.add(packet)
+        decoded = packet.decode() if first is None or decode_all else []
+        count += len(decoded)
+        if first is None and decoded:
+            first = decoded[0]
+            if listed and not packets.leading and not decode_all:
+                return stream.frames, first
+    return (count if decode_all else len(packets.times)), first
+
+
+class _Packets:
+    """Display times of the frames, in decoding order, and of the key frames, from the packets seen."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = path
+        self.times: list[int | None] = []
+        self.keys: list[int] = []
+        self.leading = 0
+
+    def add(self, packet: Any) -> None:
+        if packet.is_corrupt:
+            raise _truncated(self.path)
+        if packet.size == 0 or packet.is_discard:  # the flush at the end; what an edit list hides
+            return
+        if packet.pts is not None and self.keys and packet.pts < self.keys[0]:
+            self.leading += 1  # shown before the first key frame of a clip cut from a longer one: cannot be decoded
+            return
+        self.times.append(packet.pts)
+        if packet.is_keyframe and packet.pts is not None:
+            self.keys.append(packet.pts)
+
+
+def _decoded(path: str | os.PathLike, container: Any, stream: Any) -> Iterator[Any]:
+    for packet in container.demux(stream):
+        if packet.is_corrupt:
+            raise _truncated(path)
+        yield from packet.decode()
+
+
+def _decode_after_seek(
+    path: str | os.PathLike, container: Any, stream: Any, start: int, frames: int | None
+) -> np.ndarray | None:
+    """Decodes from the key frame before the window; None where times cannot vouch that the window is exact."""
+    if stream.codec_context.name in _PACKETS_ARE_NOT_FRAMES or not container.format.name.startswith(
+        _STORES_DISPLAY_TIMES
+    ):
+        return None
+    packets = _Packets(path)
+    for packet in container.demux(stream):  # reads the file once, decodes nothing
+        packets.add(packet)
+    times = sorted(time for time in packets.times if time is not None)
+    if len(times) != len(packets.times) or len(set(times)) != len(times):
+        return None
+    count = len(times) - start if frames is None else frames
+    if count < 1 or start + count > len(times):
+        return None  # decoding from the start tells what is missing
+    wanted = times[start : start + count]
+    for key in sorted(time for time in packets.keys if time <= wanted[0])[
+        :-3:-1
+    ]:  # an open GOP may need the one before
+        container.seek(key, stream=stream)
+        window = _Window(path, count)
+        for frame in _decoded(path, container, stream):
+            if frame.pts is None or frame.pts < wanted[0]:
+                continue
+            if frame.pts != wanted[window.filled] or frame.is_corrupt:
+                break  # a frame is missing: try from further back
+            if window.add(frame):
+                return window.pixels()
+    return None
+
+
+def _decode_from_start(
+    path: str | os.PathLike, container: Any, stream: Any, start: int, frames: int | None
+) -> np.ndarray:
+    window, seen = _Window(path, frames), 0
+    for frame in _decoded(path, container, stream):
+        if frame.is_corrupt:
+            raise ClipError(path, "unreadable", "has damaged frames; export it again")
+        seen += 1
+        if seen > start and window.add(frame):
+            break
+    if window.filled == 0 or (frames is not None and window.filled < frames):
+        raise _too_short(path, seen, start, frames)
+    return window.pixels()
+
+
+def _quarter_turns(frame: Any) -> int:
+    """Counter-clockwise quarter turns that make the frame upright."""
+    return round(frame.rotation / 90) % 4
+
+
+class _Window:
+    """RGB frames of one clip; a known length is filled in place, so that nothing is held twice."""
+
+    def __init__(self, path: str | os.PathLike, length: int | None):
+        self.path = path
+        self.length = length
+        self.filled = 0
+        self._array: np.ndarray | None = None
+        self._list: list[np.ndarray] = []
+        self._shape: tuple[int, ...] | None = None
+        self._reformatter = VideoReformatter()
+
+    def add(self, frame: Any) -> bool:
+        """Converts and keeps a decoded frame; True when the window is full."""
+        if frame.colorspace == _UNTAGGED:  # what players assume of an untagged file
+            matrix = Colorspace.ITU709 if frame.height >= 720 else Colorspace.ITU601
+        else:
+            matrix = None
+        rgb = self._reformatter.reformat(
+            frame, format="rgb24", src_colorspace=matrix, interpolation=_ACCURATE, threads=1
+        ).to_ndarray()
+        turns = _quarter_turns(frame)
+        if turns:
+            rgb = np.rot90(rgb, turns)
+        if rgb.shape != (self._shape or rgb.shape):
+            raise ClipError(self.path, "unreadable", "changes its size half-way; cut it there or export it again")
+        self._shape = rgb.shape
+        if self.length is None:
+            self._list.append(np.ascontiguousarray(rgb))
+        else:
+            if self._array is None:
+                self._array = np.empty((self.length, *rgb.shape), np.uint8)
+            self._array[self.filled] = rgb
+        self.filled += 1
+        return self.filled == self.length
+
+    def pixels(self) -> np.ndarray:
+        """-> uint8 [F,H,W,3]"""
+        return np.stack(self._list) if self._array is None else self._array
+
+
+# ---------------------------------------------------------------------------------------------------------- writing
+
+
+def _write_mp4(path: Path, frames: np.ndarray, fps: float, crf: int) -> None:
+    _, height, width, _ = frames.shape
+    pixel_format = "yuv444p" if height % 2 or width % 2 else "yuv420p"
+    rate = Fraction(fps).limit_denominator(1001)
+    # the conversion below averages 2x2 pixels, so the chroma sits in their centre; untagged it is read as "left", which
+    # costs 4 dB on a 32x32 clip
+    options = {"crf": str(crf), "threads": "1", "chroma_sample_location": "center"}
+    with av.open(os.fspath(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        stream = container.add_stream("libx264", rate=rate, options=options)
+        stream.height, stream.width, stream.pix_fmt = height, width, pixel_format
+        context = stream.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        context.color_range = ColorRange.MPEG
+        reformatter = VideoReformatter()
+        for index, rgb in enumerate(frames):
+            frame = reformatter.reformat(
+                av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24"),
+                format=pixel_format,
+                dst_colorspace=Colorspace.ITU709,
+                dst_color_range=ColorRange.MPEG,
+                interpolation=_ACCURATE | Interpolation.FULL_CHR_H_INP,
+                threads=1,
+            )
+            frame.pts = index
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def _write_gif(path: Path, frames: np.ndarray, fps: float, crf: int) -> None:
+    if fps > 50:
+        raise UserError(f"a gif plays at most 50 frames per second, got {fps:g}; lower fps or write an .mp4")
+    images = [Image.fromarray(frame) for frame in frames]
+    sample = frames[np.linspace(0, len(frames) - 1, min(len(frames), 16)).round().astype(int)]
+    palette = Image.fromarray(np.concatenate(sample)).quantize(256, method=Image.Quantize.MEDIANCUT)
+    images = [image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for image in images]
+    ends = [round(100 * (index + 1) / fps) for index in range(len(images))]  # gif counts in hundredths of a second
+    durations = [10 * (end - begin) for begin, end in zip([0, *ends], ends, strict=False)]
+    images[0].save(
+        path, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0, optimize=False
+    )
+
+
+def _write_png(path: Path, frames: np.ndarray, fps: float, crf: int) -> None:
+    count, height, width, _ = frames.shape
+    columns = min(count, math.ceil(math.sqrt(count * height / width)))  # a sheet about as wide as it is high
+    rows = math.ceil(count / columns)
+    sheet = np.zeros((rows * height, columns * width, 3), np.uint8)
+    for index, frame in enumerate(frames):
+        top, left = index // columns * height, index % columns * width
+        sheet[top : top + height, left : left + width] = frame
+    Image.fromarray(sheet).save(path, format="PNG")
+
+
+_WRITERS = {".mp4": _write_mp4, ".gif": _write_gif, ".png": _write_png}
