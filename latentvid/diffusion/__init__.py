@@ -1,0 +1,1 @@
+"""The diffusion core: paths, targets, noise levels, one scheduler, guidance."""

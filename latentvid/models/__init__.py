@@ -1,0 +1,1 @@
+"""Networks: the causal video autoencoder and the video diffusion transformer."""

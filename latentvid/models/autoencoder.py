@@ -1,0 +1,197 @@
+"""Causal 3D variational autoencoder for images and clips.
+
+Axes: B clips, F H W frames/height/width in pixels, C latent channels, f h w the latent's.
+`F = 1 + 4k` (with temporal stride 4): the first frame alone is an image, and latent frame j is a function of pixel
+frames `0 .. 4j` only, decoded frames up to `4j` of latent frames `0 .. j` only.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.models.modeling_utils import ModelMixin
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .causal3d import CausalConv3d, ChannelNorm, Downsample, ResBlock, StreamCache, Upsample
+
+KERNELS = {
+    "full": ((3, 3, 3), (3, 3, 3)),
+    "factorised": ((3, 1, 1), (1, 3, 3)),
+    "mixed": ((3, 3, 3), (1, 3, 3)),
+}
+
+
+class Encoder(nn.Module):
+    """[B,3,F,H,W] -> mean and log-variance [B,2C,f,h,w]."""
+
+    def __init__(self, channels: int, latent: int, patch: int, widths, depths, time_strides, space_strides, kernels):
+        super().__init__()
+        self.patch = patch
+        self.conv_in = CausalConv3d(channels * patch**2, widths[0])
+        self.stages = nn.ModuleList()
+        for i, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+            self.stages.extend(ResBlock(width, kernels) for _ in range(depth))
+            if i + 1 < len(widths):
+                self.stages.append(Downsample(width, widths[i + 1], time_strides[i], space_strides[i]))
+        self.norm = ChannelNorm(widths[-1])
+        self.conv_out = CausalConv3d(widths[-1], 2 * latent)
+
+    def forward(self, x: Tensor, cache: StreamCache) -> Tensor:
+        x = rearrange(x, "B C F (h p) (w q) -> B (C p q) F h w", p=self.patch, q=self.patch)
+        x = self.conv_in(x.contiguous(memory_format=torch.channels_last_3d), cache)
+        for stage in self.stages:
+            x = stage(x, cache)
+        return self.conv_out(self.norm(x), cache)
+
+
+class Decoder(nn.Module):
+    """Latent [B,C,f,h,w] -> [B,3,F,H,W]."""
+
+    def __init__(self, channels: int, latent: int, patch: int, widths, depths, time_strides, space_strides, kernels):
+        super().__init__()
+        self.patch = patch
+        self.conv_in = CausalConv3d(latent, widths[-1])
+        self.stages = nn.ModuleList()
+        for i in reversed(range(len(widths))):
+            self.stages.extend(ResBlock(widths[i], kernels) for _ in range(depths[i]))
+            if i > 0:
+                self.stages.append(Upsample(widths[i], widths[i - 1], time_strides[i - 1], space_strides[i - 1]))
+        self.norm = ChannelNorm(widths[0])
+        self.conv_out = CausalConv3d(widths[0], channels * patch**2)
+
+    def forward(self, z: Tensor, cache: StreamCache) -> Tensor:
+        x = self.conv_in(z.contiguous(memory_format=torch.channels_last_3d), cache)
+        for stage in self.stages:
+            x = stage(x, cache)
+        x = self.conv_out(self.norm(x), cache)
+        return rearrange(x, "B (C p q) F h w -> B C F (h p) (w q)", p=self.patch, q=self.patch)
+
+
+class CausalVideoAutoencoder(ModelMixin, ConfigMixin):
+    """Causal 3D VAE: a patchify stem, residual stages of causal convolutions, and a Gaussian latent.
+
+    Args:
+        latent_channels: C of the latent.
+        patch: the stem folds patch x patch pixels into channels.
+        widths: channels of each level; level i+1 follows level i by `time_strides[i]`, `space_strides[i]`.
+        encoder_depths, decoder_depths: residual blocks of each level.
+        kernels: "full" (3x3x3 twice), "factorised" (3x1x1 then 1x3x3) or "mixed" (3x3x3 then 1x3x3).
+        latents_mean, latents_std: per-channel statistics of the latents; `normalise` uses them. They are measured
+            after training and travel in the config.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        latent_channels: int = 8,
+        patch: int = 2,
+        widths: tuple[int, ...] = (64, 128, 128),
+        encoder_depths: tuple[int, ...] = (1, 1, 1),
+        decoder_depths: tuple[int, ...] = (1, 1, 1),
+        time_strides: tuple[int, ...] = (2, 2),
+        space_strides: tuple[int, ...] = (2, 1),
+        kernels: str = "mixed",
+        latents_mean: tuple[float, ...] | None = None,
+        latents_std: tuple[float, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        levels = {len(widths), len(encoder_depths), len(decoder_depths), len(time_strides) + 1, len(space_strides) + 1}
+        if len(levels) != 1:
+            raise ValueError(
+                "widths, encoder_depths and decoder_depths need one entry a level, time_strides and space_strides one "
+                f"less; got {len(widths)}, {len(encoder_depths)}, {len(decoder_depths)}, {len(time_strides)}, "
+                f"{len(space_strides)}"
+            )
+        if kernels not in KERNELS:
+            raise ValueError(f"kernels={kernels!r}: one of {', '.join(KERNELS)}")
+        self.temporal_stride = math.prod(time_strides)
+        self.spatial_stride = patch * math.prod(space_strides)
+        shape = (in_channels, latent_channels, patch, tuple(widths))
+        strides = (tuple(time_strides), tuple(space_strides), KERNELS[kernels])
+        self.encoder = Encoder(*shape, tuple(encoder_depths), *strides)
+        self.decoder = Decoder(*shape, tuple(decoder_depths), *strides)
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Fan-in scaled convolutions; residual branches start at zero, so the shortcuts carry the signal first."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+                nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, ResBlock):
+                nn.init.zeros_(module.conv2.weight)
+
+    def latent_grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """(f, h, w) of the latent of a clip; raises UserError where the VAE cannot represent that size."""
+        s, t = self.spatial_stride, self.temporal_stride
+        if frames < 1 or (frames - 1) % t:
+            below = 1 + max(frames - 1, 0) // t * t
+            raise UserError(f"{frames} frames: this VAE takes 1 + {t}k frames, such as {below} or {below + t}")
+        if height < s or width < s or height % s or width % s:
+            near = " x ".join(str(max(s, round(side / s) * s)) for side in (height, width))
+            raise UserError(f"{height} x {width} pixels: this VAE takes multiples of {s}, such as {near}")
+        return 1 + (frames - 1) // t, height // s, width // s
+
+    def encode(self, x: Tensor, frames_per_chunk: int | None = None) -> AutoencoderKLOutput:
+        """Posterior of clips.
+
+        Args:
+            x: [B,3,F,H,W] in [-1,1].
+            frames_per_chunk: encode in chunks of so many frames (a multiple of the temporal stride; the first chunk
+                has one more); the result is the same, the memory that of one chunk.
+
+        Returns: `.latent_dist`, a diagonal Gaussian with `.mean`, `.sample(generator)`, [B,C,f,h,w].
+        """
+        self.latent_grid(*x.shape[2:])
+        moments = self._stream(self.encoder, x, frames_per_chunk, self.temporal_stride)
+        return AutoencoderKLOutput(latent_dist=DiagonalGaussianDistribution(moments))
+
+    def decode(self, z: Tensor, frames_per_chunk: int | None = None) -> DecoderOutput:
+        """Clips of latents [B,C,f,h,w] (not normalised); `.sample` is [B,3,F,H,W], about [-1,1], not clamped."""
+        chunk = None if frames_per_chunk is None else frames_per_chunk // self.temporal_stride
+        return DecoderOutput(sample=self._stream(self.decoder, z, chunk, 1))
+
+    def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Training pass: (reconstruction [B,3,F,H,W], mean and log-variance [B,C,f,h,w]) with the given noise."""
+        mean, logvar = self.encoder(x, StreamCache(more=False)).float().chunk(2, dim=1)
+        logvar = logvar.clamp(-30.0, 20.0)
+        z = mean + torch.exp(0.5 * logvar) * noise
+        return self.decoder(z, StreamCache(more=False)), mean, logvar
+
+    def normalise(self, z: Tensor) -> Tensor:
+        """Latents [B,C,f,h,w] to mean 0, standard deviation 1 in each channel, by the statistics in the config."""
+        mean, std = self._statistics(z)
+        return (z - mean) / std
+
+    def denormalise(self, z: Tensor) -> Tensor:
+        """The inverse of `normalise`."""
+        mean, std = self._statistics(z)
+        return z * std + mean
+
+    def _statistics(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        c = self.config
+        if c.latents_mean is None or c.latents_std is None:
+            raise UserError("this VAE's config has no latents_mean and latents_std: finish its training, which adds them")
+        as_tensor = lambda values: torch.tensor(values, dtype=z.dtype, device=z.device)[:, None, None, None]  # noqa: E731
+        return as_tensor(c.latents_mean), as_tensor(c.latents_std)
+
+    @staticmethod
+    def _stream(net: nn.Module, x: Tensor, chunk: int | None, group: int) -> Tensor:
+        """Runs `net` over chunks of `chunk` frames of x (the first has one more), joined in time."""
+        if chunk is None or chunk + 1 >= x.shape[2]:
+            return net(x, StreamCache(more=False))
+        if chunk < 1 or chunk % group:
+            raise ValueError(f"frames_per_chunk must be a positive multiple of the temporal stride, got {chunk}")
+        cache, parts = StreamCache(more=True), []
+        for part in (x[:, :, : 1 + chunk], *x[:, :, 1 + chunk :].split(chunk, dim=2)):
+            parts.append(net(part, cache))
+            cache.started = True
+        return torch.cat(parts, dim=2)

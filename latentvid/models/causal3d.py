@@ -1,0 +1,119 @@
+"""Convolution and resampling that are causal in time, with an explicit cache for streaming.
+
+Axes: B clips, C channels, f frames (at whatever rate this level runs), h w height and width.
+
+Frame counts are `1 + 2^n k`: the first frame is a group of its own at every level, later frames form groups of
+`2^n`. A stream is fed as one chunk that holds the first frame, then chunks of whole groups; with a `StreamCache` the
+chunks' outputs, concatenated, equal the one-shot output.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+class StreamCache:
+    """What each causal layer must remember between the chunks of one stream: its last input frames.
+
+    One instance serves one pass (encode or decode) over one stream. `started` is False while the first chunk passes.
+    With `more=False` the first chunk is the whole clip and nothing is remembered.
+    """
+
+    def __init__(self, more: bool) -> None:
+        self.history: dict[nn.Module, Tensor] = {}
+        self.started = False
+        self.more = more
+
+    def extend(self, layer: nn.Module, x: Tensor, frames: int) -> Tensor:
+        """Prepends the `frames` input frames before `x` [B,C,f,h,w]; before the stream began, its first frame."""
+        past = self.history[layer] if self.started else x[:, :, :1].expand(-1, -1, frames, -1, -1)
+        x = torch.cat([past, x], dim=2)
+        if self.more:
+            self.history[layer] = x[:, :, -frames:].clone()  # a view would keep the whole chunk alive
+        return x
+
+
+class CausalConv3d(nn.Conv3d):
+    """3D convolution, stride 1, 'same' in space; in time it sees the present frame and `kt - 1` earlier ones.
+
+    Before the first frame the first frame is repeated, so an image is a still clip seen for one frame.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: tuple[int, int, int] = (3, 3, 3)) -> None:
+        super().__init__(channels_in, channels_out, kernel, padding=(0, kernel[1] // 2, kernel[2] // 2))
+
+    def forward(self, x: Tensor, cache: StreamCache) -> Tensor:  # [B,C,f,h,w] -> [B,C',f,h,w]
+        past = self.kernel_size[0] - 1
+        return super().forward(cache.extend(self, x, past) if past else x)
+
+
+class Downsample(nn.Module):
+    """Folds `time` frames and `space` x `space` pixels into channels, then mixes them by a 1x1x1 convolution.
+
+    The shortcut averages the folded channels (a residual around the resampling, as in DC-AE, Chen et al. 2024).
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, time: int, space: int) -> None:
+        super().__init__()
+        self.time, self.space = time, space
+        folded = channels_in * time * space**2
+        if folded % channels_out:
+            raise ValueError(f"downsample {channels_in} -> {channels_out}: {folded} folded channels do not divide evenly")
+        self.group = folded // channels_out
+        self.mix = nn.Conv3d(folded, channels_out, 1)
+
+    def forward(self, x: Tensor, cache: StreamCache) -> Tensor:
+        # the first frame forms a group of its own: repeat it to the group's length
+        if self.time > 1 and not cache.started:
+            x = torch.cat([x[:, :, :1].expand(-1, -1, self.time - 1, -1, -1), x], dim=2)
+        x = rearrange(
+            x, "B C (f t) (h s1) (w s2) -> B (C t s1 s2) f h w", t=self.time, s1=self.space, s2=self.space
+        ).contiguous(memory_format=torch.channels_last_3d)
+        return self.mix(x) + x.unflatten(1, (-1, self.group)).mean(dim=2)
+
+
+class Upsample(nn.Module):
+    """The reverse of `Downsample`: a 1x1x1 convolution to `time * space^2` times the channels, unfolded.
+
+    Of the first group only its last frame exists; the shortcut repeats channels.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, time: int, space: int) -> None:
+        super().__init__()
+        self.time, self.space = time, space
+        folded = channels_out * time * space**2
+        if folded % channels_in:
+            raise ValueError(f"upsample {channels_in} -> {channels_out}: {folded} folded channels do not divide evenly")
+        self.repeat = folded // channels_in
+        self.mix = nn.Conv3d(channels_in, folded, 1)
+
+    def forward(self, x: Tensor, cache: StreamCache) -> Tensor:
+        x = self.mix(x) + x.repeat_interleave(self.repeat, dim=1)
+        x = rearrange(x, "B (C t s1 s2) f h w -> B C (f t) (h s1) (w s2)", t=self.time, s1=self.space, s2=self.space)
+        if self.time > 1 and not cache.started:
+            x = x[:, :, self.time - 1 :]
+        return x.contiguous(memory_format=torch.channels_last_3d)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Normalises the channels of each position by itself: nothing leaks across time or space."""
+
+    def forward(self, x: Tensor) -> Tensor:  # [B,C,f,h,w]; channels are last in memory, so moving the axis is free
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class ResBlock(nn.Module):
+    """Two causal convolutions around a SiLU, pre-normalised: one in space and time, one in space or both."""
+
+    def __init__(self, channels: int, kernels: tuple[tuple[int, int, int], tuple[int, int, int]]) -> None:
+        super().__init__()
+        self.norm = ChannelNorm(channels)
+        self.conv1 = CausalConv3d(channels, channels, kernels[0])
+        self.conv2 = CausalConv3d(channels, channels, kernels[1])
+
+    def forward(self, x: Tensor, cache: StreamCache) -> Tensor:
+        y = self.conv1(self.norm(x), cache)
+        return x + self.conv2(F.silu(y), cache)

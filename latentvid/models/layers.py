@@ -1,0 +1,120 @@
+"""Layers of the diffusion transformer.
+
+Axes: T tokens, S text tokens, R noise rows, D width, A heads, K head width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Mlp
+from torch import Tensor, nn
+
+from ..attention import packed_attention
+from ..packing import Packed
+
+
+def timestep_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
+    """Sinusoidal features [R,width] of noise levels t [R] in [0,1], scaled to DDPM's 0..1000 (Ho et al. 2020)."""
+    frequency = torch.exp(-math.log(max_period) * torch.arange(width // 2, device=t.device) / (width // 2))
+    angle = 1000.0 * t.float()[:, None] * frequency
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+def rotary_table(position: Tensor, head_width: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [T,1,K/2] of 3D rotary positions (RoFormer, Su et al. 2021, one axis after another).
+
+    position [T,3] is (frame, row, column); rows and columns get a third of the K/2 frequencies each, frames the rest.
+    """
+    pairs = head_width // 2
+    space = pairs // 3
+    angles = []
+    for axis, n in enumerate((pairs - 2 * space, space, space)):
+        frequency = theta ** (-torch.arange(n, device=position.device) / n)
+        angles.append(position[:, axis, None] * frequency)
+    angle = torch.cat(angles, dim=-1)[:, None]
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns the pairs (x_i, x_{i+K/2}) of x [T,A,K] by the table's angles."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+class HeadNorm(nn.RMSNorm):
+    """RMS norm of the last axis in the input's own dtype."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
+class PackedAttention(nn.Module):
+    """Multi-head attention within segments, with RMS-normalised queries and keys (QK-norm, Dehghani et al. 2023).
+
+    With `context_width` None tokens attend to their own segment; else to the segment of the same index in `context`.
+    """
+
+    def __init__(self, width: int, heads: int, context_width: int | None = None) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width if context_width is None else context_width, 2 * width)
+        self.query_norm = HeadNorm(width // heads, eps=1e-6)
+        self.key_norm = HeadNorm(width // heads, eps=1e-6)
+        self.out = nn.Linear(width, width)
+
+    def forward(
+        self,
+        x: Tensor,  # [T,D]
+        context: Tensor,  # [S,D'] (x itself in self-attention)
+        layout: Packed,
+        context_layout: Packed,
+        backend: str,
+        rotary: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        q = self.query(x).unflatten(-1, (self.heads, -1))  # [T,A,K]
+        k, v = self.key_value(context).unflatten(-1, (2, self.heads, -1)).unbind(-3)  # [S,A,K] each
+        q, k = self.query_norm(q), self.key_norm(k)
+        if rotary is not None:
+            q, k = rotate(q, *rotary), rotate(k, *rotary)
+        # v holds the compute dtype (autocast); norms and rotation may have widened q and k
+        out = packed_attention(q.to(v.dtype), k.to(v.dtype), v, layout, context_layout, backend)
+        return self.out(out.flatten(-2))
+
+
+class Block(nn.Module):
+    """DiT block with AdaLN-Zero (Peebles & Xie 2023) and cross-attention to text (PixArt, Chen et al. 2023).
+
+    The six modulation vectors are computed per noise row and read per token through `layout.row`.
+    """
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, text_width: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.attention = PackedAttention(width, heads)
+        self.cross_norm = nn.LayerNorm(width, eps=1e-6)
+        self.cross = PackedAttention(width, heads, text_width)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.mlp = Mlp(width, int(mlp_ratio * width), act_layer=lambda: nn.GELU(approximate="tanh"))
+        self.modulation = nn.Linear(width, 6 * width)
+
+    def forward(
+        self,
+        x: Tensor,  # [T,D]
+        condition: Tensor,  # [R,D]
+        text: Tensor,  # [S,D']
+        rotary: tuple[Tensor, Tensor],
+        layout: Packed,
+        text_layout: Packed,
+        backend: str,
+    ) -> Tensor:
+        rows = self.modulation(F.silu(condition))  # [R,6D]
+        shift1, scale1, gate1, shift2, scale2, gate2 = rows.index_select(0, layout.row).chunk(6, dim=-1)  # [T,D] each
+        y = torch.addcmul(shift1, self.norm1(x), 1 + scale1)
+        x = torch.addcmul(x, gate1, self.attention(y, y, layout, layout, backend, rotary))
+        x = x + self.cross(self.cross_norm(x), text, layout, text_layout, backend)
+        y = torch.addcmul(shift2, self.norm2(x), 1 + scale2)
+        return torch.addcmul(x, gate2, self.mlp(y))

@@ -1,0 +1,113 @@
+"""VideoDiT: a diffusion transformer over packed spacetime patches with a noise level for each latent frame.
+
+Axes: T tokens in a pack, P token features, N segments (samples), R noise rows (latent frames), S text tokens,
+D model width, A heads, K head width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from timm.layers import Mlp
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..attention import resolve_backend
+from ..packing import Packed
+from .layers import Block, rotary_table, timestep_embedding
+
+TIMESTEP_FEATURES = 256
+
+
+class VideoDiT(ModelMixin, ConfigMixin):
+    """AdaLN-Zero diffusion transformer conditioned on packed text states.
+
+    Args:
+        latent_channels: C of the VAE's latent.
+        patch: spatial patch size; a token is patch x patch latent positions of one latent frame.
+        width, depth, heads, mlp_ratio: D, number of blocks, A, hidden width of the MLP over D.
+        text_width: width of the text encoder's states.
+        rope_theta: base of the rotary frequencies.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["Block"]
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_channels: int = 16,
+        patch: int = 2,
+        width: int = 384,
+        depth: int = 6,
+        heads: int = 6,
+        mlp_ratio: float = 4.0,
+        text_width: int = 512,
+        rope_theta: float = 10_000.0,
+    ) -> None:
+        super().__init__()
+        if width % heads or width // heads % 2 or width // heads < 6:
+            raise ValueError(f"width {width} / heads {heads}: the head width must be a whole even number, at least 6")
+        features = latent_channels * patch**2
+        self.tokens_in = nn.Linear(features, width)
+        self.timestep_in = Mlp(TIMESTEP_FEATURES, width, width, act_layer=nn.SiLU)
+        self.text_in = Mlp(text_width, width, width, act_layer=lambda: nn.GELU(approximate="tanh"))
+        self.text_norm = nn.LayerNorm(width, eps=1e-6)
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, width) for _ in range(depth))
+        self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.final_modulation = nn.Linear(width, 2 * width)
+        self.tokens_out = nn.Linear(width, features)
+        self.attention_backend = "auto"
+        self.gradient_checkpointing = False
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Xavier-uniform maps; modulations, cross-attention outputs and the last map at zero (AdaLN-Zero)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for block in self.blocks:
+            nn.init.zeros_(block.modulation.weight)
+            nn.init.zeros_(block.cross.out.weight)
+        for linear in (self.final_modulation, self.tokens_out):
+            nn.init.zeros_(linear.weight)
+
+    def forward(
+        self,
+        tokens: Tensor,  # [T,P] noised latent patches
+        timestep: Tensor,  # [R] noise level of each row, in [0,1]; 0 is clean
+        text: Tensor,  # [S,Dt] text states, one segment a sample
+        layout: Packed,
+        text_layout: Packed,
+    ) -> Tensor:
+        """The network's prediction [T,P], in the target that the scheduler's config names."""
+        if layout.segments != text_layout.segments:
+            raise ValueError(f"{layout.segments} samples but {text_layout.segments} prompts: give one prompt a sample")
+        if timestep.shape != layout.row_segment.shape:
+            raise ValueError(f"timestep has shape {tuple(timestep.shape)}, the layout has {layout.rows} rows")
+        x = self.tokens_in(tokens)  # [T,D]
+        backend = resolve_backend(self.attention_backend, x.device, x.dtype)
+        text = self.text_norm(self.text_in(text))  # [S,D]
+        features = timestep_embedding(timestep, TIMESTEP_FEATURES).to(x.dtype)
+        pooled = _segment_mean(text, text_layout).index_select(0, layout.row_segment)  # [R,D]
+        condition = self.timestep_in(features) + pooled
+        rotary = rotary_table(layout.position, self.config.width // self.config.heads, self.config.rope_theta)
+        rotary = tuple(r.to(x.dtype) for r in rotary)
+        for block in self.blocks:
+            arguments = (x, condition, text, rotary, layout, text_layout, backend)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, *arguments, use_reentrant=False)
+            else:
+                x = block(*arguments)
+        rows = self.final_modulation(F.silu(condition))  # [R,2D]
+        shift, scale = rows.index_select(0, layout.row).chunk(2, dim=-1)
+        return self.tokens_out(torch.addcmul(shift, self.final_norm(x), 1 + scale))
+
+
+def _segment_mean(x: Tensor, layout: Packed) -> Tensor:
+    """Mean of x [S,D] over each segment: [N,D]."""
+    total = x.new_zeros(layout.cu_seqlens.shape[0] - 1, x.shape[1]).index_add(0, layout.segment, x)
+    return total / layout.cu_seqlens.diff().to(x.dtype)[:, None]
