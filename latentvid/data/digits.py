@@ -1,0 +1,287 @@
+"""Demo data: coloured handwritten digits that move and bounce, as mp4 and PNG files with captions.
+
+The digits are scikit-learn's 1797 images of 8x8, enlarged to 16x16 pixels; nothing is downloaded.
+Axis letters: F H W frames, height, width; N glyphs.
+"""
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+
+from latentvid.data.video import write_video
+
+GLYPH = 16  # side of an enlarged digit, pixels
+FPS = 8.0
+SIZES = ((32, 32), (32, 48), (48, 32))  # (height, width)
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+VERBS = ("moves", "bounces")
+# All carry luma, and their chromaticities lie far apart, so thin strokes stay apart after 4:2:0.
+COLOURS = {
+    "red": (255, 55, 55),
+    "green": (55, 225, 65),
+    "blue": (65, 100, 255),
+    "yellow": (245, 220, 45),
+    "cyan": (45, 220, 235),
+    "magenta": (235, 65, 225),
+    "white": (255, 255, 255),
+}
+DIRECTIONS = {  # (dy, dx), y grows downwards
+    "up": (-1, 0),
+    "down": (1, 0),
+    "left": (0, -1),
+    "right": (0, 1),
+    "up left": (-1, -1),
+    "up right": (-1, 1),
+    "down left": (1, -1),
+    "down right": (1, 1),
+}
+# One direction a digit, in both verbs; a direction is withheld from two digits at most.
+HELD_OUT_PAIRS = frozenset((digit, tuple(DIRECTIONS)[(3 * digit + 1) % 8]) for digit in range(10))
+SEEN_PAIRS = tuple((d, name) for d in range(10) for name in DIRECTIONS if (d, name) not in HELD_OUT_PAIRS)
+
+CLIP_CAPTIONS = (
+    "a {colour} {digit} {verb} {direction}",
+    "a {colour} {digit} is {verbing} {direction}",
+    "the digit {digit} in {colour} {verbing} {direction}",
+    "a {colour} digit {digit} {verb} {direction}",
+    "a handwritten {digit} in {colour} {verb} {direction}",
+    "a video of a {colour} {digit} {verbing} {direction}",
+    "the {colour} number {digit} {verb} {direction}",
+    "{verbing} {direction}, a {colour} {digit}",
+    "{colour} {digit} {verbing} {direction} on a black background",
+    "the {digit} that is {colour} {verb} {direction}",
+)
+IMAGE_CAPTIONS = (
+    "a {colour} {digit}",
+    "an image of a {colour} {digit}",
+    "the digit {digit} in {colour}",
+    "a {colour} digit {digit}",
+    "a handwritten {digit} in {colour}",
+    "a picture of the {colour} number {digit}",
+    "{colour} {digit} on a black background",
+    "the {digit} that is {colour}",
+)
+STRAIGHT_WORDS = {
+    "up": ("up", "upwards"),
+    "down": ("down", "downwards"),
+    "left": ("left", "to the left"),
+    "right": ("right", "to the right"),
+}
+DIAGONAL_WORDS = (
+    "{vertical} and to the {side}",
+    "{vertical} and {side}",
+    "to the {side} and {vertical}",
+    "diagonally {vertical} and to the {side}",
+)
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a clip shows. An image has neither verb nor direction.
+
+    `direction` (a key of DIRECTIONS) is the motion of the clip's first half.
+    """
+
+    digit: int
+    colour: str
+    verb: str | None = None
+    direction: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.digit not in range(10):
+            raise ValueError(f"digit {self.digit!r}: give a whole number from 0 to 9")
+        if self.colour not in COLOURS:
+            raise ValueError(f"colour {self.colour!r}: choose one of {', '.join(COLOURS)}")
+        if (self.verb is None) != (self.direction is None):
+            raise ValueError(f"verb {self.verb!r} with direction {self.direction!r}: give both (clip) or none (image)")
+        if self.verb is not None and self.verb not in VERBS:
+            raise ValueError(f"verb {self.verb!r}: choose one of {', '.join(VERBS)}")
+        if self.direction is not None and self.direction not in DIRECTIONS:
+            raise ValueError(f"direction {self.direction!r}: choose one of {', '.join(DIRECTIONS)}")
+
+
+@cache
+def glyphs(heldout: bool) -> tuple[Tensor, Tensor]:
+    """Digit images [N,16,16] in 0..1 and their digits [N]: each class's every fifth image, or all the others."""
+    from sklearn.datasets import load_digits  # here, since it takes a second that captions and labels need not pay
+
+    data = load_digits()
+    digits = torch.from_numpy(data.target).long()
+    nth = torch.zeros_like(digits)  # an image's place within its class
+    for digit in range(10):
+        nth[digits == digit] = torch.arange(int((digits == digit).sum()))
+    keep = (nth % 5 == 4) == heldout
+    small = torch.from_numpy(data.images[keep.numpy()]).float()[:, None] / 16  # [N,1,8,8]
+    large = nnf.interpolate(small, size=(GLYPH, GLYPH), mode="bicubic", align_corners=False)
+    return large[:, 0].clamp(0, 1), digits[keep]
+
+
+def paint(glyph: Tensor, corner: Tensor, size: tuple[int, int]) -> Tensor:
+    """Glyphs [F,16,16] (or one for all, [16,16]) on a black canvas, by exact bilinear shift: [F,H,W] in 0..1.
+
+    `corner` [F,2]: each glyph's top left pixel (y, x), fractional; what falls outside is cut.
+    """
+
+    def hat(length: int, start: Tensor) -> Tensor:  # [F,length,16]
+        pixel = torch.arange(length)[None, :, None]
+        source = start[:, None, None] + torch.arange(GLYPH)
+        return (1 - (pixel - source).abs()).clamp_min(0)
+
+    rows, columns = hat(size[0], corner[:, 0]), hat(size[1], corner[:, 1])
+    return rows @ glyph @ columns.transpose(1, 2)
+
+
+def free_range(glyph: Tensor, size: tuple[int, int]) -> Tensor:
+    """Corners [2,2] ((y low, x low), (y high, x high)) between which a glyph's ink [16,16] lies on the canvas."""
+    ink = glyph > 0.1
+    low, high = [], []
+    for axis in (0, 1):
+        used = torch.nonzero(ink.any(dim=1 - axis)).flatten()
+        low.append(-float(used[0]))
+        high.append(size[axis] - 1 - float(used[-1]))
+    return torch.tensor([low, high])
+
+
+def trajectory(label: Label, frames: int, free: Tensor, rng: np.random.Generator) -> Tensor:
+    """Corners [F,2] of a clip, with `free` as from `free_range`.
+
+    "moves" is straight, at constant speed, and keeps one pixel off the walls. "bounces" reflects where the ink
+    meets a wall, first at 55 to 75 % of the clip. Speeds are 80 to 100 % of the greatest possible.
+    """
+    low, high = (bound.tolist() for bound in free)
+    if label.direction is None:
+        return torch.tensor([[rng.uniform(low[axis], high[axis]) for axis in (0, 1)]]).expand(frames, 2)
+    sense = DIRECTIONS[label.direction]
+    moving = [axis for axis in (0, 1) if sense[axis]]
+    time = torch.linspace(0, 1, frames)
+    speed = rng.uniform(0.8, 1.0)
+    path = torch.empty(frames, 2)
+    if label.verb == "moves":
+        low, high = [x + 1 for x in low], [x - 1 for x in high]
+        travel = speed * min(high[axis] - low[axis] for axis in moving)  # pixels in the whole clip, on each axis
+        for axis in (0, 1):
+            slack = rng.uniform(0, high[axis] - low[axis] - travel * abs(sense[axis]))
+            start = low[axis] + slack if sense[axis] >= 0 else high[axis] - slack
+            path[:, axis] = start + sense[axis] * travel * time
+        return path
+    hits = dict.fromkeys(moving, rng.uniform(0.55, 0.75))
+    if len(moving) == 2:  # the other axis meets its wall later, or (past 1) not at all
+        hits[int(rng.choice(moving))] += rng.uniform(0, 0.6)
+    travel = speed * min((high[axis] - low[axis]) / hits[axis] for axis in moving)
+    for axis in (0, 1):
+        if axis in hits:
+            wall = high[axis] if sense[axis] > 0 else low[axis]
+            path[:, axis] = wall - sense[axis] * travel * (time - hits[axis]).abs()
+        else:
+            path[:, axis] = rng.uniform(low[axis], high[axis])
+    return path
+
+
+def render(label: Label, frames: int, size: tuple[int, int], rng: np.random.Generator, *, heldout: bool) -> Tensor:
+    """A clip of `label`, uint8 [F,H,W,3] on black; `heldout` draws from the held-out digit images.
+
+    Raises ValueError for a canvas too small to move in, or a clip too short to show a motion.
+    """
+    if min(size) < 24 or frames < (1 if label.verb is None else 5):
+        raise ValueError(f"{frames} frames of {size[0]}x{size[1]}: digits need 24x24 pixels, and 5 frames to move")
+    images, digits = glyphs(heldout)
+    glyph = images[int(rng.choice(torch.nonzero(digits == label.digit).flatten().numpy()))]
+    corner = trajectory(label, frames, free_range(glyph, size), rng)
+    grey = paint(glyph, corner, size)
+    return (grey[..., None] * torch.tensor(COLOURS[label.colour])).round().to(torch.uint8)
+
+
+def caption(label: Label, rng: np.random.Generator) -> str:
+    """A lower-case sentence that names digit (numeral or word), colour and, for a clip, verb and direction."""
+    digit = (str(label.digit), WORDS[label.digit])[rng.integers(2)]
+    if label.verb is None or label.direction is None:
+        template = IMAGE_CAPTIONS[rng.integers(len(IMAGE_CAPTIONS))]
+        return template.format(colour=label.colour, digit=digit)
+    template = CLIP_CAPTIONS[rng.integers(len(CLIP_CAPTIONS))]
+    if " " in label.direction:
+        vertical, side = label.direction.split()
+        words = DIAGONAL_WORDS[rng.integers(len(DIAGONAL_WORDS))].format(vertical=vertical, side=side)
+    else:
+        words = STRAIGHT_WORDS[label.direction][rng.integers(2)]
+    verbing = {"moves": "moving", "bounces": "bouncing"}[label.verb]
+    return template.format(colour=label.colour, digit=digit, verb=label.verb, verbing=verbing, direction=words)
+
+
+def prompts(n: int, *, heldout: bool, seed: int) -> list[tuple[Label, str]]:
+    """`n` clip labels with captions, balanced over pairs, colours and verbs; only held-out pairs, or only seen ones."""
+    rng = np.random.default_rng((seed, 3, int(heldout)))
+    pairs = sorted(HELD_OUT_PAIRS) if heldout else SEEN_PAIRS
+    order, colours = rng.permutation(len(pairs)), rng.permutation(tuple(COLOURS)).tolist()
+    found = []
+    for index in range(n):
+        digit, direction = pairs[order[index % len(pairs)]]
+        turn = index + index // len(pairs)  # so that a pair meets every colour and verb in later rounds
+        label = Label(digit, colours[turn % len(colours)], VERBS[turn % 2], direction)
+        found.append((label, caption(label, rng)))
+    return found
+
+
+def _length(split: str, index: int) -> int:
+    """Frames of a split's sample: 1, 9, 17 in 15, 25, 60 % (train) or 9, 17 in 30, 70 %."""
+    place = index * 7 % 20  # visits all twenty places, well mixed
+    if split == "train":
+        return 1 if place < 3 else 9 if place < 8 else 17
+    return 9 if place < 6 else 17
+
+
+def _write_sample(root: Path, split: str, index: int, rng: np.random.Generator) -> dict[str, object]:
+    """Render and write one sample; return its manifest row."""
+    frames, size = _length(split, index), SIZES[index % len(SIZES)]
+    pairs = sorted(HELD_OUT_PAIRS) if split == "val_pairs" else SEEN_PAIRS
+    digit, direction = pairs[rng.integers(len(pairs))]
+    colour, verb = tuple(COLOURS)[rng.integers(len(COLOURS))], VERBS[rng.integers(2)]
+    label = Label(digit, colour) if frames == 1 else Label(digit, colour, verb, direction)
+    path = Path("clips", split, f"{index:05d}.{'png' if frames == 1 else 'mp4'}")
+    write_video(root / path, render(label, frames, size, rng, heldout=split != "train"), FPS)
+    row = {"path": path.as_posix(), "caption": caption(label, rng), "frames": frames}
+    row["fps"] = 0.0 if frames == 1 else FPS  # an image has no rate, as `probe` says too
+    return {**row, "height": size[0], "width": size[1], **asdict(label)}
+
+
+def write_dataset(root: Path, *, train: int = 3000, val: int = 320, seed: int = 0) -> None:
+    """Write clips and images under `root/clips` and the manifests train.jsonl, val.jsonl and val_pairs.jsonl.
+
+    val: held-out digit images in seen (digit, direction) pairs; val_pairs (`val // 2` rows): held-out images in
+    held-out pairs. A sample depends on `seed`, its split and its number only. Manifests come last, so one that is
+    there is whole.
+    """
+    if train < 1 or val < 2:
+        raise ValueError(f"train={train}, val={val}: ask for at least 1 training and 2 validation samples")
+    root = Path(root)
+    counts = {"val": val, "val_pairs": val // 2, "train": train}
+    lines = {}
+    for number, (split, count) in enumerate(counts.items()):
+        rngs = (np.random.default_rng((seed, number, index)) for index in range(count))
+        rows = [_write_sample(root, split, index, rng) for index, rng in enumerate(rngs)]
+        lines[split] = "".join(json.dumps(row) + "\n" for row in rows)
+    for split, text in lines.items():
+        (root / f"{split}.jsonl").write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the demo's digit clips, images and manifests.")
+    parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument("--train", type=int, default=3000)
+    parser.add_argument("--val", type=int, default=320)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    try:
+        write_dataset(args.out, train=args.train, val=args.val, seed=args.seed)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
