@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections import defaultdict
 
 import torch
 import torch.nn.functional as F
@@ -39,9 +38,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, layout_q: Packed, layout_kv: Packed) 
 def _torch(q: Tensor, k: Tensor, v: Tensor, layout_q: Packed, layout_kv: Packed) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    return varlen_attn(
-        q, k, v, layout_q.cu_seqlens, layout_kv.cu_seqlens, layout_q.max_len, layout_kv.max_len
-    )
+    return varlen_attn(q, k, v, layout_q.cu_seqlens, layout_kv.cu_seqlens, layout_q.max_len, layout_kv.max_len)
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, layout_q: Packed, layout_kv: Packed) -> Tensor:
@@ -59,9 +56,7 @@ def _grouped(q: Tensor, k: Tensor, v: Tensor, layout_q: Packed, layout_kv: Packe
 BACKENDS = {"torch": _torch, "flash": _flash, "grouped": _grouped, "sdpa": _sdpa}
 
 
-def packed_attention(
-    q: Tensor, k: Tensor, v: Tensor, layout_q: Packed, layout_kv: Packed, backend: str
-) -> Tensor:
+def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout_q: Packed, layout_kv: Packed, backend: str) -> Tensor:
     """softmax(q k^T / sqrt(K)) v within each segment: q [T,A,K], k and v [S,A,K] -> [T,A,K]."""
     return BACKENDS[backend](q, k, v, layout_q, layout_kv)
 
@@ -114,6 +109,11 @@ def _blocks(q: Tensor, k: Tensor, cu_q: Tensor, cu_k: Tensor):
     Groups are cut into fewer segments, and segments longer than a block into runs of queries.
     """
     heads = q.shape[1]
+    if len(cu_q) != len(cu_k) or int(cu_q[-1]) != len(q) or int(cu_k[-1]) != len(k):
+        raise ValueError(
+            f"layouts of {len(cu_q) - 1} segments with {int(cu_q[-1])} queries and {len(cu_k) - 1} segments with "
+            f"{int(cu_k[-1])} keys do not fit {len(q)} queries and {len(k)} keys"
+        )
     for starts_q, starts_k, length, lengths_k in _groups(cu_q, cu_k):
         longest = max(lengths_k)
         segments = max(1, BLOCK_ELEMENTS // (heads * length * longest))
@@ -168,7 +168,9 @@ def _grouped_backward(
         ds = p * (dp - (p * dp).sum(-1, keepdim=True))
         dq.index_copy_(0, index_q.flatten(), torch.matmul(ds, k_ * scale).transpose(1, 2).flatten(0, 1))
         # repeated indices (keys past a segment's end) carry p = 0, so they add nothing
-        dk.index_add_(0, index_k.flatten(), torch.matmul(ds.transpose(-1, -2), q_ * scale).transpose(1, 2).flatten(0, 1))
+        dk.index_add_(
+            0, index_k.flatten(), torch.matmul(ds.transpose(-1, -2), q_ * scale).transpose(1, 2).flatten(0, 1)
+        )
         dv.index_add_(0, index_k.flatten(), torch.matmul(p.transpose(-1, -2), g_).transpose(1, 2).flatten(0, 1))
     return dq, dk, dv
 

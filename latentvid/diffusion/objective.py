@@ -16,7 +16,7 @@ TARGETS = ("eps", "x", "v", "flow")
 
 
 def target_coefficients(target: str, path: Path, t: Tensor) -> tuple[Tensor, Tensor]:
-    """(p, q) of the target at noise levels t: eps (0,1), x (1,0), v (-sigma, alpha) (Salimans & Ho 2022), flow z'(t)."""
+    """(p, q) of the target at levels t: eps (0,1), x (1,0), v (-sigma, alpha) (Salimans & Ho 2022), flow z'(t)."""
     alpha, sigma = path.coefficients(t)
     if target == "flow":
         return path.derivatives(t)
@@ -30,8 +30,8 @@ def target_coefficients(target: str, path: Path, t: Tensor) -> tuple[Tensor, Ten
 def recover(z: Tensor, y: Tensor, target: str, path: Path, t: Tensor) -> tuple[Tensor, Tensor]:
     """(x, eps) from the noised z and the prediction y, both [..., P], at levels t broadcastable against them.
 
-    Solves alpha x + sigma eps = z, p x + q eps = y, with determinant alpha q - sigma p. Where that is zero (eps at
-    alpha = 0, x at sigma = 0) the prediction does not determine the other unknown, which is then taken as zero.
+    Solves alpha x + sigma eps = z, p x + q eps = y, with determinant alpha q - sigma p. Where that is zero z holds
+    only the unknown that is predicted (eps at alpha = 0, x at sigma = 0): that one is z, the other is taken as zero.
     """
     alpha, sigma = path.coefficients(t)
     p, q = target_coefficients(target, path, t)
@@ -40,9 +40,9 @@ def recover(z: Tensor, y: Tensor, target: str, path: Path, t: Tensor) -> tuple[T
     det = torch.where(singular, torch.ones_like(det), det)
     x = (q * z - sigma * y) / det
     eps = (alpha * y - p * z) / det
-    if target == "eps":  # alpha = 0: eps = y, x unknown
-        return torch.where(singular, torch.zeros_like(x), x), torch.where(singular, y, eps)
-    return torch.where(singular, y, x), torch.where(singular, torch.zeros_like(eps), eps)
+    if target == "eps":  # alpha = 0: z = eps
+        return torch.where(singular, torch.zeros_like(x), x), torch.where(singular, z, eps)
+    return torch.where(singular, z, x), torch.where(singular, torch.zeros_like(eps), eps)  # sigma = 0: z = x
 
 
 def loss_per_sample(prediction: Tensor, target: Tensor, timestep: Tensor, layout: Packed) -> Tensor:

@@ -5,6 +5,7 @@ Axes: T tokens, P token features; noise levels are given per token as [T,1] (or 
 
 from __future__ import annotations
 
+import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
@@ -70,14 +71,15 @@ class LatentVideoScheduler(SchedulerMixin, ConfigMixin):
         """From z at level t to level s < t: alpha_s x + sqrt(sigma_s^2 - u^2) eps + u noise.
 
         Without noise u = 0: DDIM (Song et al. 2020, eq. 12) and Euler's step of the flow. With noise and eta = 1, u is
-        the posterior's deviation: DDPM's ancestral step (Ho et al. 2020, eq. 6 and 7). Rows with s = t stay as they are.
+        the posterior's deviation: DDPM's ancestral step (Ho et al. 2020, eq. 6 and 7). Rows with s = t do not move.
         """
         x, eps = self.recover(z, prediction, t)
         alpha_t, sigma_t = self.path.coefficients(t)
         alpha_s, sigma_s = self.path.coefficients(s)
         if noise is None:
-            return alpha_s * x + sigma_s * eps
+            return torch.where(s == t, z, alpha_s * x + sigma_s * eps)
         ratio = sigma_s / sigma_t.clamp_min(1e-12)
-        variance = (eta * ratio) ** 2 * (1.0 - (alpha_t / alpha_s.clamp_min(1e-12)) ** 2).clamp_min(0.0)
+        forward = (sigma_t**2 - (alpha_t / alpha_s.clamp_min(1e-12) * sigma_s) ** 2).clamp_min(0.0)  # of z_t given z_s
+        variance = (eta * ratio) ** 2 * forward
         keep = (sigma_s**2 - variance).clamp_min(0.0).sqrt()
-        return alpha_s * x + keep * eps + variance.sqrt() * noise
+        return torch.where(s == t, z, alpha_s * x + keep * eps + variance.sqrt() * noise)

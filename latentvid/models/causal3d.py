@@ -61,7 +61,9 @@ class Downsample(nn.Module):
         self.time, self.space = time, space
         folded = channels_in * time * space**2
         if folded % channels_out:
-            raise ValueError(f"downsample {channels_in} -> {channels_out}: {folded} folded channels do not divide evenly")
+            raise ValueError(
+                f"downsample {channels_in} -> {channels_out}: {folded} folded channels do not divide evenly"
+            )
         self.group = folded // channels_out
         self.mix = nn.Conv3d(folded, channels_out, 1)
 

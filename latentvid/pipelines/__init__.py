@@ -1,0 +1,1 @@
+"""Sampling pipelines, in diffusers' format."""

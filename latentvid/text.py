@@ -1,0 +1,202 @@
+"""Frozen T5 text encoders: prompts to packed per-token states, without padding.
+
+Axis letters: S text tokens of all prompts together, Dt width of the encoder; B L prompts and padded length of a batch.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
+
+from latentvid.errors import UserError
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+TOKENIZERS = ("tokenizer.json", "spiece.model")
+BATCH_TOKENS = 4096  # of one forward pass, padding included
+# What changes the states and is in no parameter's shape.
+_CONFIG_KEYS = (
+    "num_heads",
+    "relative_attention_num_buckets",
+    "relative_attention_max_distance",
+    "layer_norm_epsilon",
+    "feed_forward_proj",
+)
+
+
+class TextError(UserError):
+    """A text encoder that cannot be loaded, or a prompt that it cannot take."""
+
+
+@dataclass(frozen=True)
+class PackedText:
+    """Token states of several prompts one after another: ``states`` [S, Dt], ``lengths`` tokens of each prompt."""
+
+    states: Tensor
+    lengths: list[int]
+
+    def split(self) -> tuple[Tensor, ...]:
+        """One [tokens, Dt] a prompt."""
+        return self.states.split(self.lengths)
+
+
+class TextEncoder:
+    """A frozen T5 encoder with its tokenizer.
+
+    Raises :class:`TextError` when the two do not belong together.
+    """
+
+    def __init__(self, encoder: T5EncoderModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        if len(tokenizer) > encoder.config.vocab_size:
+            raise TextError(
+                f"the tokenizer has {len(tokenizer)} tokens and the text encoder {encoder.config.vocab_size}: "
+                "take both from the same model"
+            )
+        self.encoder = encoder.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path, *, dtype: torch.dtype = torch.float32) -> "TextEncoder":
+        """From a transformers folder that holds encoder and tokenizer, or the hub name of one.
+
+        Weights must be safetensors. Raises :class:`TextError` for a folder that is missing or incomplete.
+        """
+        source, where = str(model), {"local_files_only": True}
+        if Path(model).is_dir():
+            _check_folder(Path(model))
+        else:
+            where = _hub(source)
+        try:
+            encoder, info = T5EncoderModel.from_pretrained(
+                source, dtype=dtype, use_safetensors=True, output_loading_info=True, **where
+            )
+            tokenizer = AutoTokenizer.from_pretrained(source, **where)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = " ".join(str(error).split())
+            raise TextError(f"text encoder {source} cannot be loaded as a T5: {reason:.300}") from error
+        missing = sorted(info["missing_keys"])
+        if missing:
+            raise TextError(
+                f"text encoder {source} is no T5: its weights lack {len(missing)} tensors, e.g. {missing[0]}"
+            )
+        return cls(encoder, tokenizer)
+
+    @property
+    def dim(self) -> int:
+        """Dt, the width of the states."""
+        return self.encoder.config.d_model
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest prompt in tokens, ``</s>`` included; a huge number when the tokenizer sets no limit."""
+        return self.tokenizer.model_max_length
+
+    def to(self, device: torch.device | str) -> "TextEncoder":
+        self.encoder.to(device)
+        return self
+
+    def tokenize(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each prompt, ``</s>`` last. :class:`TextError` for a prompt that is too long; none is cut."""
+        if not prompts:
+            return []
+        every = self.tokenizer(list(prompts), add_special_tokens=True, padding=False, truncation=False, verbose=False)
+        for prompt, ids in zip(prompts, every["input_ids"], strict=True):
+            if len(ids) > self.max_tokens:
+                raise TextError(
+                    f"prompt of {len(ids)} tokens is longer than the text encoder's {self.max_tokens}; "
+                    f"shorten it: {prompt[:80]!r}{'...' if len(prompt) > 80 else ''}"
+                )
+            if not ids:
+                raise TextError(f"the tokenizer gives no token for the prompt {prompt!r}: it must append </s>")
+        return every["input_ids"]
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> PackedText:
+        """Last hidden states of each prompt's tokens, [S, Dt] in the encoder's dtype and on its device.
+
+        An empty prompt is one ``</s>``: the null condition of classifier-free guidance.
+        """
+        every = self.tokenize(prompts)
+        device = self.encoder.device
+        states: list[Tensor] = [torch.empty(0)] * len(every)
+        with torch.autocast(device.type, enabled=False):  # the same states inside and outside a trainer's autocast
+            for batch in _batches([len(ids) for ids in every]):
+                lengths = torch.tensor([len(every[i]) for i in batch])  # [B]
+                mask = torch.arange(int(lengths.max())) < lengths[:, None]  # [B, L]
+                ids = torch.zeros(mask.shape, dtype=torch.long)
+                ids[mask] = torch.tensor([t for i in batch for t in every[i]])
+                out = self.encoder(
+                    input_ids=ids.to(device), attention_mask=mask.to(device)
+                ).last_hidden_state  # [B, L, Dt]
+                for i, row, length in zip(batch, out, lengths.tolist(), strict=True):
+                    states[i] = row[:length]
+        packed = torch.cat(states) if states else torch.empty(0, self.dim, device=device, dtype=self.encoder.dtype)
+        return PackedText(states=packed, lengths=[len(ids) for ids in every])
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) over the weights, what of the config they do not show, and the tokenizer: a cache key."""
+        digest = hashlib.sha256()
+        for name, p in sorted(self.encoder.named_parameters()):
+            digest.update(f"{name} {p.dtype} {tuple(p.shape)}".encode())
+            digest.update(p.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        for volatile in ("padding", "truncation"):  # changed by every call of a tokenizer
+            tokenizer.pop(volatile, None)
+        config = {key: getattr(self.encoder.config, key, None) for key in _CONFIG_KEYS}
+        digest.update(json.dumps([config, tokenizer], sort_keys=True).encode())
+        return digest.hexdigest()
+
+
+def _batches(lengths: Sequence[int]) -> list[list[int]]:
+    """Prompt numbers in batches of like length, each at most BATCH_TOKENS with its padding (or one prompt)."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        # A batch's first prompt is its longest; half as long would waste half.
+        if batches:
+            longest = lengths[batches[-1][0]]
+            if (len(batches[-1]) + 1) * longest <= BATCH_TOKENS and 2 * lengths[i] >= longest:
+                batches[-1].append(i)
+                continue
+        batches.append([i])
+    return batches
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        inside = folder / "text_encoder"
+        hint = f"; {inside} looks like one of a pipeline: load the pipeline" if inside.is_dir() else ""
+        raise TextError(f"{folder} has no config.json: give a transformers T5 folder{hint}")
+    if not any((folder / name).is_file() for name in WEIGHTS):
+        old = next(folder.glob("*.bin"), None)
+        fix = f"convert {old.name} to safetensors" if old else "copy the file beside config.json"
+        raise TextError(f"{folder} has no weights ({WEIGHTS[0]}): {fix}")
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise TextError(
+            f"{folder} has no tokenizer ({' or '.join(TOKENIZERS)}): save the tokenizer into the same folder"
+        )
+
+
+def _hub(name: str) -> dict[str, bool]:
+    """How to load the hub's ``name``: from the network, or from the cache when the hub does not answer.
+
+    :class:`TextError` at once when neither has it, and for what can only be a missing folder.
+    """
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) or ("/" in name and Path(name).parent.is_dir()):
+        raise TextError(f"text encoder folder {name} does not exist: give a transformers T5 folder or a hub name")
+    try:
+        HfApi().model_info(name, timeout=10)
+    except Exception as error:  # the hub's client raises its HTTP library's own errors, which differ by version
+        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+            raise TextError(
+                f"text encoder {name} is neither a folder nor to be had from the hub ({str(error).strip()[:200]}): "
+                "give a transformers T5 folder, or fetch it where there is a network"
+            ) from error
+        return {"local_files_only": True}
+    return {"local_files_only": False}

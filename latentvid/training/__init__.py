@@ -1,0 +1,1 @@
+"""Training: configuration, the loop, its tasks and its records."""

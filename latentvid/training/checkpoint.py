@@ -1,0 +1,144 @@
+"""Checkpoints on disk: whole or not there, whatever moment the process is killed at.
+
+A checkpoint is a directory ``step-00000100``. It is written as ``.step-00000100.partial`` and renamed into place after
+its files, and ``manifest.json`` with their sizes and sha256, are on the disk. Plain files only: no torch in here.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+_STEP = re.compile(r"^step-(\d{8,})$")
+_LEFTOVER = re.compile(r"^\.step-\d{8,}\.(partial|trash)$")
+_REPLACED = re.compile(r"^\.(step-(\d{8,}))\.old$")
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointStore:
+    """The checkpoints of one run, under ``root``.
+
+    ``keep_last``: how many of the newest stay; ``keep_every``: steps that are multiples of it stay for ever (0: none).
+    In a run of several processes the main one alone calls :meth:`begin` and :meth:`commit`; all write between them.
+    """
+
+    def __init__(self, root: Path, keep_last: int = 2, keep_every: int = 0) -> None:
+        if keep_last < 1 or keep_every < 0:
+            raise ValueError(f"keep_last={keep_last} must be at least 1 and keep_every={keep_every} at least 0")
+        self.root = Path(root)
+        self.keep_last = keep_last
+        self.keep_every = keep_every
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of ``step`` is, or would be."""
+        return self.root / f"step-{step:08d}"
+
+    def partial(self, step: int) -> Path:
+        """Where the checkpoint of ``step`` is being written, between :meth:`begin` and :meth:`commit`."""
+        return self.root / f".step-{step:08d}.partial"
+
+    def begin(self, step: int) -> Path:
+        """An empty directory to write the checkpoint of ``step`` into; what a killed process left is cleared."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        for entry in list(self.root.iterdir()):
+            replaced = _REPLACED.match(entry.name)
+            if replaced and not (self.root / replaced[1]).exists():
+                entry.rename(self.root / replaced[1])  # killed between the two renames of commit()
+            elif replaced or _LEFTOVER.match(entry.name):
+                shutil.rmtree(entry)
+        partial = self.partial(step)
+        partial.mkdir()
+        return partial
+
+    def commit(self, step: int) -> Path:
+        """Seals what was written since ``begin(step)``, puts it in its place, drops the checkpoints not to be kept."""
+        partial, final = self.partial(step), self.path(step)
+        files = sorted(p for p in partial.rglob("*") if p.is_file() and p != partial / MANIFEST)
+        if not files:
+            raise RuntimeError(
+                f"{partial} holds no files: write the checkpoint between begin({step}) and commit({step})"
+            )
+        entries = {p.relative_to(partial).as_posix(): {"size": p.stat().st_size, "sha256": _sha256(p)} for p in files}
+        (partial / MANIFEST).write_text(json.dumps({"step": step, "files": entries}, indent=1), encoding="utf-8")
+        folders = [p for p in partial.rglob("*") if p.is_dir()]
+        for path in [*files, partial / MANIFEST, *folders, partial]:
+            _fsync(path)
+        if final.exists():  # a directory cannot replace another in one step: newest() also looks at the .old one
+            old = self.root / f".{final.name}.old"
+            final.rename(old)
+            partial.rename(final)
+            shutil.rmtree(old)
+        else:
+            partial.rename(final)
+        _fsync(self.root)
+        self._prune(step)
+        return final
+
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint directory, in rising order (whole or damaged; see :meth:`newest`)."""
+        if not self.root.is_dir():
+            return []
+        return sorted(int(m[1]) for p in self.root.iterdir() if (m := _STEP.match(p.name)) and p.is_dir())
+
+    def newest(self) -> Path | None:
+        """The newest whole checkpoint, every file checked against its sha256, or None.
+
+        A damaged one is passed over with a warning that names the file.
+        """
+        found = {step: self.path(step) for step in self.steps()}
+        for entry in self.root.iterdir() if self.root.is_dir() else ():
+            if replaced := _REPLACED.match(entry.name):
+                found.setdefault(int(replaced[2]), entry)
+        for step in sorted(found, reverse=True):
+            damage = find_damage(found[step])
+            if damage is None:
+                return found[step]
+            logger.warning("checkpoint %s is skipped: %s", found[step], damage)
+        return None
+
+    def _prune(self, step: int) -> None:
+        """Drops checkpoints up to ``step``. Later ones (left by a run that resumed further back) are not counted."""
+        earlier = [s for s in self.steps() if s <= step]
+        for old in earlier[: -self.keep_last]:
+            if self.keep_every and old % self.keep_every == 0:
+                continue
+            trash = self.root / f".{self.path(old).name}.trash"
+            self.path(old).rename(trash)  # so that a kill during the removal leaves no half checkpoint
+            shutil.rmtree(trash)
+
+
+def find_damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint directory, naming the file, or None when it is whole."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        entries = [(checkpoint / name, e["size"], e["sha256"]) for name, e in manifest["files"].items()]
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read ({type(error).__name__}: {error})"
+    for path, size, sha256 in entries:
+        if not path.is_file():
+            return f"{path.name} is missing"
+        if path.stat().st_size != size:
+            return f"{path.name} has {path.stat().st_size} bytes instead of {size}"
+        if _sha256(path) != sha256:
+            return f"{path.name} does not match its sha256"
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,140 @@
+"""The configuration of a training run. Each default lives here once; YAML and the command line override it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..diffusion.timesteps import TimestepSampling
+
+
+def _help(text: str, **kwargs: Any) -> Any:
+    return field(metadata={"help": text}, **kwargs)
+
+
+@dataclass(kw_only=True)
+class Run:
+    dir: Path = _help("folder where everything of the run goes")
+    seed: int = _help("seed of the data order, noise, and initial weights", default=0)
+
+
+@dataclass(kw_only=True)
+class Data:
+    manifest: Path | None = _help("table of clips and captions (.jsonl, .csv or .parquet)", default=None)
+    max_frames: int = _help("frames of a window; longer clips are cut into windows that follow each other", default=17)
+    max_area: int | None = _help("largest height x width in pixels; null keeps the native size", default=None)
+    flip: bool = _help("mirror half of the samples; not for captions that say left or right", default=False)
+    tokens_per_pack: int = _help("most tokens in a pack (the unit of memory)", default=4096)
+    packs_per_step: int = _help("packs of a step over all processes; accumulation is this / processes", default=1)
+    workers: int = _help("loader processes for each training process; 0 loads in the training process", default=0)
+
+
+@dataclass(kw_only=True)
+class Optim:
+    name: Literal["adamw", "muon"] = _help(
+        "muon: orthogonalised momentum for matrices, AdamW for the rest", default="adamw"
+    )
+    lr: float = _help("peak learning rate", default=1e-4)
+    betas: tuple[float, float] = _help("AdamW's decay rates", default=(0.9, 0.99))
+    weight_decay: float = _help("decoupled; not on biases, norms and embeddings", default=0.0)
+    momentum: float = _help("muon's momentum", default=0.95)
+    vector_lr: float | None = _help("muon: learning rate of what is not a matrix; null is lr", default=None)
+    warmup: int = _help("steps of linear warm-up", default=100)
+    schedule: Literal["cosine", "constant"] = _help("after the warm-up", default="cosine")
+    final: float = _help("cosine: last learning rate over the peak", default=0.01)
+    clip: float = _help("largest gradient norm", default=1.0)
+
+
+@dataclass(kw_only=True)
+class Train:
+    steps: int = _help("length of the run", default=100_000)
+    mixed_precision: Literal["no", "bf16", "fp16"] = _help("compute type", default="bf16")
+    ema: float = _help("decay of the weights' moving average", default=0.999)
+    loss_by: Literal["token", "sample"] = _help(
+        "every token, or every sample, weighs the same in a step", default="token"
+    )
+    gradient_checkpointing: bool = _help("recompute activations in the backward pass", default=False)
+    compile: bool = _help("torch.compile the blocks", default=False)
+
+
+@dataclass(kw_only=True)
+class Checkpointing:
+    every: int = _help("steps between checkpoints; the last step always has one", default=1000)
+    keep_last: int = _help("how many of the newest stay", default=2)
+    keep_every: int = _help("steps whose multiples stay for ever; 0 is none", default=0)
+
+
+@dataclass(kw_only=True)
+class Logging:
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = _help(
+        "where curves go beside metrics.jsonl", default=("tensorboard",)
+    )
+    project: str = _help("project name in wandb", default="latentvid")
+
+
+@dataclass(kw_only=True)
+class Samples:
+    every: int = _help("steps between sample sheets in RUN/samples; 0 is none", default=0)
+    prompts: tuple[str, ...] = _help("what the sheets show", default=())
+    frames: int = _help("frames", default=17)
+    height: int = _help("pixels", default=256)
+    width: int = _help("pixels", default=256)
+    steps: int = _help("sampling steps", default=50)
+    guidance: float = _help("classifier-free guidance scale; 1 is none", default=3.0)
+    fps: float = _help("of the written clips; also the exported pipeline's default", default=8.0)
+
+
+@dataclass(kw_only=True)
+class TrainingConfig:
+    """What both stages share."""
+
+    run: Run
+    data: Data
+    model: dict[str, Any] = _help("arguments of the model's constructor", default_factory=dict)
+    optim: Optim = field(default_factory=Optim)
+    train: Train = field(default_factory=Train)
+    checkpoint: Checkpointing = field(default_factory=Checkpointing)
+    log: Logging = field(default_factory=Logging)
+
+
+@dataclass(kw_only=True)
+class VaeData(Data):
+    crop: int | None = _help("side of the random square cut from each window; null is whole frames", default=None)
+
+
+@dataclass(kw_only=True)
+class VaeLoss:
+    l1: float = _help("weight of |x - y|", default=1.0)
+    mse: float = _help("weight of (x - y)^2", default=0.0)
+    kl: float = _help("weight of the KL divergence to N(0, I), a latent element", default=1e-6)
+
+
+@dataclass(kw_only=True)
+class VaeConfig(TrainingConfig):
+    """`vae/train_vae.py`."""
+
+    data: VaeData
+    loss: VaeLoss = field(default_factory=VaeLoss)
+    statistics_samples: int = _help("windows over which the latents' mean and deviation are measured", default=512)
+
+
+@dataclass(kw_only=True)
+class DitData(Data):
+    latents: Path | None = _help(
+        "cache made by vae/encode_latents.py; null encodes the manifest's clips as it trains", default=None
+    )
+    caption_dropout: float = _help("share of samples trained without their caption, for guidance", default=0.1)
+
+
+@dataclass(kw_only=True)
+class DitConfig(TrainingConfig):
+    """`train/train_dit.py`."""
+
+    data: DitData
+    vae: Path = _help("folder of the VAE")
+    text_encoder: str = _help("folder or hub name of a T5 encoder with its tokenizer")
+    scheduler: dict[str, Any] = _help("arguments of LatentVideoScheduler: path, target, ...", default_factory=dict)
+    timesteps: TimestepSampling = field(default_factory=TimestepSampling)
+    samples: Samples = field(default_factory=Samples)
+    attention: str = _help("backend: auto, torch, flash, grouped or sdpa", default="auto")

@@ -1,0 +1,176 @@
+"""What a run says about itself: ``metrics.jsonl``, throughput, and a progress bar."""
+
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+
+class MetricsLog:
+    """Appends one JSON object a line to ``RUN/metrics.jsonl``, flushed each time.
+
+    ``resume_step``: lines of later steps, and a line cut short by a kill, are dropped first, so that the log of a
+    resumed run is that of an uninterrupted one; None (a run from the start) drops them all. NaN and infinity, which
+    JSON cannot hold, are written as null. The main process alone opens the log.
+    """
+
+    def __init__(self, run_dir: Path, resume_step: int | None = None) -> None:
+        self.path = Path(run_dir) / "metrics.jsonl"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            _cut(self.path, resume_step or 0)
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """One line; ``record["step"]`` is required. Zero-dimensional tensors and arrays become numbers."""
+        if "step" not in record:
+            raise ValueError(f"a line of {self.path.name} needs its step: {dict(record)!r:.200}")
+        self._file.write(json.dumps({k: _plain(v) for k, v in record.items()}, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of ``RUN/metrics.jsonl`` (empty when there is none); a last line cut short by a kill is left out."""
+    path = Path(run_dir) / "metrics.jsonl"
+    if not path.exists():
+        return []
+    records = [_parse(line) for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+    return [r for r in records if r is not None]
+
+
+def _cut(path: Path, last_step: int) -> None:
+    """Rewrites the log with the lines up to ``last_step``, in one step."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    records = [_parse(line) if line.endswith("\n") else None for line in lines]
+    for number, record in enumerate(records[:-1], 1):
+        if record is None:
+            logger.warning("%s: line %d is not a record and is dropped", path, number)
+    kept = [line for line, r in zip(lines, records, strict=True) if r is not None and r["step"] <= last_step]
+    beside = path.with_suffix(".partial")
+    with beside.open("w", encoding="utf-8") as file:
+        file.writelines(kept)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+
+
+def _plain(value: Any) -> Any:
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class ThroughputMeter:
+    """Tokens and samples a second over the last ``window`` steps, and seconds since the start."""
+
+    def __init__(self, window: int = 20, clock: Callable[[], float] = time.perf_counter) -> None:
+        if window < 1:
+            raise ValueError(f"window={window} must be at least 1 step")
+        self._clock = clock
+        self._start = clock()
+        self._steps: deque[tuple[float, int, int]] = deque([(self._start, 0, 0)], maxlen=window + 1)
+
+    def update(self, tokens: int, samples: int) -> None:
+        """At the end of a step: how many tokens and samples it took, over all processes."""
+        _, all_tokens, all_samples = self._steps[-1]
+        self._steps.append((self._clock(), all_tokens + tokens, all_samples + samples))
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self._rate(1)
+
+    @property
+    def samples_per_s(self) -> float:
+        return self._rate(2)
+
+    @property
+    def seconds(self) -> float:
+        return self._clock() - self._start
+
+    def _rate(self, column: int) -> float:
+        first, last = self._steps[0], self._steps[-1]
+        return (last[column] - first[column]) / max(last[0] - first[0], 1e-9) if len(self._steps) > 1 else 0.0
+
+
+class Progress:
+    """A bar with loss, tokens/s and time left; plain lines every ``every`` steps where stderr is not a terminal.
+
+    ``initial``: the step resumed from. ``main=False`` (every process but the first) shows nothing.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        initial: int = 0,
+        *,
+        desc: str = "train",
+        main: bool = True,
+        every: int = 50,
+        file: TextIO | None = None,
+    ) -> None:
+        self.total, self.initial, self.step = total, initial, initial
+        self._file = file or sys.stderr
+        self._desc, self._every, self._main = desc, every, main
+        self._start = time.perf_counter()
+        terminal = main and self._file.isatty()
+        self._bar = (
+            tqdm(total=total, initial=initial, desc=desc, file=self._file, dynamic_ncols=True) if terminal else None
+        )
+
+    def update(self, *, loss: float, tokens_per_s: float) -> None:
+        """At the end of a step."""
+        self.step += 1
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {loss:.4f}, {tokens_per_s:,.0f} tokens/s", refresh=False)
+            self._bar.update()
+        elif self._main and (self.step % self._every == 0 or self.step in (self.initial + 1, self.total)):
+            elapsed = time.perf_counter() - self._start
+            left = elapsed / (self.step - self.initial) * max(self.total - self.step, 0)
+            line = f"{self._desc}: step {self.step}/{self.total}, loss {loss:.4f}, {tokens_per_s:,.0f} tokens/s"
+            self.say(f"{line}, {tqdm.format_interval(left)} left")
+
+    def say(self, line: str) -> None:
+        """A line that does not break the bar."""
+        if self._main:
+            tqdm.write(line, file=self._file)
+            self._file.flush()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,34 @@
+"""Encodes a manifest once into a cache of latents and text states, for train/train_dit.py's data.latents.
+
+    [accelerate launch] vae/encode_latents.py --manifest M.jsonl --vae RUN/vae --text-encoder T5 --out CACHE
+
+The cache is keyed by the weights of both encoders, the sizes and the manifest; training refuses a stale one. Killed, it
+goes on where it was. Several processes share the work.
+"""
+
+import argparse
+from pathlib import Path
+
+from latentvid.errors import user_errors
+from latentvid.training.encode import EncodeConfig, encode_manifest
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--manifest", type=Path, required=True, help=".jsonl, .csv or .parquet")
+    parser.add_argument("--vae", type=Path, required=True, help="folder of the VAE")
+    parser.add_argument("--text-encoder", required=True, help="folder or hub name of a T5 encoder")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the cache")
+    parser.add_argument("--max-frames", type=int, default=17, help="frames of a window (default 17)")
+    parser.add_argument("--max-area", type=int, default=None, help="largest height x width in pixels (default: native)")
+    parser.add_argument("--patch", type=int, default=2, help="patch size of the transformer to be trained (default 2)")
+    parser.add_argument("--batch", type=int, default=16, help="clips encoded together (default 16)")
+    parser.add_argument("--fp32", action="store_true", help="encode in fp32 instead of bf16")
+    args = parser.parse_args()
+    options = {key: value for key, value in vars(args).items() if key != "fp32"}
+    print(encode_manifest(EncodeConfig(**options, bf16=not args.fp32)), flush=True)
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main()

@@ -1,0 +1,17 @@
+"""Trains the causal video autoencoder on images and clips together.
+
+    accelerate launch vae/train_vae.py CONFIG.yaml [--section.key=value ...]
+
+Started again with the same configuration it goes on from the newest checkpoint in run.dir. It leaves
+RUN/metrics.jsonl, RUN/checkpoints/ and RUN/vae/, the model in diffusers' format with its latents' statistics.
+"""
+
+from latentvid.errors import user_errors
+from latentvid.training.config import VaeConfig
+from latentvid.training.load import parse_cli
+from latentvid.training.trainer import train
+from latentvid.training.vae_task import VaeTask
+
+if __name__ == "__main__":
+    with user_errors():
+        train(parse_cli(VaeConfig, doc=__doc__), VaeTask)
