@@ -1,0 +1,194 @@
+"""Typed configuration: order of sources, types, and messages that name the key and the fix."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from latentvid.errors import UserError, user_errors
+from latentvid.training.load import ConfigError, load_config, parse_cli, save_config, to_dict
+
+
+@dataclass(kw_only=True)
+class Optim:
+    lr: float = field(default=1e-3, metadata={"help": "peak learning rate"})
+    betas: tuple[float, float] = (0.9, 0.999)
+    name: Literal["adamw", "muon"] = "adamw"
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise ValueError(f"lr={self.lr} must be above 0")
+
+
+@dataclass(kw_only=True)
+class Sample:
+    prompts: list[str] = field(default_factory=list)
+    every: int = 100
+
+
+@dataclass(kw_only=True)
+class Run:
+    dir: Path
+    seed: int = 0
+    note: str = ""
+
+
+@dataclass(kw_only=True)
+class Model:
+    kind: str = "dit"
+    args: dict[str, Any] = field(default_factory=lambda: {"width": 64, "depth": 2})
+
+
+@dataclass(kw_only=True)
+class Config:
+    run: Run
+    model: Model = field(default_factory=Model)
+    optim: Optim = field(default_factory=lambda: Optim(lr=0.5))
+    sample: Sample | None = None
+    sizes: tuple[tuple[int, int], ...] = ((32, 32),)
+    clip: float | None = 1.0
+    steps: int | Literal["auto"] = "auto"
+    ema: bool = True
+
+
+def load(text: str, tmp_path: Path, *overrides: str) -> Config:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    return load_config(Config, path, overrides)
+
+
+def test_command_line_over_yaml_over_defaults(tmp_path):
+    c = load("run: {dir: out, seed: 3}\noptim: {betas: [0.8, 0.9]}", tmp_path, "--run.seed=5", "--model.args.width=3")
+    assert c.run == Run(dir=Path("out"), seed=5)
+    assert c.optim == Optim(lr=0.5, betas=(0.8, 0.9))  # the section's own default factory, not the field's default
+    assert c.model.args == {"width": 3, "depth": 2}
+    assert c.sample is None and c.steps == "auto"
+    assert Model().args["width"] == 64
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "want"),
+    [
+        ("--optim.lr=1e-4", "optim.lr", 1e-4),
+        ("--optim.lr=2", "optim.lr", 2.0),
+        ("--optim.betas=0.5,0.6", "optim.betas", (0.5, 0.6)),
+        ("--sizes=[[1, 2], [3, 4]]", "sizes", ((1, 2), (3, 4))),
+        ("--clip=null", "clip", None),
+        ("--steps=7", "steps", 7),
+        ("--ema=false", "ema", False),
+        ("--run.note=12", "run.note", "12"),
+        ("--run.note=a=b, c", "run.note", "a=b, c"),
+        ("--sample.prompts=a red 7,a blue 3", "sample.prompts", ["a red 7", "a blue 3"]),
+        ("--sample.every=5", "sample.every", 5),
+        ("--model.args.patch=[1, 2, 2]", "model.args", {"width": 64, "depth": 2, "patch": [1, 2, 2]}),
+        ("--model.args.eps=1e-6", "model.args", {"width": 64, "depth": 2, "eps": 1e-6}),
+        ("--model.args.norm.kind=rms", "model.args", {"width": 64, "depth": 2, "norm": {"kind": "rms"}}),
+    ],
+)
+def test_command_line_values_take_their_fields_type(tmp_path, override, key, want):
+    value = load("run: {dir: out}", tmp_path, override)
+    for name in key.split("."):
+        value = getattr(value, name)
+    assert value == want and type(value) is type(want)
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "parts"),
+    [
+        ("optim: {lrr: 1}", "", ["unknown key optim.lrr", "1", "did you mean optim.lr?"]),
+        ("lr: 1", "", ["unknown key lr", "did you mean optim.lr?"]),
+        ("", "--sampel.every=3", ["unknown key sampel", "did you mean sample?"]),
+        ("run: {dir: out, seed: 1.5}", "", ["run.seed=1.5", "expected int", "float"]),
+        ("", "--run.seed=1.5", ["run.seed='1.5'", "expected int"]),
+        ("run: {dir: out, seed: true}", "", ["run.seed=True", "expected int", "bool"]),
+        ("run: {dir: out, note: 3}", "", ["run.note=3", "expected str"]),
+        ("ema: 1", "", ["ema=1", "expected bool"]),
+        ("optim: {lr: fast}", "", ["optim.lr='fast'", "expected float"]),
+        ("optim: {lr: null}", "", ["optim.lr=None", "expected float"]),
+        ("optim: {betas: [1, 2, 3]}", "", ["optim.betas", "tuple[float, float]", "3 values"]),
+        ("optim: {name: adamv}", "", ["optim.name='adamv'", "'muon'", "did you mean 'adamw'?"]),
+        ("optim: 3", "", ["optim=3", "expected Optim"]),
+        ("", "--optim.lr=-1", ["optim: lr=-1.0 must be above 0"]),
+        ("sizes: [[1, x]]", "", ["sizes[0][1]='x'", "expected int"]),
+        ("steps: 1.5", "", ["steps=1.5", "expected int | 'auto'"]),
+        ("- 1", "", ["must hold a mapping"]),
+        ("ema: true\nema: false", "", ["'ema' is given twice", "line 3"]),
+        ("ema: [", "", ["not valid YAML", "c.yaml"]),
+        ("", "--ema", ["--section.key=value"]),
+        ("base: none.yaml", "", ["none.yaml does not exist"]),
+        ("base: c.yaml", "", ["leads back to itself"]),
+    ],
+)
+def test_errors_name_the_key_the_value_and_the_fix(tmp_path, text, override, parts):
+    text = text if "run:" in text or text.startswith("-") else f"run: {{dir: out}}\n{text}"
+    with pytest.raises(ConfigError) as error:
+        load(text, tmp_path, *([override] if override else []))
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_a_required_key_that_nothing_sets_is_named():
+    with pytest.raises(ConfigError, match=r"run.dir \(Path\) is required.*--run.dir="):
+        load_config(Config, None, [])
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="no.yaml does not exist"):
+        load_config(Config, tmp_path / "no.yaml", [])
+
+
+def test_base_is_inherited_section_by_section(tmp_path):
+    (tmp_path / "base.yaml").write_text("run: {dir: out, seed: 1}\noptim: {lr: 1e-2}")
+    c = load("base: base.yaml\nrun: {seed: 2}", tmp_path)
+    assert (c.run.dir, c.run.seed, c.optim.lr) == (Path("out"), 2, 0.01)
+
+
+def test_saved_config_reads_back_equal(tmp_path):
+    c = Config(
+        run=Run(dir=Path("a b"), note="1e-4"),
+        model=Model(args={"eps": 1e-6, "name": "null", "n": None, "deep": {"w": [1, 2.5]}, "depth": 1, "width": 2}),
+        optim=Optim(lr=3e-5),
+        sample=Sample(prompts=["é: 7", "no", ""]),
+        sizes=(),
+    )
+    save_config(c, tmp_path / "c.yaml")
+    assert load_config(Config, tmp_path / "c.yaml", []) == c
+    assert to_dict(c)["run"]["dir"] == "a b"
+
+
+def test_every_key_is_in_the_help(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_cli(Config, ["--help"], prog="x.py", doc="Trains.")
+    out = capsys.readouterr().out
+    assert stop.value.code == 0 and "x.py CONFIG.yaml" in out and "Trains." in out
+    for part in (
+        "--run.dir",
+        "required",
+        "--optim.lr",
+        "default 0.001; peak learning rate",
+        "--sample.every",
+        "'muon'",
+    ):
+        assert part in out
+    assert out.count("\n  --") == sum(1 for _ in dataclasses.fields(Config)) - 4 + 3 + 2 + 3 + 2
+
+
+def test_parse_cli_reads_file_and_overrides(tmp_path):
+    (tmp_path / "c.yaml").write_text("run: {dir: out}")
+    assert parse_cli(Config, [str(tmp_path / "c.yaml"), "--run.seed=4"]).run.seed == 4
+    with pytest.raises(ConfigError, match="expected one configuration file, got none"):
+        parse_cli(Config, ["--run.seed=4"])
+
+
+def test_user_errors_are_one_line_and_status_2(capsys):
+    @user_errors()
+    def main() -> None:
+        raise UserError("no such clip: a.mp4")
+
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2 and capsys.readouterr().err == "error: no such clip: a.mp4\n"
+    with pytest.raises(KeyError), user_errors():
+        raise KeyError("a bug keeps its traceback")
