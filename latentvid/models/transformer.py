@@ -53,6 +53,7 @@ class VideoDiT(ModelMixin, ConfigMixin):
         features = latent_channels * patch**2
         self.tokens_in = nn.Linear(features, width)
         self.timestep_in = Mlp(TIMESTEP_FEATURES, width, width, act_layer=nn.SiLU)
+        self.text_norm_in = nn.LayerNorm(text_width, eps=1e-6)  # encoders' states differ tenfold in scale
         self.text_in = Mlp(text_width, width, width, act_layer=lambda: nn.GELU(approximate="tanh"))
         self.text_norm = nn.LayerNorm(width, eps=1e-6)
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, width) for _ in range(depth))
@@ -90,7 +91,7 @@ class VideoDiT(ModelMixin, ConfigMixin):
             raise ValueError(f"timestep has shape {tuple(timestep.shape)}, the layout has {layout.rows} rows")
         x = self.tokens_in(tokens)  # [T,D]
         backend = resolve_backend(self.attention_backend, x.device, x.dtype)
-        text = self.text_norm(self.text_in(text))  # [S,D]
+        text = self.text_norm(self.text_in(self.text_norm_in(text)))  # [S,D]
         features = timestep_embedding(timestep, TIMESTEP_FEATURES).to(x.dtype)
         pooled = _segment_mean(text, text_layout).index_select(0, layout.row_segment)  # [R,D]
         condition = self.timestep_in(features) + pooled

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,6 +23,7 @@ from ..errors import UserError
 from ..models.autoencoder import CausalVideoAutoencoder
 from ..pipelines.loading import load_component
 from ..text import TextEncoder
+from ..world import process_state
 
 SHARD = 256  # windows in a shard; the unit of work and of resuming
 
@@ -106,7 +106,7 @@ def encode_manifest(config: EncodeConfig) -> str:
     Shards that are already there under the same key are kept, so a killed run goes on; a cache made with other
     weights, sizes or manifest is replaced shard by shard.
     """
-    state = PartialState()
+    state = process_state()
     encoder = Encoder(config, state.device)
     config.out.mkdir(parents=True, exist_ok=True)
     count = len(encoder.source)

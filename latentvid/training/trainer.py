@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from ..data.plan import Draw, Plan
 from ..errors import UserError
+from ..world import check_world
 from .checkpoint import CheckpointStore
 from .config import TrainingConfig
 from .ema import EMA
@@ -83,13 +83,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
         log_with=trackers or None,
         project_config=ProjectConfiguration(project_dir=str(config.run.dir), logging_dir=str(config.run.dir / "logs")),
     )
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != asked:
-        raise UserError(
-            f"the launcher started {asked} processes but each trains alone; on CPUs launch with: "
-            f"ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {asked} --num_machines 1 "
-            "--mixed_precision no --dynamo_backend no SCRIPT CONFIG"
-        )
+    check_world(accelerator.num_processes)
     if trackers:
         init = {"wandb": {"dir": str(config.run.dir)}} if "wandb" in trackers else {}
         accelerator.init_trackers(config.log.project, init_kwargs=init)

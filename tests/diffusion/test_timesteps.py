@@ -1,0 +1,56 @@
+"""Noise levels drawn for training and laid out for sampling."""
+
+import math
+
+import pytest
+import torch
+
+from latentvid.diffusion.timesteps import TimestepSampling, sampling_levels, shift
+
+
+def draws(n: int = 4000, **changes) -> torch.Tensor:
+    rand = torch.Generator().manual_seed(0)
+    sampling = TimestepSampling(**changes)
+    return torch.stack([sampling.draw(rand) for _ in range(n)])
+
+
+def test_uniform_draws():
+    t = draws()
+    assert t.min() > 0 and t.max() <= 1
+    assert torch.quantile(t, torch.linspace(0.1, 0.9, 9)).sub(torch.linspace(0.1, 0.9, 9)).abs().max() < 0.03
+
+
+def test_logit_normal_draws():
+    logit = torch.logit(draws(kind="logit_normal", mean=0.7, std=0.4).double())
+    assert abs(logit.mean() - 0.7) < 0.03 and abs(logit.std() - 0.4) < 0.03
+
+
+def test_draws_are_shifted_as_the_levels_are():
+    torch.testing.assert_close(draws(50, shift=3.0), shift(draws(50), 3.0))
+
+
+def test_draws_belong_to_their_generator():
+    assert torch.equal(draws(5), draws(5))
+
+
+def test_shift_keeps_the_ends_and_undoes_itself():
+    t = torch.linspace(0, 1, 11)
+    moved = shift(t, 3.0)
+    assert (moved[0], moved[-1]) == (0, 1) and (moved[1:-1] > t[1:-1]).all()
+    assert math.isclose(moved[5], 0.75)
+    torch.testing.assert_close(shift(moved, 1 / 3), t)
+    assert torch.equal(shift(t, 1.0), t)
+
+
+def test_sampling_levels():
+    torch.testing.assert_close(sampling_levels(4), torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0]))
+    t = sampling_levels(7, 5.0)
+    assert (t[0], t[-1]) == (1, 0) and (t.diff() < 0).all() and len(t) == 8 and t.dtype == torch.float32
+
+
+def test_impossible_settings_are_named():
+    with pytest.raises(ValueError, match="0 sampling steps: at least 1"):
+        sampling_levels(0)
+    for wrong in ({"shift": 0.0}, {"std": -1.0}):
+        with pytest.raises(ValueError, match="must be positive"):
+            TimestepSampling(**wrong)

@@ -1,0 +1,138 @@
+"""Every backend computes the reference's function, forward and backward; the wrong backend is refused with the fix."""
+
+import importlib.util
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import latentvid.attention as attention
+from latentvid.attention import BACKENDS, packed_attention, resolve_backend
+from latentvid.errors import UserError
+from latentvid.packing import Packed
+
+quick = settings(max_examples=25, deadline=None, database=None, derandomize=True)
+lengths = st.lists(st.sampled_from([1, 2, 3, 5, 8]), min_size=1, max_size=6)  # few values, so that lengths repeat
+
+
+def inputs(of_q, of_k, heads=2, width=4, dtype=torch.float32, device="cpu"):
+    layouts = Packed.of_lengths(of_q).to(device), Packed.of_lengths(of_k).to(device)
+    q, k, v = (torch.randn(n, heads, width, device=device, dtype=dtype) for n in (sum(of_q), sum(of_k), sum(of_k)))
+    return [x.requires_grad_() for x in (q, k, v)], layouts
+
+
+def run(backend, tensors, layouts):
+    """Output and the gradients of q, k and v under a loss that weighs every element differently."""
+    out = packed_attention(*tensors, *layouts, backend)
+    weight = torch.linspace(-1, 1, out.numel(), device=out.device, dtype=out.dtype).reshape(out.shape)
+    return out, *torch.autograd.grad((out * weight).sum(), tensors)
+
+
+def by_hand(q, k, v, layout_q, layout_k):
+    out = []
+    for n in range(layout_q.segments):
+        i, j = layout_q.segment == n, layout_k.segment == n
+        scores = torch.einsum("tak,sak->ats", q[i], k[j]) / q.shape[-1] ** 0.5
+        out.append(torch.einsum("ats,sak->tak", scores.softmax(-1), v[j]))
+    return torch.cat(out)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "grouped"])
+def test_backends_are_softmax_within_segments(backend):
+    tensors, layouts = inputs([3, 5, 1, 3], [2, 2, 4, 7])
+    torch.testing.assert_close(packed_attention(*tensors, *layouts, backend), by_hand(*tensors, *layouts))
+
+
+@quick
+@given(lengths, st.data(), st.sampled_from([1, 12, 1 << 22]))
+def test_grouped_equals_sdpa(of_q, data, block_elements):
+    """Self-attention and ragged cross-attention, in any order of lengths, whole and cut into blocks of queries."""
+    ragged = data.draw(st.lists(st.integers(1, 9), min_size=len(of_q), max_size=len(of_q)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "BLOCK_ELEMENTS", block_elements)
+        for of_k in (of_q, ragged):
+            tensors, layouts = inputs(of_q, of_k)
+            for got, want in zip(run("grouped", tensors, layouts), run("sdpa", tensors, layouts), strict=True):
+                torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_blocks_hold_what_they_may_and_cover_every_query_once(monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK_ELEMENTS", 40)
+    (q, k, _), layouts = inputs([6, 2, 6, 2, 2], [5, 3, 4, 3, 1])
+    blocks = list(attention._blocks(q, k, *(layout.cu_seqlens for layout in layouts)))
+    assert all(i.numel() * j.shape[1] * q.shape[1] <= 40 for i, j, _ in blocks)
+    assert sorted(torch.cat([i.flatten() for i, _, _ in blocks]).tolist()) == list(range(18))
+
+
+def test_grouped_in_bf16_is_near_fp32():
+    tensors, layouts = inputs([9, 4, 9, 30], [6, 11, 3, 30], width=16)
+    rounded = [x.detach().bfloat16().requires_grad_() for x in tensors]
+    exact = [x.detach().float().requires_grad_() for x in rounded]
+    for got, want in zip(run("grouped", rounded, layouts), run("sdpa", exact, layouts), strict=True):
+        assert got.dtype == torch.bfloat16
+        assert (got.float() - want).norm() < 2e-2 * want.norm()
+
+
+def test_strided_inputs_give_the_same():
+    tensors, layouts = inputs([3, 5, 3], [4, 1, 2])
+    strided = [x.detach().transpose(0, 2).contiguous().transpose(0, 2).requires_grad_() for x in tensors]
+    assert not strided[0].is_contiguous()
+    for got, want in zip(run("grouped", strided, layouts), run("sdpa", tensors, layouts), strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_custom_operators_keep_torchs_contract():
+    tensors, layouts = inputs([3, 5, 3], [4, 1, 2])
+    cu = [layout.cu_seqlens for layout in layouts]
+    torch.library.opcheck(torch.ops.latentvid.grouped_attention.default, (*tensors, *cu))
+    plain = [x.detach() for x in tensors]
+    grad = torch.randn_like(plain[0])
+    torch.library.opcheck(torch.ops.latentvid.grouped_attention_backward.default, (grad, *plain, *cu))
+
+
+def test_layouts_that_do_not_fit_are_refused():
+    tensors, (layout_q, layout_k) = inputs([3, 5], [4, 1])
+    for wrong in (Packed.of_lengths([3, 4]), Packed.of_lengths([3, 6]), Packed.of_lengths([2, 3, 3])):
+        with pytest.raises(ValueError, match="do not fit 8 queries and 5 keys"):
+            packed_attention(*tensors, wrong, layout_k, "grouped")
+    with pytest.raises(ValueError, match="do not fit 8 queries and 5 keys"):
+        packed_attention(*tensors, layout_q, Packed.of_lengths([4, 2]), "grouped")
+
+
+def test_auto_is_what_the_device_does_best():
+    assert resolve_backend("auto", "cpu", torch.bfloat16) == "grouped"
+    assert resolve_backend("auto", "cuda", torch.bfloat16) == resolve_backend("torch", "cuda", torch.float16) == "torch"
+    assert resolve_backend("auto", torch.device("cuda", 1), torch.float32) == "grouped"
+    assert all(resolve_backend(name, "cpu", torch.float32) == name for name in ("grouped", "sdpa"))
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "dtype", "message"),
+    [
+        ("xformers", "cpu", torch.float32, r"'xformers': one of auto, torch, flash, grouped, sdpa"),
+        ("torch", "cpu", torch.bfloat16, r"'torch' needs CUDA and bf16 or fp16, got cpu and bfloat16: use 'auto'"),
+        ("flash", "cuda", torch.float32, r"'flash' needs CUDA and bf16 or fp16, got cuda and float32: use 'auto'"),
+    ],
+)
+def test_a_backend_that_cannot_run_is_refused_with_the_fix(name, device, dtype, message):
+    with pytest.raises(UserError, match=message):
+        resolve_backend(name, device, dtype)
+
+
+def test_flash_without_its_package_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install latentvid\[flash\]"):
+        resolve_backend("flash", "cuda", torch.bfloat16)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", sorted(set(BACKENDS) - {"sdpa"}))
+@pytest.mark.parametrize("of_k", [[9, 4, 9, 130], [6, 11, 300, 3]], ids=["self", "cross"])
+def test_cuda_backends_equal_sdpa_in_bf16(backend, of_k):
+    if backend == "flash" and importlib.util.find_spec("flash_attn") is None:
+        pytest.skip("flash-attn is not installed")
+    tensors, layouts = inputs([9, 4, 9, 130], of_k, width=64, dtype=torch.bfloat16, device="cuda")
+    exact = [x.detach().float().requires_grad_() for x in tensors]
+    for got, want in zip(run(backend, tensors, layouts), run("sdpa", exact, layouts), strict=True):
+        assert (got.float() - want).norm() < 2e-2 * want.norm()

@@ -1,0 +1,124 @@
+"""Who may import whom, read from the import statements, and imports that leave no trace."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "latentvid"
+FILES = sorted(PACKAGE.rglob("*.py"))
+SCRIPT_FOLDERS = ("vae", "train", "inference", "benchmarks", "tests")
+
+BASE = {"errors", "rng", "packing"}
+MAY_IMPORT = {  # parts of the package that a part may import; what is not listed may import all
+    "errors": set(),
+    "rng": set(),
+    "packing": {"errors"},
+    "attention": BASE,
+    "text": BASE,
+    "models": BASE | {"attention", "models"},
+    "diffusion": BASE | {"diffusion"},
+    "data": BASE | {"data"},
+    "pipelines": BASE | {"attention", "text", "models", "diffusion", "data", "pipelines"},
+}
+
+
+def module_name(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported(file: Path) -> set[str]:
+    """Absolute dotted names that the file imports, wherever the statement stands."""
+    package = module_name(file) if file.name == "__init__.py" else module_name(file).rpartition(".")[0]
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            origin = ".".join([*parts, *([node.module] if node.module else [])])
+            names |= {f"{origin}.{alias.name}" for alias in node.names}
+    return names
+
+
+def part(name: str) -> str | None:
+    """The part of the package that a dotted name lies in."""
+    pieces = name.split(".")
+    return pieces[1] if pieces[0] == "latentvid" and len(pieces) > 1 else None
+
+
+def test_the_reader_of_imports_sees_every_form(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    file = tmp_path / "latentvid" / "data" / "x.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("from .. import training\nfrom ..models.layers import Block\ndef f():\n    import latentvid.text\n")
+    assert imported(file) == {"latentvid.training", "latentvid.models.layers.Block", "latentvid.text"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_parts_import_only_what_they_may(file):
+    own = part(module_name(file))
+    if own in MAY_IMPORT:
+        wrong = {name for name in imported(file) if part(name) not in MAY_IMPORT[own] | {None}}
+        assert not wrong, f"{own} must not import these"
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_the_library_never_imports_a_script(file):
+    scripts = {path.stem for folder in SCRIPT_FOLDERS for path in (ROOT / folder).glob("*.py")}
+    wrong = {name for name in imported(file) if name.split(".")[0] in scripts | set(SCRIPT_FOLDERS)}
+    assert not wrong
+
+
+WATCH = """
+import importlib, json, os, random, sys, sysconfig
+
+stdlib, root, effects = sysconfig.get_path("stdlib"), sys.argv[1], []
+
+def culprit():
+    "File of the innermost frame that is neither this program nor Python's own."
+    frame = sys._getframe(2)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith("<") and (not file.startswith(stdlib) or "site-packages" in file):
+            return file
+        frame = frame.f_back
+
+def watch(event, args):
+    writes = event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+")
+    if writes or event in ("os.mkdir", "os.putenv", "os.unsetenv", "os.remove", "os.rename", "subprocess.Popen"):
+        file = culprit()
+        if file and file.startswith(root):
+            effects.append([file, event, str(args[0])])
+
+import numpy, torch
+def state():
+    default = str(torch.get_default_dtype()), torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    rng = hash(torch.get_rng_state().numpy().tobytes()), hash(random.getstate()), str(numpy.random.get_state()[1:])
+    return default, rng, torch.cuda.is_initialized(), os.getcwd()
+
+before = state()
+sys.addaudithook(watch)
+for name in json.loads(sys.argv[2]):
+    importlib.import_module(name)
+print(json.dumps({"effects": effects, "same": before == state(), "made": os.listdir()}))
+"""
+
+
+def test_importing_every_module_has_no_effects(tmp_path):
+    """No folder, file, environment variable, process, draw of random numbers or look at the GPU."""
+    names = [module_name(file) for file in FILES]
+    run = subprocess.run(
+        [sys.executable, "-B", "-c", WATCH, str(PACKAGE), json.dumps(names)],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout) == {"effects": [], "same": True, "made": []}, run.stdout

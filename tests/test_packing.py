@@ -1,0 +1,98 @@
+"""The packed layout against its definition, and patches that come back as they went in."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from latentvid.packing import Packed, patchify, token_grid, unpatchify
+
+quick = settings(max_examples=30, deadline=None, database=None, derandomize=True)
+side = st.integers(1, 4)
+grids = st.lists(st.tuples(side, side, side), min_size=1, max_size=5)
+
+
+@quick
+@given(grids)
+def test_layout_is_its_definition(grids):
+    layout = Packed.of(grids)
+    token = row = 0
+    for n, (frames, height, width) in enumerate(grids):
+        assert layout.cu_seqlens[n] == token
+        for f in range(frames):
+            for h in range(height):
+                for w in range(width):
+                    assert layout.position[token].tolist() == [f, h, w]
+                    assert layout.segment[token] == n and layout.row[token] == row
+                    token += 1
+            assert layout.row_segment[row] == n
+            row += 1
+    assert layout.cu_seqlens[-1] == token == layout.tokens == len(layout.segment) == len(layout.row)
+    assert layout.rows == row and layout.segments == len(grids)
+    assert layout.lengths == layout.cu_seqlens.diff().tolist() and layout.max_len == max(layout.lengths)
+    assert layout.cu_seqlens.dtype == torch.int32 and layout.row.dtype == torch.int64
+
+
+@quick
+@given(grids, st.integers(1, 2), st.integers(1, 3))
+def test_unpatchify_is_the_inverse(grids, patch, channels):
+    latents = [torch.randn(channels, f, h * patch, w * patch) for f, h, w in grids]
+    tokens, token_grids = patchify(latents, patch)
+    layout = Packed.of(token_grids)
+    assert token_grids == grids and tokens.shape == (layout.tokens, channels * patch**2)
+    back = unpatchify(tokens, layout, patch)
+    assert len(back) == len(latents) and all(torch.equal(a, b) for a, b in zip(back, latents, strict=True))
+
+
+def test_a_token_holds_its_own_patch():
+    latent = torch.arange(2 * 3 * 4 * 6).reshape(2, 3, 4, 6)
+    tokens, grids = patchify([latent], 2)
+    layout = Packed.of(grids)
+    for token, (f, h, w) in zip(tokens, layout.position.tolist(), strict=True):
+        assert torch.equal(token, latent[:, f, 2 * h : 2 * h + 2, 2 * w : 2 * w + 2].flatten())
+
+
+def test_plain_sequences():
+    layout = Packed.of_lengths([3, 1, 2])
+    assert layout.cu_seqlens.tolist() == [0, 3, 4, 6] and layout.lengths == [3, 1, 2] and layout.max_len == 3
+    assert layout.segment.tolist() == [0, 0, 0, 1, 2, 2]
+    assert layout.row.tolist() == layout.segment.tolist()  # one row a sequence
+
+
+def test_to_moves_and_never_casts():
+    layout = Packed.of([(2, 2, 3), (1, 1, 1)])
+    moved = layout.to("meta", torch.bfloat16, non_blocking=True)
+    for name, value in vars(layout).items():
+        other = getattr(moved, name)
+        if isinstance(value, torch.Tensor):
+            assert other.device.type == "meta" and other.dtype == value.dtype and other.shape == value.shape
+        else:
+            assert other == value
+    assert layout.to(torch.float16) is layout
+    assert torch.equal(layout.to(device="cpu").position, layout.position)
+
+
+def test_layouts_do_not_share_what_a_caller_could_overwrite():
+    first = Packed.of([(2, 2, 2)])
+    first.position.zero_()
+    assert Packed.of([(2, 2, 2)]).position.any()
+
+
+@pytest.mark.gpu
+def test_pinned_layouts_reach_the_device_whole():
+    layout = Packed.of([(2, 2, 3), (1, 1, 1)])
+    pinned = layout.pin_memory()
+    assert pinned.segment.is_pinned()
+    assert torch.equal(pinned.to("cuda", non_blocking=True).position.cpu(), layout.position)
+
+
+@pytest.mark.parametrize("grids", [[], [(1, 0, 2)], [(2, 2, 2), (-1, 1, 1)]])
+def test_empty_packs_and_samples_are_refused(grids):
+    with pytest.raises(ValueError, match="at least one sample and sides of at least 1"):
+        Packed.of(grids)
+
+
+def test_latents_that_patches_do_not_cover_are_refused():
+    assert token_grid((3, 4, 6), 2) == (3, 2, 3)
+    with pytest.raises(ValueError, match="latent 4 x 5 is not a multiple of the patch size 2"):
+        patchify([torch.zeros(1, 1, 4, 5)], 2)
