@@ -20,7 +20,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompt", action="append", required=True, help="what to show; give it again for more clips")
     parser.add_argument("--model", type=Path, default=Path("runs/demo/pipeline"), help="pipeline folder (the demo's)")
-    parser.add_argument("--output", type=Path, default=Path("output.mp4"), help="several clips get -0, -1 ... in the name")
+    parser.add_argument(
+        "--output", type=Path, default=Path("output.mp4"), help="several clips get -0, -1 ... in the name"
+    )
     parser.add_argument("--frames", type=int, help="1 + 4k frames (default: the model's)")
     parser.add_argument("--height", type=int, help="pixels (default: the model's)")
     parser.add_argument("--width", type=int, help="pixels (default: the model's)")
@@ -43,7 +45,7 @@ def main() -> None:
     for i, clip in enumerate(result.frames):
         stem = args.output.stem if len(result.frames) == 1 else f"{args.output.stem}-{i}"
         path = args.output.with_name(stem + args.output.suffix)
-        write_video(path, clip, args.fps or result.fps)
+        write_video(path, clip, result.fps if args.fps is None else args.fps)
         print(f"{path}: {args.prompt[i]}", flush=True)
 
 

@@ -6,7 +6,7 @@ Axes: T query tokens, S key tokens, A heads, K head width. Segment i of the quer
 |-----------|--------------------------------|--------------------------------------------------------------------|
 | `torch`   | CUDA, fp16/bf16, torch >= 2.10 | FlashAttention inside torch (`varlen_attn`)                        |
 | `flash`   | CUDA, fp16/bf16                | the flash-attn package (extra `flash`)                             |
-| `grouped` | any device, any dtype          | segments of equal length as one batched product; the CPU's choice  |
+| `grouped` | any device, any dtype          | segments of about equal length as one product; the CPU's choice     |
 | `sdpa`    | any device, any dtype          | one segment after another: the exact, slow reference               |
 """
 
@@ -14,6 +14,9 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +25,8 @@ from torch import Tensor
 from .errors import UserError
 from .packing import Packed
 
+QUERY_MULTIPLE = 32  # segments whose lengths round up to the same multiple are one group: few, large products
+KEY_MULTIPLE = 16  # keys are padded (and masked) to it: the CPU's softmax is 8 times slower on rows of 12 than of 16
 BLOCK_ELEMENTS = 1 << 22  # scores held at a time by `grouped`: 8 MB in bf16, within a CPU's last-level cache
 
 
@@ -85,68 +90,94 @@ def resolve_backend(name: str, device: torch.device | str, dtype: torch.dtype) -
 # A custom operator, so that compiled blocks hold it as one opaque node: no graph break, no recompile per layout.
 
 
-def _groups(cu_q: Tensor, cu_k: Tensor) -> list[tuple[list[int], list[int], int, list[int]]]:
-    """Segments by query length: (query starts, key starts, query length, key lengths) of each group."""
-    starts_q, starts_k = cu_q.tolist(), cu_k.tolist()
-    groups: dict[int, tuple[list[int], list[int], int, list[int]]] = {}
-    for i in range(len(starts_q) - 1):
-        length = starts_q[i + 1] - starts_q[i]
-        group = groups.setdefault(length, ([], [], length, []))
-        group[0].append(starts_q[i])
-        group[1].append(starts_k[i])
-        group[3].append(starts_k[i + 1] - starts_k[i])
-    return list(groups.values())
+class _Block(NamedTuple):
+    """A piece of the work: n segments' queries (some or all) against all their keys.
+
+    index_q [n,L], index_k [n,M]: rows of q and k; padded queries point one past the end, padded keys at a real one.
+    mask_q [n,1,L,1], mask_k [n,1,1,M]: True where padded; None where nothing is.
+    """
+
+    index_q: Tensor
+    index_k: Tensor
+    mask_q: Tensor | None
+    mask_k: Tensor | None
 
 
-def _take(x: Tensor, index: Tensor) -> Tensor:
-    """Rows of x [T,A,K] at index [n,L] as a batch of heads [n,A,L,K]."""
-    return x.index_select(0, index.flatten()).unflatten(0, index.shape).transpose(1, 2)
+def _round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
 
 
-def _blocks(q: Tensor, k: Tensor, cu_q: Tensor, cu_k: Tensor):
-    """(query index [n,L], key index [n,M], key mask [n,1,1,M] or None) of pieces with at most BLOCK_ELEMENTS scores.
+def _padded_index(starts: Tensor, counts: Tensor, offset: Tensor, beyond: Tensor) -> tuple[Tensor, Tensor | None]:
+    """starts + offset [n,L], with `beyond` [n,1] where the offset is past a segment's count, and where that is."""
+    past = offset >= counts[:, None]
+    return torch.where(past, beyond, starts[:, None] + offset), past if bool(past.any()) else None
+
+
+def _blocks(q: Tensor, k: Tensor, cu_q: Tensor, cu_k: Tensor) -> Iterator[_Block]:
+    """Segments of about equal length together, in pieces of at most BLOCK_ELEMENTS scores.
 
     Groups are cut into fewer segments, and segments longer than a block into runs of queries.
     """
     heads = q.shape[1]
+    starts_q, starts_k, counts_q, counts_k = (x.long() for x in (cu_q[:-1], cu_k[:-1], cu_q.diff(), cu_k.diff()))
+    groups: dict[int, list[int]] = defaultdict(list)
+    for i, count in enumerate(counts_q.tolist()):
+        groups[_round_up(count, QUERY_MULTIPLE)].append(i)
+    for members in groups.values():
+        member = torch.tensor(members, device=q.device)
+        length, longest = int(counts_q[member].max()), _round_up(int(counts_k[member].max()), KEY_MULTIPLE)
+        segments = max(1, BLOCK_ELEMENTS // (heads * length * longest))
+        queries = min(length, max(1, BLOCK_ELEMENTS // (heads * longest)))
+        for part in member.split(segments):
+            n_q, n_k = counts_q[part], counts_k[part]
+            offset_k = torch.arange(_round_up(int(n_k.max()), KEY_MULTIPLE), device=q.device)
+            index_k, mask_k = _padded_index(starts_k[part], n_k, offset_k, starts_k[part, None])
+            for offset_q in torch.arange(int(n_q.max()), device=q.device).split(queries):
+                index_q, mask_q = _padded_index(starts_q[part], n_q, offset_q, torch.full_like(part, len(q))[:, None])
+                yield _Block(
+                    index_q,
+                    index_k,
+                    None if mask_q is None else mask_q[:, None, :, None],
+                    None if mask_k is None else mask_k[:, None, None, :],
+                )
+
+
+def _check_fit(q: Tensor, k: Tensor, cu_q: Tensor, cu_k: Tensor) -> None:
     if len(cu_q) != len(cu_k) or int(cu_q[-1]) != len(q) or int(cu_k[-1]) != len(k):
         raise ValueError(
             f"layouts of {len(cu_q) - 1} segments with {int(cu_q[-1])} queries and {len(cu_k) - 1} segments with "
             f"{int(cu_k[-1])} keys do not fit {len(q)} queries and {len(k)} keys"
         )
-    for starts_q, starts_k, length, lengths_k in _groups(cu_q, cu_k):
-        longest = max(lengths_k)
-        segments = max(1, BLOCK_ELEMENTS // (heads * length * longest))
-        queries = min(length, max(1, BLOCK_ELEMENTS // (heads * longest)))
-        for i in range(0, len(starts_q), segments):
-            first_k = torch.tensor(starts_k[i : i + segments], device=q.device)
-            count_k = torch.tensor(lengths_k[i : i + segments], device=q.device)
-            offset = torch.arange(max(lengths_k[i : i + segments]), device=q.device)
-            index_k = first_k[:, None] + torch.minimum(offset, count_k[:, None] - 1)
-            ragged = len(set(lengths_k[i : i + segments])) > 1
-            mask = (offset >= count_k[:, None])[:, None, None, :] if ragged else None
-            first_q = torch.tensor(starts_q[i : i + segments], device=q.device)
-            for j in range(0, length, queries):
-                index_q = first_q[:, None] + torch.arange(j, min(j + queries, length), device=q.device)
-                yield index_q, index_k, mask
 
 
-def _probabilities(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax of scaled scores: q [n,A,L,K], k [n,A,M,K] -> [n,A,L,M]."""
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of x [T,A,K] at index [n,L] as a batch of heads [n,A,L,K]; one past the end reads the last row."""
+    rows = index.clamp(max=len(x) - 1).flatten()
+    return x.index_select(0, rows).unflatten(0, index.shape).transpose(1, 2)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """[n,A,L,K] -> [n*L,A,K], the order of a flattened index."""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+def _probabilities(q: Tensor, k: Tensor, mask_k: Tensor | None) -> Tensor:
+    """Softmax of scaled scores, in fp32 at least: q [n,A,L,K], k [n,A,M,K] -> [n,A,L,M]."""
     scores = torch.matmul(q * (1.0 / math.sqrt(q.shape[-1])), k.transpose(-1, -2))
-    if mask is not None:
-        scores.masked_fill_(mask, float("-inf"))
-    return torch.softmax(scores, dim=-1)
+    if mask_k is not None:
+        scores.masked_fill_(mask_k, float("-inf"))
+    return torch.softmax(scores, dim=-1, dtype=torch.promote_types(q.dtype, torch.float32))
 
 
 @torch.library.custom_op("latentvid::grouped_attention", mutates_args=())
 def _grouped_forward(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor) -> Tensor:
-    out = torch.empty_like(q)
-    for index_q, index_k, mask in _blocks(q, k, cu_q, cu_k):
-        p = _probabilities(_take(q, index_q), _take(k, index_k), mask)
-        part = torch.matmul(p, _take(v, index_k))  # [n,A,L,K]
-        out.index_copy_(0, index_q.flatten(), part.transpose(1, 2).flatten(0, 1))
-    return out
+    _check_fit(q, k, cu_q, cu_k)
+    out = q.new_empty(len(q) + 1, *q.shape[1:])  # the last row takes what padded queries write
+    for block in _blocks(q, k, cu_q, cu_k):
+        p = _probabilities(_take(q, block.index_q), _take(k, block.index_k), block.mask_k)
+        part = torch.matmul(p.to(v.dtype), _take(v, block.index_k))  # [n,A,L,K]
+        out.index_copy_(0, block.index_q.flatten(), _rows(part))
+    return out[:-1].clone()
 
 
 @_grouped_forward.register_fake
@@ -159,20 +190,23 @@ def _grouped_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Probabilities are computed again rather than kept: memory stays linear in the tokens."""
-    dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    dq = q.new_empty(len(q) + 1, *q.shape[1:])
+    dk, dv = torch.zeros_like(k, dtype=wide), torch.zeros_like(v, dtype=wide)  # sums over blocks of queries
     scale = 1.0 / math.sqrt(q.shape[-1])
-    for index_q, index_k, mask in _blocks(q, k, cu_q, cu_k):
-        q_, k_, v_, g_ = _take(q, index_q), _take(k, index_k), _take(v, index_k), _take(grad, index_q)
-        p = _probabilities(q_, k_, mask)
-        dp = torch.matmul(g_, v_.transpose(-1, -2))
-        ds = p * (dp - (p * dp).sum(-1, keepdim=True))
-        dq.index_copy_(0, index_q.flatten(), torch.matmul(ds, k_ * scale).transpose(1, 2).flatten(0, 1))
-        # repeated indices (keys past a segment's end) carry p = 0, so they add nothing
-        dk.index_add_(
-            0, index_k.flatten(), torch.matmul(ds.transpose(-1, -2), q_ * scale).transpose(1, 2).flatten(0, 1)
-        )
-        dv.index_add_(0, index_k.flatten(), torch.matmul(p.transpose(-1, -2), g_).transpose(1, 2).flatten(0, 1))
-    return dq, dk, dv
+    for block in _blocks(q, k, cu_q, cu_k):
+        q_, g_ = _take(q, block.index_q), _take(grad, block.index_q)
+        k_, v_ = _take(k, block.index_k), _take(v, block.index_k)
+        p = _probabilities(q_, k_, block.mask_k)
+        if block.mask_q is not None:  # with p = 0 a padded query adds nothing to any gradient
+            p.masked_fill_(block.mask_q, 0.0)
+        dp = torch.matmul(g_, v_.transpose(-1, -2)).to(wide)
+        ds = torch.ops.aten._softmax_backward_data(dp, p, -1, wide).to(q.dtype)
+        dq.index_copy_(0, block.index_q.flatten(), _rows(torch.matmul(ds, k_ * scale)))
+        # repeated indices (padded keys) carry p = 0, so they add nothing
+        for sums, part in ((dk, ds.transpose(-1, -2) @ (q_ * scale)), (dv, p.to(q.dtype).transpose(-1, -2) @ g_)):
+            sums.index_add_(0, block.index_k.flatten(), _rows(part).to(wide))
+    return dq[:-1].clone(), dk.to(k.dtype), dv.to(v.dtype)
 
 
 @_grouped_backward.register_fake

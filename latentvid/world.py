@@ -23,6 +23,13 @@ def check_world(found: int) -> None:
             f"the launcher started {asked} processes, but this one works in a group of {found}; on CPUs launch with: "
             + CPU_LAUNCH.format(n=asked)
         )
+    # `accelerate launch --cpu --num_processes 2` starts one process; that it was asked for more shows in nothing else
+    if {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= os.environ.keys() and "WORLD_SIZE" not in os.environ:
+        raise UserError(
+            "accelerate was asked for several processes but started one; on CPUs launch with: "
+            + CPU_LAUNCH.format(n="N")
+            + " (where one is meant: --num_processes 1, with MASTER_PORT unset)"
+        )
 
 
 def process_state() -> PartialState:

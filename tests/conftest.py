@@ -1,7 +1,12 @@
-"""What every test runs under: one thread, fixed seeds, no network; `gpu` tests are skipped without CUDA."""
+"""What every test runs under: one thread, fixed seeds, no network; `gpu` tests are skipped without CUDA.
+
+The session's tiny things (data, encoders, cache, pipeline) import the heavy libraries only when a test asks for them.
+"""
 
 import os
 import random
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -29,3 +34,111 @@ def seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def digits_data(tmp_path_factory) -> Path:
+    """Folder of the demo's clips and images, 24 of them, with train.jsonl."""
+    from latentvid.data.digits import write_dataset
+
+    root = tmp_path_factory.mktemp("digits")
+    write_dataset(root, train=24, val=2)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_t5(tmp_path_factory) -> Path:
+    """A transformers folder: T5 encoder of width 32, untrained, with a tokenizer that takes 24 tokens."""
+    from latentvid.data.digits import prompts
+    from latentvid.training.t5_task import build_encoder, build_tokenizer
+
+    folder = tmp_path_factory.mktemp("t5")
+    tokenizer = build_tokenizer([text for _, text in prompts(100, heldout=False, seed=0)], vocab_size=400)
+    tokenizer.model_max_length = 24
+    build_encoder(len(tokenizer), seed=0, width=32, layers=1).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_vae(tmp_path_factory) -> Path:
+    """A diffusers folder: autoencoder of stride 4x4x4 with 4 latent channels, untrained."""
+    from latentvid.models.autoencoder import CausalVideoAutoencoder
+
+    folder = tmp_path_factory.mktemp("vae")
+    torch.manual_seed(0)
+    vae = CausalVideoAutoencoder(
+        latent_channels=4, widths=(8, 16, 16), latents_mean=(0.1, 0.0, -0.1, 0.2), latents_std=(1.0, 0.8, 1.2, 0.9)
+    )
+    vae.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_latents(tmp_path_factory, digits_data, tiny_vae, tiny_t5) -> Path:
+    """The cache of the tiny parts over the digits."""
+    from latentvid.training.encode import EncodeConfig, encode_manifest
+
+    folder = tmp_path_factory.mktemp("cache") / "latents"
+    sizes = {"max_frames": 17, "max_area": None, "patch": 2, "batch": 4, "bf16": False}
+    encode_manifest(EncodeConfig(digits_data / "train.jsonl", tiny_vae, str(tiny_t5), folder, **sizes))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dit_config(tiny_vae, tiny_t5, tiny_latents) -> Callable:
+    """`dit_config(run_dir, "section.key=value", ...)`: a tiny DitConfig that trains from the tiny cache."""
+    from latentvid.training.config import DitConfig
+    from latentvid.training.load import load_config
+
+    base = {
+        "vae": tiny_vae,
+        "text_encoder": tiny_t5,
+        "data.latents": tiny_latents,
+        "data.tokens_per_pack": 256,
+        "data.packs_per_step": 2,
+        "model": "{patch: 2, width: 32, depth: 2, heads: 2, mlp_ratio: 2.0, rope_theta: 100.0}",
+        "optim.lr": 3e-3,
+        "optim.warmup": 2,
+        "train.mixed_precision": "no",
+        "train.ema": 0.9,
+        "train.steps": 6,
+        "checkpoint.every": 3,
+        "checkpoint.keep_last": 20,
+        "log.trackers": "[]",
+        "samples.height": 32,
+        "samples.width": 32,
+        "samples.frames": 5,
+        "samples.steps": 2,
+    }
+
+    def make(run_dir: Path, *overrides: str) -> DitConfig:
+        return load_config(DitConfig, None, [f"run.dir={run_dir}", *(f"{k}={v}" for k, v in base.items()), *overrides])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tmp_path_factory, tiny_vae, tiny_t5) -> Path:
+    """A saved pipeline of 5 frames of 32x32 whose transformer has random weights, so that every input matters."""
+    from transformers import AutoTokenizer, T5EncoderModel
+
+    from latentvid.diffusion.scheduler import LatentVideoScheduler
+    from latentvid.models.autoencoder import CausalVideoAutoencoder
+    from latentvid.models.transformer import VideoDiT
+    from latentvid.pipelines.latent_video import LatentVideoPipeline
+
+    torch.manual_seed(0)
+    transformer = VideoDiT(latent_channels=4, width=32, depth=2, heads=2, text_width=32, rope_theta=100.0)
+    for parameter in transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    parts = {
+        "vae": CausalVideoAutoencoder.from_pretrained(tiny_vae),
+        "transformer": transformer,
+        "scheduler": LatentVideoScheduler(),
+        "text_encoder": T5EncoderModel.from_pretrained(tiny_t5),
+        "tokenizer": AutoTokenizer.from_pretrained(tiny_t5),
+    }
+    folder = tmp_path_factory.mktemp("pipeline")
+    LatentVideoPipeline(**parts, frames=5, height=32, width=32, steps=3).save_pretrained(folder)
+    return folder

@@ -58,11 +58,16 @@ def test_grouped_equals_sdpa(of_q, data, block_elements):
 
 
 def test_blocks_hold_what_they_may_and_cover_every_query_once(monkeypatch):
-    monkeypatch.setattr(attention, "BLOCK_ELEMENTS", 40)
-    (q, k, _), layouts = inputs([6, 2, 6, 2, 2], [5, 3, 4, 3, 1])
+    monkeypatch.setattr(attention, "BLOCK_ELEMENTS", 200)
+    monkeypatch.setattr(attention, "KEY_MULTIPLE", 4)
+    monkeypatch.setattr(attention, "QUERY_MULTIPLE", 4)
+    (q, k, _), layouts = inputs([6, 2, 7, 2, 1], [5, 3, 4, 3, 1])
     blocks = list(attention._blocks(q, k, *(layout.cu_seqlens for layout in layouts)))
-    assert all(i.numel() * j.shape[1] * q.shape[1] <= 40 for i, j, _ in blocks)
-    assert sorted(torch.cat([i.flatten() for i, _, _ in blocks]).tolist()) == list(range(18))
+    assert len(blocks) > 2
+    assert all(b.index_q.numel() * b.index_k.shape[1] * q.shape[1] <= 200 for b in blocks)
+    queries = torch.cat([b.index_q.flatten() for b in blocks])
+    assert sorted(queries[queries < len(q)].tolist()) == list(range(18))
+    assert all((b.index_q == len(q)).any() == (b.mask_q is not None) for b in blocks)
 
 
 def test_grouped_in_bf16_is_near_fp32():

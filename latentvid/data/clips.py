@@ -81,17 +81,14 @@ class ClipSource:
             )
         if not self.windows:
             raise UserError(f"no clip is left to train on:\n{manifest.summary()}\ndropped: {self.dropped[:5]}")
+        side = transform.crop
+        cut = (lambda n: n) if side is None else (lambda n: min(n, side))
+        # (F, H, W) of each window as `load` returns it
+        self.shapes = [(w.frames, cut(w.height), cut(w.width)) for w in self.windows]
         self._bad: dict[int, str] = {}  # windows whose file turned out unreadable, and why
 
     def __len__(self) -> int:
         return len(self.windows)
-
-    @property
-    def shapes(self) -> list[tuple[int, int, int]]:
-        """(F, H, W) of each window as `load` returns it."""
-        side = self.transform.crop
-        cut = (lambda n: n) if side is None else (lambda n: min(n, side))
-        return [(w.frames, cut(w.height), cut(w.width)) for w in self.windows]
 
     def caption(self, index: int) -> str:
         return self.samples[self.windows[index].sample].caption
@@ -110,10 +107,9 @@ class ClipSource:
         A window whose file cannot be read is replaced by the next one of the same shape, on every rank alike, so that
         the plan stays as it is; it is reported once.
         """
-        shapes = self.shapes if self._bad else None
         for step in range(len(self.windows)):
             at = (index + step) % len(self.windows)
-            if at in self._bad or (step and (shapes or self.shapes)[at] != (shapes or self.shapes)[index]):
+            if at in self._bad or self.shapes[at] != self.shapes[index]:
                 continue
             try:
                 return Clip(self._augment(self.read(at), seed, number), self.caption(at), at)

@@ -26,8 +26,12 @@ INDEX = "cache.json"
 
 
 def module_fingerprint(module: nn.Module, config: Mapping[str, Any]) -> str:
-    """sha256 (hex) over a module's weights and config: one changed weight is another fingerprint."""
-    digest = hashlib.sha256(json.dumps(dict(config), sort_keys=True, default=str).encode())
+    """sha256 (hex) over a module's weights and config: one changed weight is another fingerprint.
+
+    Keys that begin with an underscore (the folder it came from, the library's version) do not count.
+    """
+    arguments = {key: value for key, value in config.items() if not key.startswith("_")}
+    digest = hashlib.sha256(json.dumps(arguments, sort_keys=True, default=str).encode())
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -90,7 +94,10 @@ class LatentCache:
         self.folder = Path(folder)
         if not (self.folder / INDEX).is_file():
             raise UserError(f"{folder} holds no finished latent cache ({INDEX}): make one with vae/encode_latents.py")
-        index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
+        try:
+            index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{self.folder / INDEX} is damaged ({error}): run vae/encode_latents.py again") from None
         self.key: dict[str, Any] = index["key"]
         self.shard_size: int = index["shard_size"]
         self.channels: int = index["channels"]
@@ -103,8 +110,11 @@ class LatentCache:
     def __len__(self) -> int:
         return len(self.windows)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": {}}  # loader processes open the shards themselves
+
     def check(self, expected: Mapping[str, Any]) -> None:
-        """Raises UserError, naming what differs, unless the cache's key holds these values (some or all of its keys)."""
+        """Raises UserError, naming what differs, unless the cache's key holds these values (of some or all keys)."""
         names = {"vae": "the VAE's weights", "text": "the text encoder's weights", "transform": "the sizes in data.*"}
         changed = [names[k] for k, value in json.loads(json.dumps(expected)).items() if self.key.get(k) != value]
         if changed:
@@ -127,7 +137,10 @@ class LatentCache:
         if shard not in self._files:
             path = shard_path(self.folder, shard)
             try:
-                self._files[shard] = safe_open(path, "pt")
+                file = safe_open(path, "pt")
             except (FileNotFoundError, SafetensorError) as error:
                 raise UserError(f"{path} is missing or damaged ({error}): run vae/encode_latents.py again") from None
+            if (file.metadata() or {}).get("key") != json.dumps(self.key, sort_keys=True):
+                raise UserError(f"{path} belongs to another cache than {INDEX}: run vae/encode_latents.py again")
+            self._files[shard] = file
         return self._files[shard]

@@ -16,7 +16,6 @@ import av
 import torch
 from einops import rearrange
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 from tqdm import tqdm
 
 from ..data.transforms import legal_frames, legal_size, resize_and_crop, to_uint8
@@ -38,6 +37,8 @@ def psnr(a: Tensor, b: Tensor) -> float:
 
     Equal clips have `MAX_PSNR`. Raises ValueError for other types or unequal shapes.
     """
+    from torchmetrics.functional.image import peak_signal_noise_ratio  # here: it may import matplotlib, which writes
+
     _check_pair(a, b)
     return min(MAX_PSNR, float(peak_signal_noise_ratio(a.float(), b.float(), data_range=255.0)))
 
@@ -47,6 +48,8 @@ def ssim(a: Tensor, b: Tensor) -> float:
 
     Raises ValueError for other types or unequal shapes, UserError for frames smaller than the window.
     """
+    from torchmetrics.functional.image import structural_similarity_index_measure  # here, as above
+
     _check_pair(a, b)
     frames, height, width, _ = a.shape
     if min(height, width) < SSIM_WINDOW:

@@ -151,13 +151,19 @@ class CausalVideoAutoencoder(ModelMixin, ConfigMixin):
         Returns: `.latent_dist`, a diagonal Gaussian with `.mean`, `.sample(generator)`, [B,C,f,h,w].
         """
         self.latent_grid(*x.shape[2:])
-        moments = self._stream(self.encoder, x, frames_per_chunk, self.temporal_stride)
+        moments = self._stream(self.encoder, x, self._chunk(frames_per_chunk))
         return AutoencoderKLOutput(latent_dist=DiagonalGaussianDistribution(moments))
 
     def decode(self, z: Tensor, frames_per_chunk: int | None = None) -> DecoderOutput:
         """Clips of latents [B,C,f,h,w] (not normalised); `.sample` is [B,3,F,H,W], about [-1,1], not clamped."""
-        chunk = None if frames_per_chunk is None else frames_per_chunk // self.temporal_stride
-        return DecoderOutput(sample=self._stream(self.decoder, z, chunk, 1))
+        chunk = self._chunk(frames_per_chunk)
+        latent_chunk = None if chunk is None else chunk // self.temporal_stride
+        return DecoderOutput(sample=self._stream(self.decoder, z, latent_chunk))
+
+    def _chunk(self, frames: int | None) -> int | None:
+        if frames is not None and (frames < 1 or frames % self.temporal_stride):
+            raise ValueError(f"frames_per_chunk={frames} must be a positive multiple of {self.temporal_stride}")
+        return frames
 
     def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Training pass: (reconstruction [B,3,F,H,W], mean and log-variance [B,C,f,h,w]) with the given noise."""
@@ -179,17 +185,17 @@ class CausalVideoAutoencoder(ModelMixin, ConfigMixin):
     def _statistics(self, z: Tensor) -> tuple[Tensor, Tensor]:
         c = self.config
         if c.latents_mean is None or c.latents_std is None:
-            raise UserError("this VAE's config has no latents_mean and latents_std: finish its training, which adds them")
+            raise UserError(
+                "this VAE's config has no latents_mean and latents_std: finish its training, which adds them"
+            )
         as_tensor = lambda values: torch.tensor(values, dtype=z.dtype, device=z.device)[:, None, None, None]  # noqa: E731
         return as_tensor(c.latents_mean), as_tensor(c.latents_std)
 
     @staticmethod
-    def _stream(net: nn.Module, x: Tensor, chunk: int | None, group: int) -> Tensor:
+    def _stream(net: nn.Module, x: Tensor, chunk: int | None) -> Tensor:
         """Runs `net` over chunks of `chunk` frames of x (the first has one more), joined in time."""
         if chunk is None or chunk + 1 >= x.shape[2]:
             return net(x, StreamCache(more=False))
-        if chunk < 1 or chunk % group:
-            raise ValueError(f"frames_per_chunk must be a positive multiple of the temporal stride, got {chunk}")
         cache, parts = StreamCache(more=True), []
         for part in (x[:, :, : 1 + chunk], *x[:, :, 1 + chunk :].split(chunk, dim=2)):
             parts.append(net(part, cache))

@@ -9,7 +9,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp
+from timm.layers import SwiGLU
 from torch import Tensor, nn
 
 from ..attention import packed_attention
@@ -44,11 +44,19 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
-class HeadNorm(nn.RMSNorm):
-    """RMS norm of the last axis in the input's own dtype."""
+class HeadNorm(nn.Module):
+    """RMS norm over each head's K features, in the input's own dtype.
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+    Written out: on CPUs the backward of `F.rms_norm` is four times as slow in bf16.
+    """
+
+    def __init__(self, head_width: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(head_width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:  # [T,A,K]
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight.to(x.dtype)
 
 
 class PackedAttention(nn.Module):
@@ -62,8 +70,8 @@ class PackedAttention(nn.Module):
         self.heads = heads
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width if context_width is None else context_width, 2 * width)
-        self.query_norm = HeadNorm(width // heads, eps=1e-6)
-        self.key_norm = HeadNorm(width // heads, eps=1e-6)
+        self.query_norm = HeadNorm(width // heads)
+        self.key_norm = HeadNorm(width // heads)
         self.out = nn.Linear(width, width)
 
     def forward(
@@ -98,7 +106,7 @@ class Block(nn.Module):
         self.cross_norm = nn.LayerNorm(width, eps=1e-6)
         self.cross = PackedAttention(width, heads, text_width)
         self.norm2 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.mlp = Mlp(width, int(mlp_ratio * width), act_layer=lambda: nn.GELU(approximate="tanh"))
+        self.mlp = SwiGLU(width, int(mlp_ratio * width))
         self.modulation = nn.Linear(width, 6 * width)
 
     def forward(

@@ -27,7 +27,8 @@ class VideoDiT(ModelMixin, ConfigMixin):
     Args:
         latent_channels: C of the VAE's latent.
         patch: spatial patch size; a token is patch x patch latent positions of one latent frame.
-        width, depth, heads, mlp_ratio: D, number of blocks, A, hidden width of the MLP over D.
+        width, depth, heads: D, number of blocks, A.
+        mlp_ratio: hidden width of the SwiGLU MLP over D; 8/3 has the parameters of a plain MLP at 4.
         text_width: width of the text encoder's states.
         rope_theta: base of the rotary frequencies.
     """
@@ -43,7 +44,7 @@ class VideoDiT(ModelMixin, ConfigMixin):
         width: int = 384,
         depth: int = 6,
         heads: int = 6,
-        mlp_ratio: float = 4.0,
+        mlp_ratio: float = 8 / 3,
         text_width: int = 512,
         rope_theta: float = 10_000.0,
     ) -> None:
@@ -54,7 +55,7 @@ class VideoDiT(ModelMixin, ConfigMixin):
         self.tokens_in = nn.Linear(features, width)
         self.timestep_in = Mlp(TIMESTEP_FEATURES, width, width, act_layer=nn.SiLU)
         self.text_norm_in = nn.LayerNorm(text_width, eps=1e-6)  # encoders' states differ tenfold in scale
-        self.text_in = Mlp(text_width, width, width, act_layer=lambda: nn.GELU(approximate="tanh"))
+        self.text_in = Mlp(text_width, width, width, act_layer=nn.GELU)
         self.text_norm = nn.LayerNorm(width, eps=1e-6)
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, width) for _ in range(depth))
         self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)

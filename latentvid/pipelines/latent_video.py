@@ -162,12 +162,11 @@ class LatentVideoPipeline(DiffusionPipeline):
 
     def _token_grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         patch = self.transformer.config.patch
-        f, h, w = self.vae.latent_grid(frames, height, width)
-        if h % patch or w % patch:
-            stride = self.vae.spatial_stride * patch
+        stride = self.vae.spatial_stride * patch
+        if any(side < stride or side % stride for side in (height, width)):
             near = " x ".join(str(max(1, round(side / stride)) * stride) for side in (height, width))
             raise UserError(f"{height} x {width} pixels: this model makes multiples of {stride}, such as {near}")
-        return token_grid((f, h, w), patch)
+        return token_grid(self.vae.latent_grid(frames, height, width), patch)
 
     def _autocast(self, precision: torch.dtype | None):
         device = self._execution_device.type

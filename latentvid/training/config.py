@@ -13,10 +13,20 @@ def _help(text: str, **kwargs: Any) -> Any:
     return field(metadata={"help": text}, **kwargs)
 
 
+def _at_least(section: Any, **least: float) -> None:
+    for name, low in least.items():
+        value = getattr(section, name)
+        if value is not None and not value >= low:
+            raise ValueError(f"{name}={value} must be at least {low}")
+
+
 @dataclass(kw_only=True)
 class Run:
     dir: Path = _help("folder where everything of the run goes")
     seed: int = _help("seed of the data order, noise, and initial weights", default=0)
+
+    def __post_init__(self) -> None:
+        _at_least(self, seed=0)
 
 
 @dataclass(kw_only=True)
@@ -29,11 +39,14 @@ class Data:
     packs_per_step: int = _help("packs of a step over all processes; accumulation is this / processes", default=1)
     workers: int = _help("loader processes for each training process; 0 loads in the training process", default=0)
 
+    def __post_init__(self) -> None:
+        _at_least(self, max_frames=1, max_area=1, tokens_per_pack=1, packs_per_step=1, workers=0)
+
 
 @dataclass(kw_only=True)
 class Optim:
     name: Literal["adamw", "muon"] = _help(
-        "muon: orthogonalised momentum for matrices, AdamW for the rest", default="adamw"
+        "muon: orthogonalised momentum for matrices, NAdamW for the rest", default="adamw"
     )
     lr: float = _help("peak learning rate", default=1e-4)
     betas: tuple[float, float] = _help("AdamW's decay rates", default=(0.9, 0.99))
@@ -44,6 +57,9 @@ class Optim:
     schedule: Literal["cosine", "constant"] = _help("after the warm-up", default="cosine")
     final: float = _help("cosine: last learning rate over the peak", default=0.01)
     clip: float = _help("largest gradient norm", default=1.0)
+
+    def __post_init__(self) -> None:
+        _at_least(self, lr=0, vector_lr=0, weight_decay=0, warmup=0, final=0, clip=0)
 
 
 @dataclass(kw_only=True)
@@ -57,12 +73,20 @@ class Train:
     gradient_checkpointing: bool = _help("recompute activations in the backward pass", default=False)
     compile: bool = _help("torch.compile the blocks", default=False)
 
+    def __post_init__(self) -> None:
+        _at_least(self, steps=1)
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema={self.ema} must be at least 0 and below 1")
+
 
 @dataclass(kw_only=True)
 class Checkpointing:
     every: int = _help("steps between checkpoints; the last step always has one", default=1000)
     keep_last: int = _help("how many of the newest stay", default=2)
     keep_every: int = _help("steps whose multiples stay for ever; 0 is none", default=0)
+
+    def __post_init__(self) -> None:
+        _at_least(self, every=0, keep_last=1, keep_every=0)
 
 
 @dataclass(kw_only=True)
@@ -102,6 +126,10 @@ class TrainingConfig:
 class VaeData(Data):
     crop: int | None = _help("side of the random square cut from each window; null is whole frames", default=None)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least(self, crop=1)
+
 
 @dataclass(kw_only=True)
 class VaeLoss:
@@ -125,6 +153,11 @@ class DitData(Data):
         "cache made by vae/encode_latents.py; null encodes the manifest's clips as it trains", default=None
     )
     caption_dropout: float = _help("share of samples trained without their caption, for guidance", default=0.1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.caption_dropout <= 1:
+            raise ValueError(f"caption_dropout={self.caption_dropout} must be between 0 and 1")
 
 
 @dataclass(kw_only=True)

@@ -83,6 +83,10 @@ class DitTask:
         self._open_data()
         self.tokens = [f * h * w for f, h, w in self.grids]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What loader processes need to make packs: no network."""
+        return {k: v for k, v in self.__dict__.items() if k not in ("model", "vae", "text")}
+
     def _build_model(self) -> VideoDiT:
         known = {"latent_channels": self.vae.config.latent_channels, "text_width": self.text.dim}
         for key, value in known.items():

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data.clips import ClipSource, Transform
-from ..data.latents import Encoded, cache_key, module_fingerprint, read_shard, write_index, write_shard
+from ..data.latents import INDEX, Encoded, cache_key, module_fingerprint, read_shard, write_index, write_shard
 from ..data.manifest import read_manifest
 from ..data.video import ClipError
 from ..errors import UserError
@@ -109,6 +109,8 @@ def encode_manifest(config: EncodeConfig) -> str:
     state = process_state()
     encoder = Encoder(config, state.device)
     config.out.mkdir(parents=True, exist_ok=True)
+    if state.is_main_process:
+        (config.out / INDEX).unlink(missing_ok=True)  # until it is sealed again no training may open the cache
     count = len(encoder.source)
     shards = [range(start, min(start + SHARD, count)) for start in range(0, count, SHARD)]
     mine = range(state.process_index, len(shards), state.num_processes)

@@ -12,7 +12,7 @@ from .config import Optim
 
 
 def make_optimizer(model: nn.Module, config: Optim) -> torch.optim.Optimizer:
-    """AdamW, or Muon (Jordan et al. 2024) on matrices and convolution kernels with AdamW on the rest.
+    """AdamW, or Muon (Jordan et al. 2024) on matrices and convolution kernels with NAdamW on the rest.
 
     Vectors (biases, norm scales) are never decayed. Each group keeps its peak learning rate as `peak_lr`.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ def train(config: TrainingConfig, make_task: MakeTask) -> None:
     run = TrainingRun(accelerator, config, task, plan)
     run.resume()
     if accelerator.is_main_process:
-        save_config(config, config.run.dir / "config.yaml")
+        write_config(config)
     run.loop()
     if accelerator.is_main_process:
         with run.ema.swapped(run.raw_model):
@@ -77,6 +78,8 @@ def train(config: TrainingConfig, make_task: MakeTask) -> None:
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:
     """The Accelerator, checked: the world must be the one that the launcher asked for."""
+    if config.train.mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("train.mixed_precision=fp16 needs a GPU: take bf16, or no")
     trackers = list(config.log.trackers)
     accelerator = Accelerator(
         mixed_precision=config.train.mixed_precision,
@@ -109,6 +112,14 @@ def check_same_run(config: TrainingConfig) -> None:
         )
 
 
+def write_config(config: TrainingConfig) -> None:
+    """RUN/config.yaml, whole at any moment."""
+    config.run.dir.mkdir(parents=True, exist_ok=True)
+    beside = config.run.dir / ".config.yaml.partial"
+    save_config(config, beside)
+    os.replace(beside, config.run.dir / "config.yaml")
+
+
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat = {}
     for key, value in tree.items():
@@ -136,8 +147,10 @@ class TrainingRun:
         self.optimizer = make_optimizer(task.model, config.optim)
         self.ema = EMA(task.model.to(accelerator.device), config.train.ema)
         if config.train.gradient_checkpointing:
+            _need(task.model._supports_gradient_checkpointing, "gradient_checkpointing", task.model)
             task.model.enable_gradient_checkpointing()
         if config.train.compile:
+            _need(hasattr(task.model, "blocks"), "compile", task.model)
             for block in task.model.blocks:
                 block.compile(fullgraph=True, dynamic=True)
         self.model, self.optimizer = accelerator.prepare(task.model, self.optimizer)
@@ -222,6 +235,8 @@ class TrainingRun:
         else:
             self.bad_steps += 1
             logger.warning("step %d skipped: its gradient norm is %s", self.step + 1, norm)
+            if self.accelerator.scaler is not None:  # fp16: lowers the loss scale, which the optimiser's step else does
+                self.accelerator.scaler.update()
             if self.bad_steps >= BAD_STEPS_IN_A_ROW:
                 raise UserError(
                     f"{self.bad_steps} steps in a row had a gradient that is not finite: lower optim.lr or optim.clip, "
@@ -268,6 +283,11 @@ class TrainingRun:
         self.step = state["step"]
         if self.accelerator.is_main_process:
             logger.warning("going on from step %d (%s)", self.step, folder)
+
+
+def _need(able: bool, key: str, model: nn.Module) -> None:
+    if not able:
+        raise UserError(f"train.{key}: {type(model).__name__} cannot do it; set train.{key}=false")
 
 
 def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:

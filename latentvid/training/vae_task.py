@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +72,10 @@ class VaeTask:
         self.grids = [self.model.latent_grid(*shape) for shape in self.source.shapes]
         self.tokens = [f * h * w for f, h, w in self.grids]
         self.channels = self.model.config.latent_channels
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What loader processes need to make packs: no network."""
+        return {k: v for k, v in self.__dict__.items() if k != "model"}
 
     def make_pack(self, draws: Sequence[Draw]) -> ClipPack:
         by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = defaultdict(list)

@@ -1,0 +1,374 @@
+"""Scores the demo: what its autoencoder keeps, and whether its clips show what their prompts say.
+
+    [accelerate launch] -m latentvid.evaluation.demo RUN [--prompts 280 --heldout 140 --seed 0 --chunk 70]
+
+RUN holds data/ and pipeline/; it gets scores.json, samples/, contact_sheet.png and reconstructions.png. Several
+processes share the work, and the result does not depend on how many there are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import textwrap
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from ..data.digits import SIZES, Label, prompts
+from ..data.manifest import Sample, read_manifest
+from ..data.transforms import resize_and_crop, to_uint8
+from ..data.video import read_frames, write_video
+from ..errors import UserError, user_errors
+from ..pipelines.latent_video import LatentVideoPipeline
+from ..pipelines.loading import load_pipeline
+from ..world import process_state
+from .judge import Judge, Verdict, score
+from .reconstruction import evaluate, reconstruct
+
+FRAMES = 17
+THRESHOLDS = {  # score: (at least, aim)
+    "vae_psnr": (30.0, 32.0),
+    "vae_ssim": (0.94, 0.96),
+    "digit": (0.90, 0.97),
+    "direction": (0.95, 0.99),
+    "strict": (0.60, 0.85),
+    "heldout_both": (0.70, 0.88),
+    "heldout_strict": (0.40, 0.70),
+    "colour": (0.95, 0.99),
+}
+ORDER = ("vae_psnr", "vae_ssim", "digit", "direction", "both", "strict", "colour", "verb", "heldout_both",
+         "heldout_strict", "shuffled_both")  # fmt: skip
+SHOWN = {"seen": 16, "heldout": 8}  # clips that are kept as files
+IN_SHEET = {"seen": 8, "heldout": 4}
+RECONSTRUCTIONS = 6
+PARTS = ".scoring"  # folder in RUN where the processes leave their shares
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Arguments of the command. `prompts` and `heldout` count clips; `chunk` clips are sampled as one pack.
+
+    steps, guidance: of sampling; None is the pipeline's own.
+    """
+
+    run: Path
+    prompts: int = 280
+    heldout: int = 140
+    seed: int = 0
+    chunk: int = 70
+    steps: int | None = None
+    guidance: float | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.prompts, self.heldout, self.chunk) < 1 or self.prompts < 2:
+            raise UserError("give at least 2 --prompts, 1 --heldout and a --chunk of 1")
+        if not self.run.is_dir():
+            raise UserError(f"there is no folder {self.run}: run `make demo`, or give the folder that it wrote")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Clips start .. start + count of a kind: "seen" and "heldout" are sampled, "vae" reconstructed."""
+
+    kind: str
+    start: int
+    count: int
+
+    def file(self, run: Path) -> Path:
+        return run / PARTS / f"{self.kind}-{self.start:05d}.safetensors"
+
+
+def jobs(counts: dict[str, int], chunk: int) -> list[Job]:
+    """The whole work in pieces that do not depend on the number of processes, since rounding depends on packing."""
+    return [
+        Job(kind, start, min(chunk, count - start))
+        for kind, count in counts.items()
+        for start in range(0, count, chunk)
+    ]
+
+
+class Demo:
+    """A finished demo run: its prompts, its real held-out clips and its pipeline."""
+
+    def __init__(self, config: DemoConfig, device: torch.device) -> None:
+        self.config = config
+        self.val = read_labelled(config.run / "data" / "val.jsonl")
+        self.val_pairs = read_labelled(config.run / "data" / "val_pairs.jsonl")
+        self.prompts = {
+            "seen": prompts(config.prompts, heldout=False, seed=config.seed),
+            "heldout": prompts(config.heldout, heldout=True, seed=config.seed),
+        }
+        self.pipeline: LatentVideoPipeline = load_pipeline(config.run / "pipeline", device)
+        self.counts = {kind: len(found) for kind, found in self.prompts.items()} | {"vae": len(self.val)}
+        self.jobs = jobs(self.counts, config.chunk)
+
+    def do(self, job: Job) -> None:
+        """Writes the job's clips (uint8 [F,H,W,3], by number), or its PSNR and SSIM, one a clip."""
+        numbers = range(job.start, job.start + job.count)
+        if job.kind == "vae":
+            found = evaluate(self.pipeline.vae, (video(self.val[i][0]) for i in numbers))
+            content = {"per_clip": torch.tensor(found["per_clip"], dtype=torch.float64)}  # [count,2]
+        else:
+            clips = self._sample(job.kind, numbers)
+            content = {str(i): clip.contiguous() for i, clip in zip(numbers, clips, strict=True)}
+        save_file(content, job.file(self.config.run))
+
+    def _sample(self, kind: str, numbers: range) -> list[Tensor]:
+        texts = [self.prompts[kind][i][1] for i in numbers]
+        heights, widths = zip(*(SIZES[i % len(SIZES)] for i in numbers), strict=True)
+        # the i-th prompt has the noise of seed + i: far apart, so that no two runs or kinds share any
+        seed = 100_000 * self.config.seed + (50_000 if kind == "heldout" else 0) + numbers.start
+        return self.pipeline(
+            texts,
+            frames=FRAMES,
+            height=heights,
+            width=widths,
+            steps=self.config.steps,
+            guidance=self.config.guidance,
+            seed=seed,
+            precision=torch.bfloat16,
+            progress=False,
+        ).frames
+
+    def gather(self) -> tuple[dict[str, list[Tensor]], Tensor]:
+        """What all processes left: clips by kind, and PSNR and SSIM of the real clips [N,2]."""
+        clips: dict[str, list[Tensor]] = {"seen": [], "heldout": []}
+        fidelity = []
+        for job in self.jobs:
+            content = load_file(job.file(self.config.run))
+            if job.kind == "vae":
+                fidelity.append(content["per_clip"])
+            else:
+                clips[job.kind] += [content[str(i)] for i in range(job.start, job.start + job.count)]
+        return clips, torch.cat(fidelity)
+
+
+def read_labelled(manifest: Path) -> list[tuple[Sample, Label]]:
+    """The clips of one of the demo's manifests with what they show. Raises UserError where it does not say."""
+    found = read_manifest(manifest)
+    try:
+        names = ("digit", "colour", "verb", "direction")
+        labels = [Label(*values) for values in zip(*(found.extra[name] for name in names), strict=True)]
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"{manifest} does not say what its clips show ({error}): make it with python -m latentvid.data.digits"
+        ) from error
+    return list(zip(found.samples, labels, strict=True))
+
+
+def video(sample: Sample) -> Tensor:
+    """A real clip as the autoencoder takes it, [3,F,H,W] in [-1,1]."""
+    return resize_and_crop(read_frames(sample.path, 0, sample.frames), sample.height, sample.width)
+
+
+def judged(seen: tuple[Sequence[Tensor], Sequence[Label]], heldout: tuple, judge: Judge) -> dict[str, float]:
+    """The judge's scores of (clips, labels) of seen and of held-out pairs, and of the seen with shuffled labels."""
+    scores, held = score(*seen, judge), score(*heldout, judge)
+    scores.pop("count")
+    verdicts = [judge(clip) for clip in seen[0]]
+    return scores | {
+        "heldout_both": held["both"],
+        "heldout_strict": held["strict"],
+        "shuffled_both": shuffled_both([(v.digit, v.direction) for v in verdicts], seen[1]),
+    }
+
+
+def shuffled_both(read: Sequence[tuple], labels: Sequence[Label]) -> float:
+    """How often the (digit, direction) read in a clip are those of another clip's label, over all shuffles.
+
+    With what the labels themselves say in place of `read` this is chance: what perfect clips would get.
+    """
+    named = [(label.digit, label.direction) for label in labels]
+    times = Counter(named)
+    own = sum(r == n for r, n in zip(read, named, strict=True))
+    return (sum(times[r] for r in read) - own) / (len(read) * (len(read) - 1))
+
+
+def run_demo(config: DemoConfig) -> dict | None:
+    """Does this process's share; the main process then writes the results and returns what scores.json holds."""
+    state = process_state()
+    demo = Demo(config, state.device)
+    parts = config.run / PARTS
+    if state.is_main_process:
+        shutil.rmtree(parts, ignore_errors=True)
+        parts.mkdir()
+    state.wait_for_everyone()
+    mine = demo.jobs[state.process_index :: state.num_processes]
+    for job in tqdm(mine, desc="scoring", unit="part", disable=not state.is_main_process):
+        demo.do(job)
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return None
+    clips, fidelity = demo.gather()
+    shutil.rmtree(parts)
+    judge = Judge.load()
+    _show(demo, clips, fidelity, judge)
+    return _write_scores(demo, clips, fidelity, judge)
+
+
+def _write_scores(demo: Demo, clips: dict[str, list[Tensor]], fidelity: Tensor, judge: Judge) -> dict:
+    config = demo.config
+    labels = {kind: [label for label, _ in found] for kind, found in demo.prompts.items()}
+    real = [
+        ([read_frames(sample.path, 0, sample.frames) for sample, _ in rows], [label for _, label in rows])
+        for rows in (demo.val, demo.val_pairs)
+    ]
+    made = [(clips[kind], labels[kind]) for kind in ("seen", "heldout")]
+    psnr, ssim = fidelity.mean(dim=0).tolist()
+    scores = {"vae_psnr": psnr, "vae_ssim": ssim} | judged(*made, judge)
+    scores |= {
+        "chance_both": shuffled_both([(x.digit, x.direction) for x in labels["seen"]], labels["seen"]),
+        "seconds": _seconds(config.run / "started"),
+    }
+    scores["real"] = judged(*real, judge)
+    scores["counts"] = demo.counts | {"real_seen": len(demo.val), "real_heldout": len(demo.val_pairs)}
+    defaults = demo.pipeline.config
+    steps, guidance = (
+        defaults[name] if given is None else given
+        for name, given in (("steps", config.steps), ("guidance", config.guidance))
+    )
+    scores["settings"] = {"seed": config.seed, "frames": FRAMES, "steps": steps, "guidance": guidance}
+    beside = config.run / ".scores.json.part"
+    beside.write_text(json.dumps(scores, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(beside, config.run / "scores.json")
+    return scores
+
+
+def _seconds(started: Path) -> float | None:
+    """Seconds since the unix time in a file, or None where there is no such file."""
+    if not started.is_file():
+        return None
+    try:
+        return time.time() - float(started.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{started} does not hold a unix time ({error}): remove it, or run `make demo` again"
+        ) from error
+
+
+# ---------------------------------------------------------------------------------------------------------- pictures
+
+
+def _show(demo: Demo, clips: dict[str, list[Tensor]], fidelity: Tensor, judge: Judge) -> None:
+    """Writes samples/ with its clips.json, contact_sheet.png and reconstructions.png."""
+    run = demo.config.run
+    shutil.rmtree(run / "samples", ignore_errors=True)
+    index, rows = [], []
+    for kind, prefix in (("seen", ""), ("heldout", "heldout-")):
+        for i, clip in enumerate(clips[kind][: SHOWN[kind]]):
+            label, prompt = demo.prompts[kind][i]
+            verdict = judge(clip)
+            right = rightness(verdict, label)
+            name = f"{prefix}{i:02d}.mp4"
+            write_video(run / "samples" / name, clip, demo.pipeline.config.fps)
+            shape = {"height": clip.shape[1], "width": clip.shape[2]}
+            read = {"digit": verdict.digit, "direction": verdict.direction, "colour": verdict.colour}
+            read["verb"] = "bounces" if verdict.bounced else "moves"
+            index.append({"file": name, "prompt": prompt, "kind": kind, **shape, "read": read, "right": right})
+            if i < IN_SHEET[kind]:
+                good = right["digit"] and right["direction"] and right["colour"]
+                rows.append(Row([clip], prompt if kind == "seen" else f"{prompt}\n(held-out pair)", good))
+    (run / "samples" / "clips.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    draw_sheet(rows, run / "contact_sheet.png")
+    pairs = []
+    for (sample, _), (psnr, ssim) in list(zip(demo.val, fidelity.tolist(), strict=True))[:RECONSTRUCTIONS]:
+        original = video(sample)
+        copies = [to_uint8(original), to_uint8(reconstruct(demo.pipeline.vae, original))]
+        pairs.append(Row(copies, f"above: original\nbelow: reconstruction\n{psnr:.1f} dB, SSIM {ssim:.3f}"))
+    draw_sheet(pairs, run / "reconstructions.png")
+
+
+def rightness(verdict: Verdict, label: Label) -> dict[str, bool]:
+    """Which of digit, direction, colour and verb the judge read as the label says."""
+    return {
+        "digit": verdict.digit == label.digit,
+        "direction": verdict.direction == label.direction,
+        "colour": verdict.colour == label.colour,
+        "verb": verdict.bounced == (label.verb == "bounces"),
+    }
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a sheet: clips uint8 [F,H,W,3] one above the other, text beside, and a green or red mark (or none)."""
+
+    clips: list[Tensor]
+    text: str
+    right: bool | None = None
+
+
+def draw_sheet(rows: Sequence[Row], path: Path, *, columns: int = 6, zoom: int = 4) -> None:
+    """Writes a PNG: for each clip `columns` evenly spaced frames, magnified `zoom` times without smoothing."""
+    gap, margin, text_width = 4, 16, 290
+    ground, ink, green, red = (38, 41, 48), (235, 235, 235), (70, 190, 90), (230, 75, 70)
+    font = ImageFont.load_default(19)
+
+    def strip(clip: Tensor) -> Tensor:  # [H',W',3]
+        picks = torch.linspace(0, len(clip) - 1, min(columns, len(clip))).round().long()
+        large = clip[picks].repeat_interleave(zoom, dim=1).repeat_interleave(zoom, dim=2)  # [columns,H*zoom,W*zoom,3]
+        spacer = torch.tensor(ground, dtype=torch.uint8).expand(large.shape[1], gap, 3)
+        return torch.cat([part for frame in large for part in (frame, spacer)], dim=1)
+
+    strips = [[strip(clip) for clip in row.clips] for row in rows]
+    heights = [sum(len(s) + gap for s in row) for row in strips]
+    width = text_width + max(s.shape[1] for row in strips for s in row) + margin
+    image = Image.new("RGB", (width, sum(heights) + margin * (len(rows) + 1)), ground)
+    draw = ImageDraw.Draw(image)
+    top = margin
+    for row, pictures, height in zip(rows, strips, heights, strict=True):
+        place = top
+        for picture in pictures:
+            image.paste(Image.fromarray(picture.numpy()), (text_width, place))
+            place += len(picture) + gap
+        lines = [part for line in row.text.split("\n") for part in textwrap.wrap(line, 25, break_on_hyphens=False)]
+        middle = top + height / 2
+        draw.multiline_text((margin + 24, middle), "\n".join(lines), fill=ink, font=font, anchor="lm", spacing=6)
+        if row.right is not None:
+            draw.ellipse((margin, middle - 7, margin + 14, middle + 7), fill=green if row.right else red)
+        top += height + margin
+    image.save(path)
+
+
+# ----------------------------------------------------------------------------------------------------------- command
+
+
+def table(scores: dict) -> str:
+    """The scores beside their thresholds and those of real clips, as lines of text."""
+    lines = [f"{'score':15} {'measured':>9} {'at least':>9} {'aim':>7} {'real clips':>11}"]
+    for name in ORDER:
+        least, aim = (f"{x:g}" for x in THRESHOLDS[name]) if name in THRESHOLDS else ("", "")
+        if name == "shuffled_both":
+            least, aim = "chance:", f"{scores['chance_both']:.3f}"
+        real = f"{scores['real'][name]:.3f}" if name in scores["real"] else ""
+        lines.append(f"{name:15} {scores[name]:9.3f} {least:>9} {aim:>7} {real:>11}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of the demo, such as runs/demo")
+    parser.add_argument("--prompts", type=int, default=DemoConfig.prompts, help="clips of seen pairs (default 280)")
+    parser.add_argument("--heldout", type=int, default=DemoConfig.heldout, help="clips of held-out pairs (default 140)")
+    parser.add_argument("--seed", type=int, default=DemoConfig.seed, help="of prompts and noise (default 0)")
+    parser.add_argument("--chunk", type=int, default=DemoConfig.chunk, help="clips sampled together (default 70)")
+    parser.add_argument("--steps", type=int, help="denoising steps (default: the pipeline's)")
+    parser.add_argument("--guidance", type=float, help="guidance scale (default: the pipeline's)")
+    scores = run_demo(DemoConfig(**vars(parser.parse_args())))
+    if scores is not None:
+        print(table(scores), flush=True)
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main()

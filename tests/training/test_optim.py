@@ -1,0 +1,93 @@
+"""Groups and rates of the optimisers."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from latentvid.training.config import Optim
+from latentvid.training.optim import lr_factor, make_optimizer, set_lr
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(3, 4, (1, 3, 3))
+        self.linear = nn.Linear(4, 5)
+        self.norm = nn.LayerNorm(5)
+        self.frozen = nn.Linear(2, 2).requires_grad_(False)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_vectors_are_never_decayed_and_frozen_weights_not_held(name):
+    net = Net()
+    optimizer = make_optimizer(net, Optim(name=name, lr=1e-2, weight_decay=0.1))
+    groups = [{p.data_ptr() for p in group["params"]} for group in optimizer.param_groups]
+    matrices = {p.data_ptr() for p in (net.conv.weight, net.linear.weight)}
+    vectors = {p.data_ptr() for p in (net.conv.bias, net.linear.bias, net.norm.weight, net.norm.bias)}
+    assert groups == [matrices, vectors]
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()  # without a gradient only decay moves anything
+    for key, p in net.named_parameters():
+        decayed = p.ndim >= 2 and p.requires_grad
+        expected = before[key] * (1 - 1e-2 * 0.1) if decayed else before[key]
+        torch.testing.assert_close(p.detach(), expected, atol=1e-7, rtol=0)
+
+
+def test_muon_moves_matrices_by_their_direction_and_vectors_at_their_own_rate():
+    """No step grows with the gradient; a matrix's has nearly equal singular values."""
+    steps = {}
+    for scale in (1.0, 1000.0):
+        torch.manual_seed(0)
+        net = Net()
+        optimizer = make_optimizer(net, Optim(name="muon", lr=1e-2, vector_lr=3e-3))
+        before = {name: p.detach().clone() for name, p in net.named_parameters()}
+        for p in net.parameters():
+            p.grad = torch.randn_like(p) * scale
+        optimizer.step()
+        steps[scale] = {name: before[name] - p.detach() for name, p in net.named_parameters()}
+    torch.testing.assert_close(steps[1.0]["linear.weight"], steps[1000.0]["linear.weight"], atol=2e-4, rtol=0.05)
+    for name in ("linear.weight", "conv.weight"):
+        values = torch.linalg.svdvals(steps[1.0][name].flatten(1))
+        assert values.max() / values.min() < 2.5
+    for scale in steps:  # NAdamW's first step is 1 + beta1 times the rate
+        torch.testing.assert_close(steps[scale]["norm.bias"].abs(), torch.full((5,), 1.9 * 3e-3), atol=1e-5, rtol=0)
+
+
+def test_warm_up_then_cosine_to_the_end():
+    config = Optim(warmup=10, final=0.1)
+    factors = [lr_factor(step, 110, config) for step in range(110)]
+    assert factors[0] == 0.1 and factors[4] == 0.5 and factors[9] == factors[10] == 1.0
+    assert factors[60] == pytest.approx(0.1 + 0.9 * 0.5)  # half-way of the cosine
+    assert factors[35] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 4)))
+    assert all(a > b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert factors[-1] == pytest.approx(0.1, abs=1e-3) and lr_factor(500, 110, config) == pytest.approx(0.1)
+
+
+def test_constant_and_no_warm_up():
+    config = Optim(warmup=0, schedule="constant")
+    assert {lr_factor(step, 5, config) for step in range(5)} == {1.0}
+    assert lr_factor(0, 5, Optim(warmup=0)) == 1.0
+    assert lr_factor(0, 5, Optim(warmup=100)) == 0.01  # a run shorter than its warm-up
+
+
+def test_every_group_follows_its_own_peak():
+    optimizer = make_optimizer(Net(), Optim(name="muon", lr=1e-2, vector_lr=4e-3))
+    assert set_lr(optimizer, 0.25) == 0.25e-2
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25e-2, 1e-3]
+    set_lr(optimizer, 1.0)
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-2, 4e-3]
+
+
+def test_state_survives_json_and_keeps_stepping():
+    """Peaks travel with the groups, so a resumed optimiser follows the same schedule."""
+    net = Net()
+    optimizer = make_optimizer(net, Optim(name="adamw", lr=1e-2))
+    set_lr(optimizer, 0.1)
+    other = make_optimizer(Net(), Optim(name="adamw", lr=1e-2))
+    other.load_state_dict(optimizer.state_dict())
+    set_lr(other, 1.0)
+    assert [group["lr"] for group in other.param_groups] == [1e-2, 1e-2]

@@ -1,0 +1,404 @@
+"""Training: stopped equals not stopped, clips equal their cache, bad steps change nothing, what it leaves is whole."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from safetensors.torch import load_file
+
+from latentvid.data.plan import Plan
+from latentvid.errors import UserError
+from latentvid.models.autoencoder import CausalVideoAutoencoder
+from latentvid.pipelines.loading import load_component, load_pipeline
+from latentvid.training.config import VaeConfig
+from latentvid.training.dit_task import DitTask
+from latentvid.training.load import load_config, save_config
+from latentvid.training.metrics import read_metrics
+from latentvid.training.optim import lr_factor
+from latentvid.training.trainer import BAD_STEPS_IN_A_ROW, train
+from latentvid.training.vae_task import VaeTask
+
+ROOT = Path(__file__).parents[2]
+TIMES = ("seconds", "tokens_per_s")  # what differs between equal runs
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """accelerate keeps the first Accelerator's settings for the whole process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture(scope="session")
+def vae_config(digits_data) -> Callable:
+    base = {
+        "data.manifest": digits_data / "train.jsonl",
+        "data.max_frames": 9,
+        "data.tokens_per_pack": 400,
+        "data.packs_per_step": 2,
+        "model": "{latent_channels: 4, widths: [8, 8, 8], kernels: factorised}",
+        "optim.name": "muon",
+        "optim.warmup": 2,
+        "train.mixed_precision": "no",
+        "train.ema": 0.9,
+        "train.steps": 6,
+        "checkpoint.every": 3,
+        "log.trackers": "[]",
+        "statistics_samples": 8,
+    }
+
+    def make(run_dir: Path, *overrides: str) -> VaeConfig:
+        return load_config(VaeConfig, None, [f"run.dir={run_dir}", *(f"{k}={v}" for k, v in base.items()), *overrides])
+
+    return make
+
+
+def lines(run: Path) -> list[dict]:
+    return [{k: v for k, v in record.items() if k not in TIMES} for record in read_metrics(run)]
+
+
+def state(run: Path, step: int, name: str = "model") -> dict[str, torch.Tensor]:
+    return load_file(run / f"checkpoints/step-{step:08d}" / f"{name}.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def assert_same_run(a: Path, b: Path, step: int) -> None:
+    assert lines(a) == lines(b)
+    for name in ("model", "ema", "optimizer"):
+        assert same(state(a, step, name), state(b, step, name)), name
+
+
+class Stop(Exception):
+    """What interrupts a run in these tests."""
+
+
+def stopping(task: type, after: int) -> type:
+    """`task`, whose loss raises after so many packs."""
+
+    class Stopping(task):
+        packs = 0
+
+        def loss(self, model, pack):
+            if self.packs == after:
+                raise Stop
+            self.packs += 1
+            return super().loss(model, pack)
+
+    return Stopping
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, dit_config) -> Path:
+    """A finished run of six steps with curves for TensorBoard."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    run = tmp_path_factory.mktemp("whole")
+    train(dit_config(run, "log.trackers=[tensorboard]"), DitTask)
+    return run
+
+
+def test_a_run_leaves_its_records(whole, dit_config):
+    records = read_metrics(whole)
+    config = dit_config(whole)
+    assert [r["step"] for r in records] == [1, 2, 3, 4, 5, 6]
+    keys = {"step", "loss", "lr", "grad_norm", "tokens", "samples", "tokens_per_s", "epoch", "seconds"}
+    assert all(r.keys() == keys and r["loss"] > 0 and r["grad_norm"] > 0 for r in records)
+    assert [r["lr"] for r in records] == [pytest.approx(3e-3 * lr_factor(n, 6, config.optim)) for n in range(6)]
+    assert sorted(p.name for p in (whole / "checkpoints").iterdir()) == ["step-00000003", "step-00000006"]
+    assert list(whole.glob("logs/**/events*"))
+    assert load_config(type(config), whole / "config.yaml").model == config.model
+
+
+def test_a_step_weighs_every_token_or_every_sample_alike(dit_config, tmp_path):
+    """The first loss is that of the step's samples, computed one by one."""
+    for by in ("token", "sample"):
+        config = dit_config(tmp_path / by, f"train.loss_by={by}", "train.steps=1")
+        train(config, DitTask)
+        task = DitTask(config, torch.device("cpu"))
+        step = Plan(task.tokens, budget=256, packs=2, seed=0).next()
+        each, weights = [], []
+        for draw in (draw for pack in step.packs for draw in pack):
+            alone = task.make_pack([draw])
+            each.append(task.loss(task.model, alone)[0].item())
+            weights.append(alone.tokens[0] if by == "token" else 1)
+        expected = sum(w * loss for w, loss in zip(weights, each, strict=True)) / sum(weights)
+        record = read_metrics(tmp_path / by)[0]
+        assert record["loss"] == pytest.approx(expected, rel=1e-5)
+        assert (record["tokens"], record["samples"]) == (step.tokens, step.samples)
+
+
+def test_the_export_is_the_average_and_makes_clips(whole):
+    transformer = load_pipeline(whole / "pipeline", "cpu").transformer.state_dict()
+    average = {k.removeprefix("shadow."): v for k, v in state(whole, 6, "ema").items() if k != "updates"}
+    assert same(transformer, average) and not same(transformer, state(whole, 6))
+    clip = load_pipeline(whole / "pipeline", "cpu")("a red 7 moves up", progress=False)
+    assert tuple(clip.frames[0].shape) == (5, 32, 32, 3)
+
+
+@pytest.mark.parametrize("stage", ["dit", "vae"])
+def test_interrupted_equals_uninterrupted(stage, whole, dit_config, vae_config, tmp_path):
+    """Stopped in step 5, after the checkpoint of step 3; AdamW on the transformer, Muon on the autoencoder."""
+    make, task = {"dit": (dit_config, DitTask), "vae": (vae_config, VaeTask)}[stage]
+    if stage == "vae":
+        whole = tmp_path / "whole"
+        train(make(whole), task)
+    run = tmp_path / "stopped"
+    with pytest.raises(Stop):
+        train(make(run), stopping(task, after=2 * 4 + 1))
+    assert [r["step"] for r in read_metrics(run)] == [1, 2, 3, 4]
+    train(make(run), task)
+    assert_same_run(run, whole, 6)
+    part = {"dit": "pipeline/transformer", "vae": "vae"}[stage]
+    a, b = (load_file(folder / part / "diffusion_pytorch_model.safetensors") for folder in (run, whole))
+    assert same(a, b)
+
+
+def test_killed_and_started_again_equals_uninterrupted(dit_config, tmp_path):
+    """kill -9 of the real script while it writes a checkpoint every step and a loader process reads ahead."""
+    options = ("optim.schedule=constant", "checkpoint.every=1", "checkpoint.keep_last=2")
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    save_config(dit_config(killed, *options, "train.steps=100000", "data.workers=1"), tmp_path / "config.yaml")
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train/train_dit.py"), str(tmp_path / "config.yaml")],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    limit = time.monotonic() + 120
+    while len(read_metrics(killed)) < 5 and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    said = process.communicate()[1]
+    assert process.returncode == -signal.SIGKILL, said
+
+    done = max(r["step"] for r in read_metrics(killed))
+    last = done + 3
+    train(dit_config(killed, *options, f"train.steps={last}"), DitTask)
+    train(dit_config(whole, *options, f"train.steps={last}"), DitTask)
+    assert [r["step"] for r in lines(killed)] == list(range(1, last + 1))
+    assert_same_run(killed, whole, last)
+
+
+def test_started_again_when_finished_it_only_exports(whole, dit_config):
+    before = (whole / "metrics.jsonl").read_text()
+    (whole / "pipeline/model_index.json").unlink()
+    train(dit_config(whole, "log.trackers=[]"), stopping(DitTask, after=0))
+    assert (whole / "metrics.jsonl").read_text() == before
+    load_pipeline(whole / "pipeline", "cpu")
+
+
+def test_another_configuration_in_the_same_folder_is_refused(whole, dit_config):
+    with pytest.raises(UserError, match=r"optim\.lr was 0\.003, is 0\.001\).*another run\.dir"):
+        train(dit_config(whole, "optim.lr=1e-3"), DitTask)
+    with pytest.raises(UserError, match=r"model\.depth was 2, is 3"):
+        train(dit_config(whole, "model.depth=3"), DitTask)
+    with pytest.raises(UserError, match=r"data\.packs_per_step was 2, is 4"):
+        train(dit_config(whole, "data.packs_per_step=4"), DitTask)
+
+
+def test_clips_train_like_their_cache(dit_config, digits_data, tmp_path):
+    """The same samples, noise and levels; the cache only rounds latents and text to 16 bits."""
+    online = ("data.latents=none", f"data.manifest={digits_data / 'train.jsonl'}")
+    packs = {}
+    for name, overrides in {"cache": (), "clips": online}.items():
+        config = dit_config(tmp_path / name, "train.steps=1", "data.caption_dropout=0.3", *overrides)
+        train(config, DitTask)
+        task = DitTask(config, torch.device("cpu"))
+        draws = Plan(task.tokens, budget=2000, packs=1, seed=0).next().packs[0]
+        packs[name] = task.make_pack(draws) if name == "cache" else task._encode(task.make_pack(draws))
+    first, second = packs["cache"], packs["clips"]
+    assert first.layout.grid == second.layout.grid and first.text_layout.grid == second.text_layout.grid
+    assert torch.equal(first.noise, second.noise) and torch.equal(first.timestep, second.timestep)
+    torch.testing.assert_close(first.clean, second.clean, atol=5e-3, rtol=1e-3)
+    torch.testing.assert_close(first.text, second.text, atol=5e-3, rtol=1e-3)
+    losses = [read_metrics(tmp_path / name)[0]["loss"] for name in packs]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["cache", "clips", "vae"])
+def test_packs_are_the_same_in_a_loader_process(kind, dit_config, vae_config, digits_data, tmp_path):
+    """What a loader process gets makes the same packs, and holds no network."""
+    online = ("data.latents=none", f"data.manifest={digits_data / 'train.jsonl'}") if kind == "clips" else ()
+    config = vae_config(tmp_path) if kind == "vae" else dit_config(tmp_path, *online)
+    task = (VaeTask if kind == "vae" else DitTask)(config, torch.device("cpu"))
+    sent = pickle.dumps(task.make_pack)
+    draws = Plan(task.tokens, budget=config.data.tokens_per_pack, packs=1, seed=0).next().packs[0]
+    here, there = task.make_pack(draws), pickle.loads(sent)(draws)
+    if kind == "vae":
+        pairs = [(a.video, b.video) for a, b in zip(here.groups, there.groups, strict=True)]
+    else:
+        pairs = [(here.noise, there.noise), (here.timestep, there.timestep)]
+        pairs += [(here.clean, there.clean)] if kind == "cache" else list(zip(here.videos, there.videos, strict=True))
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert not any(isinstance(v, torch.nn.Module) for v in task.__getstate__().values())
+    assert isinstance(task.model, torch.nn.Module)
+
+
+@pytest.mark.parametrize("stage", ["dit", "vae"])
+def test_the_loss_falls(stage, dit_config, vae_config, tmp_path):
+    if stage == "dit":
+        train(dit_config(tmp_path, "train.steps=60", "checkpoint.every=0"), DitTask)
+    else:
+        train(vae_config(tmp_path, "train.steps=40", "checkpoint.every=0", "optim.lr=1e-2"), VaeTask)
+    losses = [r["loss"] for r in read_metrics(tmp_path)]
+    assert sum(losses[-10:]) < (0.9 if stage == "dit" else 0.5) * sum(losses[:10])
+
+
+def test_the_autoencoder_is_exported_with_its_latents_statistics(vae_config, tmp_path):
+    config = vae_config(tmp_path, "train.steps=3", "statistics_samples=1000")
+    train(config, VaeTask)
+    vae = load_component(CausalVideoAutoencoder, tmp_path / "vae")
+    source = VaeTask(config, torch.device("cpu")).source
+    with torch.no_grad():
+        latents = [vae.normalise(vae.encode(source.read(i)[None]).latent_dist.mean)[0] for i in range(len(source))]
+    values = torch.cat([z.flatten(1) for z in latents], dim=1)
+    torch.testing.assert_close(values.mean(1), torch.zeros(4), atol=1e-3, rtol=0)
+    torch.testing.assert_close(values.std(1), torch.ones(4), atol=1e-3, rtol=0)
+
+
+def with_nan(task: type, packs: set[int]) -> type:
+    """`task`, whose loss is not a number at these packs, counted from 0."""
+
+    class Nan(task):
+        pack = -1
+
+        def loss(self, model, pack):
+            self.pack += 1
+            losses, parts = super().loss(model, pack)
+            return losses * (float("nan") if self.pack in packs else 1.0), parts
+
+    return Nan
+
+
+def test_a_bad_step_changes_nothing_and_the_run_goes_on(dit_config, tmp_path):
+    config = dit_config(tmp_path, "train.steps=4", "checkpoint.every=1", "data.packs_per_step=1")
+    train(config, with_nan(DitTask, {1, 2}))  # steps 2 and 3
+    for name in ("model", "ema", "optimizer"):
+        states = [state(tmp_path, step, name) for step in (1, 2, 3, 4)]
+        assert [same(a, b) for a, b in zip(states, states[1:], strict=False)] == [True, True, False], name
+    losses = [r["loss"] for r in read_metrics(tmp_path)]
+    assert losses[1] is None and losses[2] is None and losses[0] > 0 and losses[3] > 0
+
+
+def test_bad_steps_in_a_row_stop_the_run(dit_config, tmp_path):
+    config = dit_config(tmp_path, "train.steps=40", "checkpoint.every=1", "data.packs_per_step=1")
+    bad = set(range(3, 12)) | set(range(14, 40))  # nine in a row are let pass
+    with pytest.raises(UserError, match=rf"{BAD_STEPS_IN_A_ROW} steps in a row .*optim\.lr") as error:
+        train(config, with_nan(DitTask, bad))
+    assert len(read_metrics(tmp_path)) == 14 + BAD_STEPS_IN_A_ROW - 1
+    assert "step-" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        # each of two processes that `accelerate launch --multi_gpu` starts on a machine without GPUs
+        ({"WORLD_SIZE": "2"}, "launcher started 2 processes, but this one works in a group of 1"),
+        # the one process that `accelerate launch --cpu --num_processes 2` starts
+        ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_PORT": "29500"}, "asked for several processes but started one"),
+    ],
+)
+def test_a_world_other_than_asked_is_refused(environment, message, dit_config, tmp_path, monkeypatch):
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(UserError, match=message) as error:
+        train(dit_config(tmp_path), DitTask)
+    assert "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes" in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.latents=none"], r"give data\.latents .* or data\.manifest"),
+        (["data.tokens_per_pack=50"], r"holds 50 tokens .* raise data\.tokens_per_pack"),
+        (["model.latent_channels=7"], r"model\.latent_channels is 7 but the loaded parts have 4: leave it out"),
+        (["model.widht=7"], r"model: .*widht"),
+        (["scheduler={path: ddpm}"], r"scheduler: target 'flow' needs path 'rectified_flow'"),
+        (["model.patch=3"], r"multiple of the patch size 3"),
+    ],
+)
+def test_what_does_not_fit_together_is_said(overrides, message, dit_config, tmp_path):
+    with pytest.raises(UserError, match=message):
+        train(dit_config(tmp_path, *overrides), DitTask)
+
+
+def test_a_cache_of_other_weights_is_refused_by_name(dit_config, tiny_vae, tiny_t5, tmp_path):
+    vae = load_component(CausalVideoAutoencoder, tiny_vae)
+    with torch.no_grad():
+        vae.encoder.conv_in.bias[0] += 0.1
+    vae.save_pretrained(tmp_path / "vae")
+    with pytest.raises(UserError, match="stale: the VAE's weights are not"):
+        train(dit_config(tmp_path / "a", f"vae={tmp_path / 'vae'}"), DitTask)
+    from transformers import AutoTokenizer, T5EncoderModel
+
+    encoder = T5EncoderModel.from_pretrained(tiny_t5)
+    with torch.no_grad():
+        encoder.shared.weight[5] += 1.0
+    encoder.save_pretrained(tmp_path / "t5")
+    AutoTokenizer.from_pretrained(tiny_t5).save_pretrained(tmp_path / "t5")
+    with pytest.raises(UserError, match="stale: the text encoder's weights are not"):
+        train(dit_config(tmp_path / "b", f"text_encoder={tmp_path / 't5'}"), DitTask)
+
+
+def test_a_moved_vae_is_the_same_vae(dit_config, tiny_vae, tmp_path):
+    load_component(CausalVideoAutoencoder, tiny_vae).save_pretrained(tmp_path / "moved")
+    DitTask(dit_config(tmp_path / "run", f"vae={tmp_path / 'moved'}"), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.gradient_checkpointing=true", r"train\.gradient_checkpointing: CausalVideoAutoencoder cannot do it"),
+        ("train.compile=true", r"train\.compile: CausalVideoAutoencoder cannot do it"),
+        ("data.crop=10", r"data\.crop 10 is not a multiple of the VAE's stride 4"),
+        ("data.manifest=none", r"data\.manifest is required"),
+    ],
+)
+def test_what_the_autoencoder_cannot_do_is_said(override, message, vae_config, tmp_path):
+    with pytest.raises(UserError, match=message):
+        train(vae_config(tmp_path, override), VaeTask)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["data.max_frames=0", "train.ema=1.0", "checkpoint.keep_last=0", "data.caption_dropout=2", "run.seed=-1"],
+)
+def test_values_out_of_range_name_their_key(override, dit_config, tmp_path):
+    section, key = override.split("=")[0].split(".")
+    with pytest.raises(UserError, match=rf"{section}: {key}="):
+        dit_config(tmp_path, override)
+
+
+def test_checkpointing_and_loader_settings_change_no_result(whole, dit_config, tmp_path):
+    """Recomputed activations and pack-by-pack accumulation give the same curve up to rounding."""
+    train(dit_config(tmp_path, "train.gradient_checkpointing=true", "checkpoint.every=0"), DitTask)
+    for a, b in zip(lines(whole), lines(tmp_path), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-6) and a["tokens"] == b["tokens"]
+    manifest = json.loads((tmp_path / "checkpoints/step-00000006/manifest.json").read_text())
+    assert manifest["step"] == 6  # the last step has a checkpoint, whatever the interval
+
+
+def test_sample_sheets_show_the_average_and_disturb_nothing(whole, dit_config, tmp_path):
+    config = dit_config(tmp_path, "samples.every=3", 'samples.prompts=["a red 7 moves up", "a blue 3"]')
+    train(config, DitTask)
+    assert lines(tmp_path) == lines(whole) and same(state(tmp_path, 6), state(whole, 6))
+    names = sorted(p.name for p in (tmp_path / "samples").iterdir())
+    assert names == [f"step-{step:06d}-{i}.mp4" for step in (3, 6) for i in (0, 1)]

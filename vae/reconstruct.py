@@ -1,0 +1,41 @@
+"""Shows what an autoencoder keeps of videos and images: original | reconstruction, with PSNR and SSIM.
+
+    python vae/reconstruct.py --vae RUN/vae INPUT... --output OUT.mp4
+
+The output's ending chooses the format: mp4, gif or png. Any size and length goes in; what the autoencoder cannot
+represent is scaled or cut, and said.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from latentvid.errors import UserError, user_errors
+from latentvid.evaluation.reconstruction import reconstruct_file
+from latentvid.models.autoencoder import CausalVideoAutoencoder
+from latentvid.pipelines.loading import load_component
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="videos and images")
+    parser.add_argument("--vae", type=Path, required=True, help="folder of the autoencoder")
+    parser.add_argument("--output", type=Path, required=True, help="several inputs get -0, -1 ... in the name")
+    parser.add_argument("--max-frames", type=int, help="frames of each input, from its start (default: all)")
+    args = parser.parse_args()
+    if args.max_frames is not None and args.max_frames < 1:
+        raise UserError(f"--max-frames {args.max_frames}: ask for at least 1 frame")
+    vae = load_component(CausalVideoAutoencoder, args.vae).to("cuda" if torch.cuda.is_available() else "cpu")
+    for i, path in enumerate(args.inputs):
+        stem = args.output.stem if len(args.inputs) == 1 else f"{args.output.stem}-{i}"
+        output = args.output.with_name(stem + args.output.suffix)
+        result = reconstruct_file(vae, path, output, args.max_frames)
+        print(f"{path}: PSNR {result.psnr:.2f} dB, SSIM {result.ssim:.4f} over {result.frames} frames -> {output}")
+        for change in result.changes:
+            print(f"  {change}", flush=True)
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main()
