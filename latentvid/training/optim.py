@@ -24,7 +24,7 @@ def make_optimizer(model: nn.Module, config: Optim) -> torch.optim.Optimizer:
             {"params": matrices, "weight_decay": config.weight_decay},
             {"params": vectors, "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
     else:
         vector_lr = config.lr if config.vector_lr is None else config.vector_lr
         groups = [
