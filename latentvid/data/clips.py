@@ -26,7 +26,7 @@ class Transform:
 
     spatial_stride, temporal_stride: sides are multiples of the one, frames 1 + a multiple of the other.
     max_area: largest height x width in pixels (None: native). max_frames: frames of a window; longer clips are cut
-    into several windows that follow each other, so that all of a long video is used.
+    into windows that follow each other, a last remainder shorter than a window left out.
     crop: side of the random square that is cut from each window, where it is larger (None: whole frames).
     flip: mirror half of the samples (only for captions that do not say left or right).
     """

@@ -99,14 +99,29 @@ class Logging:
 
 @dataclass(kw_only=True)
 class Samples:
-    every: int = _help("steps between sample sheets in RUN/samples; 0 is none", default=0)
-    prompts: tuple[str, ...] = _help("what the sheets show", default=())
+    every: int = _help("steps between looks at the model in RUN/samples; 0 is none", default=0)
+
+    def __post_init__(self) -> None:
+        _at_least(self, every=0)
+
+
+@dataclass(kw_only=True)
+class DitSamples(Samples):
+    """What the looks show, and the exported pipeline's defaults."""
+
+    prompts: tuple[str, ...] = _help("a clip each", default=())
     frames: int = _help("frames", default=17)
     height: int = _help("pixels", default=256)
     width: int = _help("pixels", default=256)
     steps: int = _help("sampling steps", default=50)
     guidance: float = _help("classifier-free guidance scale; 1 is none", default=3.0)
-    fps: float = _help("of the written clips; also the exported pipeline's default", default=8.0)
+    fps: float = _help("of the written clips", default=8.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least(self, frames=1, height=1, width=1, steps=1)
+        if self.every and not self.prompts:
+            raise ValueError("every is set but prompts is empty: say what to show")
 
 
 @dataclass(kw_only=True)
@@ -120,6 +135,7 @@ class TrainingConfig:
     train: Train = field(default_factory=Train)
     checkpoint: Checkpointing = field(default_factory=Checkpointing)
     log: Logging = field(default_factory=Logging)
+    samples: Samples = field(default_factory=Samples)
 
 
 @dataclass(kw_only=True)
@@ -169,5 +185,5 @@ class DitConfig(TrainingConfig):
     text_encoder: str = _help("folder or hub name of a T5 encoder with its tokenizer")
     scheduler: dict[str, Any] = _help("arguments of LatentVideoScheduler: path, target, ...", default_factory=dict)
     timesteps: TimestepSampling = field(default_factory=TimestepSampling)
-    samples: Samples = field(default_factory=Samples)
+    samples: DitSamples = field(default_factory=DitSamples)
     attention: str = _help("backend: auto, torch, flash, grouped or sdpa", default="auto")

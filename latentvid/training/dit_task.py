@@ -201,8 +201,6 @@ class DitTask:
         )
 
     def sample(self, model: VideoDiT, step: int, folder: Path) -> None:
-        if not self.config.samples.prompts:
-            return
         clips = self.pipeline(model)(list(self.config.samples.prompts), seed=0, progress=False).frames
         for i, clip in enumerate(clips):
             write_video(folder / f"step-{step:06d}-{i}.mp4", clip, self.config.samples.fps)

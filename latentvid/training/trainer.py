@@ -249,8 +249,8 @@ class TrainingRun:
         every, total = self.config.checkpoint.every, self.config.train.steps
         if self.step == total or (every and self.step % every == 0):
             self.save()
-        samples = getattr(self.config, "samples", None)
-        if samples and samples.every and self.step % samples.every == 0 and self.accelerator.is_main_process:
+        look = self.config.samples.every
+        if look and self.step % look == 0 and self.accelerator.is_main_process:
             with self.ema.swapped(self.raw_model):
                 self.raw_model.eval()
                 self.task.sample(self.raw_model, self.step, self.config.run.dir / "samples")

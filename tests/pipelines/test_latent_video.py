@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from latentvid.errors import UserError
 from latentvid.models.autoencoder import CausalVideoAutoencoder
@@ -123,16 +124,27 @@ def test_the_sizes_that_are_proposed_are_taken(pipeline):
     assert make(pipeline, RED, height=32, width=8, frames=9, steps=1)[0].shape == (9, 32, 8, 3)
 
 
+def drop_tensor(file):
+    """Diffusers would only warn of the missing tensor, and sample with a random one."""
+    weights = load_file(file)
+    weights.pop("tokens_out.weight")
+    save_file(weights, file, metadata={"format": "pt"})
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (lambda p: shutil.rmtree(p), "there is no model folder"),
         (lambda p: (p / "model_index.json").unlink(), "is not a pipeline"),
         (lambda p: (p / "model_index.json").write_text("{"), "is damaged"),
-        (lambda p: (p / "transformer/diffusion_pytorch_model.safetensors").unlink(), "transformer has no weights"),
-        (lambda p: shutil.rmtree(p / "vae"), "vae has no weights"),
+        (
+            lambda p: (p / "transformer/diffusion_pytorch_model.safetensors").unlink(),
+            "config but no weights",
+        ),
+        (lambda p: shutil.rmtree(p / "vae"), "vae holds no CausalVideoAutoencoder"),
         (lambda p: (p / "vae/diffusion_pytorch_model.safetensors").write_bytes(b"xx"), "cannot be loaded"),
         (lambda p: (p / "text_encoder/model.safetensors").unlink(), "text_encoder has no weights"),
+        (lambda p: drop_tensor(p / "transformer/diffusion_pytorch_model.safetensors"), "another version of VideoDiT"),
     ],
 )
 def test_incomplete_folders_are_said(tiny_pipeline, tmp_path, spoil, message):
