@@ -2,7 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-DEMO := runs/demo
+SEED := 0
+DEMO := $(if $(filter 0,$(SEED)),runs/demo,runs/demo-seed$(SEED))
+# with a GPU one process drives it; without, one process a core (two at most) is faster than threads
+ifneq ($(shell command -v nvidia-smi),)
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+else ifeq ($(shell nproc),1)
+LAUNCH := OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true $(BIN)/python
+else
+LAUNCH := OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true $(BIN)/accelerate launch --multi_gpu --num_processes 2 \
+  --num_machines 1 --mixed_precision no --dynamo_backend no
+endif
 
 .PHONY: setup test lint format demo clean
 .DELETE_ON_ERROR:
@@ -29,15 +39,25 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# clips and captions -> VAE -> latents -> DiT -> a generated video, scores and a page: SEED=1 makes another run
 demo: setup
-	$(BIN)/python -m latentvid.data.digits $(DEMO)/data
-	$(BIN)/python train/train_text_encoder.py $(DEMO)/t5 --captions $(DEMO)/data/train.jsonl
-	$(BIN)/python vae/train_vae.py configs/vae/demo.yaml
-	$(BIN)/python vae/encode_latents.py --manifest $(DEMO)/data/train.jsonl --vae $(DEMO)/vae_run/vae \
-	  --text-encoder $(DEMO)/t5 --out $(DEMO)/latents
-	$(BIN)/python train/train_dit.py configs/dit/demo.yaml
-	$(BIN)/python inference/t2v.py --model $(DEMO)/dit_run/pipeline --prompt "a red 7 moves up and to the left" \
-	  --output $(DEMO)/demo.mp4
+	@mkdir -p $(DEMO)
+	@test -f $(DEMO)/started || date +%s > $(DEMO)/started
+	test -f $(DEMO)/data/train.jsonl || $(BIN)/python -m latentvid.data.digits $(DEMO)/data --seed $(SEED)
+	test -f $(DEMO)/t5/model.safetensors || $(BIN)/python train/train_text_encoder.py $(DEMO)/t5 \
+	  --captions $(DEMO)/data/train.jsonl --seed $(SEED)
+	$(LAUNCH) vae/train_vae.py configs/vae/demo.yaml --run.dir=$(DEMO)/vae_run --run.seed=$(SEED) \
+	  --data.manifest=$(DEMO)/data/train.jsonl
+	$(LAUNCH) vae/encode_latents.py --manifest $(DEMO)/data/train.jsonl --vae $(DEMO)/vae_run/vae \
+	  --text-encoder $(DEMO)/t5 --patch 4 --out $(DEMO)/latents
+	$(LAUNCH) train/train_dit.py configs/dit/demo.yaml --run.dir=$(DEMO)/dit_run --run.seed=$(SEED) \
+	  --vae=$(DEMO)/vae_run/vae --text_encoder=$(DEMO)/t5 --data.latents=$(DEMO)/latents
+	@rm -rf $(DEMO)/pipeline && cp -r $(DEMO)/dit_run/pipeline $(DEMO)/pipeline
+	$(BIN)/python inference/t2v.py --model $(DEMO)/pipeline --prompt "a red 7 moves up and to the left" \
+	  --output $(DEMO)/video.mp4
+	$(LAUNCH) -m latentvid.evaluation.demo $(DEMO) --seed $(SEED)
+	$(BIN)/python -m latentvid.report $(DEMO)
+	@echo "Look at $(DEMO)/report.html; the video is $(DEMO)/video.mp4."
 
 # what builds and tests leave; .venv/ and runs/ stay
 clean:

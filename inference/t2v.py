@@ -9,7 +9,7 @@ frame as it is, more as a contact sheet).
 import argparse
 from pathlib import Path
 
-from latentvid.data.video import write_video
+from latentvid.data.writing import write_video
 from latentvid.errors import UserError, user_errors
 from latentvid.pipelines.loading import load_pipeline
 

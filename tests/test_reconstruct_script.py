@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentvid.data.video import probe, write_video
+from latentvid.data.video import probe
+from latentvid.data.writing import write_video
 from latentvid.models.autoencoder import CausalVideoAutoencoder
 
 SCRIPT = Path(__file__).parents[1] / "vae" / "reconstruct.py"

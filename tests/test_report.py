@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from latentvid.data.video import write_video
+from latentvid.charts import Axis, line_chart, smooth
+from latentvid.data.writing import write_video
 from latentvid.errors import UserError
-from latentvid.evaluation.demo import ORDER
-from latentvid.report import Axis, line_chart, main, smooth, training_table, write_report
+from latentvid.evaluation.scores import ORDER
+from latentvid.report import main, training_table, write_report
 
 VOID = {"meta", "img", "line", "polyline"}
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import ClipError, UserError
 from ..rng import generator
 from .manifest import Manifest
 from .transforms import hflip, legal_frames, legal_size, resize_and_crop
-from .video import ClipError, read_frames
+from .video import read_frames
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from latentvid.data.video import write_video
+from latentvid.data.writing import write_video
 
 GLYPH = 16  # side of an enlarged digit, pixels
 FPS = 8.0

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..files import written_whole
 
 INDEX = "cache.json"
 
@@ -82,9 +83,8 @@ def read_shard(folder: Path, shard: int, key: Mapping[str, Any]) -> dict[int, li
 def write_index(folder: Path, key: Mapping[str, Any], shard_size: int, grids: Mapping[int, Sequence[int]], **more: Any):
     """Seals the cache: from now on `LatentCache` opens it."""
     index = {"key": key, "shard_size": shard_size, "grids": {str(i): list(g) for i, g in sorted(grids.items())}, **more}
-    beside = folder / (INDEX + ".partial")
-    beside.write_text(json.dumps(index), encoding="utf-8")
-    os.replace(beside, folder / INDEX)
+    with written_whole(folder / INDEX) as beside:
+        beside.write_text(json.dumps(index), encoding="utf-8")
 
 
 class LatentCache:

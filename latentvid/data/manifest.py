@@ -8,30 +8,24 @@ found by opening the files where they are missing; any other column is kept asid
 """
 
 import argparse
-import csv
-import json
 import math
 import os
 import stat
-import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow
-import pyarrow.parquet
 from tqdm import tqdm
 
-from latentvid.data.video import IMAGE_ENDINGS, VIDEO_ENDINGS, ClipError, VideoInfo, probe
-from latentvid.errors import UserError, user_errors
+from latentvid.data.tables import READERS, WRITERS, ManifestError
+from latentvid.data.video import IMAGE_ENDINGS, VIDEO_ENDINGS, VideoInfo, probe
+from latentvid.errors import ClipError, user_errors
+from latentvid.files import written_whole
 
 _FACTS = ("frames", "fps", "height", "width")
 _MAKE_ONE = "make one with `python -m latentvid.data.manifest FOLDER OUT.jsonl`"
-
-
-class ManifestError(UserError):
-    """A manifest that cannot be used as a whole; the message names it and the fix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +74,7 @@ def read_manifest(path: str | os.PathLike, *, check_files: bool = True, threads:
     lacks a required column, or has no usable row.
     """
     path = os.path.abspath(path)
-    reader = _READERS.get(os.path.splitext(path)[1].lower())
+    reader = READERS.get(os.path.splitext(path)[1].lower())
     if os.path.isdir(path):
         raise ManifestError(f"{path} is a folder, not a manifest; {_MAKE_ONE}")
     if reader is None:
@@ -105,21 +99,15 @@ def write_manifest(path: str | os.PathLike, rows: Iterable[Sample | Mapping[str,
     Absolute paths inside the manifest's folder become relative to it, so that the folder can be moved.
     """
     path = os.path.abspath(path)
-    writer = _WRITERS.get(os.path.splitext(path)[1].lower())
+    writer = WRITERS.get(os.path.splitext(path)[1].lower())
     if writer is None:
         raise ManifestError(f"{path}: a manifest ends in .jsonl, .csv or .parquet")
     folder = os.path.join(os.path.dirname(path), "")
     table = [asdict(row) if isinstance(row, Sample) else dict(row) for row in rows]
     for row in table:
         row["path"] = os.fspath(row["path"]).removeprefix(folder)
-    os.makedirs(folder, exist_ok=True)
-    beside = os.path.join(folder, f".{os.path.basename(path)}.{uuid.uuid4().hex}.part")
-    try:
+    with written_whole(path) as beside:
         writer(beside, table)
-        os.replace(beside, path)
-    finally:
-        if os.path.exists(beside):
-            os.remove(beside)
 
 
 def scan_folder(folder: str | os.PathLike, *, threads: int = 8) -> Manifest:
@@ -218,59 +206,6 @@ def _facts(row: dict[str, Any]) -> tuple[int | None, float | None, int | None, i
     return tuple(values)
 
 
-def _read_jsonl(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if line.isspace():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ManifestError(f"{path}, line {number}: not valid JSON ({error.msg}); mend that line") from error
-            if not isinstance(row, dict):
-                raise ManifestError(f'{path}, line {number}: not an object; write {{"path": ..., "caption": ...}}')
-            yield number, row
-
-
-def _read_csv(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
-        try:
-            names = [name.strip() for name in next(reader, [])]
-            _check_columns(path, names)
-            for cells in reader:
-                if cells and len(cells) != len(names):
-                    raise ManifestError(
-                        f"{path}, line {reader.line_num}: {len(cells)} cells under {len(names)} columns; "
-                        "put captions that contain commas in double quotes"
-                    )
-                if cells:
-                    yield reader.line_num, dict(zip(names, cells, strict=True))
-        except csv.Error as error:
-            raise ManifestError(f"{path}, line {reader.line_num}: not valid CSV ({error}); mend that line") from error
-
-
-def _read_parquet(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    number = 0
-    with pyarrow.parquet.ParquetFile(path) as file:
-        _check_columns(path, file.schema_arrow.names)
-        for batch in file.iter_batches(batch_size=8192):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
-
-
-def _check_columns(path: str, names: list[str]) -> None:
-    for name in ("path", "caption"):
-        if name not in names:
-            raise ManifestError(
-                f"{path} has no column `{name}` (it has: {', '.join(names) or 'none'}); add or rename it"
-            )
-
-
-_READERS = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
-
-
 # ------------------------------------------------------------------------------------------------- looking at files
 
 
@@ -331,30 +266,6 @@ def _probe_or_reason(path: str) -> VideoInfo | str:
         return probe(path)
     except ClipError as error:
         return error.reason
-
-
-# ---------------------------------------------------------------------------------------------------------- writing
-
-
-def _write_jsonl(path: str, table: list[dict[str, Any]]) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table)
-
-
-def _write_csv(path: str, table: list[dict[str, Any]]) -> None:
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in table for name in row)))
-        writer.writeheader()
-        writer.writerows(table)
-
-
-def _write_parquet(path: str, table: list[dict[str, Any]]) -> None:
-    names = list(dict.fromkeys(name for row in table for name in row))
-    columns = {name: [row.get(name) for row in table] for name in names}
-    pyarrow.parquet.write_table(pyarrow.table(columns), path)
-
-
-_WRITERS = {".jsonl": _write_jsonl, ".csv": _write_csv, ".parquet": _write_parquet}
 
 
 @user_errors()

@@ -1,60 +1,33 @@
-"""Reading exact windows of frames from videos and images, and writing small videos.
+"""Reading exact windows of frames from videos and images.
 
 Axes: F frames, H height, W width. Frames are uint8 tensors [F,H,W,3], RGB, 0..255, in display order.
 """
 
-import math
 import os
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import av
 import numpy as np
 import torch
-from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from latentvid.errors import UserError
+from latentvid.data.containers import is_cut
+from latentvid.errors import ClipError
 
 IMAGE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 VIDEO_ENDINGS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".ts", ".mpg", ".mpeg"})
 
 # swscale's quick paths are a grey level off on average; these cost about 0.4 ms more per 256x256 frame
-_ACCURATE = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+ACCURATE = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 # packets of these codecs may be invisible or hold two frames, so that only decoding counts frames
 _PACKETS_ARE_NOT_FRAMES = frozenset({"vp8", "mpeg4", "msmpeg4v3"})
-_BT709 = 1  # the same number for the matrix, the primaries and the transfer curve
 _UNTAGGED = 2  # AVCOL_SPC_UNSPECIFIED
 _STORES_DISPLAY_TIMES = ("mov", "matroska", "mpegts", "flv")  # AVI and raw streams do not: their times are guesses
-_ISO_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"moof", b"mfra", b"free", b"skip", b"wide"})
-
-
-class ClipError(UserError):
-    """A clip that cannot be used.
-
-    `reason` is a short stable code to count by: "missing", "empty-file", "unreadable", "truncated", "too-short",
-    "no-video" (and, from manifests, "empty-caption", "bad-row"). The message names the file and the fix.
-    """
-
-    def __init__(self, path: str | os.PathLike, reason: str, message: str):
-        super().__init__(f"{os.fspath(path)}: {message}")
-        self.path = os.fspath(path)
-        self.reason = reason
-
-    def __reduce__(self):  # the default would call __init__ with one argument and fail between worker processes
-        return _restore_clip_error, (self.path, self.reason, str(self))
-
-
-def _restore_clip_error(path: str, reason: str, text: str) -> ClipError:
-    error = ClipError(path, reason, "")
-    error.args = (text,)
-    return error
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,35 +88,6 @@ def read_frames(path: str | os.PathLike, start: int = 0, frames: int | None = No
     return torch.from_numpy(window)
 
 
-def write_video(path: str | os.PathLike, frames: Tensor, fps: float, *, crf: int = 12) -> None:
-    """Writes uint8 [F,H,W,3] RGB by the ending of `path`; its folder is made if need be.
-
-    .mp4: H.264, BT.709, `crf` 0 (lossless luma) .. 51; 4:2:0, or 4:4:4 where a side is odd (4:2:0 needs even sides).
-    .gif: one palette of 256 colours for the clip, looping, at most 50 fps (`crf` is not used).
-    .png: one frame as it is; several as a contact sheet, row by row (`fps` and `crf` are not used).
-    The file appears under its name only when whole. Raises UserError for other endings or frames,
-    and for an fps that the format cannot hold.
-    """
-    path = Path(path)
-    if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or frames.numel() == 0:
-        raise UserError(
-            f"write_video wants uint8 frames [F,H,W,3], got {frames.dtype} {list(frames.shape)}; "
-            "latentvid.data.transforms.to_uint8 makes them from [-1,1]"
-        )
-    writer = _WRITERS.get(path.suffix.lower())
-    if writer is None:
-        raise UserError(f"cannot write {path.name}: give the output the ending .mp4, .gif or .png")
-    if not (math.isfinite(fps) and fps > 0):
-        raise UserError(f"fps must be above 0, got {fps}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        writer(beside, frames.cpu().numpy(), fps, crf)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 # ---------------------------------------------------------------------------------------------------------- opening
 
 
@@ -201,7 +145,7 @@ def _read_image(path: str | os.PathLike) -> np.ndarray:
 def _opened_video(path: str | os.PathLike, threads: int = 1) -> Iterator[tuple[Any, Any]]:
     """The first video stream; FFmpeg's errors become ClipErrors; always closes."""
     try:
-        if _is_cut(path):
+        if is_cut(path):
             raise _truncated(path)
         with av.open(os.fspath(path), metadata_errors="ignore") as container:
             if not container.streams.video:
@@ -216,53 +160,6 @@ def _opened_video(path: str | os.PathLike, threads: int = 1) -> Iterator[tuple[A
     except (av.FFmpegError, OSError) as error:
         message = f"cannot be decoded ({error.strerror}); convert it to H.264 mp4 or remove it from the manifest"
         raise ClipError(path, "unreadable", message) from error
-
-
-def _is_cut(path: str | os.PathLike) -> bool:
-    """Does the container (mp4, mov, mkv, webm, avi) declare more bytes than the file has?"""
-    size = os.stat(path).st_size
-    with open(path, "rb") as file:
-        head = file.read(64)
-        if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
-            return 8 + int.from_bytes(head[4:8], "little") > size
-        if head[:4] == b"\x1a\x45\xdf\xa3":
-            return _segment_end(head) > size
-        return head[4:8] in _ISO_BOXES and _iso_is_cut(file, size)
-
-
-def _segment_end(head: bytes) -> int:
-    """Where a Matroska file ends by its header; 0 where it does not say."""
-    length, start = _ebml_length(head, 4)
-    segment = start + length
-    if head[segment : segment + 4] != b"\x18\x53\x80\x67":
-        return 0
-    length, start = _ebml_length(head, segment + 4)
-    return start + length if length else 0
-
-
-def _ebml_length(head: bytes, at: int) -> tuple[int, int]:
-    """(length, where the content starts); length 0 when unknown (all ones, as live streams write)."""
-    octets = 9 - head[at].bit_length() if at < len(head) and head[at] else 8
-    ones = (1 << 7 * octets) - 1
-    length = int.from_bytes(head[at : at + octets], "big") & ones
-    return (0 if length == ones else length), at + octets
-
-
-def _iso_is_cut(file: BinaryIO, size: int) -> bool:
-    """Walks the top-level boxes of an mp4: does one reach beyond the end?"""
-    offset = 0
-    while offset + 8 <= size:
-        file.seek(offset)
-        head = file.read(16)
-        length = int.from_bytes(head[:4], "big")
-        if length == 1:
-            length = int.from_bytes(head[8:16], "big")
-        if length < 8:  # 0: open to the end
-            return False
-        if offset + length > size:
-            return head[4:8] in _ISO_BOXES  # else junk after the last box
-        offset += length
-    return False
 
 
 # --------------------------------------------------------------------------------------------------------- decoding
@@ -386,7 +283,7 @@ class _Window:
         else:
             matrix = None
         rgb = self._reformatter.reformat(
-            frame, format="rgb24", src_colorspace=matrix, interpolation=_ACCURATE, threads=1
+            frame, format="rgb24", src_colorspace=matrix, interpolation=ACCURATE, threads=1
         ).to_ndarray()
         turns = _quarter_turns(frame)
         if turns:
@@ -406,62 +303,3 @@ class _Window:
     def pixels(self) -> np.ndarray:
         """-> uint8 [F,H,W,3]"""
         return np.stack(self._list) if self._array is None else self._array
-
-
-# ---------------------------------------------------------------------------------------------------------- writing
-
-
-def _write_mp4(path: Path, frames: np.ndarray, fps: float, crf: int) -> None:
-    _, height, width, _ = frames.shape
-    pixel_format = "yuv444p" if height % 2 or width % 2 else "yuv420p"
-    rate = Fraction(fps).limit_denominator(1001)
-    # the conversion below averages 2x2 pixels, so the chroma sits in their centre; untagged it is read as "left", which
-    # costs 4 dB on a 32x32 clip
-    options = {"crf": str(crf), "threads": "1", "mbtree": "0", "chroma_sample_location": "center"}
-    with av.open(os.fspath(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        stream = container.add_stream("libx264", rate=rate, options=options)
-        stream.height, stream.width, stream.pix_fmt = height, width, pixel_format
-        context = stream.codec_context
-        context.colorspace = context.color_primaries = context.color_trc = _BT709
-        context.color_range = ColorRange.MPEG
-        reformatter = VideoReformatter()
-        for index, rgb in enumerate(frames):
-            frame = reformatter.reformat(
-                av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24"),
-                format=pixel_format,
-                dst_colorspace=Colorspace.ITU709,
-                dst_color_range=ColorRange.MPEG,
-                interpolation=_ACCURATE | Interpolation.FULL_CHR_H_INP,
-                threads=1,
-            )
-            frame.pts = index
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-
-
-def _write_gif(path: Path, frames: np.ndarray, fps: float, crf: int) -> None:
-    if fps > 50:
-        raise UserError(f"a gif plays at most 50 frames per second, got {fps:g}; lower fps or write an .mp4")
-    images = [Image.fromarray(frame) for frame in frames]
-    sample = frames[np.linspace(0, len(frames) - 1, min(len(frames), 16)).round().astype(int)]
-    palette = Image.fromarray(np.concatenate(sample)).quantize(256, method=Image.Quantize.MEDIANCUT)
-    images = [image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for image in images]
-    ends = [round(100 * (index + 1) / fps) for index in range(len(images))]  # gif counts in hundredths of a second
-    durations = [10 * (end - begin) for begin, end in zip([0, *ends], ends, strict=False)]
-    images[0].save(
-        path, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0, optimize=False
-    )
-
-
-def _write_png(path: Path, frames: np.ndarray, fps: float, crf: int) -> None:
-    count, height, width, _ = frames.shape
-    columns = min(count, math.ceil(math.sqrt(count * height / width)))  # a sheet about as wide as it is high
-    rows = math.ceil(count / columns)
-    sheet = np.zeros((rows * height, columns * width, 3), np.uint8)
-    for index, frame in enumerate(frames):
-        top, left = index // columns * height, index % columns * width
-        sheet[top : top + height, left : left + width] = frame
-    Image.fromarray(sheet).save(path, format="PNG")
-
-
-_WRITERS = {".mp4": _write_mp4, ".gif": _write_gif, ".png": _write_png}

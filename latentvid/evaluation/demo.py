@@ -10,17 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import textwrap
 import time
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -28,27 +23,19 @@ from tqdm import tqdm
 from ..data.digits import SIZES, Label, prompts
 from ..data.manifest import Sample, read_manifest
 from ..data.transforms import resize_and_crop, to_uint8
-from ..data.video import read_frames, write_video
+from ..data.video import read_frames
+from ..data.writing import write_video
 from ..errors import UserError, user_errors
+from ..files import written_whole
 from ..pipelines.latent_video import LatentVideoPipeline
 from ..pipelines.loading import load_pipeline
 from ..world import process_state
-from .judge import Judge, Verdict, score
+from .judge import Judge, Verdict
 from .reconstruction import evaluate, reconstruct
+from .scores import judged, shuffled_both, table
+from .sheet import Row, draw_sheet
 
 FRAMES = 17
-THRESHOLDS = {  # score: (at least, aim)
-    "vae_psnr": (30.0, 32.0),
-    "vae_ssim": (0.94, 0.96),
-    "digit": (0.90, 0.97),
-    "direction": (0.95, 0.99),
-    "strict": (0.60, 0.85),
-    "heldout_both": (0.70, 0.88),
-    "heldout_strict": (0.40, 0.70),
-    "colour": (0.95, 0.99),
-}
-ORDER = ("vae_psnr", "vae_ssim", "digit", "direction", "both", "strict", "colour", "verb", "heldout_both",
-         "heldout_strict", "shuffled_both")  # fmt: skip
 SHOWN = {"seen": 16, "heldout": 8}  # clips that are kept as files
 IN_SHEET = {"seen": 8, "heldout": 4}
 RECONSTRUCTIONS = 6
@@ -172,29 +159,6 @@ def video(sample: Sample) -> Tensor:
     return resize_and_crop(read_frames(sample.path, 0, sample.frames), sample.height, sample.width)
 
 
-def judged(seen: tuple[Sequence[Tensor], Sequence[Label]], heldout: tuple, judge: Judge) -> dict[str, float]:
-    """The judge's scores of (clips, labels) of seen and of held-out pairs, and of the seen with shuffled labels."""
-    scores, held = score(*seen, judge), score(*heldout, judge)
-    scores.pop("count")
-    verdicts = [judge(clip) for clip in seen[0]]
-    return scores | {
-        "heldout_both": held["both"],
-        "heldout_strict": held["strict"],
-        "shuffled_both": shuffled_both([(v.digit, v.direction) for v in verdicts], seen[1]),
-    }
-
-
-def shuffled_both(read: Sequence[tuple], labels: Sequence[Label]) -> float:
-    """How often the (digit, direction) read in a clip are those of another clip's label, over all shuffles.
-
-    With what the labels themselves say in place of `read` this is chance: what perfect clips would get.
-    """
-    named = [(label.digit, label.direction) for label in labels]
-    times = Counter(named)
-    own = sum(r == n for r, n in zip(read, named, strict=True))
-    return (sum(times[r] for r in read) - own) / (len(read) * (len(read) - 1))
-
-
 def run_demo(config: DemoConfig) -> dict | None:
     """Does this process's share; the main process then writes the results and returns what scores.json holds."""
     state = process_state()
@@ -239,9 +203,8 @@ def _write_scores(demo: Demo, clips: dict[str, list[Tensor]], fidelity: Tensor, 
         for name, given in (("steps", config.steps), ("guidance", config.guidance))
     )
     scores["settings"] = {"seed": config.seed, "frames": FRAMES, "steps": steps, "guidance": guidance}
-    beside = config.run / ".scores.json.part"
-    beside.write_text(json.dumps(scores, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(beside, config.run / "scores.json")
+    with written_whole(config.run / "scores.json") as beside:
+        beside.write_text(json.dumps(scores, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return scores
 
 
@@ -299,60 +262,7 @@ def rightness(verdict: Verdict, label: Label) -> dict[str, bool]:
     }
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row of a sheet: clips uint8 [F,H,W,3] one above the other, text beside, and a green or red mark (or none)."""
-
-    clips: list[Tensor]
-    text: str
-    right: bool | None = None
-
-
-def draw_sheet(rows: Sequence[Row], path: Path, *, columns: int = 6, zoom: int = 4) -> None:
-    """Writes a PNG: for each clip `columns` evenly spaced frames, magnified `zoom` times without smoothing."""
-    gap, margin, text_width = 4, 16, 290
-    ground, ink, green, red = (38, 41, 48), (235, 235, 235), (70, 190, 90), (230, 75, 70)
-    font = ImageFont.load_default(19)
-
-    def strip(clip: Tensor) -> Tensor:  # [H',W',3]
-        picks = torch.linspace(0, len(clip) - 1, min(columns, len(clip))).round().long()
-        large = clip[picks].repeat_interleave(zoom, dim=1).repeat_interleave(zoom, dim=2)  # [columns,H*zoom,W*zoom,3]
-        spacer = torch.tensor(ground, dtype=torch.uint8).expand(large.shape[1], gap, 3)
-        return torch.cat([part for frame in large for part in (frame, spacer)], dim=1)
-
-    strips = [[strip(clip) for clip in row.clips] for row in rows]
-    heights = [sum(len(s) + gap for s in row) for row in strips]
-    width = text_width + max(s.shape[1] for row in strips for s in row) + margin
-    image = Image.new("RGB", (width, sum(heights) + margin * (len(rows) + 1)), ground)
-    draw = ImageDraw.Draw(image)
-    top = margin
-    for row, pictures, height in zip(rows, strips, heights, strict=True):
-        place = top
-        for picture in pictures:
-            image.paste(Image.fromarray(picture.numpy()), (text_width, place))
-            place += len(picture) + gap
-        lines = [part for line in row.text.split("\n") for part in textwrap.wrap(line, 25, break_on_hyphens=False)]
-        middle = top + height / 2
-        draw.multiline_text((margin + 24, middle), "\n".join(lines), fill=ink, font=font, anchor="lm", spacing=6)
-        if row.right is not None:
-            draw.ellipse((margin, middle - 7, margin + 14, middle + 7), fill=green if row.right else red)
-        top += height + margin
-    image.save(path)
-
-
 # ----------------------------------------------------------------------------------------------------------- command
-
-
-def table(scores: dict) -> str:
-    """The scores beside their thresholds and those of real clips, as lines of text."""
-    lines = [f"{'score':15} {'measured':>9} {'at least':>9} {'aim':>7} {'real clips':>11}"]
-    for name in ORDER:
-        least, aim = (f"{x:g}" for x in THRESHOLDS[name]) if name in THRESHOLDS else ("", "")
-        if name == "shuffled_both":
-            least, aim = "chance:", f"{scores['chance_both']:.3f}"
-        real = f"{scores['real'][name]:.3f}" if name in scores["real"] else ""
-        lines.append(f"{name:15} {scores[name]:9.3f} {least:>9} {aim:>7} {real:>11}")
-    return "\n".join(lines)
 
 
 def main() -> None:

@@ -19,7 +19,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data.transforms import legal_frames, legal_size, resize_and_crop, to_uint8
-from ..data.video import probe, read_frames, write_video
+from ..data.video import probe, read_frames
+from ..data.writing import write_video
 from ..errors import UserError
 from ..models.autoencoder import CausalVideoAutoencoder
 

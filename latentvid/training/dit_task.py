@@ -19,7 +19,7 @@ from ..data.clips import ClipSource, Transform
 from ..data.latents import LatentCache, module_fingerprint
 from ..data.manifest import read_manifest
 from ..data.plan import Draw
-from ..data.video import write_video
+from ..data.writing import write_video
 from ..diffusion.objective import loss_per_sample
 from ..diffusion.scheduler import LatentVideoScheduler
 from ..errors import UserError
@@ -72,6 +72,8 @@ class DitPack:
 
 
 class DitTask:
+    product = "pipeline"
+
     def __init__(self, config: DitConfig, device: torch.device) -> None:
         self.config, self.device = config, device
         self.vae = load_component(CausalVideoAutoencoder, config.vae).to(device).requires_grad_(False)
@@ -205,5 +207,5 @@ class DitTask:
         for i, clip in enumerate(clips):
             write_video(folder / f"step-{step:06d}-{i}.mp4", clip, self.config.samples.fps)
 
-    def export(self, model: VideoDiT, run_dir: Path) -> None:
-        self.pipeline(model).save_pretrained(run_dir / "pipeline")
+    def export(self, model: VideoDiT, folder: Path) -> None:
+        self.pipeline(model).save_pretrained(folder)

@@ -18,8 +18,7 @@ from tqdm import tqdm
 from ..data.clips import ClipSource, Transform
 from ..data.latents import INDEX, Encoded, cache_key, module_fingerprint, read_shard, write_index, write_shard
 from ..data.manifest import read_manifest
-from ..data.video import ClipError
-from ..errors import UserError
+from ..errors import ClipError, UserError
 from ..models.autoencoder import CausalVideoAutoencoder
 from ..pipelines.loading import load_component
 from ..text import TextEncoder

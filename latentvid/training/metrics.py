@@ -13,6 +13,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from ..files import written_whole
+
 logger = logging.getLogger(__name__)
 
 
@@ -65,12 +67,10 @@ def _cut(path: Path, last_step: int) -> None:
         if record is None:
             logger.warning("%s: line %d is not a record and is dropped", path, number)
     kept = [line for line, r in zip(lines, records, strict=True) if r is not None and r["step"] <= last_step]
-    beside = path.with_suffix(".partial")
-    with beside.open("w", encoding="utf-8") as file:
+    with written_whole(path) as beside, beside.open("w", encoding="utf-8") as file:
         file.writelines(kept)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(beside, path)
 
 
 def _parse(line: str) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..data.plan import Draw, Plan
 from ..errors import UserError
+from ..files import written_whole
 from ..world import check_world
 from .checkpoint import CheckpointStore
 from .config import TrainingConfig
@@ -41,6 +42,7 @@ class Task(Protocol):
 
     model: nn.Module
     tokens: Sequence[int]  # of each sample, for the plan
+    product: str  # name of the folder in run.dir that the finished model goes to
 
     def make_pack(self, draws: Sequence[Draw]) -> Any:
         """The inputs of a pack; runs in loader processes. Has `.to(device)` and `.tokens`, a list a sample."""
@@ -51,7 +53,7 @@ class Task(Protocol):
     def sample(self, model: nn.Module, step: int, folder: Path) -> None:
         """Writes what the model makes now, to look at; called on the main process with the averaged weights."""
 
-    def export(self, model: nn.Module, run_dir: Path) -> None:
+    def export(self, model: nn.Module, folder: Path) -> None:
         """Writes the finished model (averaged weights) in diffusers' format; called on the main process."""
 
 
@@ -67,11 +69,14 @@ def train(config: TrainingConfig, make_task: MakeTask) -> None:
     run = TrainingRun(accelerator, config, task, plan)
     run.resume()
     if accelerator.is_main_process:
-        write_config(config)
-    run.loop()
-    if accelerator.is_main_process:
-        with run.ema.swapped(run.raw_model):
-            task.export(run.raw_model.eval(), config.run.dir)
+        with written_whole(config.run.dir / "config.yaml") as beside:
+            save_config(config, beside)
+    product = config.run.dir / task.product
+    if run.step >= config.train.steps and product.is_dir():
+        logger.warning("%s is finished: raise train.steps to go on", config.run.dir)
+    else:
+        run.loop()
+        run.export(product)
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
@@ -110,14 +115,6 @@ def check_same_run(config: TrainingConfig) -> None:
             f"{config.run.dir} holds checkpoints of a run with another configuration ({'; '.join(changed)}): "
             "choose another run.dir, or remove that folder"
         )
-
-
-def write_config(config: TrainingConfig) -> None:
-    """RUN/config.yaml, whole at any moment."""
-    config.run.dir.mkdir(parents=True, exist_ok=True)
-    beside = config.run.dir / ".config.yaml.partial"
-    save_config(config, beside)
-    os.replace(beside, config.run.dir / "config.yaml")
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -255,6 +252,17 @@ class TrainingRun:
                 self.raw_model.eval()
                 self.task.sample(self.raw_model, self.step, self.config.run.dir / "samples")
             self.raw_model.train()
+
+    def export(self, product: Path) -> None:
+        """The finished model at `product`, there only when whole."""
+        if not self.accelerator.is_main_process:
+            return
+        beside = product.with_name(f".{product.name}.partial")
+        for folder in (beside, product):
+            shutil.rmtree(folder, ignore_errors=True)
+        with self.ema.swapped(self.raw_model):
+            self.task.export(self.raw_model.eval(), beside)
+        beside.rename(product)
 
     # --- checkpoints ---
 

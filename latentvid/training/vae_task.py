@@ -18,7 +18,7 @@ from ..data.clips import ClipSource, Transform
 from ..data.manifest import read_manifest
 from ..data.plan import Draw
 from ..data.transforms import to_uint8
-from ..data.video import write_video
+from ..data.writing import write_video
 from ..errors import UserError
 from ..models.autoencoder import CausalVideoAutoencoder
 from ..rng import generator
@@ -50,6 +50,8 @@ class ClipPack:
 
 class VaeTask:
     """A "token" is one position of the latent grid."""
+
+    product = "vae"
 
     def __init__(self, config: VaeConfig, device: torch.device) -> None:
         if config.data.manifest is None:
@@ -111,11 +113,11 @@ class VaeTask:
             both = torch.cat([video, model.decode(mean).sample[0].cpu()], dim=2)  # one above the other
             write_video(folder / f"step-{step:06d}-{i}.png", to_uint8(both), 1.0)
 
-    def export(self, model: CausalVideoAutoencoder, run_dir: Path) -> None:
-        """Measures the latents' statistics and writes RUN/vae."""
+    def export(self, model: CausalVideoAutoencoder, folder: Path) -> None:
+        """Measures the latents' statistics, which go into the config."""
         mean, std = self.statistics(model)
         model.register_to_config(latents_mean=mean, latents_std=std)
-        model.save_pretrained(run_dir / "vae")
+        model.save_pretrained(folder)
 
     @torch.no_grad()
     def statistics(self, model: CausalVideoAutoencoder) -> tuple[list[float], list[float]]:

@@ -11,7 +11,7 @@ import torch
 from latentvid.data.clips import ClipSource, Transform
 from latentvid.data.manifest import Manifest, Sample, read_manifest
 from latentvid.data.transforms import hflip, resize_and_crop
-from latentvid.data.video import write_video
+from latentvid.data.writing import write_video
 from latentvid.errors import UserError
 
 PLAIN = Transform(spatial_stride=8, temporal_stride=4)

@@ -8,8 +8,9 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from latentvid.data.manifest import ManifestError, Sample, main, read_manifest, scan_folder, write_manifest
-from latentvid.data.video import write_video
+from latentvid.data.manifest import Sample, main, read_manifest, scan_folder, write_manifest
+from latentvid.data.tables import ManifestError
+from latentvid.data.writing import write_video
 
 
 @pytest.fixture(scope="module")

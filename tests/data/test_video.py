@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from latentvid.data.video import ClipError, probe, read_frames, write_video
-from latentvid.errors import UserError
+from latentvid.data.video import probe, read_frames
+from latentvid.data.writing import write_video
+from latentvid.errors import ClipError, UserError
 
 LENGTH = 60
 

@@ -13,8 +13,9 @@ from latentvid.data.digits import SIZES, Label, prompts, render, write_dataset
 from latentvid.data.video import probe
 from latentvid.errors import UserError
 from latentvid.evaluation import demo
-from latentvid.evaluation.demo import ORDER, DemoConfig, judged, read_labelled, run_demo, shuffled_both, table
+from latentvid.evaluation.demo import DemoConfig, read_labelled, run_demo
 from latentvid.evaluation.judge import Judge
+from latentvid.evaluation.scores import ORDER, judged, shuffled_both, table
 
 
 @pytest.fixture(scope="module")

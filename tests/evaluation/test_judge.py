@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from latentvid.data.digits import COLOURS, DIRECTIONS, SIZES, Label, prompts, render
-from latentvid.data.video import read_frames, write_video
+from latentvid.data.video import read_frames
+from latentvid.data.writing import write_video
 from latentvid.evaluation import judge as jd
 from latentvid.evaluation.judge import Judge, score
 

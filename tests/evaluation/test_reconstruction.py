@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as nnf
 
-from latentvid.data.video import probe, read_frames, write_video
+from latentvid.data.video import probe, read_frames
+from latentvid.data.writing import write_video
 from latentvid.errors import UserError
 from latentvid.evaluation import reconstruction
 from latentvid.evaluation.reconstruction import MAX_PSNR, evaluate, psnr, reconstruct, reconstruct_file, ssim

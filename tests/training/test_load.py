@@ -8,7 +8,8 @@ from typing import Any, Literal
 import pytest
 
 from latentvid.errors import UserError, user_errors
-from latentvid.training.load import ConfigError, load_config, parse_cli, save_config, to_dict
+from latentvid.training.load import load_config, parse_cli, save_config, to_dict
+from latentvid.training.yaml_files import ConfigError
 
 
 @dataclass(kw_only=True)

@@ -1,0 +1,53 @@
+"""Is a video file cut short? Read from what its container says of its own length; nothing is decoded."""
+
+import os
+from typing import BinaryIO
+
+_ISO_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"moof", b"mfra", b"free", b"skip", b"wide"})
+
+
+def is_cut(path: str | os.PathLike) -> bool:
+    """Does the container (mp4, mov, mkv, webm, avi) declare more bytes than the file has?"""
+    size = os.stat(path).st_size
+    with open(path, "rb") as file:
+        head = file.read(64)
+        if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+            return 8 + int.from_bytes(head[4:8], "little") > size
+        if head[:4] == b"\x1a\x45\xdf\xa3":
+            return _segment_end(head) > size
+        return head[4:8] in _ISO_BOXES and _iso_is_cut(file, size)
+
+
+def _segment_end(head: bytes) -> int:
+    """Where a Matroska file ends by its header; 0 where it does not say."""
+    length, start = _ebml_length(head, 4)
+    segment = start + length
+    if head[segment : segment + 4] != b"\x18\x53\x80\x67":
+        return 0
+    length, start = _ebml_length(head, segment + 4)
+    return start + length if length else 0
+
+
+def _ebml_length(head: bytes, at: int) -> tuple[int, int]:
+    """(length, where the content starts); length 0 when unknown (all ones, as live streams write)."""
+    octets = 9 - head[at].bit_length() if at < len(head) and head[at] else 8
+    ones = (1 << 7 * octets) - 1
+    length = int.from_bytes(head[at : at + octets], "big") & ones
+    return (0 if length == ones else length), at + octets
+
+
+def _iso_is_cut(file: BinaryIO, size: int) -> bool:
+    """Walks the top-level boxes of an mp4: does one reach beyond the end?"""
+    offset = 0
+    while offset + 8 <= size:
+        file.seek(offset)
+        head = file.read(16)
+        length = int.from_bytes(head[:4], "big")
+        if length == 1:
+            length = int.from_bytes(head[8:16], "big")
+        if length < 8:  # 0: open to the end
+            return False
+        if offset + length > size:
+            return head[4:8] in _ISO_BOXES  # else junk after the last box
+        offset += length
+    return False

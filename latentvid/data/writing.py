@@ -1,0 +1,102 @@
+"""Writing small videos, gifs and pictures.
+
+Axes: F frames, H height, W width. Frames are uint8 [F,H,W,3], RGB, 0..255, in display order.
+"""
+
+import math
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from PIL import Image
+from torch import Tensor
+
+from latentvid.data.video import ACCURATE
+from latentvid.errors import UserError
+from latentvid.files import written_whole
+
+_BT709 = 1  # the same number for the matrix, the primaries and the transfer curve
+
+
+def write_video(path: str | os.PathLike, frames: Tensor, fps: float, *, crf: int = 12) -> None:
+    """Writes uint8 [F,H,W,3] RGB by the ending of `path`; its folder is made if need be.
+
+    .mp4: H.264, BT.709, `crf` 0 (lossless luma) .. 51; 4:2:0, or 4:4:4 where a side is odd (4:2:0 needs even sides).
+    .gif: one palette of 256 colours for the clip, looping, at most 50 fps (`crf` is not used).
+    .png: one frame as it is; several as a contact sheet, row by row (`fps` and `crf` are not used).
+    The file appears under its name only when whole. Raises UserError for other endings or frames,
+    and for an fps that the format cannot hold.
+    """
+    path = Path(path)
+    if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or frames.numel() == 0:
+        raise UserError(
+            f"write_video wants uint8 frames [F,H,W,3], got {frames.dtype} {list(frames.shape)}; "
+            "latentvid.data.transforms.to_uint8 makes them from [-1,1]"
+        )
+    writer = _WRITERS.get(path.suffix.lower())
+    if writer is None:
+        raise UserError(f"cannot write {path.name}: give the output the ending .mp4, .gif or .png")
+    if not (math.isfinite(fps) and fps > 0):
+        raise UserError(f"fps must be above 0, got {fps}")
+    with written_whole(path) as beside:
+        writer(beside, frames.cpu().numpy(), fps, crf)
+
+
+def _write_mp4(path: Path, frames: np.ndarray, fps: float, crf: int) -> None:
+    _, height, width, _ = frames.shape
+    pixel_format = "yuv444p" if height % 2 or width % 2 else "yuv420p"
+    rate = Fraction(fps).limit_denominator(1001)
+    # the conversion below averages 2x2 pixels, so the chroma sits in their centre; untagged it is read as "left", which
+    # costs 4 dB on a 32x32 clip
+    options = {"crf": str(crf), "threads": "1", "mbtree": "0", "chroma_sample_location": "center"}
+    with av.open(os.fspath(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        stream = container.add_stream("libx264", rate=rate, options=options)
+        stream.height, stream.width, stream.pix_fmt = height, width, pixel_format
+        context = stream.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        context.color_range = ColorRange.MPEG
+        reformatter = VideoReformatter()
+        for index, rgb in enumerate(frames):
+            frame = reformatter.reformat(
+                av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24"),
+                format=pixel_format,
+                dst_colorspace=Colorspace.ITU709,
+                dst_color_range=ColorRange.MPEG,
+                interpolation=ACCURATE | Interpolation.FULL_CHR_H_INP,
+                threads=1,
+            )
+            frame.pts = index
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def _write_gif(path: Path, frames: np.ndarray, fps: float, crf: int) -> None:
+    if fps > 50:
+        raise UserError(f"a gif plays at most 50 frames per second, got {fps:g}; lower fps or write an .mp4")
+    images = [Image.fromarray(frame) for frame in frames]
+    sample = frames[np.linspace(0, len(frames) - 1, min(len(frames), 16)).round().astype(int)]
+    palette = Image.fromarray(np.concatenate(sample)).quantize(256, method=Image.Quantize.MEDIANCUT)
+    images = [image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for image in images]
+    ends = [round(100 * (index + 1) / fps) for index in range(len(images))]  # gif counts in hundredths of a second
+    durations = [10 * (end - begin) for begin, end in zip([0, *ends], ends, strict=False)]
+    images[0].save(
+        path, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0, optimize=False
+    )
+
+
+def _write_png(path: Path, frames: np.ndarray, fps: float, crf: int) -> None:
+    count, height, width, _ = frames.shape
+    columns = min(count, math.ceil(math.sqrt(count * height / width)))  # a sheet about as wide as it is high
+    rows = math.ceil(count / columns)
+    sheet = np.zeros((rows * height, columns * width, 3), np.uint8)
+    for index, frame in enumerate(frames):
+        top, left = index // columns * height, index % columns * width
+        sheet[top : top + height, left : left + width] = frame
+    Image.fromarray(sheet).save(path, format="PNG")
+
+
+_WRITERS = {".mp4": _write_mp4, ".gif": _write_gif, ".png": _write_png}

@@ -1,0 +1,59 @@
+"""The demo's scores: what they must reach, how clips come by them, and the table that shows them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ..data.digits import Label
+from .judge import Judge, score
+
+THRESHOLDS = {  # score: (at least, aim)
+    "vae_psnr": (30.0, 32.0),
+    "vae_ssim": (0.94, 0.96),
+    "digit": (0.90, 0.97),
+    "direction": (0.95, 0.99),
+    "strict": (0.60, 0.85),
+    "heldout_both": (0.70, 0.88),
+    "heldout_strict": (0.40, 0.70),
+    "colour": (0.95, 0.99),
+}
+ORDER = ("vae_psnr", "vae_ssim", "digit", "direction", "both", "strict", "colour", "verb", "heldout_both",
+         "heldout_strict", "shuffled_both")  # fmt: skip
+
+
+def judged(seen: tuple[Sequence[Tensor], Sequence[Label]], heldout: tuple, judge: Judge) -> dict[str, float]:
+    """The judge's scores of (clips, labels) of seen and of held-out pairs, and of the seen with shuffled labels."""
+    scores, held = score(*seen, judge), score(*heldout, judge)
+    scores.pop("count")
+    verdicts = [judge(clip) for clip in seen[0]]
+    return scores | {
+        "heldout_both": held["both"],
+        "heldout_strict": held["strict"],
+        "shuffled_both": shuffled_both([(v.digit, v.direction) for v in verdicts], seen[1]),
+    }
+
+
+def shuffled_both(read: Sequence[tuple], labels: Sequence[Label]) -> float:
+    """How often the (digit, direction) read in a clip are those of another clip's label, over all shuffles.
+
+    With what the labels themselves say in place of `read` this is chance: what perfect clips would get.
+    """
+    named = [(label.digit, label.direction) for label in labels]
+    times = Counter(named)
+    own = sum(r == n for r, n in zip(read, named, strict=True))
+    return (sum(times[r] for r in read) - own) / (len(read) * (len(read) - 1))
+
+
+def table(scores: dict) -> str:
+    """The scores beside their thresholds and those of real clips, as lines of text."""
+    lines = [f"{'score':15} {'measured':>9} {'at least':>9} {'aim':>7} {'real clips':>11}"]
+    for name in ORDER:
+        least, aim = (f"{x:g}" for x in THRESHOLDS[name]) if name in THRESHOLDS else ("", "")
+        if name == "shuffled_both":
+            least, aim = "chance:", f"{scores['chance_both']:.3f}"
+        real = f"{scores['real'][name]:.3f}" if name in scores["real"] else ""
+        lines.append(f"{name:15} {scores[name]:9.3f} {least:>9} {aim:>7} {real:>11}")
+    return "\n".join(lines)

@@ -1,0 +1,190 @@
+"""Values from YAML and the command line as what the fields of nested dataclasses are typed."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+from .yaml_files import ConfigError, merge, parse_yaml
+
+T = TypeVar("T")
+MISSING = dataclasses.MISSING
+BOOLS = {"true": True, "false": False}
+
+
+class Text(str):
+    """A value from the command line: its type is not known before its field is."""
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    """The alternatives of a union; the hint itself when it is none."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def section_of(hint: Any) -> type | None:
+    """The dataclass of a field typed ``Section`` or ``Section | None``."""
+    return next((m for m in _members(hint) if dataclasses.is_dataclass(m)), None)
+
+
+def type_name(hint: Any) -> str:
+    """A field's type as messages show it: ``int | null``."""
+    if len(_members(hint)) > 1:
+        return " | ".join(type_name(m) for m in _members(hint))
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return " | ".join(repr(a) for a in args)
+    if origin is not None:
+        return f"{origin.__name__}[{', '.join('...' if a is ... else type_name(a) for a in args)}]"
+    return "null" if hint is type(None) else getattr(hint, "__name__", str(hint))
+
+
+def _from_text(text: str, hint: Any, key: str) -> Any:
+    """A command line value as YAML would have given it, by what the field can hold."""
+    members = _members(hint)
+    origins = {typing.get_origin(m) or m for m in members}
+    if type(None) in origins and text.lower() in ("none", "null"):
+        return None
+    sequence = origins & {tuple, list}
+    if sequence and text[:1] not in ("[", "(") and (len(origins - {type(None)}) == 1 or "," in text):
+        return [part.strip() for part in text.split(",") if part.strip()]
+    if sequence and text[:1] in ("[", "("):
+        return parse_yaml(text.replace("(", "[").replace(")", "]"), f"--{key}={text}")
+    if origins & {dict, Any} or section_of(hint):
+        return parse_yaml(text, f"--{key}={text}")
+    return str(text)
+
+
+def _scalar(value: Any, hint: Any) -> Any:
+    """``value`` as int, float, bool, str or Path; raises ValueError when it is not one."""
+    if hint is bool:
+        value = BOOLS.get(value.lower(), value) if isinstance(value, str) else value
+        fits = isinstance(value, bool)
+    elif hint is int:
+        value = int(value) if isinstance(value, str) else value
+        fits = isinstance(value, int) and not isinstance(value, bool)
+    elif hint is float:
+        fits = isinstance(value, int | float | str) and not isinstance(value, bool)
+        value = float(value) if fits else value
+    elif hint is Path:
+        fits = isinstance(value, str | Path) and str(value) != ""
+        value = Path(value).expanduser() if fits else value
+    else:
+        fits = isinstance(value, hint) if isinstance(hint, type) else False
+    if not fits:
+        raise ValueError
+    return value
+
+
+def _convert(value: Any, hint: Any, key: str, default: Any = MISSING) -> Any:
+    """``value`` (from YAML, or Text) as the field's type; ConfigError names ``key`` when it cannot be."""
+    if isinstance(value, Text):
+        value = _from_text(value, hint, key)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    wrong = ConfigError(f"{key}={show(value)}: expected {type_name(hint)}, got {type(value).__name__}")
+    if hint is Any:
+        return _plain(value, key)
+    if len(_members(hint)) > 1:
+        return _convert_union(value, hint, key, default, wrong)
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise wrong
+        return build(hint, value, key, default if isinstance(default, hint) else None)
+    if origin is Literal:
+        for option in args:
+            if (value == option and type(value) is type(option)) or (str(value) == str(option) and type(value) is str):
+                return option
+        near = difflib.get_close_matches(str(value), [str(a) for a in args], 1)
+        hint_text = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ConfigError(f"{key}={show(value)}: expected one of {', '.join(map(repr, args))}{hint_text}")
+    if origin is dict or hint is dict:
+        if not isinstance(value, dict) or not all(isinstance(k, str) for k in value):
+            raise wrong
+        inner = args[1] if args else Any
+        kept = default if isinstance(default, dict) else {}
+        plain = {k: _convert(v, inner, f"{key}.{k}") for k, v in value.items()}
+        return merge(kept, plain)
+    if origin in (tuple, list):
+        return _convert_sequence(value, origin, args, key, wrong)
+    if value is None and hint is type(None):
+        return None
+    try:
+        return _scalar(value, hint)
+    except ValueError:
+        raise wrong from None
+
+
+def _convert_union(value: Any, hint: Any, key: str, default: Any, wrong: ConfigError) -> Any:
+    members = [m for m in _members(hint) if m is not type(None)]
+    if value is None and len(members) < len(_members(hint)):
+        return None
+    if len(members) == 1:
+        return _convert(value, members[0], key, default)
+    exact = [m for m in members if isinstance(m, type) and type(value) is m]
+    for member in exact if exact and not isinstance(value, str) else members:
+        try:
+            return _convert(value, member, key, default)
+        except ConfigError:
+            continue
+    raise wrong
+
+
+def _convert_sequence(value: Any, origin: type, args: tuple[Any, ...], key: str, wrong: ConfigError) -> Any:
+    if not isinstance(value, list | tuple):
+        raise wrong
+    if origin is list or args[-1] is ...:
+        hints = [args[0]] * len(value)
+    elif len(args) == len(value):
+        hints = list(args)
+    else:
+        raise ConfigError(f"{wrong} of {len(value)} values instead of {len(args)}")
+    return origin(_convert(v, h, f"{key}[{i}]") for i, (v, h) in enumerate(zip(value, hints, strict=True)))
+
+
+def _plain(value: Any, key: str) -> Any:
+    """Free-form value with the command line's pieces inside it parsed as YAML."""
+    if isinstance(value, Text):
+        return parse_yaml(value, f"--{key}={value}")
+    if isinstance(value, dict):
+        return {k: _plain(v, f"{key}.{k}") for k, v in value.items()}
+    return value
+
+
+def show(value: Any) -> str:
+    """A value as messages show it."""
+    return repr(str(value)) if isinstance(value, str) else repr(value)
+
+
+def build(cls: type[T], raw: Mapping[str, Any], prefix: str, default: T | None = None) -> T:
+    """``cls`` from ``raw``; keys that are not there keep ``default``'s values, or the fields' own."""
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    values = {}
+    for name, field in fields.items():
+        key = f"{prefix}.{name}" if prefix else name
+        before = getattr(default, name) if default is not None else default_of(field, hints[name])
+        if name in raw:
+            values[name] = _convert(raw[name], hints[name], key, before)
+        elif before is not MISSING:
+            values[name] = before
+        elif dataclasses.is_dataclass(hints[name]):
+            values[name] = build(hints[name], {}, key)
+        else:
+            kind = type_name(hints[name])
+            raise ConfigError(f"{key} ({kind}) is required: set it in the YAML file or with --{key}=VALUE")
+    try:
+        return cls(**values)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{prefix}: {error}" if prefix else str(error)) from None
+
+
+def default_of(field: dataclasses.Field, hint: Any) -> Any:
+    """A field's own default, or MISSING."""
+    if field.default_factory is not MISSING:
+        # A section that is its own factory is built by build, so that its required keys are reported by name.
+        return MISSING if field.default_factory is hint and dataclasses.is_dataclass(hint) else field.default_factory()
+    return field.default

@@ -1,0 +1,77 @@
+"""YAML as the configuration reads and writes it."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from latentvid.errors import UserError
+
+
+class ConfigError(UserError):
+    """A key or value of the configuration is wrong; the message names the dotted key, the value and the fix."""
+
+
+# PyYAML follows YAML 1.1, where 1e-4 is a string. Loader and dumper share this rule, so a string "1e-4" is quoted.
+_FLOAT = re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$")
+
+
+class _Loader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict:
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for i, key in enumerate(keys):
+            if key.value in [earlier.value for earlier in keys[:i]]:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """What ``text`` holds; ConfigError names ``where`` it stands."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The mapping in ``path``, laid over that of its ``base: other.yaml`` (relative to ``path``), if it names one."""
+    if not path.is_file():
+        raise ConfigError(f"configuration file {path} does not exist")
+    try:
+        raw = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not a YAML text file (not UTF-8)") from None
+    raw = {} if raw is None else raw
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} must hold a mapping of sections, not {raw!r:.60}")
+    if "base" not in raw:
+        return raw
+    base = (path.parent / str(raw.pop("base"))).resolve()
+    if base in (*above, path.resolve()):
+        raise ConfigError(f"{path}: base: {base} leads back to itself")
+    return merge(read_yaml(base, (*above, path.resolve())), raw)
+
+
+def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    """``high`` over ``low``; where both hold a mapping, key by key."""
+    merged = dict(low)
+    for key, value in high.items():
+        both = isinstance(value, dict) and isinstance(low.get(key), dict)
+        merged[key] = merge(low[key], value) if both else value
+    return merged
+
+
+def dump_yaml(data: Any) -> str:
+    """Text that `parse_yaml` reads back equal; keys keep their order."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
