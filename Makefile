@@ -49,13 +49,13 @@ demo: setup
 	$(LAUNCH) vae/train_vae.py configs/vae/demo.yaml --run.dir=$(DEMO)/vae_run --run.seed=$(SEED) \
 	  --data.manifest=$(DEMO)/data/train.jsonl
 	$(LAUNCH) vae/encode_latents.py --manifest $(DEMO)/data/train.jsonl --vae $(DEMO)/vae_run/vae \
-	  --text-encoder $(DEMO)/t5 --patch 4 --out $(DEMO)/latents
+	  --text-encoder $(DEMO)/t5 --patch 2 --out $(DEMO)/latents
 	$(LAUNCH) train/train_dit.py configs/dit/demo.yaml --run.dir=$(DEMO)/dit_run --run.seed=$(SEED) \
 	  --vae=$(DEMO)/vae_run/vae --text_encoder=$(DEMO)/t5 --data.latents=$(DEMO)/latents
 	@rm -rf $(DEMO)/pipeline && cp -r $(DEMO)/dit_run/pipeline $(DEMO)/pipeline
 	$(BIN)/python inference/t2v.py --model $(DEMO)/pipeline --prompt "a red 7 moves up and to the left" \
 	  --output $(DEMO)/video.mp4
-	$(LAUNCH) -m latentvid.evaluation.demo $(DEMO) --seed $(SEED)
+	test -f $(DEMO)/scores.json || $(LAUNCH) -m latentvid.evaluation.demo $(DEMO) --seed $(SEED)
 	$(BIN)/python -m latentvid.report $(DEMO)
 	@echo "Look at $(DEMO)/report.html; the video is $(DEMO)/video.mp4."
 

@@ -19,7 +19,7 @@ from latentvid.data.writing import write_video
 
 GLYPH = 16  # side of an enlarged digit, pixels
 FPS = 8.0
-SIZES = ((32, 32), (32, 48), (48, 32))  # (height, width)
+SIZES = ((24, 24), (24, 32), (32, 24))  # (height, width)
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 VERBS = ("moves", "bounces")
 # All carry luma, and their chromaticities lie far apart, so thin strokes stay apart after 4:2:0.
@@ -152,8 +152,8 @@ def free_range(glyph: Tensor, size: tuple[int, int]) -> Tensor:
 def trajectory(label: Label, frames: int, free: Tensor, rng: np.random.Generator) -> Tensor:
     """Corners [F,2] of a clip, with `free` as from `free_range`.
 
-    "moves" is straight, at constant speed, and keeps one pixel off the walls. "bounces" reflects where the ink
-    meets a wall, first at 55 to 75 % of the clip. Speeds are 80 to 100 % of the greatest possible.
+    "moves" is straight, at constant speed, and keeps half a pixel off the walls. "bounces" reflects where the ink
+    meets a wall, first at 55 to 75 % of the clip. Speeds are 90 to 100 % of the greatest possible.
     """
     low, high = (bound.tolist() for bound in free)
     if label.direction is None:
@@ -161,10 +161,10 @@ def trajectory(label: Label, frames: int, free: Tensor, rng: np.random.Generator
     sense = DIRECTIONS[label.direction]
     moving = [axis for axis in (0, 1) if sense[axis]]
     time = torch.linspace(0, 1, frames)
-    speed = rng.uniform(0.8, 1.0)
+    speed = rng.uniform(0.9, 1.0)
     path = torch.empty(frames, 2)
     if label.verb == "moves":
-        low, high = [x + 1 for x in low], [x - 1 for x in high]
+        low, high = [x + 0.5 for x in low], [x - 0.5 for x in high]
         travel = speed * min(high[axis] - low[axis] for axis in moving)  # pixels in the whole clip, on each axis
         for axis in (0, 1):
             slack = rng.uniform(0, high[axis] - low[axis] - travel * abs(sense[axis]))
@@ -229,10 +229,10 @@ def prompts(n: int, *, heldout: bool, seed: int) -> list[tuple[Label, str]]:
 
 
 def _length(split: str, index: int) -> int:
-    """Frames of a split's sample: 1, 9, 17 in 15, 25, 60 % (train) or 9, 17 in 30, 70 %."""
+    """Frames of a split's sample: 1, 9, 17 in 25, 30, 45 % (train) or 9, 17 in 30, 70 %."""
     place = index * 7 % 20  # visits all twenty places, well mixed
     if split == "train":
-        return 1 if place < 3 else 9 if place < 8 else 17
+        return 1 if place < 5 else 9 if place < 11 else 17
     return 9 if place < 6 else 17
 
 

@@ -24,6 +24,9 @@ TIMESTEP_FEATURES = 256
 class VideoDiT(ModelMixin, ConfigMixin):
     """AdaLN-Zero diffusion transformer conditioned on packed text states.
 
+    Text acts twice: token by token through cross-attention, and as a mean that joins the noise level in the modulation
+    (the pooled path of Stable Diffusion 3, Esser et al. 2024).
+
     Args:
         latent_channels: C of the VAE's latent.
         patch: spatial patch size; a token is patch x patch latent positions of one latent frame.
@@ -57,6 +60,8 @@ class VideoDiT(ModelMixin, ConfigMixin):
         self.text_norm_in = nn.LayerNorm(text_width, eps=1e-6)  # encoders' states differ tenfold in scale
         self.text_in = Mlp(text_width, width, width, act_layer=nn.GELU)
         self.text_norm = nn.LayerNorm(width, eps=1e-6)
+        self.pooled_norm = nn.LayerNorm(text_width, eps=1e-6)
+        self.pooled_in = Mlp(text_width, width, width, act_layer=nn.SiLU)
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, width) for _ in range(depth))
         self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.final_modulation = nn.Linear(width, 2 * width)
@@ -92,10 +97,10 @@ class VideoDiT(ModelMixin, ConfigMixin):
             raise ValueError(f"timestep has shape {tuple(timestep.shape)}, the layout has {layout.rows} rows")
         x = self.tokens_in(tokens)  # [T,D]
         backend = resolve_backend(self.attention_backend, x.device, x.dtype)
+        pooled = self.pooled_in(self.pooled_norm(_segment_mean(text, text_layout)))  # [N,D]
         text = self.text_norm(self.text_in(self.text_norm_in(text)))  # [S,D]
         features = timestep_embedding(timestep, TIMESTEP_FEATURES).to(x.dtype)
-        pooled = _segment_mean(text, text_layout).index_select(0, layout.row_segment)  # [R,D]
-        condition = self.timestep_in(features) + pooled
+        condition = self.timestep_in(features) + pooled.index_select(0, layout.row_segment)  # [R,D]
         rotary = rotary_table(layout.position, self.config.width // self.config.heads, self.config.rope_theta)
         rotary = tuple(r.to(x.dtype) for r in rotary)
         for block in self.blocks:
