@@ -1,6 +1,6 @@
 """Scores the demo: what its autoencoder keeps, and whether its clips show what their prompts say.
 
-    [accelerate launch] -m latentvid.evaluation.demo RUN [--prompts 280 --heldout 140 --seed 0 --chunk 70]
+    [accelerate launch] -m latentvid.evaluation.demo RUN [--prompts 280 --heldout 140 --seed 0 --chunk 28]
 
 RUN holds data/ and pipeline/; it gets scores.json, samples/, contact_sheet.png and reconstructions.png. Several
 processes share the work, and the result does not depend on how many there are.
@@ -53,7 +53,7 @@ class DemoConfig:
     prompts: int = 280
     heldout: int = 140
     seed: int = 0
-    chunk: int = 70
+    chunk: int = 28
     steps: int | None = None
     guidance: float | None = None
 
@@ -271,7 +271,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=DemoConfig.prompts, help="clips of seen pairs (default 280)")
     parser.add_argument("--heldout", type=int, default=DemoConfig.heldout, help="clips of held-out pairs (default 140)")
     parser.add_argument("--seed", type=int, default=DemoConfig.seed, help="of prompts and noise (default 0)")
-    parser.add_argument("--chunk", type=int, default=DemoConfig.chunk, help="clips sampled together (default 70)")
+    parser.add_argument("--chunk", type=int, default=DemoConfig.chunk, help="clips sampled together (default 28)")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the pipeline's)")
     parser.add_argument("--guidance", type=float, help="guidance scale (default: the pipeline's)")
     scores = run_demo(DemoConfig(**vars(parser.parse_args())))
