@@ -11,7 +11,7 @@ else ifeq ($(shell nproc),1)
 LAUNCH := OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true $(BIN)/python
 else
 LAUNCH := OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true $(BIN)/accelerate launch --multi_gpu --num_processes 2 \
-  --num_machines 1 --mixed_precision no --dynamo_backend no
+  --num_machines 1 --main_process_port 0 --mixed_precision no --dynamo_backend no
 endif
 
 .PHONY: setup test lint format demo clean

@@ -6,9 +6,10 @@ Axes: F frames, H height, W width of what comes in; `height`, `width` of what go
 import math
 
 import torch
-import torch.nn.functional as functional
 from einops import rearrange
 from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resize
 
 from latentvid.errors import UserError
 
@@ -66,9 +67,7 @@ def resize_and_crop(frames: Tensor, height: int, width: int, *, crop: tuple[floa
     cover = max(height, round(native_height * scale)), max(width, round(native_width * scale))
     pictures = rearrange(frames, "f h w c -> f c h w")
     if cover != (native_height, native_width):
-        if frames.device.type != "cpu":  # only the CPU resizes bytes
-            pictures = pictures.float()
-        pictures = functional.interpolate(pictures, size=cover, mode="bicubic", antialias=True, align_corners=False)
+        pictures = resize(pictures, list(cover), interpolation=InterpolationMode.BICUBIC, antialias=True)
     top, left = (
         int(fraction * (have - want) + 0.5) for fraction, have, want in zip(crop, cover, (height, width), strict=True)
     )
