@@ -11,6 +11,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
+from latentvid.data.digits import write_dataset
 from latentvid.data.latents import LatentCache
 from latentvid.training.dit_task import DitTask
 from latentvid.training.encode import EncodeConfig, encode_manifest
@@ -55,13 +56,15 @@ def launch(folder: Path, *programs: str) -> None:
 
 
 @pytest.mark.distributed
-def test_two_processes_equal_one(dit_config, digits_data, tiny_vae, tiny_t5, tmp_path):
+def test_two_processes_equal_one(dit_config, tiny_vae, tiny_t5, tmp_path):
     """A cache, a training with accumulation, and its continuation on another number of processes."""
     options = ("data.packs_per_step=4", "optim.schedule=constant", "checkpoint.every=2", "optim.lr=1e-3")
     one, two = tmp_path / "one", tmp_path / "two"
     save_config(dit_config(two, *options, "train.steps=4"), tmp_path / "config.yaml")
+    write_dataset(tmp_path / "data", train=30, val=2)
+    manifest = tmp_path / "data" / "train.jsonl"
     encode = (
-        f"--manifest {digits_data / 'train.jsonl'} --vae {tiny_vae} --text-encoder {tiny_t5} "
+        f"--manifest {manifest} --vae {tiny_vae} --text-encoder {tiny_t5} "
         f"--out {tmp_path / 'latents-two'} --max-frames 1 --fp32"
     )  # windows of one frame: more than one shard, so that both processes have one
     launch(
@@ -72,9 +75,7 @@ def test_two_processes_equal_one(dit_config, digits_data, tiny_vae, tiny_t5, tmp
 
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    config = EncodeConfig(
-        digits_data / "train.jsonl", tiny_vae, str(tiny_t5), tmp_path / "latents-one", 1, None, 2, 16, False
-    )
+    config = EncodeConfig(manifest, tiny_vae, str(tiny_t5), tmp_path / "latents-one", 1, None, 2, 16, False)
     encode_manifest(config)
     caches = [LatentCache(tmp_path / f"latents-{n}") for n in ("one", "two")]
     assert caches[0].key == caches[1].key and caches[0].grids == caches[1].grids and len(caches[0]) > 256
