@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import ClipError, UserError
 from ..rng import generator
-from .manifest import Manifest
+from .manifest import Manifest, dropped_by_reason
 from .transforms import hflip, legal_frames, legal_size, resize_and_crop
 from .video import read_frames
 
@@ -63,6 +63,7 @@ class ClipSource:
     """The windows of a manifest; `dropped` lists (path, reason) of what no window could be made of."""
 
     def __init__(self, manifest: Manifest, transform: Transform) -> None:
+        self.name = manifest.source
         self.samples = manifest.samples
         self.transform = transform
         self.dropped = list(manifest.dropped)
@@ -80,7 +81,7 @@ class ClipSource:
                 Window(i, start, frames, height, width) for start in range(0, sample.frames - frames + 1, frames)
             )
         if not self.windows:
-            raise UserError(f"no clip is left to train on:\n{manifest.summary()}\ndropped: {self.dropped[:5]}")
+            raise UserError(f"no clip is left to train on; mend these and try again\n{self.summary()}")
         side = transform.crop
         cut = (lambda n: n) if side is None else (lambda n: min(n, side))
         # (F, H, W) of each window as `load` returns it
@@ -89,6 +90,11 @@ class ClipSource:
 
     def __len__(self) -> int:
         return len(self.windows)
+
+    def summary(self) -> str:
+        """How many windows there are, and by reason what was dropped."""
+        head = f"{self.name}: {len(self.windows)} windows of {len(self.samples)} clips and images"
+        return "\n".join([head, *dropped_by_reason(self.dropped)])
 
     def caption(self, index: int) -> str:
         return self.samples[self.windows[index].sample].caption
@@ -115,7 +121,7 @@ class ClipSource:
                 return Clip(self._augment(self.read(at), seed, number), self.caption(at), at)
             except ClipError as error:
                 self._bad[at] = error.reason
-                logger.warning("skipped, and replaced by another clip: %s", error)
+                logger.warning("skipped, and replaced by another clip (%d so far): %s", len(self._bad), error)
         raise UserError(f"no readable clip of shape {self.shapes[index]} is left; the last fault: {self._bad}")
 
     def _augment(self, video: Tensor, seed: int, number: int) -> Tensor:

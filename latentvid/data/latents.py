@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..files import written_whole
+from .manifest import dropped_by_reason
 
 INDEX = "cache.json"
 
@@ -105,6 +106,7 @@ class LatentCache:
         self.windows = [int(i) for i in index["grids"]]
         self.grids = [tuple(g) for g in index["grids"].values()]  # latent (f,h,w)
         self.fps: float = index["fps"]
+        self.dropped: list[tuple[str, str]] = [(path, reason) for path, reason in index["dropped"]]
         self._files: dict[int, Any] = {}
 
     def __len__(self) -> int:
@@ -122,6 +124,10 @@ class LatentCache:
                 f"the latent cache {self.folder} is stale: {' and '.join(changed)} are not those it was made with; "
                 "run vae/encode_latents.py again"
             )
+
+    def summary(self) -> str:
+        """How many windows it holds, and by reason what was dropped when it was made."""
+        return "\n".join([f"{self.folder}: {len(self)} encoded windows", *dropped_by_reason(self.dropped)])
 
     def load(self, i: int) -> Encoded:
         """Entry i as float32."""

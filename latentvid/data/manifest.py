@@ -40,6 +40,18 @@ class Sample:
     width: int
 
 
+def dropped_by_reason(dropped: Iterable[tuple[str, str]], examples: int = 3) -> list[str]:
+    """A line for each reason of (path, reason), the commonest first: how many, and the first few."""
+    reasons: dict[str, list[str]] = {}
+    for path, reason in dropped:
+        reasons.setdefault(reason, []).append(path)
+    lines = []
+    for reason, paths in sorted(reasons.items(), key=lambda item: -len(item[1])):
+        more = ", ..." if len(paths) > examples else ""
+        lines.append(f"  dropped {len(paths)} ({reason}): {', '.join(paths[:examples])}{more}")
+    return lines
+
+
 @dataclass
 class Manifest:
     """The usable rows in the order of the file, the dropped ones as (path or line, reason), and the other columns.
@@ -56,13 +68,7 @@ class Manifest:
         """Counts of what is kept and, by reason, of what is dropped, with the first few of each."""
         images = sum(sample.fps == 0 and sample.frames == 1 for sample in self.samples)
         lines = [f"{self.source}: {len(self.samples) - images} clips and {images} images"]
-        reasons: dict[str, list[str]] = {}
-        for path, reason in self.dropped:
-            reasons.setdefault(reason, []).append(path)
-        for reason, paths in sorted(reasons.items(), key=lambda item: -len(item[1])):
-            more = ", ..." if len(paths) > examples else ""
-            lines.append(f"  dropped {len(paths)} ({reason}): {', '.join(paths[:examples])}{more}")
-        return "\n".join(lines)
+        return "\n".join(lines + dropped_by_reason(self.dropped, examples))
 
 
 def read_manifest(path: str | os.PathLike, *, check_files: bool = True, threads: int = 8) -> Manifest:

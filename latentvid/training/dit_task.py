@@ -127,7 +127,10 @@ class DitTask:
         try:
             self.grids = [token_grid(grid, self.patch) for grid in latent_grids]
         except ValueError as error:
-            raise UserError(f"{error}: make the cache with data.patch={self.patch}, or set model.patch") from None
+            raise UserError(f"{error}: encode again with --patch {self.patch}, or set another model.patch") from None
+
+    def summary(self) -> str:
+        return self.source.summary() if self.cache is None else self.cache.summary()
 
     def make_pack(self, draws: Sequence[Draw]) -> DitPack:
         seed = self.config.run.seed

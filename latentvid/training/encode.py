@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..data.clips import ClipSource, Transform
 from ..data.latents import INDEX, Encoded, cache_key, module_fingerprint, read_shard, write_index, write_shard
-from ..data.manifest import read_manifest
+from ..data.manifest import dropped_by_reason, read_manifest
 from ..errors import ClipError, UserError
 from ..models.autoencoder import CausalVideoAutoencoder
 from ..pipelines.loading import load_component
@@ -150,9 +150,4 @@ def _seal(out: Path, encoder: Encoder, shards: int) -> str:
     for stale in out.glob("shard-*.safetensors"):
         if int(stale.stem.split("-")[1]) >= shards:
             stale.unlink()
-    lines = [f"{out}: {len(grids)} of {len(encoder.source)} windows encoded"]
-    reasons: dict[str, list[str]] = {}
-    for path, reason in dropped:
-        reasons.setdefault(reason, []).append(path)
-    lines += [f"  dropped {len(paths)} ({reason}): {', '.join(paths[:3])}" for reason, paths in sorted(reasons.items())]
-    return "\n".join(lines)
+    return "\n".join([f"{out}: {len(grids)} of {len(encoder.source)} windows encoded", *dropped_by_reason(dropped)])

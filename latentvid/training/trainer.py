@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -44,6 +45,9 @@ class Task(Protocol):
     tokens: Sequence[int]  # of each sample, for the plan
     product: str  # name of the folder in run.dir that the finished model goes to
 
+    def summary(self) -> str:
+        """What it trains on, and what was left out for which reason; shown at the start."""
+
     def make_pack(self, draws: Sequence[Draw]) -> Any:
         """The inputs of a pack; runs in loader processes. Has `.to(device)` and `.tokens`, a list a sample."""
 
@@ -69,6 +73,7 @@ def train(config: TrainingConfig, make_task: MakeTask) -> None:
     run = TrainingRun(accelerator, config, task, plan)
     run.resume()
     if accelerator.is_main_process:
+        print(task.summary(), file=sys.stderr, flush=True)
         with written_whole(config.run.dir / "config.yaml") as beside:
             save_config(config, beside)
     product = config.run.dir / task.product

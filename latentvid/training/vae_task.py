@@ -79,6 +79,9 @@ class VaeTask:
         """What loader processes need to make packs: no network."""
         return {k: v for k, v in self.__dict__.items() if k != "model"}
 
+    def summary(self) -> str:
+        return self.source.summary()
+
     def make_pack(self, draws: Sequence[Draw]) -> ClipPack:
         by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = defaultdict(list)
         seed = self.config.run.seed

@@ -205,6 +205,18 @@ def test_started_again_when_finished_it_only_exports(whole, dit_config):
     load_pipeline(whole / "pipeline", "cpu")
 
 
+def test_a_run_says_what_it_leaves_out(vae_config, digits_data, tmp_path, capsys):
+    rows = (digits_data / "train.jsonl").read_text().splitlines()
+    good = [json.dumps(row | {"path": str(digits_data / row["path"])}) for row in map(json.loads, rows)]
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    bad = json.dumps({"path": "empty.mp4", "caption": "nothing", "frames": 9, "fps": 8, "height": 24, "width": 24})
+    (tmp_path / "some.jsonl").write_text("\n".join([*good, bad]))
+    train(vae_config(tmp_path / "run", f"data.manifest={tmp_path / 'some.jsonl'}", "train.steps=1"), VaeTask)
+    said = capsys.readouterr().err
+    assert f"{len(good)} windows of {len(good)} clips and images" in said
+    assert "dropped 1 (empty-file): " in said and "empty.mp4" in said
+
+
 def test_another_configuration_in_the_same_folder_is_refused(whole, dit_config):
     with pytest.raises(UserError, match=r"optim\.lr was 0\.003, is 0\.001\).*another run\.dir"):
         train(dit_config(whole, "optim.lr=1e-3"), DitTask)
