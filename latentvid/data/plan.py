@@ -1,20 +1,32 @@
 """Which samples make up each training step: a small state machine, the same on every rank and world size.
 
-A step is G packs of at most `budget` tokens, filled with whole samples. Samples are drawn in a new random order each
-epoch; the n-th draw of a run has the global sample number n, to which all randomness is keyed.
+A step is G packs of at most `budget` tokens, filled with whole samples, which cost nearly the same within a step, so
+that no rank waits for another. Samples are drawn in a new random order each epoch; the n-th draw of a run has the
+global sample number n, to which all randomness is keyed.
+
+Steps are planned a window at a time. A window's draws are placed, dearest first, each into the cheapest pack with room
+for it (longest processing time first); the packs, sorted by cost, are cut into steps of neighbours, whose order is then
+shuffled. Draws that found no room are placed first in the next window, so none waits longer than that: were P packs
+left with P or more draws over, each of s tokens or more, then the packs had less than s tokens of room each, and the
+window had been given more tokens than it holds. (So each of those gets a pack of its own, at worst.)
 """
 
 from __future__ import annotations
 
+import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..errors import UserError
 
-LOOKAHEAD = 32  # samples that may wait for a later step because no pack had room; bounds the saved state
+WINDOW_PACKS = 1024  # packs planned together: more balance better, and may leave as many draws in the saved state
+WINDOW_STEPS = 8  # but no fewer steps than this
+_ORDER, _STEPS = 1, 2  # what a generator is for
 
 
 class Draw(NamedTuple):
@@ -24,13 +36,54 @@ class Draw(NamedTuple):
     index: int
 
 
+class Stream(NamedTuple):
+    """A source of samples: their indices in the data set, and its share of the tokens drawn (any positive number;
+    shares are divided by their sum)."""
+
+    index: np.ndarray
+    weight: float
+
+
 @dataclass(frozen=True)
 class Step:
-    """The packs of one step, with what the whole step holds over all ranks."""
+    """The packs of one step, dearest first, with what the whole step holds over all ranks.
+
+    Rank r of w takes `packs[r::w]`: the packs that w ranks work on at once are neighbours in cost.
+    """
 
     packs: tuple[tuple[Draw, ...], ...]
     samples: int
     tokens: int
+    costs: tuple[float, ...]  # of each pack
+    budget: int  # tokens a pack holds at most
+
+    @property
+    def fill(self) -> float:
+        """Share of the packs' room that is used, 0 to 1."""
+        return self.tokens / (self.budget * len(self.packs))
+
+    @property
+    def balance(self) -> float:
+        """Mean cost of a pack over the dearest pack's, 0 to 1: what is left of speed when each rank waits for all."""
+        return sum(self.costs) / (len(self.costs) * max(self.costs))
+
+
+class _Source:
+    """A stream's own endless sequence of samples: each of its epochs is a new order of all."""
+
+    def __init__(self, stream: Stream, seed: int, number: int) -> None:
+        self.index, self.weight = np.asarray(stream.index, dtype=np.int64), float(stream.weight)
+        self.seed, self.number = seed, number
+        self.drawn = self.tokens = 0
+        self._epoch, self._order = -1, self.index
+
+    def peek(self) -> int:
+        """Index of the next sample."""
+        epoch, place = divmod(self.drawn, len(self.index))
+        if epoch != self._epoch:
+            generator = np.random.default_rng((self.seed, _ORDER, self.number, epoch))
+            self._epoch, self._order = epoch, generator.permutation(self.index)
+        return int(self._order[place])
 
 
 class Plan:
@@ -41,66 +94,249 @@ class Plan:
         budget: tokens a pack holds at most.
         packs: G, packs of a step over all ranks and accumulation.
         seed: of the epochs' orders.
+        cost: of each sample, in any unit; the tokens if not given. For a transformer of width d, whose linear layers
+            take 24 n d^2 and attention 4 n^2 d operations a block, it is n + n^2 / 6d.
+        streams: the sources to mix, by weights in tokens; all samples as one if not given. The tokens drawn from
+            each stay within a sample or two of its share at all times.
 
-    Raises UserError where the data set is empty or a sample is larger than a pack.
+    Raises UserError where there is nothing to plan, a sample is larger than a pack, or a stream is empty or has no
+    weight.
     """
 
-    def __init__(self, tokens: Sequence[int], *, budget: int, packs: int, seed: int) -> None:
+    def __init__(
+        self,
+        tokens: Sequence[int] | np.ndarray,
+        *,
+        budget: int,
+        packs: int,
+        seed: int,
+        cost: np.ndarray | None = None,
+        streams: Sequence[Stream] | None = None,
+    ) -> None:
         if not len(tokens):
             raise UserError("the data set is empty: no sample is left to train on")
-        self.tokens = np.asarray(tokens, dtype=np.int64)
-        if self.tokens.max() > budget:
-            raise UserError(
-                f"a pack holds {budget} tokens but the largest sample has {self.tokens.max()}: "
-                "raise data.tokens_per_pack, or lower data.max_frames or data.max_area"
-            )
         if packs < 1:
             raise UserError(f"data.packs_per_step is {packs}: it must be at least 1")
+        self.tokens = np.asarray(tokens, dtype=np.int64)
+        self.cost = self.tokens.astype(np.float64) if cost is None else np.asarray(cost, dtype=np.float64)
         self.budget, self.packs, self.seed = budget, packs, seed
-        self.drawn = 0  # samples taken from the epochs' orders so far
-        self.waiting: list[Draw] = []
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
+        streams = [Stream(np.arange(len(tokens)), 1.0)] if streams is None else list(streams)
+        self._check(streams)
+        total = sum(stream.weight for stream in streams)
+        self._sources = [_Source(s._replace(weight=s.weight / total), seed, n) for n, s in enumerate(streams)]
+        self._samples = sum(len(source.index) for source in self._sources)
+        steps = sum(int(self.tokens[source.index].sum()) for source in self._sources) // (packs * budget)
+        # not more than an epoch, or one of a small data set would mix with the next ones
+        self.lookahead = max(1, min(steps, max(WINDOW_STEPS, WINDOW_PACKS // packs)))  # steps of a window
+        self._identity = self._identify()
+        self._window = 0  # windows planned so far
+        self._carried: list[tuple[int, int, int]] = []  # (number, index, stream) of draws for the next window
+        self._start = self._counters()
+        self._steps: list[Step] = []  # of the window
+        self._given = self._per_stream([])  # [steps + 1, streams]: draws handed out before each step of the window
+        self._place = 0  # steps of the window handed out
+
+    def _check(self, streams: list[Stream]) -> None:
+        if self.tokens.min() < 1:
+            raise UserError(f"sample {int(self.tokens.argmin())} of the data set has no tokens: leave it out")
+        if self.cost.shape != self.tokens.shape or not (np.isfinite(self.cost) & (self.cost > 0)).all():
+            raise UserError(f"each of the {len(self.tokens)} samples needs one cost, finite and above 0")
+        if not streams:
+            raise UserError("there is no source of data to draw from: name at least one, or none to take all samples")
+        for n, (index, weight) in enumerate(streams):
+            if not len(index):
+                raise UserError(f"source {n} of the data has no sample left: mend it, or take it out of the mix")
+            if not (math.isfinite(weight) and weight > 0):
+                raise UserError(f"source {n} of the data has weight {weight}: it must be above 0")
+            if np.min(index) < 0 or np.max(index) >= len(self.tokens):
+                raise UserError(f"source {n} of the data names a sample outside 0 to {len(self.tokens) - 1}")
+        self._largest = max(int(self.tokens[stream.index].max()) for stream in streams)
+        if self._largest > self.budget:
+            raise UserError(
+                f"a pack holds {self.budget} tokens but the largest sample has {self._largest}: "
+                "raise data.tokens_per_pack, or lower data.max_frames or data.max_area"
+            )
+
+    # --- steps ---
 
     def next(self) -> Step:
-        """Fills the next step's packs: each sample goes to the emptiest pack, or waits for the next step."""
-        packs: list[list[Draw]] = [[] for _ in range(self.packs)]
-        fill = [0] * self.packs
-        waiting: list[Draw] = []
-        queue, self.waiting = self.waiting, []
-        smallest = int(self.tokens.min())
-        while len(waiting) < LOOKAHEAD and min(fill) + smallest <= self.budget:
-            draw = queue.pop(0) if queue else self._draw()
-            emptiest = min(range(self.packs), key=fill.__getitem__)
-            if fill[emptiest] + self.tokens[draw.index] <= self.budget:
-                packs[emptiest].append(draw)
-                fill[emptiest] += int(self.tokens[draw.index])
-            else:
-                waiting.append(draw)
-        self.waiting = waiting + queue
-        return Step(tuple(map(tuple, packs)), sum(map(len, packs)), sum(fill))
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that is needed to go on from here, as plain JSON values."""
-        return {"drawn": self.drawn, "waiting": [list(draw) for draw in self.waiting], "samples": len(self.tokens)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state["samples"] != len(self.tokens):
-            raise UserError(
-                f"this run began with {state['samples']} samples, the data set now has {len(self.tokens)}: "
-                "resume with the same data, or start a new run.dir"
-            )
-        self.drawn = state["drawn"]
-        self.waiting = [Draw(*draw) for draw in state["waiting"]]
+        """The next step; every pack holds at least one sample."""
+        if self._place == len(self._steps):
+            self._plan_window()
+        step = self._steps[self._place]
+        self._place += 1
+        return step
 
     @property
     def epoch(self) -> float:
-        """Passes over the data set so far."""
-        return self.drawn / len(self.tokens)
+        """Passes over the samples of all streams together, in the steps handed out so far."""
+        return sum(self._handed_out()) / self._samples
 
-    def _draw(self) -> Draw:
-        epoch, place = divmod(self.drawn, len(self.tokens))
-        if self._order[0] != epoch:
-            self._order = (epoch, np.random.default_rng((self.seed, epoch)).permutation(len(self.tokens)))
-        draw = Draw(self.drawn, int(self._order[1][place]))
-        self.drawn += 1
-        return draw
+    @property
+    def epochs(self) -> list[float]:
+        """Passes over each stream, in the steps handed out so far."""
+        return [given / len(source.index) for given, source in zip(self._handed_out(), self._sources, strict=True)]
+
+    def _handed_out(self) -> list[int]:
+        return self._given[self._place].tolist()
+
+    def _plan_window(self) -> None:
+        self._start = self._counters()
+        first = len(self._carried)
+        handed_out = self._per_stream(self._carried)[0]
+        draws = self._carried + self._draw()
+        tokens = self.tokens[[index for _, index, _ in draws]].tolist()
+        cost = self.cost[[index for _, index, _ in draws]].tolist()
+        order = sorted(range(len(draws)), key=lambda i: (i >= first, -cost[i]))
+        packs, left = place(order, tokens, cost, packs=self.packs * self.lookahead, budget=self.budget)
+        self._carried = [draws[i] for i in sorted(left)]
+        sums = [sum(cost[i] for i in pack) for pack in packs]
+        dearest = sorted(range(len(packs)), key=lambda p: -sums[p])
+        shuffled = np.random.default_rng((self.seed, _STEPS, self._window)).permutation(self.lookahead).tolist()
+        self._steps, counts = [], [handed_out]
+        for n in shuffled:
+            chosen = dearest[n * self.packs : (n + 1) * self.packs]
+            members = [i for p in chosen for i in packs[p]]
+            self._steps.append(
+                Step(
+                    packs=tuple(tuple(Draw(*draws[i][:2]) for i in sorted(packs[p])) for p in chosen),
+                    samples=len(members),
+                    tokens=sum(tokens[i] for i in members),
+                    costs=tuple(sums[p] for p in chosen),
+                    budget=self.budget,
+                )
+            )
+            counts.append(np.bincount([draws[i][2] for i in members], minlength=len(self._sources)))
+        self._given = np.cumsum(counts, axis=0)
+        self._window += 1
+        self._place = 0
+
+    def _draw(self) -> list[tuple[int, int, int]]:
+        """New draws for a window: with the carried ones as many tokens as its packs hold, so at least one a pack."""
+        room = self.packs * self.lookahead * self.budget
+        room -= sum(int(self.tokens[index]) for _, index, _ in self._carried)
+        number = sum(source.drawn for source in self._sources)
+        total = sum(source.tokens for source in self._sources)
+        draws = []
+        while True:
+            # of the streams not ahead of their share, the one that would first be a whole sample behind it
+            n, source = min(
+                enumerate(self._sources),
+                key=lambda s: (s[1].tokens > s[1].weight * total, (s[1].tokens + self._largest) / s[1].weight),
+            )
+            index = source.peek()
+            tokens = int(self.tokens[index])
+            if tokens > room:
+                return draws
+            draws.append((number, index, n))
+            source.drawn += 1
+            source.tokens += tokens
+            number, total, room = number + 1, total + tokens, room - tokens
+
+    def _per_stream(self, draws: list[tuple[int, int, int]]) -> np.ndarray:
+        """[1, streams]: draws made so far but for `draws`."""
+        counts = np.bincount(np.array([stream for *_, stream in draws], dtype=int), minlength=len(self._sources))
+        return np.array([[source.drawn for source in self._sources]]) - counts
+
+    # --- state ---
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to go on from here, as plain JSON values: where the window began, and the place in it."""
+        return {**self._identity, **self._start, "place": self._place}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from `state`. Raises UserError where data, costs, mix or packs are not those of the saved run."""
+        self._refuse_other(state)
+        self._window, flat = state["window"], state["carried"]
+        self._carried = list(zip(flat[0::3], flat[1::3], flat[2::3], strict=True))
+        for source, (drawn, tokens) in zip(self._sources, state["streams"], strict=True):
+            source.drawn, source.tokens = drawn, tokens
+        self._start, self._steps, self._place = self._counters(), [], 0
+        self._given = self._per_stream(self._carried)
+        if state["place"]:
+            self._plan_window()
+            self._place = state["place"]
+
+    def _counters(self) -> dict[str, Any]:
+        return {
+            "window": self._window,
+            "streams": [[source.drawn, source.tokens] for source in self._sources],
+            "carried": [value for draw in self._carried for value in draw],
+        }
+
+    def _identify(self) -> dict[str, Any]:
+        mix = [part for source in self._sources for part in (source.index, np.array([source.weight]))]
+        return {
+            "samples": len(self.tokens),
+            "tokens": int(self.tokens.sum()),
+            "packing": {
+                "data.tokens_per_pack": self.budget,
+                "data.packs_per_step": self.packs,
+                "run.seed": self.seed,
+                "lookahead": self.lookahead,
+            },
+            "prints": {"tokens": _print([self.tokens]), "costs": _print([self.cost]), "mix": _print(mix)},
+        }
+
+    def _refuse_other(self, state: dict[str, Any]) -> None:
+        now, fix = self._identity, "resume with the same data, or start a new run.dir"
+        if not now.keys() | {"window", "streams", "carried", "place"} <= state.keys():
+            raise UserError("the saved position in the data is of another version of latentvid: start a new run.dir")
+        if state["samples"] != now["samples"]:
+            raise UserError(
+                f"this run began with {state['samples']} samples, the data set now has {now['samples']}: {fix}"
+            )
+        changed = [name for name in now["prints"] if now["prints"][name] != state["prints"].get(name)]
+        if "tokens" in changed:
+            raise UserError(
+                f"the sizes or the order of the {now['samples']} samples have changed since this run began "
+                f"({state['tokens']} tokens then, {now['tokens']} now): {fix}"
+            )
+        if changed:
+            what = {"costs": "the cost of samples (from the model's width)", "mix": "the sources or their weights"}
+            raise UserError(f"{what[changed[0]]} changed since this run began: change it back, or start a new run.dir")
+        for key, value in now["packing"].items():
+            if state["packing"].get(key) != value:
+                raise UserError(
+                    f"{key} was {state['packing'].get(key)} when this run began, is {value}: "
+                    "change it back, or start a new run.dir"
+                )
+
+
+def place(
+    order: Sequence[int], tokens: Sequence[int], cost: Sequence[float], *, packs: int, budget: int
+) -> tuple[list[list[int]], list[int]]:
+    """Puts each of `order` (places in `tokens` and `cost`) into the pack that costs least so far and has room for it.
+
+    Returns the packs, and those for which none had room. Costs are above 0, so no pack gets a second sample while
+    another is empty. O(log packs) a sample when `order` goes from large to small.
+    """
+    filled: list[list[int]] = [[] for _ in range(packs)]
+    room, spent = [budget] * packs, [0.0] * packs
+    cheapest = [(0.0, p) for p in range(packs)]  # a heap
+    full: list[tuple[int, int]] = []  # a heap by room of the packs that had none for a sample
+    left = []
+    for i in order:
+        need = tokens[i]
+        while full and -full[0][0] >= need:
+            p = heapq.heappop(full)[1]
+            heapq.heappush(cheapest, (spent[p], p))
+        while cheapest and room[cheapest[0][1]] < need:
+            p = heapq.heappop(cheapest)[1]
+            heapq.heappush(full, (-room[p], p))
+        if not cheapest:
+            left.append(i)
+            continue
+        p = cheapest[0][1]
+        filled[p].append(i)
+        room[p] -= need
+        spent[p] += cost[i]
+        heapq.heapreplace(cheapest, (spent[p], p))
+    return filled, left
+
+
+def _print(arrays: Sequence[np.ndarray]) -> str:
+    digest = blake2b(digest_size=8)
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
