@@ -6,13 +6,18 @@ frames, height and width, P token features. Token order within a sample is (f, h
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor
+
+from .errors import UserError
 
 Grid = tuple[int, int, int]
 
@@ -21,14 +26,19 @@ Grid = tuple[int, int, int]
 class Packed:
     """Where each token of a pack belongs; features are kept apart.
 
+    A layout is of a whole pack, or of a piece of one (`piece`): some of its tokens, in order, with all the noise rows
+    of the samples that they are of. In a piece everything is numbered from the piece's first token, row and sample.
+
     cu_seqlens: int32 [N+1], start of each segment and, last, T.
     max_len: tokens of the longest segment.
     position: int64 [T,3], each token's (frame, row, column) in its sample's token grid.
     segment: int64 [T], the sample a token belongs to.
     row: int64 [T], the noise row (one a latent frame of each sample) a token belongs to.
     row_segment: int64 [R], the sample a noise row belongs to.
-    grid: (frames, rows, columns) of each segment; host only, never read inside compiled blocks (each new value
-        would recompile them).
+    row_tokens: int64 [R], tokens of each noise row in the whole sample.
+    grid: (frames, rows, columns) of each segment's whole sample; host only, never read inside compiled blocks (each
+        new value would recompile them). So are `lengths`: tokens of each segment that are here.
+    whole: the pack that this is a piece of; None where this is a whole pack.
     """
 
     cu_seqlens: Tensor
@@ -37,7 +47,10 @@ class Packed:
     segment: Tensor
     row: Tensor
     row_segment: Tensor
+    row_tokens: Tensor
     grid: tuple[Grid, ...]
+    lengths: list[int]
+    whole: Packed | None = None
 
     @classmethod
     def of(cls, grids: Sequence[Grid]) -> Packed:
@@ -45,24 +58,43 @@ class Packed:
         if not grids or any(side < 1 for grid in grids for side in grid):
             raise ValueError(f"a pack needs at least one sample and sides of at least 1, got {list(grids)}")
         grids = tuple((int(f), int(h), int(w)) for f, h, w in grids)
-        lengths = torch.tensor([f * h * w for f, h, w in grids])
-        frames = torch.tensor([f for f, _, _ in grids])
-        row_segment = torch.repeat_interleave(frames)
-        tokens_of_row = torch.tensor([h * w for _, h, w in grids])[row_segment]
+        lengths = [f * h * w for f, h, w in grids]
+        row_segment = torch.repeat_interleave(torch.tensor([f for f, _, _ in grids]))
+        row_tokens = torch.tensor([h * w for _, h, w in grids])[row_segment]
         return cls(
-            cu_seqlens=torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]).to(torch.int32),
-            max_len=int(lengths.max()),
+            cu_seqlens=_cu_seqlens(lengths),
+            max_len=max(lengths),
             position=torch.cat([_positions(grid) for grid in grids]),
-            segment=torch.repeat_interleave(lengths),
-            row=torch.repeat_interleave(tokens_of_row),
+            segment=torch.repeat_interleave(torch.tensor(lengths)),
+            row=torch.repeat_interleave(row_tokens),
             row_segment=row_segment,
+            row_tokens=row_tokens,
             grid=grids,
+            lengths=lengths,
         )
 
     @classmethod
     def of_lengths(cls, lengths: Sequence[int]) -> Packed:
         """The layout of plain sequences, such as prompts."""
         return cls.of([(1, 1, int(n)) for n in lengths])
+
+    def piece(self, span: Span) -> Packed:
+        """The layout of the tokens of `span`, one of `spans(self.lengths, n)`."""
+        here = Packed.of(self.grid[span.first : span.last])  # its samples in full: rows and segments are the piece's
+        offset = sum(self.lengths[: span.first])
+        tokens = slice(span.start - offset, span.stop - offset)
+        lengths = overlaps(self.lengths, span)[span.first : span.last]
+        # clones: compiled blocks would be made again for tensors that begin elsewhere in their storage
+        return replace(
+            here,
+            cu_seqlens=_cu_seqlens(lengths),
+            max_len=max(lengths),
+            position=here.position[tokens].clone(),
+            segment=here.segment[tokens].clone(),
+            row=here.row[tokens].clone(),
+            lengths=lengths,
+            whole=self,
+        )
 
     @property
     def tokens(self) -> int:
@@ -77,13 +109,13 @@ class Packed:
         return self.row_segment.shape[0]
 
     @property
-    def lengths(self) -> list[int]:
-        """Tokens of each segment, from the host copy."""
+    def sample_lengths(self) -> list[int]:
+        """Tokens of each segment's whole sample; in a whole pack these are `lengths`."""
         return [f * h * w for f, h, w in self.grid]
 
     def _map(self, change) -> Packed:
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: change(v) for k, v in tensors.items() if isinstance(v, Tensor)})
+        return replace(self, **{k: change(v) for k, v in tensors.items() if isinstance(v, Tensor | Packed)})
 
     def to(self, *args, **kwargs) -> Packed:
         """Moves the index tensors to a device; dtypes stay what they are, whatever is asked."""
@@ -93,6 +125,47 @@ class Packed:
 
     def pin_memory(self) -> Packed:
         return self._map(lambda v: v.pin_memory())
+
+
+class Span(NamedTuple):
+    """A run of a pack: tokens [start, stop), which are of the samples [first, last)."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+
+
+def cuts(tokens: int, pieces: int) -> list[int]:
+    """The pieces + 1 bounds of runs of tokens that differ in length by one at most."""
+    return [i * tokens // pieces for i in range(pieces + 1)]
+
+
+def spans(lengths: Sequence[int], pieces: int) -> list[Span]:
+    """A pack of samples of these lengths, cut into so many runs as equal as can be, wherever samples end.
+
+    Raises UserError where a run would be empty.
+    """
+    starts = [0, *accumulate(lengths)]
+    if starts[-1] < pieces:
+        raise UserError(
+            f"a pack of {starts[-1]} tokens cannot be cut for {pieces} processes: raise data.tokens_per_pack, or lower "
+            "train.sequence_parallel"
+        )
+    return [
+        Span(start, stop, bisect_right(starts, start) - 1, bisect_left(starts, stop))
+        for start, stop in pairwise(cuts(starts[-1], pieces))
+    ]
+
+
+def overlaps(lengths: Sequence[int], span: Span) -> list[int]:
+    """Tokens of each sample that lie in the span."""
+    bounds = pairwise([0, *accumulate(lengths)])
+    return [max(0, min(stop, span.stop) - max(start, span.start)) for start, stop in bounds]
+
+
+def _cu_seqlens(lengths: Sequence[int]) -> Tensor:
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
 
 
 @lru_cache(maxsize=4096)
@@ -117,6 +190,8 @@ def patchify(latents: Sequence[Tensor], patch: int) -> tuple[Tensor, list[Grid]]
 
 def unpatchify(tokens: Tensor, layout: Packed, patch: int) -> list[Tensor]:
     """Tokens [T, C*patch*patch] -> latents [C,f,h,w], one a segment: the inverse of `patchify`."""
+    if layout.whole is not None:
+        raise ValueError("a piece of a pack holds no whole latents: put the pieces together first")
     return [
         rearrange(part, "(f h w) (C p q) -> C f (h p) (w q)", f=f, h=h, w=w, p=patch, q=patch)
         for part, (f, h, w) in zip(tokens.split(layout.lengths), layout.grid, strict=True)

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from latentvid.packing import Packed, patchify, token_grid, unpatchify
+from latentvid.errors import UserError
+from latentvid.packing import Packed, overlaps, patchify, spans, token_grid, unpatchify
 
 quick = settings(max_examples=30, deadline=None, database=None, derandomize=True)
 side = st.integers(1, 4)
@@ -25,12 +26,53 @@ def test_layout_is_its_definition(grids):
                     assert layout.position[token].tolist() == [f, h, w]
                     assert layout.segment[token] == n and layout.row[token] == row
                     token += 1
-            assert layout.row_segment[row] == n
+            assert layout.row_segment[row] == n and layout.row_tokens[row] == height * width
             row += 1
     assert layout.cu_seqlens[-1] == token == layout.tokens == len(layout.segment) == len(layout.row)
-    assert layout.rows == row and layout.segments == len(grids)
+    assert layout.rows == row and layout.segments == len(grids) and layout.whole is None
     assert layout.lengths == layout.cu_seqlens.diff().tolist() and layout.max_len == max(layout.lengths)
+    assert layout.sample_lengths == layout.lengths
     assert layout.cu_seqlens.dtype == torch.int32 and layout.row.dtype == torch.int64
+
+
+@quick
+@given(grids, st.integers(1, 6))
+def test_pieces_are_the_whole_cut(grids, pieces):
+    """Side by side they are the pack; each has its samples and rows numbered from 0, and all rows of its samples."""
+    whole = Packed.of(grids)
+    assume(whole.tokens >= pieces)
+    every = spans(whole.lengths, pieces)
+    assert every[0].start == 0 and every[-1].stop == whole.tokens
+    assert all(a.stop == b.start for a, b in zip(every, every[1:], strict=False))
+    sizes = [span.stop - span.start for span in every]
+    assert max(sizes) - min(sizes) <= 1
+    assert [sum(column) for column in zip(*(overlaps(whole.lengths, s) for s in every), strict=True)] == whole.lengths
+    for span in every:
+        piece, here = whole.piece(span), slice(span.start, span.stop)
+        rows = (whole.row_segment >= span.first) & (whole.row_segment < span.last)
+        assert piece.whole is whole and piece.tokens == span.stop - span.start == sum(piece.lengths)
+        assert torch.equal(piece.position, whole.position[here])
+        assert torch.equal(piece.segment + span.first, whole.segment[here])
+        assert torch.equal(piece.row + int(rows.nonzero()[0]), whole.row[here])
+        assert torch.equal(piece.row_segment + span.first, whole.row_segment[rows])
+        assert torch.equal(piece.row_tokens, whole.row_tokens[rows])
+        assert piece.lengths == piece.cu_seqlens.diff().tolist() == piece.segment.bincount().tolist()
+        assert piece.max_len == max(piece.lengths) and piece.cu_seqlens.dtype == torch.int32
+        assert piece.segments == len(piece.lengths) and piece.grid == tuple(grids[span.first : span.last])
+        assert piece.sample_lengths == whole.lengths[span.first : span.last]
+
+
+def test_pieces_move_with_their_whole_and_hold_no_latents():
+    whole = Packed.of([(2, 2, 2), (1, 1, 3)])
+    piece = whole.piece(spans(whole.lengths, 2)[1])
+    assert piece.to("meta").whole.cu_seqlens.device.type == "meta"
+    with pytest.raises(ValueError, match="a piece of a pack holds no whole latents"):
+        unpatchify(torch.zeros(6, 1), piece, 1)
+
+
+def test_packs_with_fewer_tokens_than_processes_are_refused():
+    with pytest.raises(UserError, match=r"3 tokens.*4 processes.*train\.sequence_parallel"):
+        spans([1, 2], 4)
 
 
 @quick

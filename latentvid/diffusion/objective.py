@@ -48,10 +48,11 @@ def recover(z: Tensor, y: Tensor, target: str, path: Path, t: Tensor) -> tuple[T
 def loss_per_sample(prediction: Tensor, target: Tensor, timestep: Tensor, layout: Packed) -> Tensor:
     """Mean squared error of each sample [N], over its tokens [T,P]; rows at noise level 0 are given and do not count.
 
-    A sample whose rows are all given has loss 0.
+    A sample whose rows are all given has loss 0. A piece of a sample has the part that its tokens are of the mean: the
+    losses of a pack's pieces add up to the pack's.
     """
     error = (prediction.float() - target.float()).square().mean(-1)  # [T]
-    counts = (timestep > 0).float().index_select(0, layout.row)
+    counts = (timestep > 0).float()  # [R]
     zeros = error.new_zeros(layout.segments)
-    total = zeros.index_add(0, layout.segment, error * counts)
-    return total / zeros.index_add(0, layout.segment, counts).clamp_min(1.0)
+    total = zeros.index_add(0, layout.segment, error * counts.index_select(0, layout.row))
+    return total / zeros.index_add(0, layout.row_segment, counts * layout.row_tokens).clamp_min(1.0)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..attention import packed_attention
 from ..packing import Packed
+from ..sequence import SequenceGroup
 
 
 def timestep_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
@@ -63,6 +64,7 @@ class PackedAttention(nn.Module):
     """Multi-head attention within segments, with RMS-normalised queries and keys (QK-norm, Dehghani et al. 2023).
 
     With `context_width` None tokens attend to their own segment; else to the segment of the same index in `context`.
+    With `sequence`, the layout is of this process's piece of a pack, and tokens attend to their segment in the whole.
     """
 
     def __init__(self, width: int, heads: int, context_width: int | None = None) -> None:
@@ -82,6 +84,7 @@ class PackedAttention(nn.Module):
         context_layout: Packed,
         backend: str,
         rotary: tuple[Tensor, Tensor] | None = None,
+        sequence: SequenceGroup | None = None,
     ) -> Tensor:
         q = self.query(x).unflatten(-1, (self.heads, -1))  # [T,A,K]
         k, v = self.key_value(context).unflatten(-1, (2, self.heads, -1)).unbind(-3)  # [S,A,K] each
@@ -89,7 +92,13 @@ class PackedAttention(nn.Module):
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         # v holds the compute dtype (autocast); norms and rotation may have widened q and k
-        out = packed_attention(q.to(v.dtype), k.to(v.dtype), v, layout, context_layout, backend)
+        q, k = q.to(v.dtype), k.to(v.dtype)
+        if sequence is None:
+            out = packed_attention(q, k, v, layout, context_layout, backend)
+        else:
+            whole = layout.whole
+            q, k, v = sequence.to_heads(torch.stack([q, k, v], dim=1), whole.tokens).unbind(1)  # T of the whole pack
+            out = sequence.to_tokens(packed_attention(q, k, v, whole, whole, backend))
         return self.out(out.flatten(-2))
 
 
@@ -118,11 +127,12 @@ class Block(nn.Module):
         layout: Packed,
         text_layout: Packed,
         backend: str,
+        sequence: SequenceGroup | None = None,
     ) -> Tensor:
         rows = self.modulation(F.silu(condition))  # [R,6D]
         shift1, scale1, gate1, shift2, scale2, gate2 = rows.index_select(0, layout.row).chunk(6, dim=-1)  # [T,D] each
         y = torch.addcmul(shift1, self.norm1(x), 1 + scale1)
-        x = torch.addcmul(x, gate1, self.attention(y, y, layout, layout, backend, rotary))
+        x = torch.addcmul(x, gate1, self.attention(y, y, layout, layout, backend, rotary, sequence))
         x = x + self.cross(self.cross_norm(x), text, layout, text_layout, backend)
         y = torch.addcmul(shift2, self.norm2(x), 1 + scale2)
         return torch.addcmul(x, gate2, self.mlp(y))

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..attention import resolve_backend
 from ..packing import Packed
+from ..sequence import SequenceGroup
 from .layers import Block, rotary_table, timestep_embedding
 
 TIMESTEP_FEATURES = 256
@@ -26,6 +27,8 @@ class VideoDiT(ModelMixin, ConfigMixin):
 
     Text acts twice: token by token through cross-attention, and as a mean that joins the noise level in the modulation
     (the pooled path of Stable Diffusion 3, Esser et al. 2024).
+
+    Given a piece of a pack, the processes of `sequence` (None: this one alone) work on its pieces together.
 
     Args:
         latent_channels: C of the VAE's latent.
@@ -67,6 +70,7 @@ class VideoDiT(ModelMixin, ConfigMixin):
         self.final_modulation = nn.Linear(width, 2 * width)
         self.tokens_out = nn.Linear(width, features)
         self.attention_backend = "auto"
+        self.sequence: SequenceGroup | None = None
         self.gradient_checkpointing = False
         self.initialise()
 
@@ -95,6 +99,9 @@ class VideoDiT(ModelMixin, ConfigMixin):
             raise ValueError(f"{layout.segments} samples but {text_layout.segments} prompts: give one prompt a sample")
         if timestep.shape != layout.row_segment.shape:
             raise ValueError(f"timestep has shape {tuple(timestep.shape)}, the layout has {layout.rows} rows")
+        if layout.whole is not None and self.sequence is None:
+            raise ValueError("this is a piece of a pack, but the model has no group of processes to see the rest with")
+        sequence = None if layout.whole is None else self.sequence
         x = self.tokens_in(tokens)  # [T,D]
         backend = resolve_backend(self.attention_backend, x.device, x.dtype)
         pooled = self.pooled_in(self.pooled_norm(_segment_mean(text, text_layout)))  # [N,D]
@@ -104,7 +111,7 @@ class VideoDiT(ModelMixin, ConfigMixin):
         rotary = rotary_table(layout.position, self.config.width // self.config.heads, self.config.rope_theta)
         rotary = tuple(r.to(x.dtype) for r in rotary)
         for block in self.blocks:
-            arguments = (x, condition, text, rotary, layout, text_layout, backend)
+            arguments = (x, condition, text, rotary, layout, text_layout, backend, sequence)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, *arguments, use_reentrant=False)
             else:
