@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 
-from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, parse_flag_from_env
 
 from .errors import UserError
 
@@ -30,6 +31,25 @@ def check_world(found: int) -> None:
             + CPU_LAUNCH.format(n="N")
             + " (where one is meant: --num_processes 1, with MASTER_PORT unset)"
         )
+
+
+def check_strategy(accelerator: Accelerator) -> None:
+    """Raises UserError unless the processes reach each other and train as the launch's configuration asked.
+
+    accelerate 1.15 turns FSDP and DeepSpeed configurations into plain DDP where ACCELERATE_USE_CPU is set.
+    """
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    on_cpus = "on CPUs launch plain DDP: " + CPU_LAUNCH.format(n=asked)
+    for kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        found = accelerator.distributed_type
+        if parse_flag_from_env(f"ACCELERATE_USE_{kind.value}") and found != kind:
+            raise UserError(
+                f"the launch asked for {kind.value}, but accelerate made it {found.value}: unset "
+                f"ACCELERATE_USE_CPU, which does that; {on_cpus}"
+            )
+    answer = int(accelerator.reduce(torch.ones((), device=accelerator.device), reduction="sum"))
+    if answer != asked:
+        raise UserError(f"the launcher started {asked} processes, but {answer} answer each other; {on_cpus}")
 
 
 def process_state() -> PartialState:

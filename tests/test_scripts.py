@@ -161,7 +161,7 @@ def test_help_is_printed(script, run):
 def test_the_demos_configurations_are_valid(config):
     from latentvid.training.config import DitConfig, VaeConfig
     from latentvid.training.load import load_config
-    from latentvid.training.vae_task import build_model
+    from latentvid.training.task import build_model
 
     cls = {"dit/demo.yaml": DitConfig, "vae/demo.yaml": VaeConfig}[config]
     loaded = load_config(cls, ROOT / "configs" / config)

@@ -10,9 +10,13 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
+from ..files import written_whole
+
 MANIFEST = "manifest.json"
+_PART = ".part-{:05d}.json"
 _STEP = re.compile(r"^step-(\d{8,})$")
 _LEFTOVER = re.compile(r"^\.step-\d{8,}\.(partial|trash)$")
 _REPLACED = re.compile(r"^\.(step-(\d{8,}))\.old$")
@@ -24,7 +28,8 @@ class CheckpointStore:
     """The checkpoints of one run, under ``root``.
 
     ``keep_last``: how many of the newest stay; ``keep_every``: steps that are multiples of it stay for ever (0: none).
-    In a run of several processes the main one alone calls :meth:`begin` and :meth:`commit`; all write between them.
+    In a run of several processes the main one alone calls :meth:`begin` and :meth:`commit`; the others write between
+    them and call :meth:`seal`.
     """
 
     def __init__(self, root: Path, keep_last: int = 2, keep_every: int = 0) -> None:
@@ -55,18 +60,36 @@ class CheckpointStore:
         partial.mkdir()
         return partial
 
+    def seal(self, step: int, part: int, files: Iterable[Path]) -> None:
+        """A process other than the main one has written these files; :meth:`commit` waits for its word."""
+        partial = self.partial(step)
+        with written_whole(partial / _PART.format(part)) as beside:
+            beside.write_text(json.dumps(_entries(partial, files)), encoding="utf-8")
+
+    def missing_parts(self, step: int, parts: Iterable[int]) -> list[int]:
+        """Which of the parts are not sealed yet."""
+        return [part for part in parts if not (self.partial(step) / _PART.format(part)).exists()]
+
     def commit(self, step: int) -> Path:
-        """Seals what was written since ``begin(step)``, puts it in its place, drops the checkpoints not to be kept."""
+        """Seals what was written since ``begin(step)``, puts it in its place, drops the checkpoints not to be kept.
+
+        All parts must be sealed; files of no part are taken as the main process's own.
+        """
         partial, final = self.partial(step), self.path(step)
-        files = sorted(p for p in partial.rglob("*") if p.is_file() and p != partial / MANIFEST)
-        if not files:
+        parts = sorted(partial.glob(_PART.format(0).replace("00000", "*")))
+        entries = {}
+        for part in parts:
+            entries |= json.loads(part.read_text(encoding="utf-8"))
+            part.unlink()
+        files = (p for p in partial.rglob("*") if p.is_file() and p.relative_to(partial).as_posix() not in entries)
+        entries |= _entries(partial, sorted(p for p in files if p != partial / MANIFEST))
+        if not entries:
             raise RuntimeError(
                 f"{partial} holds no files: write the checkpoint between begin({step}) and commit({step})"
             )
-        entries = {p.relative_to(partial).as_posix(): {"size": p.stat().st_size, "sha256": _sha256(p)} for p in files}
         (partial / MANIFEST).write_text(json.dumps({"step": step, "files": entries}, indent=1), encoding="utf-8")
         folders = [p for p in partial.rglob("*") if p.is_dir()]
-        for path in [*files, partial / MANIFEST, *folders, partial]:
+        for path in [partial / MANIFEST, *folders, partial]:
             _fsync(path)
         if final.exists():  # a directory cannot replace another in one step: newest() also looks at the .old one
             old = self.root / f".{final.name}.old"
@@ -129,6 +152,15 @@ def find_damage(checkpoint: Path) -> str | None:
         if _sha256(path) != sha256:
             return f"{path.name} does not match its sha256"
     return None
+
+
+def _entries(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, int | str]]:
+    """Size and sha256 of each file, once it is on the disk."""
+    entries = {}
+    for path in files:
+        _fsync(path)
+        entries[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+    return entries
 
 
 def _sha256(path: Path) -> str:

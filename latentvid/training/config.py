@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,11 @@ from ..diffusion.timesteps import TimestepSampling
 
 def _help(text: str, **kwargs: Any) -> Any:
     return field(metadata={"help": text}, **kwargs)
+
+
+def several(value: Path | Sequence[Path] | None) -> tuple[Path, ...]:
+    """One path, several or none, as a tuple."""
+    return () if value is None else (value,) if isinstance(value, Path) else tuple(value)
 
 
 def _at_least(section: Any, **least: float) -> None:
@@ -24,6 +30,7 @@ def _at_least(section: Any, **least: float) -> None:
 class Run:
     dir: Path = _help("folder where everything of the run goes")
     seed: int = _help("seed of the data order, noise, and initial weights", default=0)
+    dry_run: bool = _help("say what the run would be, and stop; --dry-run for short", default=False)
 
     def __post_init__(self) -> None:
         _at_least(self, seed=0)
@@ -31,16 +38,28 @@ class Run:
 
 @dataclass(kw_only=True)
 class Data:
-    manifest: Path | None = _help("table of clips and captions (.jsonl, .csv or .parquet)", default=None)
+    manifest: Path | tuple[Path, ...] | None = _help(
+        "table of clips and captions (.jsonl, .csv or .parquet), or several: [a.jsonl, b.jsonl]", default=None
+    )
+    weights: tuple[float, ...] = _help(
+        "share of the tokens of each manifest (or cache), in any unit; empty draws every sample once an epoch",
+        default=(),
+    )
+    image_share: float | None = _help("share of the tokens that are images'; null leaves it to the data", default=None)
     max_frames: int = _help("frames of a window; longer clips are cut into windows that follow each other", default=17)
     max_area: int | None = _help("largest height x width in pixels; null keeps the native size", default=None)
     flip: bool = _help("mirror half of the samples; not for captions that say left or right", default=False)
     tokens_per_pack: int = _help("most tokens in a pack (the unit of memory)", default=4096)
     packs_per_step: int = _help("packs of a step over all processes; accumulation is this / processes", default=1)
     workers: int = _help("loader processes for each training process; 0 loads in the training process", default=0)
+    timeout_s: float = _help("a clip that takes longer to read hangs, and is replaced by another", default=120.0)
 
     def __post_init__(self) -> None:
-        _at_least(self, max_frames=1, max_area=1, tokens_per_pack=1, packs_per_step=1, workers=0)
+        _at_least(self, max_frames=1, max_area=1, tokens_per_pack=1, packs_per_step=1, workers=0, timeout_s=1e-3)
+        if any(weight <= 0 for weight in self.weights):
+            raise ValueError(f"weights={list(self.weights)} must be above 0")
+        if self.image_share is not None and not 0 <= self.image_share <= 1:
+            raise ValueError(f"image_share={self.image_share} must be between 0 and 1")
 
 
 @dataclass(kw_only=True)
@@ -57,24 +76,27 @@ class Optim:
     schedule: Literal["cosine", "constant"] = _help("after the warm-up", default="cosine")
     final: float = _help("cosine: last learning rate over the peak", default=0.01)
     clip: float = _help("largest gradient norm", default=1.0)
+    skip_norm: float | None = _help("steps whose gradient norm is above it are skipped; null skips none", default=None)
 
     def __post_init__(self) -> None:
-        _at_least(self, lr=0, vector_lr=0, weight_decay=0, warmup=0, final=0, clip=0)
+        _at_least(self, lr=0, vector_lr=0, weight_decay=0, warmup=0, final=0, clip=0, skip_norm=0)
 
 
 @dataclass(kw_only=True)
 class Train:
     steps: int = _help("length of the run", default=100_000)
-    mixed_precision: Literal["no", "bf16", "fp16"] = _help("compute type", default="bf16")
+    mixed_precision: Literal["no", "bf16"] = _help("compute type; weights stay fp32", default="bf16")
     ema: float = _help("decay of the weights' moving average", default=0.999)
     loss_by: Literal["token", "sample"] = _help(
         "every token, or every sample, weighs the same in a step", default="token"
     )
     gradient_checkpointing: bool = _help("recompute activations in the backward pass", default=False)
     compile: bool = _help("torch.compile the blocks", default=False)
+    max_bad_steps: int = _help("so many skipped steps in a row stop the run", default=10)
+    sequence_parallel: int = _help("processes that share each pack (Ulysses); must divide model.heads", default=1)
 
     def __post_init__(self) -> None:
-        _at_least(self, steps=1)
+        _at_least(self, steps=1, sequence_parallel=1, max_bad_steps=1)
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema={self.ema} must be at least 0 and below 1")
 
@@ -84,6 +106,7 @@ class Checkpointing:
     every: int = _help("steps between checkpoints; the last step always has one", default=1000)
     keep_last: int = _help("how many of the newest stay", default=2)
     keep_every: int = _help("steps whose multiples stay for ever; 0 is none", default=0)
+    background: bool = _help("write while training goes on (holds a copy in host memory)", default=False)
 
     def __post_init__(self) -> None:
         _at_least(self, every=0, keep_last=1, keep_every=0)
@@ -95,6 +118,9 @@ class Logging:
         "where curves go beside metrics.jsonl", default=("tensorboard",)
     )
     project: str = _help("project name in wandb", default="latentvid")
+    draws: bool = _help(
+        "RUN/draws.jsonl: [global sample number, index] of all that each step trained on", default=False
+    )
 
 
 @dataclass(kw_only=True)
@@ -165,8 +191,8 @@ class VaeConfig(TrainingConfig):
 
 @dataclass(kw_only=True)
 class DitData(Data):
-    latents: Path | None = _help(
-        "cache made by vae/encode_latents.py; null encodes the manifest's clips as it trains", default=None
+    latents: Path | tuple[Path, ...] | None = _help(
+        "cache made by vae/encode_latents.py, or several; null encodes the manifest's clips as it trains", default=None
     )
     caption_dropout: float = _help("share of samples trained without their caption, for guidance", default=0.1)
 

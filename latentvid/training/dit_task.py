@@ -5,91 +5,68 @@ Axes: T tokens, P token features, R noise rows, S text tokens, N samples of a pa
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..attention import resolve_backend
-from ..data.clips import ClipSource, Transform
-from ..data.latents import LatentCache, module_fingerprint
-from ..data.manifest import read_manifest
+from ..data.clips import Transform, open_sources
+from ..data.columns import Lookup
+from ..data.latents import LatentCaches, module_fingerprint
 from ..data.plan import Draw
+from ..data.stacks import Stacks
+from ..data.transforms import from_uint8
 from ..data.writing import write_video
 from ..diffusion.objective import loss_per_sample
 from ..diffusion.scheduler import LatentVideoScheduler
 from ..errors import UserError
 from ..models.autoencoder import CausalVideoAutoencoder
 from ..models.transformer import VideoDiT
-from ..packing import Packed, patchify, token_grid
+from ..packing import Grid, Packed, patchify, spans, token_grid
 from ..pipelines.latent_video import LatentVideoPipeline
 from ..pipelines.loading import load_component
 from ..rng import generator
+from ..sequence import make_sequence_group, makers
 from ..text import TextEncoder
-from .config import DitConfig
-from .vae_task import build_model
-
-
-@dataclass(frozen=True)
-class DitPack:
-    """Everything random is drawn; what is missing is what the VAE and the text encoder make on the device.
-
-    noise: [T,P]. timestep: [R]. layout: the samples' token grids, equal ones next to each other.
-    From a cache: clean [T,P], text [S,Dt], text_layout. From clips: videos [3,F,H,W], posterior noise, captions.
-    """
-
-    noise: Tensor
-    timestep: Tensor
-    layout: Packed
-    clean: Tensor | None = None
-    text: Tensor | None = None
-    text_layout: Packed | None = None
-    videos: list[Tensor] | None = None
-    posterior: list[Tensor] | None = None
-    captions: list[str] | None = None
-
-    @property
-    def tokens(self) -> list[int]:
-        return self.layout.lengths
-
-    def _map(self, change) -> DitPack:
-        def each(value: Any) -> Any:
-            if isinstance(value, list):
-                return [each(v) for v in value]
-            return change(value) if isinstance(value, Tensor | Packed) else value
-
-        return replace(self, **{f.name: each(getattr(self, f.name)) for f in fields(self)})
-
-    def to(self, device: torch.device) -> DitPack:
-        return self._map(lambda v: v.to(device, non_blocking=True))
-
-    def pin_memory(self) -> DitPack:
-        return self._map(lambda v: v.pin_memory())
+from .config import DitConfig, several
+from .dit_pack import DitPack
+from .flops import GridFlops, dit_flops, vae_flops
+from .task import build_model, shares
 
 
 class DitTask:
     product = "pipeline"
+    ragged = False
 
-    def __init__(self, config: DitConfig, device: torch.device) -> None:
+    def __init__(self, config: DitConfig, device: torch.device, data: bool = True) -> None:
+        """`data=False` leaves the data closed: enough to export."""
         self.config, self.device = config, device
+        self.sequence = None if config.run.dry_run else make_sequence_group(config.train.sequence_parallel)
         self.vae = load_component(CausalVideoAutoencoder, config.vae).to(device).requires_grad_(False)
         self.text = TextEncoder.from_pretrained(config.text_encoder).to(device)
         self.scheduler = build_model(LatentVideoScheduler, config.scheduler, "scheduler")
-        self.model = self._build_model()
+        self.model = self.new_model()
         self.patch = self.model.config.patch
         self.features = self.model.config.latent_channels * self.patch**2
-        self._open_data()
-        self.tokens = [f * h * w for f, h, w in self.grids]
+        if data:
+            self._open_data()
+            self.tokens = self.grids.map(math.prod).array()
+            # Packed attention is 4 n^2 D a block where linear layers are about 24 n D^2
+            self.costs = self.tokens + self.tokens.astype(float) ** 2 / (6 * self.model.config.width)
 
     def __getstate__(self) -> dict[str, Any]:
         """What loader processes need to make packs: no network."""
         return {k: v for k, v in self.__dict__.items() if k not in ("model", "vae", "text")}
 
-    def _build_model(self) -> VideoDiT:
+    def new_model(self) -> VideoDiT:
         known = {"latent_channels": self.vae.config.latent_channels, "text_width": self.text.dim}
         for key, value in known.items():
             if self.config.model.get(key, value) != value:
@@ -98,18 +75,26 @@ class DitTask:
                 )
         torch.manual_seed(self.config.run.seed)
         model = build_model(VideoDiT, {**self.config.model, **known}, "model")
-        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.train.mixed_precision, torch.float32)
+        half = torch.bfloat16 if self.config.train.mixed_precision == "bf16" else torch.float32
         model.attention_backend = resolve_backend(self.config.attention, self.device, half)
+        if self.sequence is not None and model.config.heads % self.sequence.size:
+            raise UserError(
+                f"train.sequence_parallel is {self.sequence.size}, which does not divide model.heads, "
+                f"{model.config.heads}: each process takes as many heads as the others"
+            )
+        model.sequence = self.sequence
         return model
 
     def _open_data(self) -> None:
         data = self.config.data
-        self.cache = self.source = None
+        self.cache = self.source = self.clips = None
         if data.latents is not None:
-            self.cache = LatentCache(data.latents)
+            self.cache = LatentCaches(several(data.latents))
+            self.source_of = self.cache.source_of
+            self.is_image = np.array([grid[0] == 1 for grid in self.cache.grids])
             self.cache.check({"vae": module_fingerprint(self.vae, self.vae.config), "text": self.text.fingerprint()})
             self.null_text = self.cache.null_text()
-            latent_grids = self.cache.grids
+            latent_grids = Lookup.among(self.cache.grids)
         elif data.manifest is not None:
             transform = Transform(
                 spatial_stride=self.vae.spatial_stride * self.patch,
@@ -118,52 +103,115 @@ class DitTask:
                 max_frames=data.max_frames,
                 flip=data.flip,
             )
-            self.source = ClipSource(read_manifest(data.manifest), transform)
-            latent_grids = [self.vae.latent_grid(*shape) for shape in self.source.shapes]
+            self.source = self.clips = open_sources(several(data.manifest), transform, timeout_s=data.timeout_s)
+            self.source_of, self.is_image = self.source.source_of, self.source.is_image
+            latent_grids = self.source.shapes.map(lambda shape: self.vae.latent_grid(*shape))
         else:
             raise UserError(
                 "give data.latents (a cache from vae/encode_latents.py) or data.manifest (a table of clips)"
             )
         try:
-            self.grids = [token_grid(grid, self.patch) for grid in latent_grids]
+            self.grids = latent_grids.map(lambda grid: token_grid(grid, self.patch))
         except ValueError as error:
             raise UserError(f"{error}: encode again with --patch {self.patch}, or set another model.patch") from None
 
     def summary(self) -> str:
         return self.source.summary() if self.cache is None else self.cache.summary()
 
+    @property
+    def frozen(self) -> tuple[nn.Module, ...]:
+        return self.vae, self.text.encoder
+
+    def pixels(self, grid: Grid) -> Grid:
+        side = self.vae.spatial_stride * self.patch
+        return 1 + (grid[0] - 1) * self.vae.temporal_stride, grid[1] * side, grid[2] * side
+
+    @cached_property
+    def mean_text(self) -> float:
+        """Text tokens of a sample, dropped captions included, by 64 samples spread over the data set."""
+        asked = torch.linspace(0, len(self.grids) - 1, min(64, len(self.grids))).long().tolist()
+        if self.cache is not None:
+            lengths, null = [len(self.cache.load(i).text) for i in asked], len(self.null_text)
+        else:
+            *lengths, null = map(len, self.text.tokenize([*(self.source.caption(i) for i in asked), ""]))
+        dropout = self.config.data.caption_dropout
+        return (1 - dropout) * sum(lengths) / len(lengths) + dropout * null
+
+    def grid_flops(self, grid: Grid) -> GridFlops:
+        model = dit_flops(self.model.config, [math.prod(grid)], [self.mean_text], grid[0])
+        online = self.cache is None
+        return GridFlops(model, vae_flops(self.vae.config, self.pixels(grid)).encode if online else 0)
+
+    def flops(self, pack: DitPack) -> float:
+        whole = pack.layout.whole or pack.layout
+        rank, size = (0, 1) if self.sequence is None else (self.sequence.rank, self.sequence.size)
+        made = [g for g, maker in zip(whole.grid, makers(whole.lengths, size), strict=True) if maker == rank]
+        if pack.captions is not None:
+            text = [len(ids) for ids in self.text.tokenize(pack.captions)]
+        else:
+            text = [] if pack.text_layout is None else pack.text_layout.lengths
+        return dit_flops(self.model.config, [math.prod(g) for g in made], text, sum(g[0] for g in made))
+
+    def blank_pack(self, grids: Sequence[Grid]) -> DitPack:
+        layout, text_layout = Packed.of(grids), Packed.of_lengths([round(self.mean_text)] * len(grids))
+        blank = torch.zeros(layout.tokens, self.features)
+        text = torch.zeros(text_layout.tokens, self.text.dim)
+        return DitPack(blank, torch.ones(layout.rows), layout, clean=blank, text=text, text_layout=text_layout)
+
     def make_pack(self, draws: Sequence[Draw]) -> DitPack:
+        """The pack of these draws; where processes share it, this one's piece and what it makes for all."""
         seed = self.config.run.seed
         draws = sorted(draws, key=lambda draw: (self.grids[draw.index], draw.number))  # equal shapes side by side
-        layout = Packed.of([self.grids[draw.index] for draw in draws])
-        noise, rows, dropped = [], [], []
-        for (number, _), length, grid in zip(draws, layout.lengths, layout.grid, strict=True):
-            noise.append(torch.randn(length, self.features, generator=generator(seed, number, "noise")))
-            level = self.config.timesteps.draw(generator(seed, number, "timestep"))
+        whole = Packed.of([self.grids[draw.index] for draw in draws])
+        rank, size = (0, 1) if self.sequence is None else (self.sequence.rank, self.sequence.size)
+        span = spans(whole.lengths, size)[rank]
+        layout = whole if size == 1 else whole.piece(span)
+        noise, rows, skip = [], [], span.start - int(whole.cu_seqlens[span.first])
+        for draw, grid, length in zip(draws[span.first : span.last], layout.grid, layout.lengths, strict=True):
+            tokens = torch.randn(math.prod(grid), self.features, generator=generator(seed, draw.number, "noise"))
+            noise.append(tokens[skip : skip + length])
+            level = self.config.timesteps.draw(generator(seed, draw.number, "timestep"))
             rows.append(self.scheduler.path.snap(level).expand(grid[0]))  # every frame of a sample has the same level
-            draw = torch.rand((), generator=generator(seed, number, "caption-dropout"))
-            dropped.append(bool(draw < self.config.data.caption_dropout))
-        common = {"noise": torch.cat(noise), "timestep": torch.cat(rows), "layout": layout}
-        numbers = [draw.number for draw in draws]
-        if self.cache is not None:
-            entries = [self.cache.load(draw.index) for draw in draws]
-            latents = [e.mean + e.std * self._posterior(n, e.mean) for n, e in zip(numbers, entries, strict=True)]
-            texts = [self.null_text if gone else e.text for gone, e in zip(dropped, entries, strict=True)]
-            text_layout = Packed.of_lengths([len(text) for text in texts])
-            return DitPack(
-                **common, clean=patchify(latents, self.patch)[0], text=torch.cat(texts), text_layout=text_layout
-            )
-        clips = [self.source.load(index, seed, number) for number, index in draws]
-        shapes = [(self.features // self.patch**2, f, h * self.patch, w * self.patch) for f, h, w in layout.grid]
-        return DitPack(
-            **common,
-            videos=[clip.video for clip in clips],
-            posterior=[self._posterior(n, torch.empty(shape)) for n, shape in zip(numbers, shapes, strict=True)],
-            captions=["" if gone else clip.caption for gone, clip in zip(dropped, clips, strict=True)],
-        )
+            skip = 0
+        made = [draw for draw, maker in zip(draws, makers(whole.lengths, size), strict=True) if maker == rank]
+        make = self._from_clips if self.cache is None else self._from_cache
+        return DitPack(noise=torch.cat(noise), timestep=torch.cat(rows), layout=layout, **make(made))
 
-    def _posterior(self, number: int, like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=generator(self.config.run.seed, number, "posterior"))
+    def _from_cache(self, draws: Sequence[Draw]) -> dict[str, Any]:
+        entries = [self.cache.load(draw.index) for draw in draws]
+        latents = [
+            e.mean + e.std * self._posterior(draw.number, e.mean.shape) for draw, e in zip(draws, entries, strict=True)
+        ]
+        texts = [self.null_text if self._drops(draw) else e.text for draw, e in zip(draws, entries, strict=True)]
+        return {
+            "clean": patchify(latents, self.patch)[0] if latents else torch.empty(0, self.features),
+            "text": torch.cat(texts) if texts else self.null_text[:0],
+            "text_layout": Packed.of_lengths([len(text) for text in texts]) if texts else None,
+        }
+
+    def _from_clips(self, draws: Sequence[Draw]) -> dict[str, Any]:
+        videos, captions, replaced = Stacks(self.source.shapes[draw.index] for draw in draws), [], 0
+        for draw in draws:
+            clip = self.source.load(draw.index, self.config.run.seed, draw.number)
+            videos.append(clip.pixels)
+            captions.append("" if self._drops(draw) else clip.caption)
+            replaced += clip.replaced
+        channels = self.features // self.patch**2
+        grids = [self.grids[draw.index] for draw in draws]
+        shapes = [(channels, f, h * self.patch, w * self.patch) for f, h, w in grids]
+        return {
+            "videos": [video for group in videos.tensors().values() for video in group],  # equal ones stand together
+            "posterior": [self._posterior(draw.number, shape) for draw, shape in zip(draws, shapes, strict=True)],
+            "captions": captions,
+            "replaced": replaced,
+        }
+
+    def _posterior(self, number: int, shape: Sequence[int]) -> Tensor:
+        return torch.randn(shape, generator=generator(self.config.run.seed, number, "posterior"))
+
+    def _drops(self, draw: Draw) -> bool:
+        chance = torch.rand((), generator=generator(self.config.run.seed, draw.number, "caption-dropout"))
+        return bool(chance < self.config.data.caption_dropout)
 
     @torch.no_grad()
     def _encode(self, pack: DitPack) -> DitPack:
@@ -173,16 +221,29 @@ class DitTask:
             groups[tuple(video.shape)].append(i)
         latents: list[Tensor | None] = [None] * len(pack.videos)
         for members in groups.values():
-            posterior = self.vae.encode(torch.stack([pack.videos[i] for i in members])).latent_dist
+            posterior = self.vae.encode(from_uint8(torch.stack([pack.videos[i] for i in members]))).latent_dist
             for i, mean, std in zip(members, posterior.mean, posterior.std, strict=True):
                 latents[i] = self.vae.normalise((mean + std * pack.posterior[i])[None])[0]
         text = self.text.encode(pack.captions)
-        layout = Packed.of_lengths(text.lengths).to(text.states.device)
-        return replace(pack, clean=patchify(latents, self.patch)[0], text=text.states, text_layout=layout)
+        layout = Packed.of_lengths(text.lengths).to(text.states.device) if text.lengths else None
+        clean = patchify(latents, self.patch)[0] if latents else pack.noise[:0]
+        return replace(pack, clean=clean, text=text.states, text_layout=layout)
 
-    def loss(self, model: nn.Module, pack: DitPack) -> tuple[Tensor, dict[str, Tensor]]:
+    def _trade(self, pack: DitPack) -> DitPack:
+        """From the samples that each process of the group made, the clean tokens and the text of this one's piece."""
+        words = [] if pack.text_layout is None else pack.text_layout.lengths
+        clean, text, words = self.sequence.trade(pack.layout.whole.lengths, pack.clean, pack.text, words)
+        return replace(pack, clean=clean, text=text, text_layout=Packed.of_lengths(words).to(text.device))
+
+    def prepare(self, pack: DitPack) -> DitPack:
         if pack.clean is None:
             pack = self._encode(pack)
+        if pack.layout.whole is not None:
+            pack = self._trade(pack)
+        return replace(pack, ready=True)
+
+    def loss(self, model: nn.Module, pack: DitPack) -> tuple[Tensor, dict[str, Tensor]]:
+        pack = pack if pack.ready else self.prepare(pack)
         t = pack.timestep.index_select(0, pack.layout.row)[:, None]  # [T,1]
         noised = self.scheduler.mix(pack.clean, pack.noise, t)
         target = self.scheduler.target(pack.clean, pack.noise, t)
@@ -205,10 +266,13 @@ class DitTask:
             guidance=s.guidance,
         )
 
-    def sample(self, model: VideoDiT, step: int, folder: Path) -> None:
-        clips = self.pipeline(model)(list(self.config.samples.prompts), seed=0, progress=False).frames
-        for i, clip in enumerate(clips):
-            write_video(folder / f"step-{step:06d}-{i}.mp4", clip, self.config.samples.fps)
+    def sample(self, model: VideoDiT, step: int, folder: Path, rank: int, world: int) -> None:
+        prompts = self.config.samples.prompts
+        mine = shares(len(prompts), rank, world)
+        clips = self.pipeline(model)([prompts[i] for i, _ in mine], seed=mine[0][0], progress=False).frames
+        for (i, write), clip in zip(mine, clips, strict=True):
+            if write:
+                write_video(folder / f"step-{step:06d}-{i}.mp4", clip, self.config.samples.fps)
 
     def export(self, model: VideoDiT, folder: Path) -> None:
         self.pipeline(model).save_pretrained(folder)

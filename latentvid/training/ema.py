@@ -1,83 +1,78 @@
-"""Exponential moving average of a model's trainable parameters, in fp32."""
+"""Exponential moving average of a model's trainable parameters, in fp32, sharded as they are."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from .pieces import Piece, PieceReader
+from .strategy import Strategy
 
 
 class EMA:
-    """``shadow[name] = d * shadow[name] + (1 - d) * parameter`` after every optimizer step.
+    """``shadow = d * shadow + (1 - d) * value`` for every piece after every optimizer step.
 
     With ``warmup`` the decay of update n (from 0) is ``min(decay, (1 + n) / (10 + n))``, so that the initial weights
-    are forgotten early. Give the unwrapped model: ``shadow`` (fp32, on the parameters' devices) keeps its names.
+    are forgotten early. ``shadow``: {parameter's name: fp32 tensor}, the elements that this process holds of it.
     """
 
-    def __init__(self, model: nn.Module, decay: float = 0.999, warmup: bool = True) -> None:
+    def __init__(self, pieces: Iterable[Piece], decay: float = 0.999, warmup: bool = True) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"EMA decay={decay} must be at least 0 and below 1")
         self.decay = decay
         self.warmup = warmup
         self.updates = 0
-        self.shadow = {name: p.detach().float().clone() for name, p in _trainable(model).items()}
+        self.shadow = {p.name: p.value.detach().float().clone() for p in _trainable(pieces)}
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def update(self, pieces: Iterable[Piece]) -> None:
         """Takes in the parameters as they are now."""
         ramp = (1 + self.updates) / (10 + self.updates) if self.warmup else self.decay
-        parameters = [p.float() for p in self._matching(model)]
-        torch._foreach_lerp_(list(self.shadow.values()), parameters, 1 - min(self.decay, ramp))
+        values = self._matching(pieces)
+        torch._foreach_lerp_(list(self.shadow.values()), values, 1 - min(self.decay, ramp))
         self.updates += 1
 
-    @torch.no_grad()
-    def copy_to(self, model: nn.Module) -> None:
-        """Overwrites the model's trainable parameters (in their dtype) with the average."""
-        torch._foreach_copy_(self._matching(model), list(self.shadow.values()))
-
     @contextmanager
-    def swapped(self, model: nn.Module) -> Iterator[None]:
-        """Inside, the model holds the average; afterwards its own weights again, bit for bit, errors included."""
-        parameters = self._matching(model)
-        raw = [p.detach().clone() for p in parameters]
+    def swapped(self, strategy: Strategy) -> Iterator[None]:
+        """Inside, the model computes with the average; afterwards with its own weights again, bit for bit."""
+        values = self._matching(strategy.pieces())
+        raw = [value.clone() for value in values]
         try:
-            self.copy_to(model)
+            self._write(strategy, values, list(self.shadow.values()))
             yield
         finally:
-            with torch.no_grad():
-                torch._foreach_copy_(parameters, raw)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Tensors only, so that safetensors can hold it: ``updates`` (int64 scalar) and ``shadow.NAME``."""
-        return {"updates": torch.tensor(self.updates), **{f"shadow.{k}": v for k, v in self.shadow.items()}}
+            self._write(strategy, values, raw)
 
     @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restores exactly what :meth:`state_dict` gave; ValueError names a parameter that does not match."""
-        expected = {f"shadow.{k}": v.shape for k, v in self.shadow.items()} | {"updates": torch.Size()}
-        found = {k: v.shape for k, v in state.items()}
-        _check_same(expected, found, "the saved average")
-        for name, value in self.shadow.items():
-            value.copy_(state[f"shadow.{name}"])
-        self.updates = int(state["updates"])
+    def _write(self, strategy: Strategy, values: list[Tensor], new: list[Tensor]) -> None:
+        torch._foreach_copy_(values, new)
+        strategy.push()
 
-    def _matching(self, model: nn.Module) -> list[nn.Parameter]:
-        """The model's trainable parameters in the shadow's order."""
-        parameters = _trainable(model)
-        expected = {k: v.shape for k, v in self.shadow.items()}
-        _check_same(expected, {k: p.shape for k, p in parameters.items()}, "the model")
-        return [parameters[name] for name in self.shadow]
+    def tensors(self, pieces: Iterable[Piece]) -> dict[str, Tensor]:
+        """What ``ema.safetensors`` holds of this process: the average under the parameters' names."""
+        mine = (p for p in _trainable(pieces) if p.owner and p.value.numel())
+        return {p.key(): p.store(self.shadow[p.name]) for p in mine}
+
+    @torch.no_grad()
+    def load(self, pieces: Iterable[Piece], reader: PieceReader, updates: int) -> None:
+        """Restores what :meth:`tensors` gave, whatever strategy wrote it."""
+        for piece in _trainable(pieces):
+            shadow = self.shadow[piece.name]
+            data = reader.read(piece.name, piece.start, shadow.numel(), torch.Size(piece.shape).numel())
+            shadow.copy_(data.reshape(shadow.shape))
+        self.updates = updates
+
+    def _matching(self, pieces: Iterable[Piece]) -> list[Tensor]:
+        """The pieces' values in the shadow's order."""
+        values = {p.name: p.value for p in _trainable(pieces)}
+        for name in self.shadow.keys() | values.keys():
+            have, want = values.get(name), self.shadow.get(name)
+            if have is None or want is None or have.shape != want.shape:
+                have, want = (None if x is None else tuple(x.shape) for x in (have, want))
+                raise ValueError(f"the model does not fit this EMA at {name}: {have} instead of {want}")
+        return [values[name] for name in self.shadow]
 
 
-def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def _check_same(expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size], where: str) -> None:
-    for name in expected.keys() | found.keys():
-        if expected.get(name) != found.get(name):
-            have, want = found.get(name), expected.get(name)
-            raise ValueError(
-                f"{where} does not fit this EMA at {name}: {'missing' if have is None else tuple(have)} "
-                f"instead of {'absent' if want is None else tuple(want)}"
-            )
+def _trainable(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    return (p for p in pieces if p.trainable)

@@ -94,8 +94,11 @@ def help_text(cls: type, usage: str, doc: str | None = None) -> str:
 
 
 def parse_cli(cls: type[T], argv: Sequence[str] | None = None, *, prog: str | None = None, doc: str | None = None) -> T:
-    """Reads ``CONFIG.yaml [--section.key=value ...]``; ``--help`` prints every key and exits with status 0."""
-    args = list(sys.argv[1:] if argv is None else argv)
+    """Reads ``CONFIG.yaml [--section.key=value ...]``; ``--help`` prints every key and exits with status 0.
+
+    ``--dry-run`` is ``--run.dry_run=true``.
+    """
+    args = ["--run.dry_run=true" if a == "--dry-run" else a for a in (sys.argv[1:] if argv is None else argv)]
     usage = f"{prog or Path(sys.argv[0]).name} CONFIG.yaml [--section.key=value ...]"
     if {"-h", "--help"} & set(args):
         print(help_text(cls, usage, doc))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import signal
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..data.plan import Draw, Plan, Step
 from ..errors import UserError
+from .signals import SIGNALS
 
 MakePack = Callable[[Sequence[Draw]], Any]
 
@@ -18,40 +21,59 @@ class _Packs(Dataset):
     def __init__(self, make_pack: MakePack) -> None:
         self.make_pack = make_pack
 
-    def __getitem__(self, draws: Sequence[Draw]) -> Any:
-        return self.make_pack(draws)
+    def __getitem__(self, draws: Sequence[Draw]) -> tuple[Sequence[Draw], Any]:
+        return draws, self.make_pack(draws)
 
 
 class _Draws(Sampler):
     """The draws of this rank's packs, one after another, read ahead of training from a copy of the plan."""
 
-    def __init__(self, plan: Plan, rank: int, world: int) -> None:
-        self.plan, self.rank, self.world = plan, rank, world
+    def __init__(self, plan: Plan, reader: int, readers: int) -> None:
+        self.plan, self.reader, self.readers = plan, reader, readers
 
     def __iter__(self) -> Iterator[Sequence[Draw]]:
         while True:
-            yield from self.plan.next().packs[self.rank :: self.world]
+            yield from self.plan.next().packs[self.reader :: self.readers]
 
 
 def iterate_steps(
-    plan: Plan, make_pack: MakePack, *, rank: int, world: int, workers: int, pin_memory: bool
-) -> Iterator[tuple[Step, list[Any]]]:
-    """Endless (step, this rank's packs). `plan` advances as steps are yielded, not as they are read ahead, so its
-    state after a step is what a checkpoint of that step must hold."""
-    if plan.packs % world:
+    plan: Plan, make_pack: MakePack, *, rank: int, world: int, workers: int, pin_memory: bool, sequence: int = 1
+) -> Iterator[tuple[Step, list[tuple[Sequence[Draw], Any]]]]:
+    """Endless (step, this rank's packs with the draws of each). `plan` advances as steps are yielded, not as they are
+    read ahead, so its state after a step is what a checkpoint of that step must hold.
+
+    sequence: consecutive ranks that work on the same packs; each gets all their draws, of which `make_pack` makes its
+    own part. It divides `world`.
+    """
+    readers = world // sequence
+    if plan.packs % readers:
+        who = f"{world} processes" if sequence == 1 else f"{readers} groups of {sequence} processes"
         raise UserError(
-            f"data.packs_per_step is {plan.packs}, which {world} processes cannot share equally: "
-            f"make it a multiple of {world}"
+            f"data.packs_per_step is {plan.packs}, which {who} cannot share equally: make it a multiple of {readers}"
         )
     loader = DataLoader(
         _Packs(make_pack),
         batch_size=None,
-        sampler=_Draws(copy.deepcopy(plan), rank, world),
+        sampler=_Draws(copy.deepcopy(plan), rank // sequence, readers),
         num_workers=workers,
         pin_memory=pin_memory,
         multiprocessing_context="forkserver" if workers else None,
     )
-    packs = iter(loader)
+    packs = _start(loader)
     while True:
         step = plan.next()
-        yield step, [next(packs) for _ in range(plan.packs // world)]
+        yield step, [next(packs) for _ in range(plan.packs // readers)]
+
+
+def _start(loader: DataLoader) -> Iterator[Any]:
+    """Starts the loader's processes deaf to what asks the run to stop: a launcher sends it to the whole process group,
+    and the step that is being made still needs them. They end with the trainer."""
+    if not loader.num_workers:
+        return iter(loader)
+    resource_tracker.ensure_running()  # its start unblocks SIGTERM, so it comes first
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # inherited by the fork server, and by its children
+    try:
+        forkserver.ensure_running()
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)

@@ -26,8 +26,8 @@ class MetricsLog:
     JSON cannot hold, are written as null. The main process alone opens the log.
     """
 
-    def __init__(self, run_dir: Path, resume_step: int | None = None) -> None:
-        self.path = Path(run_dir) / "metrics.jsonl"
+    def __init__(self, run_dir: Path, resume_step: int | None = None, name: str = "metrics.jsonl") -> None:
+        self.path = Path(run_dir) / name
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             _cut(self.path, resume_step or 0)
@@ -91,19 +91,21 @@ def _plain(value: Any) -> Any:
 
 
 class ThroughputMeter:
-    """Tokens and samples a second over the last ``window`` steps, and seconds since the start."""
+    """Tokens, samples and FLOPs a second over the last ``window`` steps, and seconds since the start."""
 
     def __init__(self, window: int = 20, clock: Callable[[], float] = time.perf_counter) -> None:
         if window < 1:
             raise ValueError(f"window={window} must be at least 1 step")
         self._clock = clock
         self._start = clock()
-        self._steps: deque[tuple[float, int, int]] = deque([(self._start, 0, 0)], maxlen=window + 1)
+        self._steps: deque[tuple[float, ...]] = deque([(self._start, 0, 0, 0)], maxlen=window + 1)
 
-    def update(self, tokens: int, samples: int) -> None:
-        """At the end of a step: how many tokens and samples it took, over all processes."""
-        _, all_tokens, all_samples = self._steps[-1]
-        self._steps.append((self._clock(), all_tokens + tokens, all_samples + samples))
+    def update(self, tokens: int, samples: int, flops: float = 0.0) -> float:
+        """At the end of a step: what it took, over all processes. Returns the step's seconds."""
+        before, *sums = self._steps[-1]
+        now = self._clock()
+        self._steps.append((now, *(a + b for a, b in zip(sums, (tokens, samples, flops), strict=True))))
+        return now - before
 
     @property
     def tokens_per_s(self) -> float:
@@ -112,6 +114,10 @@ class ThroughputMeter:
     @property
     def samples_per_s(self) -> float:
         return self._rate(2)
+
+    @property
+    def flops_per_s(self) -> float:
+        return self._rate(3)
 
     @property
     def seconds(self) -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from timm.optim import Muon
@@ -50,8 +52,8 @@ def lr_factor(step: int, steps: int, config: Optim) -> float:
     return config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> float:
-    """Sets every group to its peak times `factor`; returns the first group's learning rate."""
-    for group in optimizer.param_groups:
+def set_lr(groups: Sequence[dict[str, Any]], factor: float) -> float:
+    """Sets each of an optimiser's groups to its peak times `factor`; returns the first group's learning rate."""
+    for group in groups:
         group["lr"] = group["peak_lr"] * factor
-    return optimizer.param_groups[0]["lr"]
+    return groups[0]["lr"]

@@ -4,150 +4,102 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
-from safetensors.torch import load_file, save_file
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from ..data.plan import Draw, Plan
+from ..data.quarantine import Quarantine
 from ..errors import UserError
 from ..files import written_whole
-from ..world import check_world
 from .checkpoint import CheckpointStore
 from .config import TrainingConfig
+from .efficiency import EfficiencyMeter, rank_balance
 from .ema import EMA
-from .load import save_config, to_dict
+from .export import export_checkpoint
+from .flops import TRAINING, peak_flops
+from .load import save_config
 from .loader import iterate_steps
-from .metrics import MetricsLog, Progress, ThroughputMeter
+from .logs import RunLogs
+from .metrics import Progress
 from .optim import lr_factor, make_optimizer, set_lr
+from .pieces import PieceReader, load_moments, load_values, model_tensors, optimizer_tensors, saved_state
+from .preflight import preflight
+from .saver import Saver, newest_for_all
+from .setup import check_same_run, make_accelerator, make_plan
+from .signals import Preempted, StopRequest
+from .task import MakeTask, Task
+from .zero import make_strategy
 
 logger = logging.getLogger(__name__)
 
-# what may change between a run and its continuation; all else would make it another run
-MAY_CHANGE = ("train.steps", "data.workers", "checkpoint", "log", "samples", "attention", "train.compile")
-BAD_STEPS_IN_A_ROW = 10
-
-
-class Task(Protocol):
-    """A stage: what is trained, on what, with which loss."""
-
-    model: nn.Module
-    tokens: Sequence[int]  # of each sample, for the plan
-    product: str  # name of the folder in run.dir that the finished model goes to
-
-    def summary(self) -> str:
-        """What it trains on, and what was left out for which reason; shown at the start."""
-
-    def make_pack(self, draws: Sequence[Draw]) -> Any:
-        """The inputs of a pack; runs in loader processes. Has `.to(device)` and `.tokens`, a list a sample."""
-
-    def loss(self, model: nn.Module, pack: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of each sample [N], and parts of it to log, [N] each."""
-
-    def sample(self, model: nn.Module, step: int, folder: Path) -> None:
-        """Writes what the model makes now, to look at; called on the main process with the averaged weights."""
-
-    def export(self, model: nn.Module, folder: Path) -> None:
-        """Writes the finished model (averaged weights) in diffusers' format; called on the main process."""
-
-
-MakeTask = Callable[[TrainingConfig, torch.device], Task]
-
 
 def train(config: TrainingConfig, make_task: MakeTask) -> None:
-    """Trains from the newest whole checkpoint of `run.dir`, or from the start, to `train.steps`, then exports."""
-    accelerator = make_accelerator(config)
-    check_same_run(config)
-    task = make_task(config, accelerator.device)
-    plan = Plan(task.tokens, budget=config.data.tokens_per_pack, packs=config.data.packs_per_step, seed=config.run.seed)
-    run = TrainingRun(accelerator, config, task, plan)
-    run.resume()
-    if accelerator.is_main_process:
-        print(task.summary(), file=sys.stderr, flush=True)
-        with written_whole(config.run.dir / "config.yaml") as beside:
-            save_config(config, beside)
-    product = config.run.dir / task.product
-    if run.step >= config.train.steps and product.is_dir():
-        logger.warning("%s is finished: raise train.steps to go on", config.run.dir)
-    else:
-        run.loop()
-        run.export(product)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    """Trains from the newest whole checkpoint of `run.dir`, or from the start, to `train.steps`, then exports.
 
-
-def make_accelerator(config: TrainingConfig) -> Accelerator:
-    """The Accelerator, checked: the world must be the one that the launcher asked for."""
-    if config.train.mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise UserError("train.mixed_precision=fp16 needs a GPU: take bf16, or no")
-    trackers = list(config.log.trackers)
-    accelerator = Accelerator(
-        mixed_precision=config.train.mixed_precision,
-        log_with=trackers or None,
-        project_config=ProjectConfiguration(project_dir=str(config.run.dir), logging_dir=str(config.run.dir / "logs")),
-    )
-    check_world(accelerator.num_processes)
-    if trackers:
-        init = {"wandb": {"dir": str(config.run.dir)}} if "wandb" in trackers else {}
-        accelerator.init_trackers(config.log.project, init_kwargs=init)
-    return accelerator
-
-
-def check_same_run(config: TrainingConfig) -> None:
-    """Raises UserError where `run.dir` holds checkpoints of a run with another configuration."""
-    saved = config.run.dir / "config.yaml"
-    if not saved.is_file() or not CheckpointStore(config.run.dir / "checkpoints").steps():
-        return
-    before, now = (_flat(c) for c in (yaml.safe_load(saved.read_text(encoding="utf-8")), to_dict(config)))
-    free = tuple(f"{key}." for key in MAY_CHANGE)
-    changed = [
-        f"{key} was {before.get(key)}, is {now.get(key)}"
-        for key in sorted(before.keys() | now.keys())
-        if str(before.get(key)) != str(now.get(key)) and not f"{key}.".startswith(free) and key != "run.dir"
-    ]
-    if changed:
-        raise UserError(
-            f"{config.run.dir} holds checkpoints of a run with another configuration ({'; '.join(changed)}): "
-            "choose another run.dir, or remove that folder"
-        )
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+    SIGTERM and SIGUSR1 save after the step that is being made and end the process with status 75 (`Preempted`).
+    """
+    with StopRequest() as stop:
+        accelerator = make_accelerator(config)
+        check_same_run(config)
+        task = make_task(config, accelerator.device)
+        plan = make_plan(config, task)
+        if config.run.dry_run:
+            if accelerator.is_main_process:
+                print(preflight(config, task, plan, world=accelerator.num_processes, device=accelerator.device))
+            return
+        if task.clips is not None:
+            task.clips.quarantine = Quarantine(config.run.dir / "quarantine.jsonl")
+        run = TrainingRun(accelerator, config, task, plan, stop)
+        run.resume()
+        if accelerator.is_main_process:
+            print(f"{task.summary()}\n{run.summary()}", file=sys.stderr, flush=True)
+            with written_whole(config.run.dir / "config.yaml") as beside:
+                save_config(config, beside)
+        product = config.run.dir / task.product
+        if run.step >= config.train.steps and product.is_dir():
+            logger.warning("%s is finished: raise train.steps to go on", config.run.dir)
+        else:
+            run.loop()
+            if accelerator.is_main_process:
+                export_checkpoint(task, run.store.path(run.step), product, accelerator.device)
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
 
 
 @dataclass
 class StepResult:
-    """Means over the whole step, over all processes."""
+    """Over all processes: means of the loss and its parts, whether some process was asked to stop, clips replaced by
+    others, floating point operations."""
 
     loss: float
     parts: dict[str, float]
+    stop: bool
+    replaced: int
+    flops: float
 
 
 class TrainingRun:
     """Everything that a checkpoint holds, and the loop over it."""
 
-    def __init__(self, accelerator: Accelerator, config: TrainingConfig, task: Task, plan: Plan) -> None:
-        self.accelerator, self.config, self.task, self.plan = accelerator, config, task, plan
+    def __init__(
+        self, accelerator: Accelerator, config: TrainingConfig, task: Task, plan: Plan, stop: StopRequest
+    ) -> None:
+        self.accelerator, self.config, self.task, self.plan, self.stop = accelerator, config, task, plan, stop
+        self.rank, self.world, self.main = (
+            accelerator.process_index,
+            accelerator.num_processes,
+            accelerator.is_main_process,
+        )
         self.store = CheckpointStore(
             config.run.dir / "checkpoints", config.checkpoint.keep_last, config.checkpoint.keep_every
         )
-        self.raw_model = task.model
-        self.optimizer = make_optimizer(task.model, config.optim)
-        self.ema = EMA(task.model.to(accelerator.device), config.train.ema)
         if config.train.gradient_checkpointing:
             _need(task.model._supports_gradient_checkpointing, "gradient_checkpointing", task.model)
             task.model.enable_gradient_checkpointing()
@@ -155,37 +107,56 @@ class TrainingRun:
             _need(hasattr(task.model, "blocks"), "compile", task.model)
             for block in task.model.blocks:
                 block.compile(fullgraph=True, dynamic=True)
-        self.model, self.optimizer = accelerator.prepare(task.model, self.optimizer)
+        optimizer = make_optimizer(task.model, config.optim)
+        self.strategy = make_strategy(accelerator, config, task.model, optimizer, task.ragged)
+        self.ema = EMA(self.strategy.pieces(), config.train.ema)
+        parts = self.world if self.strategy.sharded else 1
+        self.saver = Saver(
+            self.store, self.rank, parts, accelerator.wait_for_everyone, beside=config.checkpoint.background
+        )
+        peak, self.peak_source = peak_flops(accelerator.device, config.train.mixed_precision)
+        self.meter = EfficiencyMeter(accelerator.device, peak, self.world)
         self.step = 0
-        self.bad_steps = 0
+        self.bad_steps = 0  # in a row
+        self.skipped = 0  # in all
+
+    def summary(self) -> str:
+        """One line: how the run is spread, and where it begins."""
+        where = f"going on from step {self.step}" if self.step else "from the start"
+        peak = f"{self.meter.peak / self.world / 1e12:.3g} TFLOP/s a device ({self.peak_source})"
+        return f"{self.strategy.name}, {self.world} x {self.accelerator.device.type}, {where}; MFU is of {peak}"
 
     # --- the loop ---
 
     def loop(self) -> None:
-        config, main = self.config, self.accelerator.is_main_process
+        config = self.config
         total = config.train.steps
         if self.step >= total:
             return
         steps = iterate_steps(
             self.plan,
             self.task.make_pack,
-            rank=self.accelerator.process_index,
-            world=self.accelerator.num_processes,
+            rank=self.rank,
+            world=self.world,
+            sequence=config.train.sequence_parallel,
             workers=config.data.workers,
             pin_memory=self.accelerator.device.type == "cuda",
         )
-        meter = ThroughputMeter()
-        log = MetricsLog(config.run.dir, self.step or None) if main else None
-        self.model.train()
-        with Progress(total, self.step, desc=config.run.dir.name, main=main) as progress:
+        ranks = self.world // config.train.sequence_parallel  # that take packs of their own
+        meter = self.meter
+        logs = RunLogs(config, self.step) if self.main else None
+        self.strategy.module.train()
+        with Progress(total, self.step, desc=config.run.dir.name, main=self.main) as progress:
             while self.step < total:
-                step, packs = next(steps)
-                lr = set_lr(self.optimizer, lr_factor(self.step, total, config.optim))
+                with meter.span("data"):
+                    step, packs = next(steps)
+                lr = set_lr(self.strategy.groups(), lr_factor(self.step, total, config.optim))
                 weight = step.tokens if config.train.loss_by == "token" else step.samples
-                result = self._forward_backward(packs, weight)
-                norm = self._update()
+                result = self._forward_backward([pack for _, pack in packs], weight)
+                with meter.span("optimizer"):
+                    norm = self._update()
                 self.step += 1
-                meter.update(step.tokens, step.samples)
+                meter.step(tokens=step.tokens, samples=step.samples, flops=result.flops)
                 record = {
                     "step": self.step,
                     "loss": result.loss,
@@ -194,131 +165,144 @@ class TrainingRun:
                     "grad_norm": norm,
                     "tokens": step.tokens,
                     "samples": step.samples,
-                    "tokens_per_s": meter.tokens_per_s,
+                    "fill": step.fill,
+                    "balance": rank_balance(step.costs, ranks),
+                    "replaced": result.replaced,
                     "epoch": self.plan.epoch,
-                    "seconds": meter.seconds,
+                    "skipped_steps": self.skipped,
+                    **meter.record(),
                 }
-                if log is not None:
-                    log.write(record)
+                draws = self._all_draws(packs) if config.log.draws else None
+                if logs is not None:
+                    logs.write(record, draws)
                 self.accelerator.log({k: v for k, v in record.items() if k != "step"}, step=self.step)
-                progress.update(loss=result.loss, tokens_per_s=meter.tokens_per_s)
-                self._after_step()
-        if log is not None:
-            log.close()
+                progress.update(loss=result.loss, tokens_per_s=record["tokens_per_s"])
+                self._after_step(result.stop)
+        self.saver.finish()
+        self.accelerator.wait_for_everyone()  # the last checkpoint is in place
+        if logs is not None:
+            logs.close()
+            print(f"{config.run.dir.name}: {meter.summary()}", file=sys.stderr, flush=True)
 
     def _forward_backward(self, packs: Sequence[Any], weight: int) -> StepResult:
-        """Gradients of the step's mean loss: each rank sums its share over `weight`, DDP averages over the ranks."""
-        world = self.accelerator.num_processes
+        """Gradients of the step's mean loss: each rank sums its share over `weight`, strategies average over ranks."""
         sums: dict[str, Tensor] = {}
+        flops = sum(self.task.flops(pack) for pack in packs)
+        replaced = sum(pack.replaced for pack in packs)
         for i, pack in enumerate(packs):
             pack = pack.to(self.accelerator.device)
-            last = i + 1 == len(packs)
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
-                losses, parts = self.task.loss(self.model, pack)
+            with self.meter.span("encode"):
+                pack = self.task.prepare(pack)
+            with self.meter.span("compute"), self.strategy.accumulating(last=i + 1 == len(packs)):
+                losses, parts = self.task.loss(self.strategy, pack)
                 if self.config.train.loss_by == "token":
                     share = torch.tensor(pack.tokens, dtype=torch.float32, device=losses.device) / weight
                 else:
                     share = torch.full_like(losses, 1.0 / weight)
-                loss = (losses * share).sum()
-                self.accelerator.backward(loss * world)
+                self.strategy.backward((losses * share).sum() * self.world)
             for name, part in {"loss": losses, **parts}.items():
                 sums[name] = sums.get(name, 0.0) + (part.detach().float() * share).sum()
-        values = self.accelerator.reduce(torch.stack(list(sums.values())), reduction="sum").tolist()
+        counts = {"stop": self.stop.asked is not None, "replaced": replaced, "flops": flops * TRAINING / 1e9}
+        shared = torch.stack([*sums.values(), *(torch.full_like(sums["loss"], float(n)) for n in counts.values())])
+        *values, stop, replaced, flops = self.accelerator.reduce(shared, reduction="sum").tolist()
         named = dict(zip(sums, values, strict=True))
-        return StepResult(loss=named.pop("loss"), parts=named)
+        return StepResult(named.pop("loss"), named, stop > 0, round(replaced), flops * 1e9)
 
     def _update(self) -> float:
-        """Clips and steps; a step whose gradient is not finite changes nothing, and too many in a row stop the run."""
-        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optim.clip))
-        if norm == norm and norm != float("inf"):
-            self.optimizer.step()
-            self.ema.update(self.raw_model)
+        """One optimiser step; one that must not be made changes nothing, and too many in a row stop the run."""
+        norm, stepped = self.strategy.update()
+        if stepped:
+            self.ema.update(self.strategy.pieces())
             self.bad_steps = 0
-        else:
-            self.bad_steps += 1
-            logger.warning("step %d skipped: its gradient norm is %s", self.step + 1, norm)
-            if self.accelerator.scaler is not None:  # fp16: lowers the loss scale, which the optimiser's step else does
-                self.accelerator.scaler.update()
-            if self.bad_steps >= BAD_STEPS_IN_A_ROW:
-                raise UserError(
-                    f"{self.bad_steps} steps in a row had a gradient that is not finite: lower optim.lr or optim.clip, "
-                    f"or set train.mixed_precision=no; the last good checkpoint is {self.store.newest()}"
-                )
-        self.optimizer.zero_grad(set_to_none=True)
+            return norm
+        self.bad_steps += 1
+        self.skipped += 1
+        limit = self.config.optim.skip_norm
+        why = f"above optim.skip_norm={limit}" if norm < float("inf") else "not finite"
+        if self.main:
+            logger.warning("step %d skipped: its gradient norm %s is %s", self.step + 1, norm, why)
+        if self.bad_steps >= self.config.train.max_bad_steps:
+            self.saver.finish()
+            raise UserError(
+                f"{self.bad_steps} steps in a row were skipped (gradient norm {why}): lower optim.lr or optim.clip, or "
+                f"set train.mixed_precision=no; the last good checkpoint is {self.store.newest()}"
+            )
         return norm
 
-    def _after_step(self) -> None:
+    def _all_draws(self, packs: Sequence[tuple[Sequence[Draw], Any]]) -> list[Draw]:
+        """What the loaders of all processes made for this step."""
+        mine = [draw for draws, _ in packs for draw in draws]
+        if self.world == 1:
+            return sorted(mine)
+        every: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(every, mine)
+        groups = every[:: self.config.train.sequence_parallel]  # whose processes all have the same
+        return sorted(Draw(*draw) for draws in groups for draw in draws)
+
+    def _after_step(self, stop: bool) -> None:
         every, total = self.config.checkpoint.every, self.config.train.steps
-        if self.step == total or (every and self.step % every == 0):
+        if self.step == total or (every and self.step % every == 0) or stop:
             self.save()
         look = self.config.samples.every
-        if look and self.step % look == 0 and self.accelerator.is_main_process:
-            with self.ema.swapped(self.raw_model):
-                self.raw_model.eval()
-                self.task.sample(self.raw_model, self.step, self.config.run.dir / "samples")
-            self.raw_model.train()
-
-    def export(self, product: Path) -> None:
-        """The finished model at `product`, there only when whole."""
-        if not self.accelerator.is_main_process:
-            return
-        beside = product.with_name(f".{product.name}.partial")
-        for folder in (beside, product):
-            shutil.rmtree(folder, ignore_errors=True)
-        with self.ema.swapped(self.raw_model):
-            self.task.export(self.raw_model.eval(), beside)
-        beside.rename(product)
+        if look and self.step % look == 0:
+            with self.ema.swapped(self.strategy):
+                self.strategy.module.eval()
+                self.task.sample(
+                    self.strategy.module, self.step, self.config.run.dir / "samples", self.rank, self.world
+                )
+            self.strategy.module.train()
+        if stop and self.step < total:
+            self.saver.finish()
+            self.accelerator.wait_for_everyone()
+            if self.main:
+                name = self.store.path(self.step).name
+                print(f"asked to stop: saved {name}; start again to go on", file=sys.stderr, flush=True)
+            raise Preempted
 
     # --- checkpoints ---
 
     def save(self) -> None:
         """Weights, their average, optimiser and data position. All randomness is keyed, so there is no other state."""
-        if self.accelerator.is_main_process:
-            folder = self.store.begin(self.step)
-            save_file(_contiguous(self.raw_model.state_dict()), folder / "model.safetensors")
-            save_file(_contiguous(self.ema.state_dict()), folder / "ema.safetensors")
-            tensors, plain = _split_optimizer(self.optimizer.state_dict())
-            save_file(tensors, folder / "optimizer.safetensors")
-            state = {"step": self.step, "plan": self.plan.state_dict(), "optimizer": plain}
-            (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
-            self.store.commit(self.step)
-        self.accelerator.wait_for_everyone()
+        state = {
+            "step": self.step,
+            "plan": self.plan.state_dict(),
+            "ema_updates": self.ema.updates,
+            "skipped_steps": self.skipped,
+            "bad_steps": self.bad_steps,
+            "written_by": f"{self.strategy.name} x{self.world}",
+        }
+        with self.meter.span("checkpoint"):
+            pieces = self.strategy.pieces()
+            tensors = {
+                "model": model_tensors(pieces),
+                "ema": self.ema.tensors(pieces),
+                "optimizer": optimizer_tensors(pieces),
+            }
+            self.saver.save(self.step, tensors, state)
 
     def resume(self) -> None:
-        folder = self.store.newest()
+        """Goes on from the newest whole checkpoint, whatever strategy and number of processes wrote it."""
+        folder = newest_for_all(self.store, self.main, _from_main)
         if folder is None:
             return
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        self.raw_model.load_state_dict(load_file(folder / "model.safetensors"))
-        self.ema.load_state_dict(load_file(folder / "ema.safetensors"))
-        self.optimizer.load_state_dict(_join_optimizer(load_file(folder / "optimizer.safetensors"), state["optimizer"]))
+        pieces = self.strategy.pieces()
+        load_values(pieces, PieceReader(folder, "model"))
+        self.strategy.push()
+        self.ema.load(pieces, PieceReader(folder, "ema"), state["ema_updates"])
+        moments = PieceReader(folder, "optimizer")
+        self.strategy.make_state(*saved_state(moments))
+        load_moments(self.strategy.pieces(), moments)
         self.plan.load_state_dict(state["plan"])
-        self.step = state["step"]
-        if self.accelerator.is_main_process:
-            logger.warning("going on from step %d (%s)", self.step, folder)
+        self.step, self.skipped, self.bad_steps = state["step"], state["skipped_steps"], state["bad_steps"]
+
+
+def _from_main(value: Any) -> Any:
+    values = [value]
+    broadcast_object_list(values)
+    return values[0]
 
 
 def _need(able: bool, key: str, model: nn.Module) -> None:
     if not able:
         raise UserError(f"train.{key}: {type(model).__name__} cannot do it; set train.{key}=false")
-
-
-def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.contiguous() for name, value in state.items()}
-
-
-def _split_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimiser's state as flat tensors, and the rest as JSON values."""
-    tensors = {
-        f"{i}.{k}": v.contiguous() for i, s in state["state"].items() for k, v in s.items() if torch.is_tensor(v)
-    }
-    plain = {i: {k: v for k, v in s.items() if not torch.is_tensor(v)} for i, s in state["state"].items()}
-    return tensors, {"state": plain, "param_groups": state["param_groups"]}
-
-
-def _join_optimizer(tensors: dict[str, Tensor], plain: dict[str, Any]) -> dict[str, Any]:
-    state: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in plain["state"].items()}
-    for name, value in tensors.items():
-        i, key = name.split(".", 1)
-        state.setdefault(int(i), {})[key] = value
-    return {"state": state, "param_groups": plain["param_groups"]}

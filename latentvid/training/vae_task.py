@@ -5,7 +5,8 @@ Axes: B clips, F H W pixels' frames/height/width, C f h w the latent's, N sample
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,20 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.clips import ClipSource, Transform
-from ..data.manifest import read_manifest
+from ..data.clips import Transform, open_sources
 from ..data.plan import Draw
-from ..data.transforms import to_uint8
+from ..data.stacks import Stacks
+from ..data.transforms import from_uint8, to_uint8
 from ..data.writing import write_video
 from ..errors import UserError
 from ..models.autoencoder import CausalVideoAutoencoder
+from ..packing import Grid
 from ..rng import generator
-from .config import VaeConfig
+from .config import VaeConfig, several
+from .flops import GridFlops, vae_flops
+from .task import build_model, shares
 
 
 @dataclass(frozen=True)
 class ClipGroup:
-    """Clips of one shape: video [B,3,F,H,W] in [-1,1] and the posterior's noise [B,C,f,h,w]."""
+    """Clips of one shape: video uint8 [B,F,H,W,3] and the posterior's noise [B,C,f,h,w]."""
 
     video: Tensor
     noise: Tensor
@@ -37,6 +41,7 @@ class ClipGroup:
 class ClipPack:
     groups: list[ClipGroup]
     tokens: list[int]  # of each sample, group after group
+    replaced: int = 0  # clips read in the place of others
 
     def _map(self, change) -> ClipPack:
         return replace(self, groups=[ClipGroup(change(g.video), change(g.noise)) for g in self.groups])
@@ -52,13 +57,17 @@ class VaeTask:
     """A "token" is one position of the latent grid."""
 
     product = "vae"
+    ragged = True
 
-    def __init__(self, config: VaeConfig, device: torch.device) -> None:
-        if config.data.manifest is None:
+    def __init__(self, config: VaeConfig, device: torch.device, data: bool = True) -> None:
+        """The export measures statistics on the data, so that `data=False` changes nothing here."""
+        manifests = several(config.data.manifest)
+        if not manifests:
             raise UserError("data.manifest is required: the table of clips to train on")
-        torch.manual_seed(config.run.seed)
-        self.config = config
-        self.model = build_model(CausalVideoAutoencoder, config.model, "model").to(memory_format=torch.channels_last_3d)
+        if config.train.sequence_parallel > 1:
+            raise UserError("train.sequence_parallel cuts the transformer's packs; the VAE cannot do it: leave it at 1")
+        self.config, self.device = config, device
+        self.model = self.new_model()
         data = config.data
         transform = Transform(
             spatial_stride=self.model.spatial_stride,
@@ -70,32 +79,69 @@ class VaeTask:
         )
         if data.crop is not None and data.crop % self.model.spatial_stride:
             raise UserError(f"data.crop {data.crop} is not a multiple of the VAE's stride {self.model.spatial_stride}")
-        self.source = ClipSource(read_manifest(data.manifest), transform)
-        self.grids = [self.model.latent_grid(*shape) for shape in self.source.shapes]
-        self.tokens = [f * h * w for f, h, w in self.grids]
+        self.source = self.clips = open_sources(manifests, transform, timeout_s=data.timeout_s)
+        self.source_of, self.is_image = self.source.source_of, self.source.is_image
+        self.grids = self.source.shapes.map(lambda shape: self.model.latent_grid(*shape))
+        self.tokens = self.grids.map(math.prod).array()
+        self.costs = self.tokens.astype(float)  # convolutions
         self.channels = self.model.config.latent_channels
 
     def __getstate__(self) -> dict[str, Any]:
         """What loader processes need to make packs: no network."""
         return {k: v for k, v in self.__dict__.items() if k != "model"}
 
+    def new_model(self) -> CausalVideoAutoencoder:
+        torch.manual_seed(self.config.run.seed)
+        model = build_model(CausalVideoAutoencoder, self.config.model, "model")
+        return model.to(memory_format=torch.channels_last_3d)
+
     def summary(self) -> str:
         return self.source.summary()
 
+    @property
+    def frozen(self) -> tuple[nn.Module, ...]:
+        return ()
+
+    def pixels(self, grid: Grid) -> Grid:
+        side = self.model.spatial_stride
+        return 1 + (grid[0] - 1) * self.model.temporal_stride, grid[1] * side, grid[2] * side
+
+    def grid_flops(self, grid: Grid) -> GridFlops:
+        return GridFlops(vae_flops(self.model.config, self.pixels(grid)).forward, 0)
+
+    def flops(self, pack: ClipPack) -> float:
+        shapes = [group.video.shape[:4] for group in pack.groups]
+        return sum(shape[0] * vae_flops(self.model.config, shape[1:]).forward for shape in shapes)
+
+    def blank_pack(self, grids: Sequence[Grid]) -> ClipPack:
+        counts = Counter(map(tuple, grids))
+        groups = [
+            ClipGroup(torch.zeros(n, *self.pixels(grid), 3, dtype=torch.uint8), torch.zeros(n, self.channels, *grid))
+            for grid, n in counts.items()
+        ]
+        return ClipPack(groups, [math.prod(grid) for grid, n in counts.items() for _ in range(n)])
+
     def make_pack(self, draws: Sequence[Draw]) -> ClipPack:
-        by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = defaultdict(list)
-        seed = self.config.run.seed
-        for number, index in draws:
-            video = self.source.load(index, seed, number).video
+        shapes = [self.source.shapes[draw.index] for draw in draws]
+        videos, noises = Stacks(shapes), defaultdict(list)
+        seed, replaced = self.config.run.seed, 0
+        for (number, index), shape in zip(draws, shapes, strict=True):
+            clip = self.source.load(index, seed, number)
+            videos.append(clip.pixels)
+            replaced += clip.replaced
+            del clip  # its memory serves the next
             noise = torch.randn(self.channels, *self.grids[index], generator=generator(seed, number, "posterior"))
-            by_shape[tuple(video.shape)].append((video, noise))
-        groups = [ClipGroup(*map(torch.stack, zip(*pairs, strict=True))) for pairs in by_shape.values()]
-        return ClipPack(groups, [g.noise[0, 0].numel() for g in groups for _ in range(len(g.video))])
+            noises[shape].append(noise)
+        groups = [ClipGroup(video, torch.stack(noises[shape])) for shape, video in videos.tensors().items()]
+        return ClipPack(groups, [g.noise[0, 0].numel() for g in groups for _ in range(len(g.video))], replaced)
+
+    def prepare(self, pack: ClipPack) -> ClipPack:
+        return pack
 
     def loss(self, model: nn.Module, pack: ClipPack) -> tuple[Tensor, dict[str, Tensor]]:
         weights, parts = self.config.loss, defaultdict(list)
         for group in pack.groups:
-            video = group.video.contiguous(memory_format=torch.channels_last_3d)
+            video = from_uint8(group.video).contiguous(memory_format=torch.channels_last_3d)
             reconstruction, mean, logvar = model(video, group.noise)
             error = reconstruction.float() - video
             parts["l1"].append(error.abs().mean(dim=(1, 2, 3, 4)))
@@ -107,14 +153,15 @@ class VaeTask:
         return weights.l1 * named["l1"] + weights.mse * named["mse"] + weights.kl * named["kl"], named
 
     @torch.no_grad()
-    def sample(self, model: CausalVideoAutoencoder, step: int, folder: Path) -> None:
+    def sample(self, model: CausalVideoAutoencoder, step: int, folder: Path, rank: int, world: int) -> None:
         """A sheet of the first windows, the originals above their reconstructions."""
-        videos = [self.source.read(i) for i in range(min(4, len(self.source)))]
-        device = next(model.parameters()).device
-        for i, video in enumerate(videos):
-            mean = model.encode(video[None].to(device)).latent_dist.mode()
-            both = torch.cat([video, model.decode(mean).sample[0].cpu()], dim=2)  # one above the other
-            write_video(folder / f"step-{step:06d}-{i}.png", to_uint8(both), 1.0)
+        for i, write in shares(min(4, len(self.source)), rank, world):
+            video = self.source.load(i, self.config.run.seed, i).video
+            noise = torch.zeros(1, self.channels, *self.model.latent_grid(*video.shape[1:]))  # the posterior's mode
+            reconstruction = model(video[None].to(self.device), noise.to(self.device))[0][0].cpu()
+            if write:
+                both = torch.cat([video, reconstruction], dim=2)  # one above the other
+                write_video(folder / f"step-{step:06d}-{i}.png", to_uint8(both), 1.0)
 
     def export(self, model: CausalVideoAutoencoder, folder: Path) -> None:
         """Measures the latents' statistics, which go into the config."""
@@ -137,11 +184,3 @@ class VaeTask:
         mean = total[1] / total[0]
         std = (total[2] / total[0] - mean.square()).clamp_min(1e-12).sqrt()
         return mean.tolist(), std.tolist()
-
-
-def build_model(cls: type, arguments: dict, section: str):
-    """`cls(**arguments)`; a wrong name or value becomes a UserError that names the section."""
-    try:
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()})
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{section}: {error}") from None

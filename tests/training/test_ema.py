@@ -1,84 +1,102 @@
-"""The average itself, swapping it in and out, and saving it."""
+"""The average itself, swapping it in and out, and saving it in pieces."""
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from latentvid.training.ema import EMA
+from latentvid.training.pieces import Piece, PieceReader
 
 
-def model(dtype: torch.dtype = torch.float32) -> nn.Module:
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)).to(dtype)
-    net[1].requires_grad_(False)
-    return net
+class Model:
+    """A tiny model as a strategy shows it; `cut` halves every parameter, as a sharding strategy does."""
 
+    def __init__(self, part: int | None = None) -> None:
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+        self.net[1].requires_grad_(False)
+        self.part, self.pushed = part, 0
 
-def disturb(net: nn.Module) -> None:
-    with torch.no_grad():
-        for p in net.parameters():
-            p.add_(torch.randn(p.shape).to(p.dtype))
+    def pieces(self) -> list[Piece]:
+        found = []
+        for name, p in self.net.named_parameters():
+            flat = p.detach().view(-1)
+            half = flat.numel() // 2
+            start = 0 if not self.part else half
+            value = p.detach() if self.part is None else flat[:half] if self.part == 0 else flat[half:]
+            found.append(Piece(name, tuple(p.shape), start, value, p.requires_grad))
+        return found
+
+    def push(self) -> None:
+        self.pushed += 1
+
+    def disturb(self) -> None:
+        with torch.no_grad():
+            for p in self.net.parameters():
+                p.add_(torch.randn(p.shape))
 
 
 def test_updates_follow_the_formula_with_warmup():
-    net = model()
-    ema, want = EMA(net, decay=0.3), net[0].weight.detach().clone()
+    model = Model()
+    ema, want = EMA(model.pieces(), decay=0.3), model.net[0].weight.detach().clone()
     for n in range(6):
-        disturb(net)
-        ema.update(net)
+        model.disturb()
+        ema.update(model.pieces())
         decay = min(0.3, (1 + n) / (10 + n))
-        want = decay * want + (1 - decay) * net[0].weight.detach()
+        want = decay * want + (1 - decay) * model.net[0].weight.detach()
     torch.testing.assert_close(ema.shadow["0.weight"], want)
     assert list(ema.shadow) == ["0.weight", "0.bias", "2.weight", "2.bias"]
 
 
-def test_bf16_models_are_averaged_in_fp32():
-    net = model(torch.bfloat16)
-    ema = EMA(net, decay=0.9999, warmup=False)
-    start = ema.shadow["0.weight"].clone()
-    with torch.no_grad():
-        net[0].weight.add_(1)
-    ema.update(net)
-    moved = ema.shadow["0.weight"] - start
-    assert ema.shadow["0.weight"].dtype == torch.float32 and 5e-5 < moved.mean() < 2e-4
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_swapped_restores_the_raw_weights_bit_for_bit(dtype):
-    net = model(dtype)
-    ema = EMA(net)
-    disturb(net)
-    ema.update(net)
-    raw = {k: v.clone() for k, v in net.state_dict().items()}
-    with pytest.raises(RuntimeError, match="inside"), ema.swapped(net):
-        assert torch.equal(net[0].weight, ema.shadow["0.weight"].to(dtype))
-        assert not torch.equal(net[0].weight, raw["0.weight"])
+def test_swapped_restores_the_raw_weights_bit_for_bit():
+    model = Model()
+    ema = EMA(model.pieces())
+    model.disturb()
+    ema.update(model.pieces())
+    raw = {k: v.clone() for k, v in model.net.state_dict().items()}
+    with pytest.raises(RuntimeError, match="inside"), ema.swapped(model):
+        assert torch.equal(model.net[0].weight, ema.shadow["0.weight"]) and model.pushed == 1
+        assert not torch.equal(model.net[0].weight, raw["0.weight"])
         raise RuntimeError("inside")
-    assert all(torch.equal(v, raw[k]) for k, v in net.state_dict().items())
-    assert net[0].weight.requires_grad
+    assert all(torch.equal(v, raw[k]) for k, v in model.net.state_dict().items())
+    assert model.net[0].weight.requires_grad and model.pushed == 2
 
 
-def test_state_survives_a_safetensors_file_exactly(tmp_path):
-    net = model()
-    ema, other = EMA(net), EMA(net)
-    for _ in range(3):
-        disturb(net)
-        ema.update(net)
-    save_file(ema.state_dict(), tmp_path / "ema.safetensors")
-    other.load_state_dict(load_file(tmp_path / "ema.safetensors"))
-    disturb(net)
-    ema.update(net)
-    other.update(net)
-    assert ema.updates == other.updates == 4
-    assert all(torch.equal(other.shadow[k], v) for k, v in ema.shadow.items())
+def test_an_average_saved_in_halves_goes_on_whole_and_back(tmp_path):
+    """Two processes save, one goes on; it saves, two go on: all equal the one that was never saved."""
+    models = [Model(None), Model(0), Model(1)]
+    averages = [EMA(model.pieces()) for model in models]
+
+    def steps(n):
+        torch.manual_seed(n)
+        noise = [torch.randn(p.shape) for p in models[0].net.parameters()]
+        for model, ema in zip(models, averages, strict=True):
+            with torch.no_grad():
+                for p, d in zip(model.net.parameters(), noise, strict=True):
+                    p.add_(d)
+            ema.update(model.pieces())
+
+    steps(1)
+    steps(2)
+    for part in (0, 1):
+        save_file(averages[1 + part].tensors(models[1 + part].pieces()), tmp_path / f"ema-{part}.safetensors")
+    whole = EMA(Model().pieces())
+    whole.load(models[0].pieces(), PieceReader(tmp_path, "ema"), averages[1].updates)
+    averages[0] = whole
+    steps(3)
+    (tmp_path / "one").mkdir()
+    save_file(averages[0].tensors(models[0].pieces()), tmp_path / "one" / "ema.safetensors")
+    for model, ema in zip(models[1:], averages[1:], strict=True):
+        before = {k: v.clone() for k, v in ema.shadow.items()}
+        ema.load(model.pieces(), PieceReader(tmp_path / "one", "ema"), 3)
+        assert all(torch.equal(before[k], v) for k, v in ema.shadow.items())
 
 
 def test_another_model_is_refused_by_name():
-    ema = EMA(model())
+    ema = EMA(Model().pieces())
+    other = [Piece(n, tuple(p.shape), 0, p.detach()) for n, p in nn.Linear(3, 4).named_parameters()]
     with pytest.raises(ValueError, match=r"the model does not fit this EMA at .*(weight|bias)"):
-        ema.update(nn.Linear(3, 4))
-    with pytest.raises(ValueError, match=r"saved average .* at shadow.2.bias: missing"):
-        ema.load_state_dict({k: v for k, v in ema.state_dict().items() if k != "shadow.2.bias"})
+        ema.update(other)
     with pytest.raises(ValueError, match="decay=1.5"):
-        EMA(model(), decay=1.5)
+        EMA(Model().pieces(), decay=1.5)

@@ -56,8 +56,9 @@ def test_throughput_is_over_the_last_steps():
     assert meter.tokens_per_s == 0.0
     for seconds, tokens in ((10, 1000), (1, 300), (2, 300)):
         now[0] += seconds
-        meter.update(tokens, samples=3)
+        assert meter.update(tokens, samples=3, flops=6.0) == seconds
     assert meter.tokens_per_s == pytest.approx(200) and meter.samples_per_s == pytest.approx(2)
+    assert meter.flops_per_s == pytest.approx(4)
     assert meter.seconds == 13
 
 

@@ -76,9 +76,9 @@ def test_constant_and_no_warm_up():
 
 def test_every_group_follows_its_own_peak():
     optimizer = make_optimizer(Net(), Optim(name="muon", lr=1e-2, vector_lr=4e-3))
-    assert set_lr(optimizer, 0.25) == 0.25e-2
+    assert set_lr(optimizer.param_groups, 0.25) == 0.25e-2
     assert [group["lr"] for group in optimizer.param_groups] == [0.25e-2, 1e-3]
-    set_lr(optimizer, 1.0)
+    set_lr(optimizer.param_groups, 1.0)
     assert [group["lr"] for group in optimizer.param_groups] == [1e-2, 4e-3]
 
 
@@ -86,8 +86,8 @@ def test_state_survives_json_and_keeps_stepping():
     """Peaks travel with the groups, so a resumed optimiser follows the same schedule."""
     net = Net()
     optimizer = make_optimizer(net, Optim(name="adamw", lr=1e-2))
-    set_lr(optimizer, 0.1)
+    set_lr(optimizer.param_groups, 0.1)
     other = make_optimizer(Net(), Optim(name="adamw", lr=1e-2))
     other.load_state_dict(optimizer.state_dict())
-    set_lr(other, 1.0)
+    set_lr(other.param_groups, 1.0)
     assert [group["lr"] for group in other.param_groups] == [1e-2, 1e-2]

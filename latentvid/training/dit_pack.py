@@ -1,0 +1,57 @@
+"""What the transformer trains on in one forward pass.
+
+Axes: T tokens, P token features, R noise rows, S text tokens; videos are [F,H,W,3], latents [C,f,h,w].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..packing import Packed
+
+
+@dataclass(frozen=True)
+class DitPack:
+    """Everything random is drawn; what is missing is what the VAE and the text encoder make on the device.
+
+    noise: [T,P]. timestep: [R]. layout: the samples' token grids, equal ones next to each other.
+    From a cache: clean [T,P], text [S,Dt], text_layout. From clips: videos uint8 [F,H,W,3], posterior noise, captions.
+    Where processes share a pack, noise, timestep and layout are of this process's piece, and the rest is of the
+    samples that it makes for all of them (text_layout is None where these are none), until they trade.
+    """
+
+    noise: Tensor
+    timestep: Tensor
+    layout: Packed
+    clean: Tensor | None = None
+    text: Tensor | None = None
+    text_layout: Packed | None = None
+    videos: list[Tensor] | None = None
+    posterior: list[Tensor] | None = None
+    captions: list[str] | None = None
+    replaced: int = 0  # clips read in the place of others
+    replaced: int = 0  # clips read in the place of others
+    ready: bool = False  # encoded and traded
+
+    @property
+    def tokens(self) -> list[int]:
+        """Of each sample that a token of this pack is of, all: also those in other processes' pieces."""
+        return self.layout.sample_lengths
+
+    def _map(self, change) -> DitPack:
+        def each(value: Any) -> Any:
+            if isinstance(value, list):
+                return [each(v) for v in value]
+            return change(value) if isinstance(value, Tensor | Packed) else value
+
+        return replace(self, **{f.name: each(getattr(self, f.name)) for f in fields(self)})
+
+    def to(self, device: torch.device) -> DitPack:
+        return self._map(lambda v: v.to(device, non_blocking=True))
+
+    def pin_memory(self) -> DitPack:
+        return self._map(lambda v: v.pin_memory())

@@ -1,0 +1,92 @@
+"""One folder in diffusers' format from a run's checkpoint, whichever strategy and number of processes wrote it.
+
+    python -m latentvid.training.export RUN OUT [--step N] [--raw]
+
+The averaged weights go out, with --raw those of the optimiser. OUT is what inference and `from_pretrained` load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+import yaml
+from torch import nn
+
+from ..errors import UserError, user_errors
+from .checkpoint import CheckpointStore, find_damage
+from .config import DitConfig, VaeConfig
+from .load import load_config
+from .pieces import PieceReader
+
+
+def export_checkpoint(task, checkpoint: Path, out: Path, device: torch.device, raw: bool = False) -> None:
+    """Writes the task's product at `out`, there only when whole; `task` is a `trainer.Task`."""
+    model = read_model(task.new_model(), checkpoint, raw).to(device).eval()
+    beside = out.with_name(f".{out.name}.partial")
+    for folder in (beside, out):
+        shutil.rmtree(folder, ignore_errors=True)
+    task.export(model, beside)
+    beside.rename(out)
+
+
+@torch.no_grad()
+def read_model(model: nn.Module, checkpoint: Path, raw: bool = False) -> nn.Module:
+    """Overwrites a whole model's parameters with a checkpoint's averaged (or raw) ones.
+
+    Parameters that were not trained have no average: theirs are the raw ones.
+    """
+    weights = PieceReader(checkpoint, "model")
+    average = weights if raw else PieceReader(checkpoint, "ema")
+    for name, parameter in model.named_parameters():
+        reader = average if name in average else weights
+        parameter.copy_(reader.full(name, parameter.shape))
+    return model
+
+
+def export_run(run: Path, out: Path, step: int | None = None, raw: bool = False) -> Path:
+    """Exports a step's checkpoint of a run (the newest whole one by default); returns the checkpoint's folder."""
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run} is not a run: it holds no config.yaml")
+    store = CheckpointStore(run / "checkpoints")
+    checkpoint = store.newest() if step is None else store.path(step)
+    if checkpoint is None or not checkpoint.is_dir():
+        have = ", ".join(map(str, store.steps())) or "none"
+        raise UserError(f"{run} has no {'whole checkpoint' if step is None else f'checkpoint of step {step}'}: {have}")
+    if step is not None and (damage := find_damage(checkpoint)):
+        raise UserError(f"{checkpoint} is damaged: {damage}")
+    if out.exists():
+        raise UserError(f"{out} exists: choose another folder, or remove it")
+    settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    if "vae" in settings:  # only the transformer's configuration names a VAE
+        from .dit_task import DitTask as MakeTask
+
+        config = load_config(DitConfig, run / "config.yaml")
+    else:
+        from .vae_task import VaeTask as MakeTask
+
+        config = load_config(VaeConfig, run / "config.yaml")
+    config.train.sequence_parallel = 1
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    export_checkpoint(MakeTask(config, device, data=False), checkpoint, out, device, raw)
+    return checkpoint
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m latentvid.training.export", description="Exports a run's checkpoint in diffusers' format."
+    )
+    parser.add_argument("run", type=Path, help="the run's folder (run.dir)")
+    parser.add_argument("out", type=Path, help="folder to make")
+    parser.add_argument("--step", type=int, help="checkpoint to take (default: the newest whole one)")
+    parser.add_argument("--raw", action="store_true", help="the optimiser's weights instead of their average")
+    arguments = parser.parse_args()
+    with user_errors():
+        checkpoint = export_run(arguments.run, arguments.out, arguments.step, arguments.raw)
+        print(f"wrote {arguments.out} from {checkpoint.name} ({'raw' if arguments.raw else 'averaged'} weights)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Floating-point operations of the models, counted from shapes, and what a device can do of them in a second.
+
+One multiply-add is 2. Matrix products, convolutions and attention count; what is elementwise does not (its share is
+small, and no datasheet counts it). Axes: T tokens, N segments, R noise rows, S text tokens, D width.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..models.autoencoder import CausalVideoAutoencoder
+from ..models.transformer import TIMESTEP_FEATURES
+
+# a training step over a forward pass: the backward pass makes two products for each of the forward's. Activations
+# computed again under gradient checkpointing do not count: MFU asks how fast the model trains (Chowdhery et al. 2022)
+TRAINING = 3
+
+
+def dit_flops(config: Mapping[str, Any], lengths: Sequence[int], text_lengths: Sequence[float], rows: int) -> int:
+    """Forward FLOPs of a `VideoDiT` with this config for one pack.
+
+    Args:
+        config: the model's config.
+        lengths: tokens of each of the N segments.
+        text_lengths: text tokens of each segment; means serve for an estimate.
+        rows: R, latent frames of all segments.
+    """
+    width, text_width = config["width"], config["text_width"]
+    features, hidden = config["latent_channels"] * config["patch"] ** 2, int(config["mlp_ratio"] * width)
+    tokens, text = sum(lengths), sum(text_lengths)
+    square = width * width
+    block = tokens * (8 * square + 4 * square + 6 * width * hidden)  # self-attention, cross query and out, SwiGLU
+    block += text * 4 * square + rows * 12 * square  # cross key and value, modulation
+    block += sum(4 * width * n * (n + s) for n, s in zip(lengths, text_lengths, strict=True))  # q k^T and p v
+    outside = tokens * 4 * features * width + rows * 4 * square  # tokens in and out, last modulation
+    outside += rows * 2 * width * (TIMESTEP_FEATURES + width)
+    outside += (text + len(lengths)) * 2 * width * (text_width + width)  # states, and their means
+    return round(config["depth"] * block + outside)
+
+
+class GridFlops(NamedTuple):
+    """Forward FLOPs for one sample: of the `model` that is trained, and of `encode`, the frozen VAE before it."""
+
+    model: int
+    encode: int
+
+
+class VaeFlops(NamedTuple):
+    """FLOPs of one clip: `encode` alone, and a whole `forward` pass (encode and decode)."""
+
+    encode: int
+    forward: int
+
+
+def vae_flops(config: Mapping[str, Any], shape: Sequence[int]) -> VaeFlops:
+    """FLOPs of a `CausalVideoAutoencoder` with this config for one clip of `shape` (F,H,W).
+
+    Counted on a model without storage, once a shape.
+    """
+    arguments = {key: value for key, value in config.items() if not key.startswith("_")}
+    return _vae_flops(json.dumps(arguments, sort_keys=True), tuple(map(int, shape)))
+
+
+@lru_cache(maxsize=65536)
+def _vae_flops(config: str, shape: tuple[int, ...]) -> VaeFlops:
+    model = _bare_vae(config)
+    video = torch.empty(1, 3, *shape, device="meta")
+    noise = torch.empty(1, model.config.latent_channels, *model.latent_grid(*shape), device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.encode(video)
+        encode = counter.get_total_flops()
+        model(video, noise)
+    return VaeFlops(encode, counter.get_total_flops() - encode)
+
+
+@lru_cache(maxsize=4)
+def _bare_vae(config: str) -> CausalVideoAutoencoder:
+    with torch.device("meta"):
+        return CausalVideoAutoencoder(**json.loads(config))
+
+
+# Dense TFLOP/s by NVIDIA's datasheets: (bf16 with fp32 sums, fp32 without TF32); None where the device has no such
+# units. The names are CUDA's and match whole: a laptop's chip or a MIG slice is another device.
+_DATASHEET: dict[str, tuple[float | None, float]] = {
+    r"V100-SXM2-\d+GB": (None, 15.7),
+    r"V100-PCIE-\d+GB": (None, 14),
+    r"T4": (None, 8.1),
+    r"A100-(SXM4|PCIE)-\d+GB|A100 80GB PCIe": (312, 19.5),
+    r"A10": (125, 31.2),
+    r"A40": (149.7, 37.4),
+    r"RTX A6000": (154.8, 38.7),
+    r"L4": (121, 30.3),
+    r"L40": (181, 90.5),
+    r"L40S": (362, 91.6),
+    r"RTX 3090": (71, 35.6),
+    r"RTX 4090": (165.2, 82.6),
+    r"H100 PCIe|H100 80GB HBM2e": (756, 51),
+    r"H100 NVL|H200 NVL": (835, 60),
+    r"H100 \d+GB HBM3|H200|GH200 .*": (989, 67),
+    r"B200": (2250, 75),
+}
+_DTYPES = {"bf16": torch.bfloat16, "no": torch.float32}
+
+
+def peak_flops(device: torch.device, precision: str) -> tuple[float, str]:
+    """FLOP/s that `device` can do in `precision` ("bf16", or "no": fp32), and where the figure is from.
+
+    By the datasheet (dense, no TF32) for the GPUs of the table; for any other device, CPUs included, the rate that
+    large matrix products reach there now, with all of torch's threads. The random state stays as it is.
+    """
+    column = list(_DTYPES).index(precision)
+    if device.type == "cuda":
+        known = _datasheet(torch.cuda.get_device_name(device), column)
+        if known is not None:
+            return known, f"datasheet of {torch.cuda.get_device_name(device)}, {_named(precision)}"
+    n = torch.get_num_threads()
+    threads = f", {n} thread{'s' * (n > 1)}" if device.type == "cpu" else ""
+    return _measured(device, _DTYPES[precision]), f"measured on this {device.type}{threads}, {_named(precision)}"
+
+
+def _named(precision: str) -> str:
+    return "fp32" if precision == "no" else precision
+
+
+def _datasheet(name: str, column: int) -> float | None:
+    short = re.sub(r"^(NVIDIA |Tesla |GeForce )+", "", name)
+    for pattern, rates in _DATASHEET.items():
+        if re.fullmatch(pattern, short):
+            return None if rates[column] is None else rates[column] * 1e12
+    return None
+
+
+def _measured(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
+    """The best rate of products of square matrices over about so many seconds."""
+    side = 1024 if device.type == "cpu" else 8192
+    generator = torch.Generator(device).manual_seed(0)
+    a, b = (torch.randn(side, side, generator=generator, device=device).to(dtype) for _ in range(2))
+
+    def product() -> float:
+        start = time.perf_counter()
+        (a @ b)[0, 0].item()  # reads one number, so that the product is done
+        return time.perf_counter() - start
+
+    product()  # the first is slower
+    best, until = product(), time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        best = min(best, product())
+    return 2 * side**3 / best

@@ -1,0 +1,28 @@
+"""The main process's files about a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..data.plan import Draw
+from .config import TrainingConfig
+from .metrics import MetricsLog
+
+
+class RunLogs:
+    """metrics.jsonl and, if asked, draws.jsonl; the main process's."""
+
+    def __init__(self, config: TrainingConfig, step: int) -> None:
+        self.metrics = MetricsLog(config.run.dir, step or None)
+        self.draws = MetricsLog(config.run.dir, step or None, name="draws.jsonl") if config.log.draws else None
+
+    def write(self, record: dict[str, Any], draws: Sequence[Draw] | None) -> None:
+        self.metrics.write(record)
+        if self.draws is not None:
+            self.draws.write({"step": record["step"], "draws": [list(draw) for draw in draws]})
+
+    def close(self) -> None:
+        self.metrics.close()
+        if self.draws is not None:
+            self.draws.close()

@@ -1,0 +1,105 @@
+"""Memory that training takes on each device, estimated without training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+
+
+class StateBytes(NamedTuple):
+    """Bytes on each device."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    average: float
+
+
+def state_bytes(model: nn.Module, optimizer: str, world: int) -> Iterator[tuple[str, int, StateBytes]]:
+    """(strategy, processes, what it holds) for all strategies at this world size (8 where that is one process).
+
+    All state is fp32. Sharding is by 1/n: by ZeRO-1 of the moments and the average, with a second, sharded copy of the
+    weights; by ZeRO-2 of the gradients too; by FSDP2 and ZeRO-3 of everything, plus the one block that is gathered.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    weights, held = size(model), sum(4 * p.numel() for p in trained)
+    matrices = sum(4 * p.numel() for p in trained if p.ndim >= 2)
+    moments = 2 * held - (matrices if optimizer == "muon" else 0)  # Muon keeps one moment of a matrix, AdamW two
+    block = max((size(block) for block in getattr(model, "blocks", ())), default=weights)
+    if world == 1:
+        yield "single", 1, StateBytes(weights, held, moments, held)
+    n = world if world > 1 else 8
+    yield "DDP", n, StateBytes(weights, held, moments, held)
+    if optimizer == "muon":  # needs whole matrices
+        return
+    yield "FSDP2", n, StateBytes(weights / n + block, held / n, moments / n, held / n)
+    yield "ZeRO-1", n, StateBytes(weights + held / n, held, moments / n, held / n)
+    yield "ZeRO-2", n, StateBytes(weights + held / n, held / n, moments / n, held / n)
+    yield "ZeRO-3", n, StateBytes(2 * weights / n + block, held / n, moments / n, held / n)
+
+
+class Activations(NamedTuple):
+    """Bytes that a forward pass and its loss keep for the backward pass.
+
+    recomputing: with gradient checkpointing, when the backward pass has one block's again; None where the model
+    cannot do it.
+    """
+
+    kept: int
+    recomputing: int | None
+
+
+def activation_bytes(task: Any, pack: Any) -> Activations:
+    """What training on this pack keeps, parameters left out and autocast's copies of them counted.
+
+    Counted on tensors without storage: neither the time nor the memory of the pass is spent, nor a GPU needed.
+    """
+    kept = _saved_bytes(task, pack, checkpointing=False)
+    if not task.model._supports_gradient_checkpointing:
+        return Activations(kept, None)
+    inputs = _saved_bytes(task, pack, checkpointing=True)
+    return Activations(kept, inputs + (kept - inputs) // len(task.model.blocks))
+
+
+def _saved_bytes(task: Any, pack: Any, checkpointing: bool) -> int:
+    kept: dict[int, Any] = {}  # storages; held, so that none takes another's address
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    own = {fake.from_tensor(p).untyped_storage()._cdata for p in task.model.parameters()}
+    own |= {p.untyped_storage()._cdata for p in task.model.parameters()}
+
+    def keep(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage
+        return x
+
+    # "auto" on the CPU keeps what the GPU's kernels keep: queries, keys, values and the output
+    settings = {"attention_backend": "auto", "gradient_checkpointing": checkpointing}
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=task.config.train.mixed_precision == "bf16")
+    with _set(task.model, settings), fake, autocast, saved_tensors_hooks(keep, lambda x: x):
+        task.loss(task.model, pack)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@contextmanager
+def _set(model: nn.Module, settings: dict[str, Any]) -> Iterator[None]:
+    """Inside, those of the attributes that the model has are as given."""
+    before = {key: getattr(model, key) for key in settings if hasattr(model, key)}
+    try:
+        for key in before:
+            setattr(model, key, settings[key])
+        yield
+    finally:
+        for key, value in before.items():
+            setattr(model, key, value)
+
+
+def size(module: nn.Module) -> int:
+    """Bytes of a module's parameters in fp32."""
+    return sum(4 * p.numel() for p in module.parameters())

@@ -1,0 +1,252 @@
+"""What a run would be, found out without training: `--dry-run`."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data.plan import Plan
+from ..errors import UserError
+from ..packing import Grid
+from .config import TrainingConfig
+from .efficiency import rank_balance
+from .flops import TRAINING, GridFlops, peak_flops
+from .memory import activation_bytes, size, state_bytes
+
+SIMULATED_STEPS = 50
+MFU = 0.4  # what large runs reach; the time is estimated for it
+SHAPES_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """Means over simulated steps.
+
+    steps: how many were simulated. samples, tokens: a step. fill: tokens over what the packs hold. balance: mean cost
+    of a rank over the largest, and its lowest value. epochs: passes over each source of the data, a step. flops: of
+    forward and backward; encode: of the frozen VAE. packs: token grids of the packs with the most tokens and with the
+    most FLOPs.
+    """
+
+    steps: int
+    samples: float
+    tokens: float
+    fill: float
+    balance: float
+    lowest_balance: float
+    epochs: list[float]
+    flops: float
+    encode: float
+    packs: list[list[Grid]]
+
+
+def preflight(config: TrainingConfig, task: Any, plan: Plan, *, world: int, device: torch.device) -> str:
+    """The run in about a screen and a half: data and what was dropped, shapes, packs, length, arithmetic, memory.
+
+    Args:
+        task: a DitTask or VaeTask.
+        plan: stays as it is; its coming steps are simulated.
+        world: processes, of which `train.sequence_parallel` share each pack.
+        device: where the model would train.
+    """
+    ranks = world // config.train.sequence_parallel
+    simulation = simulate(task, plan, ranks)
+    parts = [
+        task.summary(),
+        _shapes(task),
+        _packs(config, task, plan, simulation, ranks),
+        _arithmetic(config, task, simulation, world, device),
+        _memory(config, task, simulation, world, device),
+        _warnings(config, task, plan, simulation),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def simulate(task: Any, plan: Plan, ranks: int, steps: int = SIMULATED_STEPS) -> Simulation:
+    """The plan's coming steps, at most `steps` and an epoch; nothing is loaded. `ranks`: data-parallel ones.
+
+    Raises UserError where they cannot share a step's packs.
+    """
+    if plan.packs % ranks:
+        raise UserError(
+            f"data.packs_per_step is {plan.packs}, which {ranks} data-parallel ranks cannot share equally: "
+            f"make it a multiple of {ranks}"
+        )
+    plan, before = copy.deepcopy(plan), plan.epochs
+    taken, flops, encode, balances = [], 0, 0, []
+    most: dict[str, tuple[float, list[Grid]]] = {"tokens": (0, []), "flops": (0, [])}
+    work: dict[Grid, GridFlops] = {}
+    seen = 0
+    while not taken or (len(taken) < steps and seen < len(task.grids)):
+        step = plan.next()
+        taken.append(step)
+        seen += step.samples
+        balances.append(rank_balance(step.costs, ranks))
+        for pack in step.packs:
+            grids = [task.grids[draw.index] for draw in pack]
+            for grid in grids:
+                if grid not in work:
+                    work[grid] = task.grid_flops(grid)
+            pack_flops = sum(work[grid].model for grid in grids)
+            flops, encode = flops + pack_flops, encode + sum(work[grid].encode for grid in grids)
+            for key, much in (("tokens", sum(map(math.prod, grids))), ("flops", pack_flops)):
+                most[key] = max(most[key], (much, grids), key=lambda pair: pair[0])
+    n = len(taken)
+    tokens = sum(step.tokens for step in taken) / n
+    return Simulation(
+        steps=n,
+        samples=seen / n,
+        tokens=tokens,
+        fill=tokens / (plan.packs * plan.budget),
+        balance=sum(balances) / n,
+        lowest_balance=min(balances),
+        epochs=[(late - early) / n for late, early in zip(plan.epochs, before, strict=True)],
+        flops=TRAINING * flops / n,
+        encode=encode / n,
+        packs=[list(grids) for grids in {tuple(grids) for _, grids in most.values()}],
+    )
+
+
+# --- what is printed -------------------------------------------------------------------------------------------------
+
+
+def _shapes(task: Any) -> str:
+    """Table of the samples' shapes, by their share of the tokens."""
+    counts = task.grids.counts()
+    total = sum(math.prod(grid) * n for grid, n in counts.items())
+    ordered = sorted(counts.items(), key=lambda item: -math.prod(item[0]) * item[1])
+    rows = [("frames x height x width", "samples", "tokens each", "share of tokens")]
+    for grid, n in ordered[:SHAPES_SHOWN]:
+        tokens = math.prod(grid)
+        rows.append((" x ".join(map(str, task.pixels(grid))), f"{n:,}", f"{tokens:,}", f"{tokens * n / total:.1%}"))
+    rest = ordered[SHAPES_SHOWN:]
+    if rest:
+        tokens = sum(math.prod(grid) * n for grid, n in rest)
+        rows.append((f"{len(rest):,} other shapes", f"{sum(n for _, n in rest):,}", "", f"{tokens / total:.1%}"))
+    return "\n".join(_table(rows))
+
+
+def _packs(config: TrainingConfig, task: Any, plan: Plan, simulation: Simulation, ranks: int) -> str:
+    s, steps = simulation, config.train.steps
+    per_epoch = steps_per_epoch(task, s)
+    passes = ", ".join(f"{steps * epochs:,.2f}" for epochs in s.epochs)
+    sources = [f"  passes over each source: {passes}"] if len(s.epochs) > 1 else []
+    shared = f", each shared by {config.train.sequence_parallel} processes" * (config.train.sequence_parallel > 1)
+    return "\n".join(
+        [
+            f"packs ({s.steps} steps simulated): {plan.packs} a step of at most {plan.budget:,} tokens{shared}; "
+            f"{s.samples:,.1f} samples and {s.tokens:,.0f} tokens a step",
+            f"  fill {s.fill:.3f}; cost balance over {_count(ranks, 'rank')} {s.balance:.3f} "
+            f"(lowest {s.lowest_balance:.3f})",
+            f"  {per_epoch:,.1f} steps an epoch; the run's {steps:,} steps are {steps / per_epoch:,.2f} epochs, "
+            f"{steps * s.samples:,.0f} samples, {_si(steps * s.tokens)}tokens",
+            *sources,
+        ]
+    )
+
+
+def steps_per_epoch(task: Any, simulation: Simulation) -> float:
+    """By tokens: packs are about equally full, but hold few samples or many."""
+    return int(np.sum(task.tokens)) / simulation.tokens
+
+
+def _arithmetic(config: TrainingConfig, task: Any, simulation: Simulation, world: int, device: torch.device) -> str:
+    s, steps = simulation, config.train.steps
+    peak, source = peak_flops(device, config.train.mixed_precision)
+    every = sum(p.numel() for p in task.model.parameters())
+    trained = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
+    seconds = (s.flops + s.encode) / (peak * world * MFU)
+    encode = f", and {_si(s.encode)}FLOPs to encode (frozen)" if s.encode else ""
+    return "\n".join(
+        [
+            f"model: {type(task.model).__name__}, {every:,} parameters, {trained:,} of them trained",
+            f"  {_si(s.flops)}FLOPs a step, forward and backward{encode}",
+            f"  peak {_si(peak)}FLOP/s ({source}), x {_count(world, 'device')}",
+            f"  at {MFU:.0%} of it {_duration(seconds)} a step, {_duration(seconds * steps)} the run",
+        ]
+    )
+
+
+def _memory(config: TrainingConfig, task: Any, simulation: Simulation, world: int, device: torch.device) -> str:
+    found = [activation_bytes(task, task.blank_pack(grids)) for grids in simulation.packs]
+    kept, again = ([x and x / config.train.sequence_parallel for x in both] for both in zip(*found, strict=True))
+    able = None not in again
+    heads = ("", "weights", "gradients", "optimiser", "average", "activations", "all")
+    rows = [(*heads, "all, recomputing") if able else heads]
+    for strategy, n, held in state_bytes(task.model, config.optim.name, world):
+        totals = [sum(held) + max(activations) for activations in ((kept, again) if able else (kept,))]
+        rows.append((f"{strategy}, {_count(n, 'process')}", *map(_bytes, (*held, max(kept), *totals))))
+    lines = ["memory a device for the largest pack, communication buffers and temporaries left out:", *_table(rows)]
+    if device.type == "cuda":
+        lines.append(f"  this device has {_bytes(torch.cuda.get_device_properties(device).total_memory)}")
+    if task.frozen:
+        frozen = _bytes(sum(map(size, task.frozen)))
+        lines.append(f"  beside it the frozen VAE and text encoder, {frozen} on every device")
+    if config.optim.name == "muon":
+        lines.append("  optim.name=muon needs whole matrices: FSDP2 and ZeRO cannot have it")
+    if able:
+        lines.append("  recomputing: with train.gradient_checkpointing=true")
+    return "\n".join(lines)
+
+
+def _warnings(config: TrainingConfig, task: Any, plan: Plan, simulation: Simulation) -> str:
+    s = simulation
+    epochs = config.train.steps * max(1 / steps_per_epoch(task, s), *(s.epochs if len(s.epochs) > 1 else [0]))
+    largest = int(np.max(task.tokens))
+    found = {
+        f"the largest sample has {largest:,} tokens, more than half a pack: packs fill badly; "
+        "raise data.tokens_per_pack": 2 * largest > plan.budget,
+        f"{len(task.grids):,} samples are fewer than one step holds: a step sees some of them more than once; "
+        "lower data.packs_per_step or data.tokens_per_pack": len(task.grids) < s.samples,
+        f"packs are {s.fill:.0%} full: raise data.tokens_per_pack": s.fill < 0.8,
+        f"the ranks' work is balanced to {s.balance:.0%}: raise data.packs_per_step or data.tokens_per_pack": (
+            s.balance < 0.9
+        ),
+        f"the run passes {epochs:,.0f} times over the data: lower train.steps, or add data": epochs > 1000,
+    }
+    return "\n".join(f"warning: {text}" for text, holds in found.items() if holds)
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  " + "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+
+
+def _count(n: int, noun: str) -> str:
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{n} {noun}{'' if n == 1 else plural}"
+
+
+def _scaled(value: float, base: int, units: Sequence[str]) -> str:
+    power = 0
+    while value >= 999.5 and power + 1 < len(units):
+        value, power = value / base, power + 1
+    return f"{value:.3g} {units[power]}"
+
+
+def _si(value: float) -> str:
+    """A number with its unit's prefix, such as "1.23 T", ready for the unit."""
+    return _scaled(value, 1000, ("", "k", "M", "G", "T", "P", "E", "Z"))
+
+
+def _bytes(value: float) -> str:
+    return _scaled(value, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds * 1000:.3g} ms"

@@ -1,0 +1,107 @@
+"""Writes checkpoints from all processes, beside training if asked; a checkpoint is there when every part is.
+
+The processes agree through files of the checkpoint's folder, not through collectives, so that writing may go on in a
+thread while training communicates.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import UserError
+from .checkpoint import CheckpointStore
+
+logger = logging.getLogger(__name__)
+
+PART_TIMEOUT = 1800.0  # seconds that the main process waits for the slowest one's files
+
+
+class Saver:
+    """`parts`: processes that write (1: the main one alone). `barrier`: all processes meet."""
+
+    def __init__(
+        self, store: CheckpointStore, rank: int, parts: int, barrier: Callable[[], None], beside: bool = False
+    ) -> None:
+        self.store, self.rank, self.parts, self.barrier, self.beside = store, rank, parts, barrier, beside
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+        """`tensors`: {"model": {name: tensor}, ...} of this process, which must not change afterwards.
+
+        All processes call it. Without `beside` the checkpoint is in place on return. Raises UserError where this
+        process's part, or on the main one any, could not be written; the last good checkpoint stays.
+        """
+        self.finish()
+        self.barrier()
+        if self.rank == 0:
+            self.store.begin(step)
+        self.barrier()
+        if self.rank < self.parts:
+            self._thread = threading.Thread(target=self._write, args=(step, tensors, state), name="checkpoint")
+            self._thread.start()
+        if not self.beside:
+            self.finish()
+            self.barrier()
+
+    def finish(self) -> None:
+        """Waits for what is being written; raises what went wrong with it."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            good = [self.store.path(s).name for s in self.store.steps()]
+            raise UserError(
+                f"a checkpoint could not be written to {self.store.root} ({error}): make room or mend the disk and "
+                f"start again; it goes on from {good[-1] if good else 'the start'}"
+            ) from error
+
+    def _write(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+        try:
+            folder = self.store.partial(step)
+            suffix = "" if self.parts == 1 else f"-{self.rank:05d}-of-{self.parts:05d}"
+            files = [folder / f"{kind}{suffix}.safetensors" for kind in tensors]
+            for file, named in zip(files, tensors.values(), strict=True):
+                save_file(dict(named), file)
+            if self.rank:
+                self.store.seal(step, self.rank, files)
+                return
+            (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
+            self._wait_for_parts(step)
+            self.store.commit(step)
+        except Exception as error:  # handed to the training thread by finish()
+            self._error = error
+
+    def _wait_for_parts(self, step: int) -> None:
+        limit = time.monotonic() + PART_TIMEOUT
+        while missing := self.store.missing_parts(step, range(1, self.parts)):
+            if time.monotonic() > limit:
+                raise TimeoutError(f"processes {missing} have not written their parts in {PART_TIMEOUT:.0f} s")
+            time.sleep(0.01)
+
+
+def newest_for_all(store: CheckpointStore, main: bool, share: Callable[[Any], Any]) -> Path | None:
+    """The newest whole checkpoint, chosen (and checked) by the main process; `share` gives its value to all.
+
+    Raises UserError on a process that cannot see it.
+    """
+    name = share(folder.name if main and (folder := store.newest()) is not None else None)
+    if name is None:
+        return None
+    folder = store.root / name
+    if not folder.is_dir():
+        raise UserError(
+            f"the run goes on from {folder}, which this process cannot see: run.dir must lie on a file system that all "
+            "nodes share"
+        )
+    return folder

@@ -1,0 +1,185 @@
+"""How a model is spread over processes, behind one interface: one process, DDP, FSDP2 (ZeRO: see zero.py).
+
+`accelerate launch` chooses (its configuration file or flags); the trainer asks for nothing that only one of them has.
+Parameters, moments and averages are fp32 under every strategy; `train.mixed_precision` is autocast of the forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .config import TrainingConfig
+from .pieces import Piece
+
+
+def load_whole(accelerator: Accelerator) -> None:
+    """Frozen encoders are loaded whole: without this, transformers partitions what it loads under ZeRO-3."""
+    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
+    if plugin is not None:
+        from transformers.integrations import unset_hf_deepspeed_config
+
+        plugin.zero3_init_flag = False
+        unset_hf_deepspeed_config()
+
+
+class Strategy:
+    """What the trainer needs of any strategy. `module` is the model itself, `model` what to call in training."""
+
+    name: str
+    sharded = False  # processes hold different elements
+    gathers = False  # they meet in every forward pass
+
+    def __init__(self, accelerator: Accelerator, config: TrainingConfig, model: nn.Module, optimizer) -> None:
+        self.accelerator, self.module = accelerator, model
+        self.clip, self.skip_above = config.optim.clip, config.optim.skip_norm
+        self.precision = torch.bfloat16 if config.train.mixed_precision == "bf16" else None
+        self._set_up(config)
+        if self.sharded:  # neither FSDP2 nor ZeRO takes weights whose channels come last
+            for parameter in model.parameters():
+                parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+
+    def _set_up(self, config: TrainingConfig) -> None:
+        """Settles what must be known before the model is spread."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's forward pass in the compute type; what it returns is fp32."""
+        return self._run(self.model, *args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """The same without what training hangs on the model."""
+        return self._run(self.module, *args, **kwargs)
+
+    def _run(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        device = self.accelerator.device.type
+        with torch.autocast(device, self.precision) if self.precision else nullcontext():
+            out = model(*args, **kwargs)
+        return tuple(x.float() for x in out) if isinstance(out, tuple) else out.float()
+
+    def accumulating(self, last: bool) -> AbstractContextManager:
+        """Inside, forward and backward pass of one of a step's packs; gradients meet with the last one."""
+        return nullcontext() if last else self.accelerator.no_sync(self.model)
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds this process's share of the gradient; over the processes the mean is taken."""
+        loss.backward()
+
+    def update(self) -> tuple[float, bool]:
+        """Clips and steps, or skips a gradient norm that is not finite or above `optim.skip_norm`: (norm, stepped)."""
+        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.clip))
+        good = self._good(norm)
+        if good:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm, good
+
+    def _good(self, norm: float) -> bool:
+        return norm == norm and norm != float("inf") and (self.skip_above is None or norm <= self.skip_above)
+
+    def groups(self) -> list[dict[str, Any]]:
+        """The optimiser's parameter groups."""
+        return self.optimizer.param_groups
+
+    def pieces(self) -> list[Piece]:
+        """What this process holds of each parameter, in the model's order, with the optimiser's state as it is now."""
+        raise NotImplementedError
+
+    def push(self) -> None:
+        """Makes the model compute with the pieces' values, after something wrote to them."""
+
+    def make_state(self, keys: Mapping[str, Sequence[str]], scalars: Mapping[str, Mapping[str, Any]]) -> None:
+        """Gives the optimiser the state (zeros) that its first step would: {parameter: keys}, {parameter: scalars}."""
+        raise NotImplementedError
+
+
+class Whole(Strategy):
+    """One process, or DDP: every process holds every parameter."""
+
+    @property
+    def name(self) -> str:
+        return "DDP" if self.accelerator.num_processes > 1 else "single"
+
+    def _owner(self, parameter: Tensor) -> bool:
+        return self.accelerator.is_main_process
+
+    def _local(self, parameter: Tensor) -> tuple[int, Tensor]:
+        return 0, parameter.detach()
+
+    def _local_state(self, value: Tensor) -> Tensor:
+        return value
+
+    def pieces(self) -> list[Piece]:
+        state = self.optimizer.state
+        found = []
+        for name, parameter in self.module.named_parameters():
+            start, value = self._local(parameter)
+            piece = Piece(name, tuple(parameter.shape), start, value, parameter.requires_grad, self._owner(parameter))
+            for key, entry in state.get(parameter, {}).items():
+                if torch.is_tensor(entry) and entry.shape == parameter.shape:
+                    piece.moments[key] = self._local_state(entry)
+                else:
+                    piece.scalars[key] = entry
+            found.append(piece)
+        return found
+
+    def make_state(self, keys: Mapping[str, Sequence[str]], scalars: Mapping[str, Mapping[str, Any]]) -> None:
+        group_of = {id(p): group for group in self.optimizer.param_groups for p in group["params"]}
+        for name, parameter in self.module.named_parameters():
+            if name in keys:
+                made = {k: on_device(v, group_of[id(parameter)], parameter) for k, v in scalars[name].items()}
+                made |= {k: torch.zeros_like(parameter) for k in keys[name]}
+                self.optimizer.state[parameter] = made
+
+
+class Fsdp2(Whole):
+    """Parameters, gradients and moments sharded by rows (DTensor); gathered block by block for computing.
+
+    They are gathered in fp32 and cast by autocast: a policy of bf16 parameters would also round the norms' weights.
+    """
+
+    name = "FSDP2"
+    sharded = gathers = True
+
+    def _set_up(self, config: TrainingConfig) -> None:
+        plugin = self.accelerator.state.fsdp_plugin
+        if plugin.fsdp_version != 2:
+            raise UserError("FSDP version 1 is not supported: set fsdp_version: 2 in the accelerate configuration")
+        if config.optim.name == "muon":
+            raise UserError("optim.name=muon needs whole matrices, which FSDP2 shards: use adamw, or launch DDP")
+
+    def _owner(self, parameter: Tensor) -> bool:
+        mesh = parameter.device_mesh
+        return all(mesh.get_local_rank(i) == 0 for i, p in enumerate(parameter.placements) if p.is_replicate())
+
+    def _local(self, parameter: Tensor) -> tuple[int, Tensor]:
+        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+        if any(p.is_shard() and p.dim != 0 for p in parameter.placements):
+            raise RuntimeError(f"FSDP2 sharded a parameter by another dimension than its rows: {parameter.placements}")
+        _, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
+        row = torch.Size(parameter.shape[1:]).numel()
+        return (offset[0] if offset else 0) * row, parameter.detach().to_local()
+
+    def _local_state(self, value: Tensor) -> Tensor:
+        return value.to_local()
+
+    def push(self) -> None:
+        from torch.distributed.fsdp import FSDPModule
+
+        for module in self.module.modules():  # what a forward pass without a backward pass left gathered is stale
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+
+def on_device(value: Any, group: Mapping[str, Any], parameter: Tensor) -> Any:
+    """A scalar of the optimiser's state where torch keeps it: fused and capturable steps live beside the parameter."""
+    if torch.is_tensor(value) and (group.get("fused") or group.get("capturable")):
+        return value.to(parameter.device)
+    return value

@@ -1,0 +1,89 @@
+"""Every strategy trains like one process, and goes on from any other's checkpoint: real launches of two processes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from launching import ROOT, launch
+from safetensors.torch import load_file
+
+from latentvid.training.dit_task import DitTask
+from latentvid.training.export import export_run
+from latentvid.training.load import save_config
+from latentvid.training.metrics import read_metrics
+from latentvid.training.trainer import train
+
+OPTIONS = (
+    "data.packs_per_step=4",
+    "optim.lr=1e-3",
+    "optim.schedule=constant",
+    "samples.every=3",
+    'samples.prompts=["a red 7 moves up", "a blue 3", "a green 2"]',
+    "log.draws=true",
+)
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory, dit_config) -> Path:
+    """Six steps on one process, which accumulates four packs a step; checkpoints and samples at 3 and 6."""
+    run = tmp_path_factory.mktemp("single")
+    train(dit_config(run, *OPTIONS), DitTask)
+    return run
+
+
+def begun_by(run: Path, copy: Path) -> Path:
+    """A copy of a run as it was after step 3."""
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "checkpoints" / "step-00000006")
+    shutil.rmtree(copy / "pipeline")
+    return copy
+
+
+def assert_same(run: Path, single: Path) -> None:
+    """Losses to 1e-5, exported weights to 1e-4, the same samples drawn and shown."""
+    pairs = list(zip(read_metrics(run), read_metrics(single), strict=True))
+    assert [a["step"] for a, _ in pairs] == [1, 2, 3, 4, 5, 6]
+    for a, b in pairs:
+        assert (a["tokens"], a["samples"], a["lr"]) == (b["tokens"], b["samples"], b["lr"])
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+    assert (run / "draws.jsonl").read_text() == (single / "draws.jsonl").read_text()
+    weights = [load_file(r / "pipeline/transformer/diffusion_pytorch_model.safetensors") for r in (run, single)]
+    assert weights[0].keys() == weights[1].keys()
+    for name in weights[0]:
+        torch.testing.assert_close(weights[0][name], weights[1][name], atol=1e-4, rtol=0)
+    names = [sorted(p.name for p in (r / "samples").iterdir()) for r in (run, single)]
+    assert names[0] == names[1] and len(names[0]) == 6
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("recipe", ["fsdp2", "zero2", "zero3"])
+def test_a_strategy_trains_like_one_process_and_takes_over_its_run(recipe, single, dit_config, tmp_path):
+    """And hands its own back to one process."""
+    config = dit_config(tmp_path / "new", *OPTIONS)
+    save_config(config, tmp_path / "config.yaml")
+    over = begun_by(single, tmp_path / "over")
+    script = ROOT / "train" / "train_dit.py"
+    launch(
+        recipe,
+        2,
+        [script, tmp_path / "config.yaml"],
+        [script, tmp_path / "config.yaml", f"--run.dir={over}"],
+    )
+    assert_same(tmp_path / "new", single)
+    assert_same(over, single)
+    last = json.loads((over / "checkpoints/step-00000006/state.json").read_text())
+    assert last["written_by"] == {"fsdp2": "FSDP2 x2", "zero2": "ZeRO-2 x2", "zero3": "ZeRO-3 x2"}[recipe]
+
+    back = begun_by(tmp_path / "new", tmp_path / "back")
+    train(dit_config(back, *OPTIONS), DitTask)
+    assert_same(back, single)
+
+    export_run(tmp_path / "new", tmp_path / "raw", step=3, raw=True)
+    ours = load_file(tmp_path / "raw/transformer/diffusion_pytorch_model.safetensors")
+    theirs = load_file(single / "checkpoints/step-00000003/model.safetensors")
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], atol=1e-4, rtol=0)
