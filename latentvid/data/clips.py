@@ -1,4 +1,4 @@
-"""Clips as training sees them: legal windows of a manifest's files, decoded on demand.
+"""Clips as training sees them: legal windows of manifests' files, decoded on demand.
 
 Axes: F frames, H height, W width of a window after resizing.
 """
@@ -6,18 +6,29 @@ Axes: F frames, H height, W width of a window after resizing.
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import ClipError, UserError
 from ..rng import generator
-from .manifest import Manifest, dropped_by_reason
-from .transforms import hflip, legal_frames, legal_size, resize_and_crop
+from .columns import Column, Lookup, distinct_rows
+from .manifest import Manifest, read_manifest
+from .quarantine import Hangs, Quarantine, Watched
+from .samples import Dropped, Samples, dropped_by_reason
+from .transforms import fit, from_uint8, legal_frames, legal_size
 from .video import read_frames
 
 logger = logging.getLogger(__name__)
+
+TIMEOUT_S = 120.0  # a read that takes longer hangs
+MOST_BAD = 100  # files that one load tries in vain before the storage, not the files, must be what is broken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,84 +63,196 @@ class Window:
 
 @dataclass(frozen=True)
 class Clip:
-    """video: [3,F,H,W] in [-1,1]. index: the window it was read from (another one's if the asked was bad)."""
+    """pixels: uint8 [F,H,W,3]; a quarter of the memory, and of the way to the device, that floats would take.
 
-    video: Tensor
+    index: the window it was read from; `replaced`: that is not the one that was asked for.
+    """
+
+    pixels: Tensor
     caption: str
     index: int
+    replaced: bool = False
+
+    @property
+    def video(self) -> Tensor:
+        """float32 [3,F,H,W] in [-1,1]"""
+        return from_uint8(self.pixels)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Windows(Column[Window]):
+    """sample, start: int32 [N]. sizes: (frames, height, width) of each."""
+
+    sample: np.ndarray
+    start: np.ndarray
+    sizes: Lookup[tuple[int, int, int]]
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def _value(self, i: int) -> Window:
+        return Window(int(self.sample[i]), int(self.start[i]), *self.sizes[i])
 
 
 class ClipSource:
-    """The windows of a manifest; `dropped` lists (path, reason) of what no window could be made of."""
+    """The windows of one or several manifests.
 
-    def __init__(self, manifest: Manifest, transform: Transform) -> None:
-        self.name = manifest.source
-        self.samples = manifest.samples
+    windows, shapes: of each window, `Window` and (F, H, W) as `load` returns it. quarantine: the files that failed so
+    far; set one with a file to share it between processes and resumes. timeout_s: a file that takes longer to read
+    hangs, and counts as bad. Raises UserError where there is no window.
+    """
+
+    def __init__(
+        self, manifests: Manifest | Sequence[Manifest], transform: Transform, *, timeout_s: float = TIMEOUT_S
+    ) -> None:
+        manifests = [manifests] if isinstance(manifests, Manifest) else manifests
+        self.samples = Samples.joined([manifest.samples for manifest in manifests])
         self.transform = transform
-        self.dropped = list(manifest.dropped)
-        self.windows: list[Window] = []
-        for i, sample in enumerate(manifest.samples):
-            try:
-                height, width = legal_size(
-                    sample.height, sample.width, stride=transform.spatial_stride, max_area=transform.max_area
-                )
-            except UserError:
-                self.dropped.append((sample.path, "smaller-than-one-stride"))
-                continue
-            frames = legal_frames(min(sample.frames, transform.max_frames), transform.temporal_stride)
-            self.windows.extend(
-                Window(i, start, frames, height, width) for start in range(0, sample.frames - frames + 1, frames)
-            )
-        if not self.windows:
-            raise UserError(f"no clip is left to train on; mend these and try again\n{self.summary()}")
+        self.quarantine = Quarantine()
+        self._watched = Watched(timeout_s)
+        self.windows, fits = _cut(self.samples, transform)
         side = transform.crop
         cut = (lambda n: n) if side is None else (lambda n: min(n, side))
-        # (F, H, W) of each window as `load` returns it
-        self.shapes = [(w.frames, cut(w.height), cut(w.width)) for w in self.windows]
-        self._bad: dict[int, str] = {}  # windows whose file turned out unreadable, and why
+        self.shapes = self.windows.sizes.map(lambda size: (size[0], cut(size[1]), cut(size[2])))
+        self._parts = []  # name, number of samples and what is dropped, of each manifest
+        for number, manifest in enumerate(manifests):
+            small = np.flatnonzero(~fits & (self.samples.source == number))
+            rows = ((self.samples.path(i), "smaller-than-one-stride") for i in small)
+            self._parts.append((manifest.source, len(manifest.samples), Dropped(chain(manifest.dropped, rows))))
+        if not len(self.windows):
+            raise UserError(f"no clip is left to train on; mend these and try again\n{self.summary()}")
 
     def __len__(self) -> int:
         return len(self.windows)
 
+    @property
+    def dropped(self) -> list[tuple[str, str]]:
+        """(path, reason) of what no window could be made of."""
+        return [row for _, _, dropped in self._parts for row in dropped]
+
+    @property
+    def source_of(self) -> np.ndarray:
+        """uint16 [windows]: which manifest each came from."""
+        return self.samples.source[self.windows.sample]
+
+    @property
+    def is_image(self) -> np.ndarray:
+        """bool [windows]"""
+        return self.samples.is_image[self.windows.sample]
+
+    def per_shape(self, function: Callable[[int, int, int], Any]) -> np.ndarray:
+        """[windows, ...]: `function(F, H, W)`, a number or a tuple of them; called once for each distinct shape."""
+        return self.shapes.map(lambda shape: function(*shape)).array()
+
     def summary(self) -> str:
-        """How many windows there are, and by reason what was dropped."""
-        head = f"{self.name}: {len(self.windows)} windows of {len(self.samples)} clips and images"
-        return "\n".join([head, *dropped_by_reason(self.dropped)])
+        """How many windows each manifest has, and by reason what was dropped of it."""
+        windows = np.bincount(self.source_of, minlength=len(self._parts))
+        lines = []
+        for count, (name, samples, dropped) in zip(windows, self._parts, strict=True):
+            lines += [f"{name}: {count} windows of {samples} clips and images", *dropped_by_reason(dropped)]
+        return "\n".join(lines)
 
     def caption(self, index: int) -> str:
-        return self.samples[self.windows[index].sample].caption
+        return self.samples.captions[self.windows.sample[index]]
 
     def path(self, index: int) -> str:
-        return self.samples[self.windows[index].sample].path
+        return self.samples.path(self.windows.sample[index])
 
     def read(self, index: int) -> Tensor:
-        """The whole window's video [3,F,H,W]; raises ClipError."""
-        w = self.windows[index]
-        return resize_and_crop(read_frames(self.path(index), w.start, w.frames), w.height, w.width)
+        """The whole window's video [3,F,H,W] as it lies in the manifest's tiling; raises ClipError."""
+        return from_uint8(self._read(index, self.windows[index].start))
+
+    def start(self, index: int, seed: int, number: int) -> int:
+        """First frame that `load` reads: the window moves by whole frames within what its clip has beyond its
+        windows."""
+        first = self.windows[index].start
+        room = int(self.samples.frames[self.windows.sample[index]]) % self.shapes[index][0]
+        return first + int(torch.randint(room + 1, (), generator=generator(seed, number, "window")))
 
     def load(self, index: int, seed: int, number: int) -> Clip:
-        """The window with the random choices of global sample number `number` made.
+        """The window with the random choices of global sample number `number` made: its shift, crop and flip.
 
-        A window whose file cannot be read is replaced by the next one of the same shape, on every rank alike, so that
-        the plan stays as it is; it is reported once.
+        A window that cannot be read is replaced by the next one of the same shape, preferably of another file, on
+        every rank alike, so that the plan stays as it is; each file is reported once. Raises UserError where no clip
+        of the shape is left, or where so many files in a row fail that the storage must be gone.
         """
-        for step in range(len(self.windows)):
-            at = (index + step) % len(self.windows)
-            if at in self._bad or self.shapes[at] != self.shapes[index]:
-                continue
+        failed: dict[int, ClipError] = {}
+        for at in self._candidates(index, failed):
             try:
-                return Clip(self._augment(self.read(at), seed, number), self.caption(at), at)
+                pixels = self._read(at, self.start(at, seed, number))
             except ClipError as error:
-                self._bad[at] = error.reason
-                logger.warning("skipped, and replaced by another clip (%d so far): %s", len(self._bad), error)
-        raise UserError(f"no readable clip of shape {self.shapes[index]} is left; the last fault: {self._bad}")
+                failed[self.windows.sample[at]] = error
+                if len(failed) == MOST_BAD:
+                    raise UserError(
+                        f"{MOST_BAD} files in a row cannot be read: is their storage there? {error}"
+                    ) from None
+                continue
+            return Clip(self._augment(pixels, seed, number), self.caption(at), at, replaced=at != index)
+        faults = "; ".join(str(error) for error in [*failed.values()][:3])
+        raise UserError(f"no readable clip of shape {self.shapes[index]} is left: {faults}")
 
-    def _augment(self, video: Tensor, seed: int, number: int) -> Tensor:
+    def _candidates(self, index: int, failed: Container[int]) -> Iterator[int]:
+        """The window, then the next ones of its shape, around the end; those of files that have failed come last."""
+        yield index
+        same = np.flatnonzero(self.shapes.of == self.shapes.of[index])
+        place = np.searchsorted(same, index)
+        later = []
+        for at in chain(same[place + 1 :], same[:place]):
+            if self.windows.sample[at] in failed:
+                later.append(int(at))
+            else:
+                yield int(at)
+        yield from later
+
+    def _read(self, index: int, start: int) -> Tensor:
+        """uint8 [F,H,W,3]"""
+        w, path = self.windows[index], self.path(index)
+        self.quarantine.check(path)
+        try:
+            frames = self._watched(read_frames, path, start, w.frames)
+        except (ClipError, Hangs) as fault:
+            error = fault
+            if isinstance(fault, Hangs):
+                error = ClipError(path, "hangs", f"cannot be read ({fault}); copy or export it again")
+            if self.quarantine.add(error):
+                logger.warning("cannot be used (%d files so far): %s", len(self.quarantine.reasons), error)
+            raise error from None
+        return fit(frames, w.height, w.width)
+
+    def _augment(self, pixels: Tensor, seed: int, number: int) -> Tensor:
         side = self.transform.crop
         if side is not None:
-            free = torch.tensor([max(0, n - side) for n in video.shape[2:]])
+            free = torch.tensor([max(0, n - side) for n in pixels.shape[1:3]])
             top, left = (torch.rand(2, generator=generator(seed, number, "crop")) * (free + 1)).long().tolist()
-            video = video[:, :, top : top + side, left : left + side]
+            pixels = pixels[:, top : top + side, left : left + side]
         if self.transform.flip and torch.rand((), generator=generator(seed, number, "flip")) < 0.5:
-            video = hflip(video)
-        return video.contiguous()
+            pixels = pixels.flip(2)
+        return pixels.contiguous()
+
+
+def open_sources(
+    paths: Sequence[str | os.PathLike], transform: Transform, *, timeout_s: float = TIMEOUT_S
+) -> ClipSource:
+    """All windows of several manifests, one manifest after another; `source_of` tells which came from which."""
+    return ClipSource([read_manifest(path) for path in paths], transform, timeout_s=timeout_s)
+
+
+def _cut(samples: Samples, transform: Transform) -> tuple[Windows, np.ndarray]:
+    """The windows, and bool [samples]: where at least one stride fits."""
+
+    def legal(size: tuple[int, int]) -> tuple[int, int] | None:
+        try:
+            return legal_size(*size, stride=transform.spatial_stride, max_area=transform.max_area)
+        except UserError:
+            return None
+
+    size = distinct_rows(samples.height, samples.width).map(legal)
+    lengths = distinct_rows(np.minimum(samples.frames, transform.max_frames))
+    frames = lengths.map(lambda row: legal_frames(*row, transform.temporal_stride)).array().astype(np.int32)
+    fits = size.map(lambda size: size is not None).array()
+    count = np.where(fits, samples.frames // frames, 0)
+    shapes = distinct_rows(frames, size.of).map(lambda row: (row[0], *(size.table[row[1]] or (0, 0))))
+    sample = np.repeat(np.arange(len(samples), dtype=np.int32), count)
+    first = (np.cumsum(count) - count).astype(np.int32)
+    start = (np.arange(len(sample), dtype=np.int32) - first[sample]) * frames[sample]
+    return Windows(sample, start, Lookup(shapes.table, shapes.of[sample])), fits

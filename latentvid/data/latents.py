@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -150,3 +151,35 @@ class LatentCache:
                 raise UserError(f"{path} belongs to another cache than {INDEX}: run vae/encode_latents.py again")
             self._files[shard] = file
         return self._files[shard]
+
+
+class LatentCaches:
+    """Several caches as one, entry after entry; made with the same weights.
+
+    grids: latent (f,h,w) of each entry. source_of: uint16 [entries], the cache each is from.
+    """
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self.caches = [LatentCache(folder) for folder in folders]
+        self.grids = [grid for cache in self.caches for grid in cache.grids]
+        self.source_of = np.repeat(np.arange(len(self.caches), dtype=np.uint16), [len(cache) for cache in self.caches])
+        self._first = np.cumsum([0, *(len(cache) for cache in self.caches)])
+
+    def __len__(self) -> int:
+        return len(self.grids)
+
+    def check(self, expected: Mapping[str, Any]) -> None:
+        """As `LatentCache.check`, of each."""
+        for cache in self.caches:
+            cache.check(expected)
+
+    def summary(self) -> str:
+        return "\n".join(cache.summary() for cache in self.caches)
+
+    def load(self, i: int) -> Encoded:
+        """Entry i of all as float32."""
+        source = int(self.source_of[i])
+        return self.caches[source].load(i - int(self._first[source]))
+
+    def null_text(self) -> Tensor:
+        return self.caches[0].null_text()

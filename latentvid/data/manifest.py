@@ -2,78 +2,72 @@
 
 A manifest is a table with one row per file, as JSON lines (.jsonl), CSV (.csv) or Parquet (.parquet). Columns `path`
 (relative to the manifest's folder, or absolute) and `caption` are required; `frames`, `fps`, `height`, `width` are
-found by opening the files where they are missing; any other column is kept aside.
+found by opening the files where they are missing; any other column is kept where it is asked for.
 
     python -m latentvid.data.manifest FOLDER OUT.jsonl     # makes one from a folder of clips with NAME.txt beside each
 """
+
+from __future__ import annotations
 
 import argparse
 import math
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
+from functools import partial
+from itertools import compress
 from typing import Any
 
+import numpy as np
 import pyarrow
 from tqdm import tqdm
 
+from latentvid.data.samples import Dropped, Rows, Sample, Samples, dropped_by_reason
 from latentvid.data.tables import READERS, WRITERS, ManifestError
 from latentvid.data.video import IMAGE_ENDINGS, VIDEO_ENDINGS, VideoInfo, probe
 from latentvid.errors import ClipError, user_errors
 from latentvid.files import written_whole
 
 _FACTS = ("frames", "fps", "height", "width")
+_UNKNOWN = (0, math.nan, 0, 0)
 _MAKE_ONE = "make one with `python -m latentvid.data.manifest FOLDER OUT.jsonl`"
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One clip or image: absolute path, caption, number of frames, frames per second (0: image), size in pixels."""
-
-    path: str
-    caption: str
-    frames: int
-    fps: float
-    height: int
-    width: int
-
-
-def dropped_by_reason(dropped: Iterable[tuple[str, str]], examples: int = 3) -> list[str]:
-    """A line for each reason of (path, reason), the commonest first: how many, and the first few."""
-    reasons: dict[str, list[str]] = {}
-    for path, reason in dropped:
-        reasons.setdefault(reason, []).append(path)
-    lines = []
-    for reason, paths in sorted(reasons.items(), key=lambda item: -len(item[1])):
-        more = ", ..." if len(paths) > examples else ""
-        lines.append(f"  dropped {len(paths)} ({reason}): {', '.join(paths[:examples])}{more}")
-    return lines
-
-
-@dataclass
+@dataclass(frozen=True)
 class Manifest:
-    """The usable rows in the order of the file, the dropped ones as (path or line, reason), and the other columns.
+    """The usable rows in the order of the file, the dropped ones as (path or line, reason), and columns asked for.
 
     `extra[column][i]` belongs to `samples[i]`; None where a row did not have it.
     """
 
     source: str
-    samples: list[Sample]
-    dropped: list[tuple[str, str]]
+    samples: Samples
+    dropped: Dropped
     extra: dict[str, list[Any]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, source: str, samples: Iterable[Sample], dropped: Iterable[tuple[str, str]] = ()) -> Manifest:
+        """From samples that are at hand; their paths must be absolute, or relative to the working folder."""
+        rows = Rows("")
+        for sample in samples:
+            rows.add(*astuple(sample))
+        return cls(source, rows.samples(), Dropped(dropped))
 
     def summary(self, examples: int = 3) -> str:
         """Counts of what is kept and, by reason, of what is dropped, with the first few of each."""
-        images = sum(sample.fps == 0 and sample.frames == 1 for sample in self.samples)
+        images = int(self.samples.is_image.sum())
         lines = [f"{self.source}: {len(self.samples) - images} clips and {images} images"]
         return "\n".join(lines + dropped_by_reason(self.dropped, examples))
 
 
-def read_manifest(path: str | os.PathLike, *, check_files: bool = True, threads: int = 8) -> Manifest:
+def read_manifest(
+    path: str | os.PathLike, *, check_files: bool = True, extra: Collection[str] = (), threads: int = 8
+) -> Manifest:
     """Reads a manifest by its ending; `check_files` looks at every file's existence and size (nothing is decoded).
 
+    extra: further columns to keep, as far as there are such. A million rows take about 12 s and 300 MB.
     Rows that cannot be used are dropped and listed by reason: "missing", "empty-file", "empty-caption", "bad-row"
     (no path, or a number that is none) and what `probe` finds where it must open a file ("unreadable", "truncated",
     "no-video"). Raises ManifestError where the manifest is missing, has another ending, is malformed (line number),
@@ -88,12 +82,12 @@ def read_manifest(path: str | os.PathLike, *, check_files: bool = True, threads:
     if not os.path.exists(path):
         raise ManifestError(f"{path}: there is no such manifest; correct the path or {_MAKE_ONE}")
     try:
-        rows = _parse(path, reader(path))
+        rows, dropped, kept = _parse(path, reader(path, {"path", "caption", *_FACTS, *extra}), extra)
     except UnicodeDecodeError as error:
         raise ManifestError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
     except (pyarrow.ArrowException, OSError) as error:
         raise ManifestError(f"{path} cannot be read ({error}); write it again") from error
-    manifest = _inspect(path, rows, check_files, threads)
+    manifest = _inspect(path, rows, dropped, kept, check_files, threads)
     if not manifest.samples:
         raise ManifestError(f"{path} has no usable row; mend these and try again\n{manifest.summary()}")
     return manifest
@@ -125,7 +119,7 @@ def scan_folder(folder: str | os.PathLike, *, threads: int = 8) -> Manifest:
     folder = os.path.abspath(folder)
     if not os.path.isdir(folder):
         raise ManifestError(f"{folder} is not a folder; give the folder that holds the clips")
-    rows = _Rows([], [], {})
+    rows, dropped = Rows(folder), Dropped()
     for place, _, names in sorted(os.walk(folder)):
         for name in sorted(names):
             stem, ending = os.path.splitext(os.path.join(place, name))
@@ -135,13 +129,13 @@ def scan_folder(folder: str | os.PathLike, *, threads: int = 8) -> Manifest:
                 with open(stem + ".txt", encoding="utf-8-sig", errors="replace") as file:
                     caption = next((line.strip() for line in file if line.strip()), "")
             except OSError:
-                rows.dropped.append((stem + ending, "no-caption"))
+                dropped.add(stem + ending, "no-caption")
                 continue
             if caption:
-                rows.kept.append((stem + ending, caption, None, None, None, None))
+                rows.add(os.path.relpath(stem + ending, folder), caption, *_UNKNOWN)
             else:
-                rows.dropped.append((stem + ending, "empty-caption"))
-    manifest = _inspect(folder, rows, check_files=True, threads=threads)
+                dropped.add(stem + ending, "empty-caption")
+    manifest = _inspect(folder, rows, dropped, {}, check_files=True, threads=threads)
     if not manifest.samples:
         hint = "a caption for NAME.mp4 goes into NAME.txt beside it"
         raise ManifestError(f"no usable clip or image; {hint}\n{manifest.summary()}")
@@ -151,62 +145,54 @@ def scan_folder(folder: str | os.PathLike, *, threads: int = 8) -> Manifest:
 # ---------------------------------------------------------------------------------------------------------- parsing
 
 
-@dataclass
-class _Rows:
-    kept: list[tuple]  # (path, caption, frames, fps, height, width), the last four None where not given
-    dropped: list[tuple[str, str]]
-    extra: dict[str, list[Any]]
-
-
-def _parse(source: str, table: Iterable[tuple[int, dict[str, Any]]]) -> _Rows:
+def _parse(
+    source: str, table: Iterable[tuple[int, dict[str, Any]]], extra: Collection[str]
+) -> tuple[Rows, Dropped, dict[str, list[Any]]]:
     folder = os.path.dirname(source)
-    rows = _Rows([], [], {})
+    rows, dropped = Rows(folder), Dropped()
+    kept: dict[str, list[Any]] = {}
     seen: set[str] = set()
     line = 0
     for line, row in table:
-        seen.update(row.keys() & {"path", "caption"})
-        path, caption = row.pop("path", None), row.pop("caption", None)
+        if len(seen) < 2:
+            seen.update(row.keys() & {"path", "caption"})
+        path, caption = row.get("path"), row.get("caption")
         if not isinstance(path, str) or not path.strip():
-            rows.dropped.append((f"line {line}", "bad-row"))
-            continue
-        path = os.path.join(folder, path)
-        if caption is None or (isinstance(caption, str) and not caption.strip()):
-            rows.dropped.append((path, "empty-caption"))
-            continue
-        try:
-            facts = _facts(row)
-        except (TypeError, ValueError, OverflowError):
-            facts = None
-        if facts is None or not isinstance(caption, str):
-            rows.dropped.append((path, "bad-row"))
-            continue
-        for name in row.keys() - rows.extra.keys():
-            rows.extra[name] = [None] * len(rows.kept)
-        for name, column in rows.extra.items():
-            column.append(row.get(name))
-        rows.kept.append((path, caption.strip(), *facts))
+            dropped.add(f"line {line}", "bad-row")
+        elif caption is None or (isinstance(caption, str) and not caption.strip()):
+            dropped.add(os.path.join(folder, path), "empty-caption")
+        elif not isinstance(caption, str) or (facts := _facts(row)) is None:
+            dropped.add(os.path.join(folder, path), "bad-row")
+        else:
+            for name in extra:
+                if name in row or name in kept:
+                    kept.setdefault(name, [None] * len(rows)).append(row.get(name))
+            rows.add(path, caption.strip(), *facts)
     if line == 0:
         raise ManifestError(f"{source} has no rows; {_MAKE_ONE}")
     for name in ("path", "caption"):
         if name not in seen:
             raise ManifestError(f"{source} has no column `{name}`; every row needs `path` and `caption`")
-    return rows
+    return rows, dropped, kept
 
 
-def _facts(row: dict[str, Any]) -> tuple[int | None, float | None, int | None, int | None]:
-    """Takes frames, fps, height, width out of a row; None where missing; ValueError or TypeError where senseless."""
+def _facts(row: dict[str, Any]) -> tuple[int, float, int, int] | None:
+    """frames, fps, height, width of a row, _UNKNOWN where missing; None where senseless."""
     values = []
-    for name in _FACTS:
-        value = row.pop(name, None)
+    for name, unknown in zip(_FACTS, _UNKNOWN, strict=True):
+        value = row.get(name)
         if value is None or value == "" or value != value:  # the last: NaN, as tables write a missing number
-            values.append(None)
+            values.append(unknown)
             continue
-        number = float(value)
-        if isinstance(value, bool) or not math.isfinite(number) or number < (name != "fps"):
-            raise ValueError(name)
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            return None
+        if isinstance(value, bool) or not (name != "fps") <= number < 2**31:
+            return None
         if name != "fps":
             if number != int(number):
-                raise ValueError(name)
+                return None
             number = int(number)
         values.append(number)
     return tuple(values)
@@ -215,46 +201,47 @@ def _facts(row: dict[str, Any]) -> tuple[int | None, float | None, int | None, i
 # ------------------------------------------------------------------------------------------------- looking at files
 
 
-def _inspect(source: str, rows: _Rows, check_files: bool, threads: int) -> Manifest:
+def _inspect(
+    source: str, rows: Rows, dropped: Dropped, extra: dict[str, list[Any]], check_files: bool, threads: int
+) -> Manifest:
     """Looks at the files as far as asked or needed, and keeps what can be used."""
-    faults: list[str | None] = [None] * len(rows.kept)
-    found: dict[int, VideoInfo] = {}
+    samples = rows.samples()
+    kept = np.ones(len(samples), bool)
+
+    def drop(i: int, reason: str) -> None:
+        kept[i] = False
+        dropped.add(samples.path(i), reason)
+
     with ThreadPoolExecutor(threads) as pool:
         if check_files:
-            paths = [row[0] for row in rows.kept]
-            chunks = [paths[begin : begin + 2048] for begin in range(0, len(paths), 2048)]
-            faults = [fault for chunk in pool.map(_file_faults, chunks) for fault in chunk]
-        unknown = [i for i, row in enumerate(rows.kept) if faults[i] is None and None in row]
-        results = pool.map(_probe_or_reason, [rows.kept[i][0] for i in unknown])
+            chunks = [range(begin, min(begin + 2048, len(samples))) for begin in range(0, len(samples), 2048)]
+            for faults in pool.map(partial(_file_faults, samples), chunks):
+                for i, reason in faults:
+                    drop(i, reason)
+        unknown = np.isnan(samples.fps) | (np.minimum(samples.frames, np.minimum(samples.height, samples.width)) == 0)
+        unknown = np.flatnonzero(unknown & kept)
+        waves = [unknown[begin : begin + 1024] for begin in range(0, len(unknown), 1024)]
+        results = (result for wave in waves for result in pool.map(_probe_or_reason, map(samples.path, wave)))
         for i, result in tqdm(zip(unknown, results, strict=True), "probing", len(unknown), unit="file", disable=None):
             if isinstance(result, VideoInfo):
-                found[i] = result
+                _fill(samples, i, result)
             else:
-                faults[i] = result
-    samples = [_sample(row, found.get(i)) for i, row in enumerate(rows.kept) if faults[i] is None]
-    dropped = rows.dropped + [(row[0], fault) for row, fault in zip(rows.kept, faults, strict=True) if fault]
-    extra = rows.extra
-    if len(samples) < len(rows.kept):
-        extra = {
-            name: [value for value, fault in zip(column, faults, strict=True) if fault is None]
-            for name, column in extra.items()
-        }
+                drop(i, result)
+    if not kept.all():
+        samples = samples.where(kept)
+        extra = {name: list(compress(column, kept)) for name, column in extra.items()}
     return Manifest(source, samples, dropped, extra)
 
 
-def _sample(row: tuple, info: VideoInfo | None) -> Sample:
-    if info is None:
-        return Sample(*row)
-    path, caption, *facts = row
-    return Sample(
-        path,
-        caption,
-        *(getattr(info, name) if fact is None else fact for name, fact in zip(_FACTS, facts, strict=True)),
-    )
+def _fill(samples: Samples, i: int, info: VideoInfo) -> None:
+    for name, unknown in zip(_FACTS, _UNKNOWN, strict=True):
+        column = getattr(samples, name)
+        if column[i] == unknown or column[i] != column[i]:
+            column[i] = getattr(info, name)
 
 
-def _file_faults(paths: list[str]) -> list[str | None]:
-    return [_file_fault(path) for path in paths]
+def _file_faults(samples: Samples, chunk: range) -> list[tuple[int, str]]:
+    return [(i, fault) for i in chunk if (fault := _file_fault(samples.path(i)))]
 
 
 def _file_fault(path: str) -> str | None:

@@ -1,11 +1,12 @@
 """The tables that manifests are kept in: JSON lines, CSV and Parquet.
 
-A reader gives (line or row number from 1, row as a dict) one after the other; a writer takes a list of dicts.
+A reader gives (line or row number from 1, row as a dict with at least the columns asked for, where there are such)
+one after the other; a writer takes a list of dicts.
 """
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ class ManifestError(UserError):
     """A manifest that cannot be used as a whole; the message names it and the fix."""
 
 
-def _read_jsonl(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_jsonl(path: str, wanted: Collection[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     with open(path, encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if line.isspace():
@@ -33,7 +34,7 @@ def _read_jsonl(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, row
 
 
-def _read_csv(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_csv(path: str, wanted: Collection[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
         try:
@@ -51,14 +52,17 @@ def _read_csv(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
             raise ManifestError(f"{path}, line {reader.line_num}: not valid CSV ({error}); mend that line") from error
 
 
-def _read_parquet(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_parquet(path: str, wanted: Collection[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     number = 0
     with pyarrow.parquet.ParquetFile(path) as file:
         _check_columns(path, file.schema_arrow.names)
-        for batch in file.iter_batches(batch_size=8192):
-            for row in batch.to_pylist():
+        names = [name for name in file.schema_arrow.names if name in wanted]
+        for batch in file.iter_batches(batch_size=8192, columns=names, use_threads=False):
+            names = batch.schema.names
+            for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                 number += 1
-                yield number, row
+                yield number, dict(zip(names, values, strict=True))
+    pyarrow.default_memory_pool().release_unused()  # 100 MB after a million rows
 
 
 def _check_columns(path: str, names: list[str]) -> None:

@@ -51,37 +51,42 @@ def _multiples_around(side: float, stride: int, native: int) -> list[int]:
     return [size for size in (below, below + stride) if size <= native]
 
 
-def resize_and_crop(frames: Tensor, height: int, width: int, *, crop: tuple[float, float] = (0.5, 0.5)) -> Tensor:
-    """uint8 [F,H,W,3] -> float32 [3,F,height,width] in [-1,1].
+def fit(frames: Tensor, height: int, width: int, *, crop: tuple[float, float] = (0.5, 0.5)) -> Tensor:
+    """uint8 [F,H,W,3] -> uint8 [F,height,width,3].
 
     The whole picture is scaled (antialiased bicubic) until it just covers height x width, then cut; `crop` says
     where, as fractions 0..1 of the free room (down, across; 0.5 is the middle). Where the scale is 1 nothing is
     resampled: the pixels are exact.
     """
     if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
-        raise ValueError(f"resize_and_crop wants uint8 [F,H,W,3], got {frames.dtype} {list(frames.shape)}")
+        raise ValueError(f"fit wants uint8 [F,H,W,3], got {frames.dtype} {list(frames.shape)}")
     if not all(0.0 <= fraction <= 1.0 for fraction in crop):
         raise ValueError(f"crop wants two fractions 0..1, got {crop}")
     native_height, native_width = frames.shape[1:3]
     scale = max(height / native_height, width / native_width)
     cover = max(height, round(native_height * scale)), max(width, round(native_width * scale))
-    pictures = rearrange(frames, "f h w c -> f c h w")
     if cover != (native_height, native_width):
+        pictures = rearrange(frames, "f h w c -> f c h w")
         pictures = resize(pictures, list(cover), interpolation=InterpolationMode.BICUBIC, antialias=True)
+        frames = rearrange(pictures, "f c h w -> f h w c")
     top, left = (
         int(fraction * (have - want) + 0.5) for fraction, have, want in zip(crop, cover, (height, width), strict=True)
     )
-    pictures = pictures[:, :, top : top + height, left : left + width]
-    video = rearrange(pictures, "f c h w -> c f h w").to(torch.float32, memory_format=torch.contiguous_format)
-    return video.clamp_(0, 255).div_(127.5).sub_(1.0)
+    return frames[:, top : top + height, left : left + width]
+
+
+def from_uint8(pixels: Tensor) -> Tensor:
+    """uint8 [..., F,H,W,3] -> float32 [..., 3,F,H,W] in [-1,1]."""
+    video = rearrange(pixels, "... f h w c -> ... c f h w").to(torch.float32, memory_format=torch.contiguous_format)
+    return video.div_(127.5).sub_(1.0)
+
+
+def resize_and_crop(frames: Tensor, height: int, width: int, *, crop: tuple[float, float] = (0.5, 0.5)) -> Tensor:
+    """uint8 [F,H,W,3] -> float32 [3,F,height,width] in [-1,1], by `fit`."""
+    return from_uint8(fit(frames, height, width, crop=crop))
 
 
 def to_uint8(video: Tensor) -> Tensor:
-    """float [3,F,H,W] in [-1,1] (beyond is clipped) -> uint8 [F,H,W,3]. Undoes `resize_and_crop`'s scaling exactly."""
+    """float [3,F,H,W] in [-1,1] (beyond is clipped) -> uint8 [F,H,W,3]. Undoes `from_uint8` exactly."""
     pixels = video.detach().float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
     return rearrange(pixels, "c f h w -> f h w c").contiguous()
-
-
-def hflip(video: Tensor) -> Tensor:
-    """[3,F,H,W] mirrored left to right."""
-    return video.flip(-1)

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from latentvid.data.containers import is_cut
+from latentvid.data.packets import Packets, frame_times, truncated
 from latentvid.errors import ClipError
 
 IMAGE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
@@ -26,6 +27,7 @@ VIDEO_ENDINGS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gi
 ACCURATE = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 # packets of these codecs may be invisible or hold two frames, so that only decoding counts frames
 _PACKETS_ARE_NOT_FRAMES = frozenset({"vp8", "mpeg4", "msmpeg4v3"})
+_MARKS_UNREFERENCED = frozenset({"h264"})  # certain for every later frame (HEVC's marks are for its own layer only)
 _UNTAGGED = 2  # AVCOL_SPC_UNSPECIFIED
 _STORES_DISPLAY_TIMES = ("mov", "matroska", "mpegts", "flv")  # AVI and raw streams do not: their times are guesses
 
@@ -104,10 +106,6 @@ def _check_file(path: str | os.PathLike) -> None:
         raise ClipError(path, "empty-file", "is empty (0 bytes); copy or export it again")
 
 
-def _truncated(path: str | os.PathLike) -> ClipError:
-    return ClipError(path, "truncated", "is cut short; copy or export it again")
-
-
 def _too_short(path: str | os.PathLike, have: int, start: int, frames: int | None) -> ClipError:
     asked = f"frames {start} to {start + frames - 1}" if frames else f"frames from {start} on"
     fix = "ask for fewer frames or correct `frames` in the manifest"
@@ -123,7 +121,7 @@ def _opened_image(path: str | os.PathLike) -> Iterator[Image.Image]:
         if isinstance(error, ClipError):
             raise
         if "truncated" in str(error).lower():
-            raise _truncated(path) from error
+            raise truncated(path) from error
         raise ClipError(path, "unreadable", f"cannot be read as an image ({error}); save it again as PNG") from error
 
 
@@ -146,7 +144,7 @@ def _opened_video(path: str | os.PathLike, threads: int = 1) -> Iterator[tuple[A
     """The first video stream; FFmpeg's errors become ClipErrors; always closes."""
     try:
         if is_cut(path):
-            raise _truncated(path)
+            raise truncated(path)
         with av.open(os.fspath(path), metadata_errors="ignore") as container:
             if not container.streams.video:
                 raise ClipError(path, "no-video", "has no video stream; remove it from the manifest")
@@ -170,7 +168,7 @@ def _count_frames(path: str | os.PathLike, container: Any, stream: Any) -> tuple
     index = stream.index_entries
     listed = "mov" in container.format.name and 0 < stream.frames == len(index) and not any(e.is_discard for e in index)
     decode_all = stream.codec_context.name in _PACKETS_ARE_NOT_FRAMES
-    count, first, packets = 0, None, _Packets(path)
+    count, first, packets = 0, None, Packets(path)
     for packet in container.demux(stream):
         packets.add(packet)
         decoded = packet.decode() if first is None or decode_all else []
@@ -182,32 +180,14 @@ def _count_frames(path: str | os.PathLike, container: Any, stream: Any) -> tuple
     return (count if decode_all else len(packets.times)), first
 
 
-class _Packets:
-    """Display times of the frames, in decoding order, and of the key frames, from the packets seen."""
-
-    def __init__(self, path: str | os.PathLike):
-        self.path = path
-        self.times: list[int | None] = []
-        self.keys: list[int] = []
-        self.leading = 0
-
-    def add(self, packet: Any) -> None:
-        if packet.is_corrupt:
-            raise _truncated(self.path)
-        if packet.size == 0 or packet.is_discard:  # the flush at the end; what an edit list hides
-            return
-        if packet.pts is not None and self.keys and packet.pts < self.keys[0]:
-            self.leading += 1  # shown before the first key frame of a clip cut from a longer one: cannot be decoded
-            return
-        self.times.append(packet.pts)
-        if packet.is_keyframe and packet.pts is not None:
-            self.keys.append(packet.pts)
-
-
-def _decoded(path: str | os.PathLike, container: Any, stream: Any) -> Iterator[Any]:
+def _decoded(path: str | os.PathLike, container: Any, stream: Any, lean_before: int | None = None) -> Iterator[Any]:
+    """All frames; of those shown before `lean_before`, only the ones that others refer to need be decoded."""
     for packet in container.demux(stream):
         if packet.is_corrupt:
-            raise _truncated(path)
+            raise truncated(path)
+        if lean_before is not None:
+            unseen = packet.pts is not None and packet.pts < lean_before
+            stream.codec_context.skip_frame = "NONREF" if unseen else "DEFAULT"
         yield from packet.decode()
 
 
@@ -219,22 +199,21 @@ def _decode_after_seek(
         _STORES_DISPLAY_TIMES
     ):
         return None
-    packets = _Packets(path)
-    for packet in container.demux(stream):  # reads the file once, decodes nothing
-        packets.add(packet)
-    times = sorted(time for time in packets.times if time is not None)
-    if len(times) != len(packets.times) or len(set(times)) != len(times):
+    times = frame_times(path, container, stream)
+    if times is None:
         return None
-    count = len(times) - start if frames is None else frames
-    if count < 1 or start + count > len(times):
+    count = len(times.shown) - start if frames is None else frames
+    if count < 1 or start + count > len(times.shown):
         return None  # decoding from the start tells what is missing
-    wanted = times[start : start + count]
-    for key in sorted(time for time in packets.keys if time <= wanted[0])[
-        :-3:-1
-    ]:  # an open GOP may need the one before
+    wanted = times.shown[start : start + count].tolist()
+    keys = times.keys[: np.searchsorted(times.keys, wanted[0], "right")].tolist()
+    tries = [(key, False) for key in keys[:-3:-1]]  # an open GOP may need the one before
+    if stream.codec_context.name in _MARKS_UNREFERENCED:
+        tries = [(keys[-1], True), *tries] if keys else []
+    for key, lean in tries:
         container.seek(key, stream=stream)
         window = _Window(path, count)
-        for frame in _decoded(path, container, stream):
+        for frame in _decoded(path, container, stream, wanted[0] if lean else None):
             if frame.pts is None or frame.pts < wanted[0]:
                 continue
             if frame.pts != wanted[window.filled] or frame.is_corrupt:
@@ -264,6 +243,16 @@ def _quarter_turns(frame: Any) -> int:
     return round(frame.rotation / 90) % 4
 
 
+def _rows(frame: Any) -> np.ndarray:
+    """uint8 [H,W,3] of an rgb24 frame, in the frame's own memory."""
+    plane = frame.planes[0]  # its rows may be longer than the picture is wide
+    return (
+        np.frombuffer(plane, np.uint8)
+        .reshape(-1, plane.line_size)[: frame.height, : 3 * frame.width]
+        .reshape(frame.height, frame.width, 3)
+    )
+
+
 class _Window:
     """RGB frames of one clip; a known length is filled in place, so that nothing is held twice."""
 
@@ -282,9 +271,9 @@ class _Window:
             matrix = Colorspace.ITU709 if frame.height >= 720 else Colorspace.ITU601
         else:
             matrix = None
-        rgb = self._reformatter.reformat(
-            frame, format="rgb24", src_colorspace=matrix, interpolation=ACCURATE, threads=1
-        ).to_ndarray()
+        rgb = _rows(
+            self._reformatter.reformat(frame, format="rgb24", src_colorspace=matrix, interpolation=ACCURATE, threads=1)
+        )
         turns = _quarter_turns(frame)
         if turns:
             rgb = np.rot90(rgb, turns)
@@ -292,7 +281,7 @@ class _Window:
             raise ClipError(self.path, "unreadable", "changes its size half-way; cut it there or export it again")
         self._shape = rgb.shape
         if self.length is None:
-            self._list.append(np.ascontiguousarray(rgb))
+            self._list.append(rgb.copy())
         else:
             if self._array is None:
                 self._array = np.empty((self.length, *rgb.shape), np.uint8)

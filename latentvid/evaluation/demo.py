@@ -143,9 +143,9 @@ class Demo:
 
 def read_labelled(manifest: Path) -> list[tuple[Sample, Label]]:
     """The clips of one of the demo's manifests with what they show. Raises UserError where it does not say."""
-    found = read_manifest(manifest)
+    names = ("digit", "colour", "verb", "direction")
+    found = read_manifest(manifest, extra=names)
     try:
-        names = ("digit", "colour", "verb", "direction")
         labels = [Label(*values) for values in zip(*(found.extra[name] for name in names), strict=True)]
     except (KeyError, ValueError) as error:
         raise UserError(

@@ -1,18 +1,26 @@
 """Windows of a manifest: all of long clips, random choices by sample number, and bad files replaced in place."""
 
+import json
 import logging
+import pickle
 import shutil
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from latentvid.data.clips import ClipSource, Transform
-from latentvid.data.manifest import Manifest, Sample, read_manifest
-from latentvid.data.transforms import hflip, resize_and_crop
+from latentvid.data.clips import ClipSource, Transform, Window, open_sources
+from latentvid.data.manifest import Manifest, Sample, read_manifest, write_manifest
+from latentvid.data.quarantine import Quarantine
+from latentvid.data.transforms import legal_frames, legal_size, to_uint8
+from latentvid.data.video import read_frames
 from latentvid.data.writing import write_video
-from latentvid.errors import UserError
+from latentvid.errors import ClipError, UserError
 
 PLAIN = Transform(spatial_stride=8, temporal_stride=4)
 
@@ -25,7 +33,7 @@ def make_clip(path: Path, frames: int, height: int = 32, width: int = 32) -> Pat
 
 
 def listing(*samples: Sample, dropped: tuple[tuple[str, str], ...] = ()) -> Manifest:
-    return Manifest("test", list(samples), list(dropped))
+    return Manifest.of("test", samples, dropped)
 
 
 def cut_short(path: Path) -> None:
@@ -42,13 +50,13 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
-def source(folder: Path, transform: Transform = PLAIN) -> ClipSource:
+def source(folder: Path, transform: Transform = PLAIN, **more: float) -> ClipSource:
     frames = [9] * 6 + [1] * 2
     samples = (
         Sample(str(folder / f"{i}.{'mp4' if n > 1 else 'png'}"), f"clip {i}", n, 8.0 if n > 1 else 0.0, 32, 32)
         for i, n in enumerate(frames)
     )
-    return ClipSource(listing(*samples), transform)
+    return ClipSource(listing(*samples), transform, **more)
 
 
 @pytest.mark.parametrize("frames", [1, 4, 5, 16, 17, 18, 33, 34, 40, 51])
@@ -92,20 +100,21 @@ def test_crop_and_flip_belong_to_the_sample_number(folder):
     write_video(folder / "6.png", picture.expand(1, 32, 32, 3).contiguous(), 1.0)
     first = source(folder, transform)
     assert first.shapes[6] == (1, 16, 16) and first.read(6).shape == (3, 1, 32, 32)
+    assert first.load(6, 3, 0).video.shape == (3, 1, 16, 16)
     numbers = list(range(24))
-    forward = {n: first.load(6, 3, n).video for n in numbers}
+    forward = {n: first.load(6, 3, n).pixels for n in numbers}
     second = source(folder, transform)
-    backward = {n: second.load(6, 3, n).video for n in reversed(numbers)}
+    backward = {n: second.load(6, 3, n).pixels for n in reversed(numbers)}
     assert all(torch.equal(forward[n], backward[n]) for n in numbers)
-    assert all(video.shape == (3, 1, 16, 16) and video.is_contiguous() for video in forward.values())
+    assert all(pixels.shape == (1, 16, 16, 3) and pixels.is_contiguous() for pixels in forward.values())
     assert len({v.numpy().tobytes() for v in forward.values()}) > 15
-    assert not torch.equal(first.load(6, 4, 0).video, forward[0])  # nor is it the seed alone
+    assert not torch.equal(first.load(6, 4, 0).pixels, forward[0])  # nor is it the seed alone
 
-    whole = resize_and_crop(picture.expand(1, 32, 32, 3).contiguous(), 32, 32)
-    windows = whole.unfold(2, 16, 1).unfold(3, 16, 1)  # [3,1,17,17,16,16]
+    windows = picture.expand(1, 32, 32, 3).unfold(1, 16, 1).unfold(2, 16, 1)  # [1,17,17,3,16,16]
     mirrored = 0
-    for video in forward.values():
-        at = [(windows == v[:, :, None, None]).all(dim=(0, 1, 4, 5)).any() for v in (video, hflip(video))]
+    for pixels in forward.values():
+        tiles = [p.permute(0, 3, 1, 2)[:, None, None] for p in (pixels, pixels.flip(2))]
+        at = [(windows == tile).all(dim=(0, 3, 4, 5)).any() for tile in tiles]
         assert any(at), "a crop is a square of the picture, or its mirror image"
         mirrored += bool(at[1])
     assert 4 < mirrored < 20
@@ -169,3 +178,144 @@ def test_packs_keep_their_shape_with_bad_clips(digits_data, tmp_path, caplog):
     assert len([r for r in caplog.records if names[0] in r.getMessage()]) == 1
     assert sorted(pack.tokens) == sorted(task.tokens[draw.index] for draw in step.packs[0])
     assert sum(pack.tokens) == step.tokens and all(g.video.isfinite().all() for g in pack.groups)
+
+
+def grey_levels(pixels: torch.Tensor) -> list[int]:
+    """The numbers of `make_clip`'s frames."""
+    return ((pixels.float().mean(dim=(1, 2, 3)) - 20) / 4).round().int().tolist()
+
+
+def test_a_window_moves_within_what_its_clip_has_beyond_its_windows(tmp_path):
+    make_clip(tmp_path / "long.mp4", 40)  # two windows of 17, and 6 frames
+    make_clip(tmp_path / "full.mp4", 17)
+    samples = [Sample(str(tmp_path / f"{name}.mp4"), name, n, 8.0, 32, 32) for name, n in (("long", 40), ("full", 17))]
+    clips = ClipSource(listing(*samples), PLAIN)
+    firsts: dict[int, set[int]] = {0: set(), 1: set(), 2: set()}
+    for number in range(60):
+        for index in firsts:
+            firsts[index].add(clips.start(index, 0, number))
+    assert firsts == {0: set(range(7)), 1: set(range(17, 24)), 2: {0}}
+    again = ClipSource(listing(*samples), PLAIN)
+    for number in (3, 1, 2):
+        shown = grey_levels(clips.load(1, 0, number).pixels)
+        assert shown == [clips.start(1, 0, number) + n for n in range(17)]
+        assert torch.equal(again.load(1, 0, number).pixels, clips.load(1, 0, number).pixels)
+    assert grey_levels(to_uint8(clips.read(1))) == list(range(17, 34))  # as it is encoded: where it lies
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 60), st.integers(4, 40), st.integers(4, 40)), min_size=1, max_size=8),
+    st.integers(1, 20),
+    st.sampled_from([None, 8]),
+)
+@settings(max_examples=40, deadline=None, database=None, derandomize=True)
+def test_windows_are_those_of_each_sample_in_turn(facts, max_frames, crop):
+    transform = replace(PLAIN, max_frames=max_frames, max_area=600, crop=crop)
+    samples = [Sample(f"{i}.mp4", f"clip {i}", n, 8.0 if n > 1 else 0.0, h, w) for i, (n, h, w) in enumerate(facts)]
+    expected = []
+    for i, (n, h, w) in enumerate(facts):
+        if min(h, w) >= 8:
+            size = legal_size(h, w, stride=8, max_area=600)
+            length = legal_frames(min(n, max_frames), 4)
+            expected += [Window(i, start, length, *size) for start in range(0, n - length + 1, length)]
+    if not expected:
+        return
+    clips = ClipSource(listing(*samples), transform)
+    assert list(clips.windows) == expected
+    cut = (lambda n: n) if crop is None else (lambda n: min(n, crop))
+    assert list(clips.shapes) == [(w.frames, cut(w.height), cut(w.width)) for w in expected]
+    assert clips.is_image.tolist() == [facts[w.sample][0] == 1 for w in expected]
+    assert clips.per_shape(lambda f, h, w: f * h * w).tolist() == [f * h * w for f, h, w in clips.shapes]
+    assert [clips.caption(i) for i in range(len(clips))] == [f"clip {w.sample}" for w in expected]
+
+
+def test_several_manifests_are_one_source(folder):
+    for name, rows in (("left/a", range(2)), ("b", range(2, 8))):
+        place = (folder / name).parent
+        place.mkdir(exist_ok=True)
+        rows = [{"path": str(folder / f"{i}.{'mp4' if i < 6 else 'png'}"), "caption": f"clip {i}"} for i in rows]
+        write_manifest(folder / f"{name}.jsonl", [*rows, {"path": "gone.mp4", "caption": "x"}])
+    clips = open_sources([folder / "left" / "a.jsonl", folder / "b.jsonl"], PLAIN)
+    assert clips.source_of.tolist() == [0, 0, 1, 1, 1, 1, 1, 1]
+    assert [clips.caption(i) for i in range(8)] == [f"clip {i}" for i in range(8)]
+    assert torch.equal(clips.load(3, 0, 0).video, source(folder).read(3))
+    assert clips.dropped == [(str(folder / "left" / "gone.mp4"), "missing"), (str(folder / "gone.mp4"), "missing")]
+    first, its_dropped, second, _ = clips.summary().splitlines()
+    assert "left/a.jsonl: 2 windows of 2 clips and images" in first and "left/gone.mp4" in its_dropped
+    assert "/b.jsonl: 6 windows of 6" in second
+
+
+def test_a_long_manifest_stays_small():
+    """Rows and windows are columns: what a loader process is sent is their texts and about a hundred bytes a row."""
+    rows = 20_000
+    samples = (Sample(f"clips/{i:08d}.mp4", "a caption of some length", 90, 24.0, 32, 32) for i in range(rows))
+    clips = ClipSource(listing(*samples), PLAIN)
+    assert len(clips) == 5 * rows
+    text = len("clips/00000000.mp4" + "a caption of some length")
+    sent = pickle.dumps(clips)
+    assert len(sent) < (text + 110) * rows
+    copy = pickle.loads(sent)
+    assert copy.windows[-1] == clips.windows[-1] and copy.path(5) == "clips/00000001.mp4"
+
+
+@pytest.fixture
+def hanging(monkeypatch):
+    """Names of files that hang when read, until the test ends."""
+    release, names = threading.Event(), set()
+
+    def read(path, *arguments):
+        if Path(path).name in names:
+            release.wait()
+        return read_frames(path, *arguments)
+
+    monkeypatch.setattr("latentvid.data.clips.read_frames", read)
+    yield names
+    release.set()
+
+
+def test_a_clip_that_hangs_is_quarantined_for_all(folder, hanging, caplog):
+    """One process waits, once; another, and the resumed run, replace the clip at once by the same one."""
+    hanging.add("2.mp4")
+    clips, other = source(folder, timeout_s=0.3), source(folder, timeout_s=60.0)
+    for one in (clips, other):
+        one.quarantine = Quarantine(folder / "quarantine.jsonl")
+    with caplog.at_level(logging.WARNING):
+        found = clips.load(2, 0, 7)
+    assert (found.index, found.replaced) == (3, True) and not clips.load(1, 0, 0).replaced
+    assert len(caplog.records) == 1 and "2.mp4" in caplog.text and "0.3 s" in caplog.text
+    begun = time.monotonic()
+    again = pickle.loads(pickle.dumps(other)).load(2, 0, 7)
+    assert torch.equal(again.pixels, found.pixels) and (again.index, again.replaced) == (3, True)
+    with pytest.raises(ClipError, match="quarantine") as error:
+        other.read(2)
+    assert error.value.reason == "hangs" and time.monotonic() - begun < 10
+    (line,) = (folder / "quarantine.jsonl").read_text().splitlines()
+    assert json.loads(line)["path"].endswith("2.mp4") and json.loads(line)["reason"] == "hangs"
+
+
+def test_the_good_windows_of_a_damaged_file_stay_whoever_comes_first(tmp_path, monkeypatch):
+    """Which clip a sample becomes must not depend on which window of its file was met before."""
+    for name in "abc":
+        make_clip(tmp_path / f"{name}.mp4", 34)
+
+    def read(path, start, frames):
+        if Path(path).name == "b.mp4" and start > 0:
+            raise ClipError(path, "unreadable", "has damaged frames")
+        return read_frames(path, start, frames)
+
+    monkeypatch.setattr("latentvid.data.clips.read_frames", read)
+    samples = [Sample(str(tmp_path / f"{name}.mp4"), name, 34, 8.0, 32, 32) for name in "abc"]
+    sources = [ClipSource(listing(*samples), PLAIN) for _ in range(2)]
+    for order, clips in zip(([2, 3], [3, 2]), sources, strict=True):
+        found = {index: clips.load(index, 0, index).index for index in order}
+        assert found == {2: 2, 3: 4}
+        assert clips.quarantine.reasons == {str(tmp_path / "b.mp4"): "unreadable"}
+    for name in "ac":
+        cut_short(tmp_path / f"{name}.mp4")
+    assert ClipSource(listing(*samples), PLAIN).load(3, 0, 0).index == 2  # another window of its file, for want of more
+
+
+def test_storage_that_is_gone_stops_the_run():
+    samples = (Sample(f"gone/{i}.mp4", "c", 9, 8.0, 32, 32) for i in range(300))
+    with pytest.raises(UserError, match="100 files in a row cannot be read: is their storage there"):
+        ClipSource(listing(*samples), PLAIN).load(5, 0, 0)

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from latentvid.data import packets
 from latentvid.data.video import probe, read_frames
 from latentvid.data.writing import write_video
 from latentvid.errors import ClipError, UserError
@@ -83,7 +84,7 @@ def test_every_window_holds_the_frames_asked_for(kinds, name):
     whole = read_frames(kinds / name)
     assert decode(whole) == list(range(LENGTH))
 
-    @settings(max_examples=8, deadline=None, database=None, derandomize=True)
+    @settings(max_examples=16, deadline=None, database=None, derandomize=True)
     @given(st.integers(0, LENGTH - 1), st.integers(1, 9))
     def check(start, length):
         length = min(length, LENGTH - start)
@@ -284,3 +285,24 @@ def test_memory_does_not_grow_over_2000_clips(tmp_path):
         read_frames(path, 2, 5)
     assert resident_mb() - before < 8  # one leaked decoder is about 0.3 MB
     assert len(os.listdir("/proc/self/fd")) == files
+
+
+def test_times_are_remembered_for_the_files_last_seen(kinds, tmp_path, monkeypatch):
+    """A second window of a file does not read it all again; a file that has changed is read again."""
+    reads = []
+    add = packets.Packets.add
+    monkeypatch.setattr(packets.Packets, "add", lambda self, packet: reads.append(self.path) or add(self, packet))
+    monkeypatch.setattr(packets, "_memory", packets._Memory(2 * LENGTH))
+    files = [tmp_path / name for name in ("a.mp4", "b.mp4", "c.mp4")]
+    for file in files:
+        file.write_bytes((kinds / "long-gop.mp4").read_bytes())
+
+    def read(file) -> bool:
+        reads.clear()
+        assert decode(read_frames(file, 20, 3)) == [20, 21, 22]
+        return bool(reads)
+
+    a, b, c = files
+    assert [read(file) for file in (a, b, a, c, a, b)] == [True, True, False, True, False, True]
+    a.write_bytes((kinds / "open-gop.mp4").read_bytes())
+    assert read(a)

@@ -1,0 +1,126 @@
+"""Long sequences in compact form: numpy arrays inside, single values at the surface.
+
+A million rows as Python objects take gigabytes, and every loader process would get its own copy of them.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, TypeVar, overload
+
+import numpy as np
+
+T = TypeVar("T")
+
+
+class Column(Sequence[T], Generic[T]):
+    """A read-only sequence whose values are made when asked for; a slice is a list of them."""
+
+    @abstractmethod
+    def _value(self, i: int) -> T:
+        """Value i, 0 <= i < len."""
+
+    @overload
+    def __getitem__(self, i: int) -> T: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[T]: ...
+    def __getitem__(self, i):
+        if isinstance(i, slice):
+            return [self._value(j) for j in range(*i.indices(len(self)))]
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"{i} of {len(self)}")
+        return self._value(int(i) % len(self))
+
+    def __iter__(self):
+        return map(self._value, range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {len(self)} values>"
+
+
+class Strings(Column[str]):
+    """Texts in one growing block of UTF-8; lone surrogates (undecodable file names) are kept."""
+
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        self._block = bytearray()
+        self._ends = array("q")  # where each text ends in the block
+        for text in texts:
+            self.append(text)
+
+    def append(self, text: str) -> None:
+        self._block += text.encode("utf-8", "surrogatepass")
+        self._ends.append(len(self._block))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def _value(self, i: int) -> str:
+        start = self._ends[i - 1] if i else 0
+        return self._block[start : self._ends[i]].decode("utf-8", "surrogatepass")
+
+    def where(self, mask: np.ndarray) -> Strings:
+        """The texts where the bool [N] mask is true."""
+        lengths = np.diff(np.frombuffer(self._ends, np.int64), prepend=0)
+        kept = np.frombuffer(self._block, np.uint8)[np.repeat(mask, lengths)]
+        return self._made(bytearray(kept), np.cumsum(lengths[mask]))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Strings]) -> Strings:
+        starts = np.cumsum([0] + [len(part._block) for part in parts])
+        ends = [np.frombuffer(p._ends, np.int64) + start for p, start in zip(parts, starts, strict=False)]
+        return cls._made(bytearray().join(part._block for part in parts), np.concatenate(ends))
+
+    @classmethod
+    def _made(cls, block: bytearray, ends: np.ndarray) -> Strings:
+        made = cls()
+        made._block, made._ends = block, array("q", ends.tobytes())
+        return made
+
+
+class Lookup(Column[T]):
+    """A few distinct values, many times each: value i is `table[of[i]]`."""
+
+    def __init__(self, table: Iterable[T], of: np.ndarray) -> None:
+        self.table, self.of = list(table), of
+
+    @classmethod
+    def among(cls, values: Iterable[T]) -> Lookup[T]:
+        """Of values that are at hand, one by one."""
+        places: dict[T, int] = {}
+        of = np.array([places.setdefault(value, len(places)) for value in values], np.int32)
+        return cls(places, of)
+
+    def __len__(self) -> int:
+        return len(self.of)
+
+    def _value(self, i: int) -> T:
+        return self.table[self.of[i]]
+
+    def counts(self) -> dict[T, int]:
+        """How often each distinct value stands here."""
+        return dict(zip(self.table, np.bincount(self.of, minlength=len(self.table)).tolist(), strict=True))
+
+    def map(self, function: Callable[[T], Any]) -> Lookup:
+        """`function` of every value, called once for each distinct one; equal results become one entry."""
+        results = [function(value) for value in self.table]
+        places = {result: place for place, result in enumerate(dict.fromkeys(results))}
+        if len(places) == len(results):
+            return Lookup(results, self.of)
+        places_of = np.array([places[result] for result in results], self.of.dtype)
+        return Lookup(list(places), places_of[self.of])
+
+    def array(self) -> np.ndarray:
+        """[N, ...] for tables of numbers, or of tuples of numbers."""
+        return np.asarray(self.table)[self.of]
+
+
+def distinct_rows(*columns: np.ndarray) -> Lookup[tuple[int, ...]]:
+    """Rows of whole-number columns [N] as tuples; the table of distinct ones is in ascending order."""
+    of = np.zeros(len(columns[0]), np.int64)
+    for column in columns:  # one after another: unique of single numbers is many times quicker than of rows
+        _, code = np.unique(column, return_inverse=True)
+        _, first, of = np.unique(of * (code.max(initial=0) + 1) + code, return_index=True, return_inverse=True)
+    table = zip(*(column[first].tolist() for column in columns), strict=True)
+    return Lookup(table, of.astype(np.int32))
