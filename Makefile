@@ -1,4 +1,4 @@
-# make setup | test | lint | format | demo | clean. Everything is installed into .venv/ here; a GPU is not needed.
+# make setup | test | test-slow | lint | format | demo | clean. All is installed into .venv/ here; a GPU is not needed.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -14,7 +14,7 @@ LAUNCH := OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true $(BIN)/accelerate launch --m
   --num_machines 1 --main_process_port 0 --mixed_precision no --dynamo_backend no
 endif
 
-.PHONY: setup test lint format demo clean
+.PHONY: setup test test-slow lint format demo clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -30,6 +30,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+# two nodes in network namespaces (as root, with iproute2), kills, every topology; ARGS=tests/slow/test_kills.py for one
+test-slow: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -rs $(or $(ARGS),tests/slow)
 
 lint: setup
 	$(BIN)/ruff check .
