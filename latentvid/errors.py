@@ -14,7 +14,7 @@ class ClipError(UserError):
     """A clip that cannot be used.
 
     `reason` is a short stable code to count by: "missing", "empty-file", "unreadable", "truncated", "too-short",
-    "no-video" (and, from manifests, "empty-caption", "bad-row"). The message names the file and the fix.
+    "no-video", "hangs" (and, from manifests, "empty-caption", "bad-row"). The message names the file and the fix.
     """
 
     def __init__(self, path: str | os.PathLike, reason: str, message: str):

@@ -247,12 +247,13 @@ def _cut(samples: Samples, transform: Transform) -> tuple[Windows, np.ndarray]:
             return None
 
     size = distinct_rows(samples.height, samples.width).map(legal)
-    lengths = distinct_rows(np.minimum(samples.frames, transform.max_frames))
+    fits = size.map(lambda size: size is not None).array().astype(bool)
+    kept = np.flatnonzero(fits).astype(np.int32)
+    lengths = distinct_rows(np.minimum(samples.frames[kept], transform.max_frames))
     frames = lengths.map(lambda row: legal_frames(*row, transform.temporal_stride)).array().astype(np.int32)
-    fits = size.map(lambda size: size is not None).array()
-    count = np.where(fits, samples.frames // frames, 0)
-    shapes = distinct_rows(frames, size.of).map(lambda row: (row[0], *(size.table[row[1]] or (0, 0))))
-    sample = np.repeat(np.arange(len(samples), dtype=np.int32), count)
+    shapes = distinct_rows(frames, size.of[kept]).map(lambda row: (row[0], *size.table[row[1]]))
+    count = samples.frames[kept] // frames
+    of = np.repeat(np.arange(len(kept), dtype=np.int32), count)
     first = (np.cumsum(count) - count).astype(np.int32)
-    start = (np.arange(len(sample), dtype=np.int32) - first[sample]) * frames[sample]
-    return Windows(sample, start, Lookup(shapes.table, shapes.of[sample])), fits
+    start = (np.arange(len(of), dtype=np.int32) - first[of]) * frames[of]
+    return Windows(kept[of], start, Lookup(shapes.table, shapes.of[of])), fits

@@ -34,7 +34,6 @@ class DitPack:
     posterior: list[Tensor] | None = None
     captions: list[str] | None = None
     replaced: int = 0  # clips read in the place of others
-    replaced: int = 0  # clips read in the place of others
     ready: bool = False  # encoded and traded
 
     @property

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import forkserver, resource_tracker
 from typing import Any
@@ -58,6 +61,7 @@ def iterate_steps(
         num_workers=workers,
         pin_memory=pin_memory,
         multiprocessing_context="forkserver" if workers else None,
+        worker_init_fn=_leave_the_group if workers else None,
     )
     packs = _start(loader)
     while True:
@@ -66,14 +70,27 @@ def iterate_steps(
 
 
 def _start(loader: DataLoader) -> Iterator[Any]:
-    """Starts the loader's processes deaf to what asks the run to stop: a launcher sends it to the whole process group,
-    and the step that is being made still needs them. They end with the trainer."""
+    """Starts the loader's processes out of reach of what asks the run to stop: a launcher sends it to the trainer's
+    whole process group, and the step that is being made still needs them."""
     if not loader.num_workers:
         return iter(loader)
     resource_tracker.ensure_running()  # its start unblocks SIGTERM, so it comes first
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # inherited by the fork server, and by its children
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # inherited by the fork server, without which they end
     try:
         forkserver.ensure_running()
         return iter(loader)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+
+def _leave_the_group(worker: int) -> None:
+    """In a loader process: a session of its own, in which it ends when told to or when the trainer is gone."""
+    os.setsid()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    threading.Thread(target=_end_with_the_trainer, daemon=True).start()
+
+
+def _end_with_the_trainer() -> None:
+    """torch watches the parent, which is the fork server, not the trainer: that one's end is seen nowhere else."""
+    multiprocessing.parent_process().join()
+    os._exit(1)

@@ -225,6 +225,9 @@ def test_windows_are_those_of_each_sample_in_turn(facts, max_frames, crop):
     cut = (lambda n: n) if crop is None else (lambda n: min(n, crop))
     assert list(clips.shapes) == [(w.frames, cut(w.height), cut(w.width)) for w in expected]
     assert clips.is_image.tolist() == [facts[w.sample][0] == 1 for w in expected]
+    asked = []
+    clips.per_shape(lambda *shape: asked.append(shape) or 0)
+    assert sorted(asked) == sorted(set(clips.shapes))  # not what was left out, and nothing twice
     assert clips.per_shape(lambda f, h, w: f * h * w).tolist() == [f * h * w for f, h, w in clips.shapes]
     assert [clips.caption(i) for i in range(len(clips))] == [f"clip {w.sample}" for w in expected]
 

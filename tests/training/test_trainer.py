@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from launching import family, wait_for
 from safetensors.torch import load_file
 
 from latentvid.data.plan import Plan
@@ -198,9 +199,12 @@ def test_killed_and_started_again_equals_uninterrupted(dit_config, tmp_path):
     limit = time.monotonic() + 120
     while len(read_metrics(killed)) < 5 and process.poll() is None and time.monotonic() < limit:
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
+    loaders = family(process.pid)[1:]
+    process.kill()  # the trainer alone
     said = process.communicate()[1]
     assert process.returncode == -signal.SIGKILL, said
+    assert loaders  # and they end by themselves
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in loaders), 10, "the end of the loader's processes")
 
     done = max(r["step"] for r in read_metrics(killed))
     last = done + 3
@@ -208,6 +212,26 @@ def test_killed_and_started_again_equals_uninterrupted(dit_config, tmp_path):
     train(dit_config(whole, *options, f"train.steps={last}"), DitTask)
     assert [r["step"] for r in lines(killed)] == list(range(1, last + 1))
     assert_same_run(killed, whole, last)
+
+
+def test_a_failing_run_with_loader_processes_ends(dit_config, tmp_path):
+    """So that a launcher starts it again; the exception's traceback keeps the loader alive until the end."""
+    save_config(dit_config(tmp_path, "data.workers=1"), tmp_path / "config.yaml")
+    program = (
+        "import sys; from latentvid.training import trainer, load, config, dit_task\n"
+        "class Failing(dit_task.DitTask):\n"
+        "    def loss(self, model, pack): raise RuntimeError('as asked')\n"
+        "if __name__ == '__main__': trainer.train(load.load_config(config.DitConfig, sys.argv[1]), Failing)\n"
+    )
+    (tmp_path / "program.py").write_text(program)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "config.yaml")],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1 and "as asked" in done.stderr
 
 
 def test_started_again_when_finished_it_only_exports(whole, dit_config):
