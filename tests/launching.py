@@ -26,6 +26,7 @@ class Recipe:
 
     config: str
     cpu_switch: bool = False
+    options: tuple[str, ...] = ()
 
 
 RECIPES = {
@@ -35,6 +36,7 @@ RECIPES = {
     "zero1": Recipe("zero1.yaml"),
     "zero2": Recipe("zero2.yaml"),
     "zero3": Recipe("zero3.yaml"),
+    "zero3_offload": Recipe("zero3.yaml", options=("--deepspeed_config_file", "configs/deepspeed/zero3_offload.json")),
 }
 
 
@@ -50,19 +52,24 @@ def environment(recipe: str, **more: str) -> dict[str, str]:
     return {**kept, **settings, **more}
 
 
+def driver(recipe: str, *programs: Sequence[object]) -> list[str]:
+    """What each launched process runs: this file, with the programs (each a script with its arguments) to run."""
+    return [__file__, recipe, *(json.dumps([str(word) for word in program]) for program in programs)]
+
+
 def command(recipe: str, processes: int, *programs: Sequence[object], options: Sequence[str] = ()) -> list[str]:
-    """The command line that runs `programs` (each a script with its arguments) one after another under `recipe`.
+    """The command line that runs `programs` one after another under `recipe`.
 
     `options` are more of `accelerate launch`'s. One process of "single" without options needs no launcher.
     """
-    run = [__file__, recipe, *(json.dumps([str(word) for word in program]) for program in programs)]
+    run = driver(recipe, *programs)
     if recipe == "single" and processes == 1 and not options:
         return [sys.executable, *run]
     if "--main_process_port" not in options:
         options = ("--main_process_port", "0", *options)  # any free one
     config = str(CONFIGS / RECIPES[recipe].config)
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
-    return [*launcher, "--num_processes", str(processes), *options, *run]
+    return [*launcher, "--num_processes", str(processes), *RECIPES[recipe].options, *options, *run]
 
 
 def start(
@@ -70,19 +77,20 @@ def start(
     processes: int,
     *programs: Sequence[object],
     options: Sequence[str] = (),
-    prefix: Sequence[str] = (),
-    log: Path | None = None,
+    log: Path,
     **more: str,
 ) -> subprocess.Popen:
-    """Starts a launch in a session of its own and returns at once; output goes to `log`.
+    """Starts a launch and returns at once; output goes to `log`, `more` is added to the environment."""
+    return spawn(command(recipe, processes, *programs, options=options), environment(recipe, **more), log)
 
-    `prefix` is put before the command (`ip netns exec NAME`); `more` is added to the environment.
-    """
-    with open(log if log is not None else os.devnull, "ab") as output:
+
+def spawn(words: Sequence[str], settings: dict[str, str], log: Path) -> subprocess.Popen:
+    """Starts a command in a session of its own, without input, from the repository's root."""
+    with log.open("ab") as output:
         return subprocess.Popen(
-            [*prefix, *command(recipe, processes, *programs, options=options)],
+            words,
             cwd=ROOT,
-            env=environment(recipe, **more),
+            env=settings,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -18,7 +18,7 @@ class Preempted(SystemExit):
 
 
 class StopRequest:
-    """Inside, SIGTERM and SIGUSR1 only set `asked` to the signal's name; the second SIGTERM acts as it did before."""
+    """Inside, SIGTERM and SIGUSR1 only set `asked` to the signal's name, however often they come."""
 
     def __init__(self) -> None:
         self.asked: str | None = None
@@ -33,9 +33,6 @@ class StopRequest:
         self._restore()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked is not None and number == signal.SIGTERM:
-            self._restore()
-            signal.raise_signal(number)
         self.asked = signal.Signals(number).name
 
     def _restore(self) -> None:

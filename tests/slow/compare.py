@@ -1,0 +1,68 @@
+"""What two runs must share, and by how much they differ."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from latentvid.training.metrics import read_metrics
+
+WEIGHTS = "pipeline/transformer/diffusion_pytorch_model.safetensors"
+LOSS, WEIGHT = 1e-5, 1e-4  # largest relative difference of a step's loss, largest difference of an exported weight
+
+
+@dataclass
+class Difference:
+    """Of one run from another: relative for each step's loss, absolute for the exported weights."""
+
+    loss: float
+    weight: float
+
+    def check(self) -> None:
+        assert self.loss <= LOSS and self.weight <= WEIGHT, self
+
+
+def losses(run: Path) -> list[float]:
+    return [record["loss"] for record in read_metrics(run)]
+
+
+def draws(run: Path) -> list[list[tuple[int, int]]]:
+    """Of each step, the (global number, index) of the samples that the loaders made."""
+    lines = (run / "draws.jsonl").read_text(encoding="utf-8").splitlines()
+    return [[tuple(draw) for draw in json.loads(line)["draws"]] for line in lines]
+
+
+def difference(run: Path, other: Path) -> Difference:
+    """Fails unless both runs made the same steps of the same samples."""
+    first, second = read_metrics(run), read_metrics(other)
+    keys = ("step", "tokens", "samples", "lr")
+    assert [[a[k] for k in keys] for a in first] == [[b[k] for k in keys] for b in second]
+    assert draws(run) == draws(other)
+    loss = max(abs(a - b) / abs(b) for a, b in zip(losses(run), losses(other), strict=True))
+    ours, theirs = load_file(run / WEIGHTS), load_file(other / WEIGHTS)
+    assert ours.keys() == theirs.keys()
+    return Difference(loss, max(float((ours[k] - theirs[k]).abs().max()) for k in ours))
+
+
+def assert_identical(run: Path, other: Path) -> None:
+    """Every loss and every exported weight to the last bit."""
+    assert losses(run) == losses(other) and draws(run) == draws(other)
+    ours, theirs = load_file(run / WEIGHTS), load_file(other / WEIGHTS)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def assert_each_once(run: Path, samples: int) -> None:
+    """From the log of global numbers: no number twice or left out, and every epoch holds every sample once.
+
+    A sample that a step had no room for waits, so what the last steps drew may have holes: only numbers below the first
+    hole are looked at.
+    """
+    index_of = {number: index for step in draws(run) for number, index in step}
+    assert len(index_of) == sum(map(len, draws(run))), "a global number was used twice"
+    complete = next(n for n in range(len(index_of) + 1) if n not in index_of)
+    assert complete >= samples, f"only {complete} numbers follow each other: too few to see an epoch of {samples}"
+    for first in range(0, complete - samples + 1, samples):
+        epoch = {index_of[number] for number in range(first, first + samples)}
+        assert epoch == set(range(samples)), f"the epoch of numbers {first} to {first + samples - 1}"
