@@ -2,8 +2,9 @@
 
     accelerate launch train/train_dit.py CONFIG.yaml [--section.key=value ...]
 
-Started again with the same configuration it goes on from the newest checkpoint in run.dir. It leaves
-RUN/metrics.jsonl, RUN/checkpoints/, RUN/samples/ and RUN/pipeline/, which inference/t2v.py takes.
+--dry-run says what the run would be, and stops. Started again with the same configuration it goes on from the newest
+checkpoint in run.dir; SIGTERM and SIGUSR1 save and end it with status 75. It leaves RUN/metrics.jsonl,
+RUN/checkpoints/, RUN/samples/ and RUN/pipeline/, which inference/t2v.py takes.
 """
 
 from latentvid.errors import user_errors

@@ -2,8 +2,9 @@
 
     accelerate launch vae/train_vae.py CONFIG.yaml [--section.key=value ...]
 
-Started again with the same configuration it goes on from the newest checkpoint in run.dir. It leaves
-RUN/metrics.jsonl, RUN/checkpoints/ and RUN/vae/, the model in diffusers' format with its latents' statistics.
+--dry-run says what the run would be, and stops. Started again with the same configuration it goes on from the newest
+checkpoint in run.dir; SIGTERM and SIGUSR1 save and end it with status 75. It leaves RUN/metrics.jsonl,
+RUN/checkpoints/ and RUN/vae/, the model in diffusers' format with its latents' statistics.
 """
 
 from latentvid.errors import user_errors
