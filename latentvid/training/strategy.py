@@ -51,16 +51,9 @@ class Strategy:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward pass in the compute type; what it returns is fp32."""
-        return self._run(self.model, *args, **kwargs)
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """The same without what training hangs on the model."""
-        return self._run(self.module, *args, **kwargs)
-
-    def _run(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         device = self.accelerator.device.type
         with torch.autocast(device, self.precision) if self.precision else nullcontext():
-            out = model(*args, **kwargs)
+            out = self.model(*args, **kwargs)
         return tuple(x.float() for x in out) if isinstance(out, tuple) else out.float()
 
     def accumulating(self, last: bool) -> AbstractContextManager:

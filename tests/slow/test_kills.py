@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from compare import assert_each_once, assert_identical, losses
+from comparing import assert_each_once, assert_identical, losses
 from launching import ROOT, family, finish, kill, launch, start, wait_for
 
 from latentvid.training.checkpoint import CheckpointStore, find_damage

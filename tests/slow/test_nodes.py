@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from compare import difference
+from comparing import difference
 from launching import ROOT, finish, kill, wait_for, workers
 from nodes import Node, start_elastic_on, start_on, two_nodes, why_not
 

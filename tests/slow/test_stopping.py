@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from compare import assert_identical, losses
+from comparing import assert_identical, losses
 from launching import ROOT, environment, finish, spawn, start, wait_for, workers
 
 from latentvid.training.checkpoint import CheckpointStore, find_damage

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from compare import Difference, difference
+from comparing import Difference, difference
 from launching import ROOT, launch
 
 TRAIN = ROOT / "train/train_dit.py"

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -35,10 +36,11 @@ def draws(run: Path) -> list[list[tuple[int, int]]]:
 
 
 def difference(run: Path, other: Path) -> Difference:
-    """Fails unless both runs made the same steps of the same samples."""
+    """Fails unless both runs made the same steps of the same samples, with about the same gradients."""
     first, second = read_metrics(run), read_metrics(other)
-    keys = ("step", "tokens", "samples", "lr")
+    keys = ("step", "tokens", "samples", "lr", "skipped_steps")
     assert [[a[k] for k in keys] for a in first] == [[b[k] for k in keys] for b in second]
+    assert [a["grad_norm"] for a in first] == pytest.approx([b["grad_norm"] for b in second], rel=1e-4)
     assert draws(run) == draws(other)
     loss = max(abs(a - b) / abs(b) for a, b in zip(losses(run), losses(other), strict=True))
     ours, theirs = load_file(run / WEIGHTS), load_file(other / WEIGHTS)
