@@ -23,7 +23,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=Path("output.mp4"), help="several clips get -0, -1 ... in the name"
     )
-    parser.add_argument("--frames", type=int, help="1 + 4k frames (default: the model's)")
+    parser.add_argument("--frames", type=int, help="1 + 4k, by the VAE's stride in time (default: the model's)")
     parser.add_argument("--height", type=int, help="pixels (default: the model's)")
     parser.add_argument("--width", type=int, help="pixels (default: the model's)")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")

@@ -11,6 +11,10 @@ from safetensors.torch import load_file
 from latentvid.training.metrics import read_metrics
 
 WEIGHTS = "pipeline/transformer/diffusion_pytorch_model.safetensors"
+TIMES = (
+    *("seconds", "tokens_per_s", "samples_per_s", "mfu", "cpu_s"),
+    *("data_wait", "encode", "compute", "optimizer", "checkpoint"),
+)
 LOSS, WEIGHT = 1e-5, 1e-4  # largest relative difference of a step's loss, largest difference of an exported weight
 
 
@@ -68,3 +72,23 @@ def assert_each_once(run: Path, samples: int) -> None:
     for first in range(0, complete - samples + 1, samples):
         epoch = {index_of[number] for number in range(first, first + samples)}
         assert epoch == set(range(samples)), f"the epoch of numbers {first} to {first + samples - 1}"
+
+
+def lines(run: Path) -> list[dict]:
+    """The log without what only a clock says."""
+    return [{k: v for k, v in record.items() if k not in TIMES} for record in read_metrics(run)]
+
+
+def state(run: Path, step: int, name: str = "model") -> dict[str, torch.Tensor]:
+    return load_file(run / f"checkpoints/step-{step:08d}" / f"{name}.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def assert_same_run(a: Path, b: Path, step: int) -> None:
+    """The log and the checkpoint of a step to the last bit."""
+    assert lines(a) == lines(b)
+    for name in ("model", "ema", "optimizer"):
+        assert same(state(a, step, name), state(b, step, name)), name

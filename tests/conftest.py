@@ -119,6 +119,46 @@ def dit_config(tiny_vae, tiny_t5, tiny_latents) -> Callable:
 
 
 @pytest.fixture(scope="session")
+def vae_config(digits_data) -> Callable:
+    """`vae_config(run_dir, "section.key=value", ...)`: a tiny VaeConfig that trains on the digits."""
+    from latentvid.training.config import VaeConfig
+    from latentvid.training.load import load_config
+
+    base = {
+        "data.manifest": digits_data / "train.jsonl",
+        "data.max_frames": 9,
+        "data.tokens_per_pack": 400,
+        "data.packs_per_step": 2,
+        "model": "{latent_channels: 4, widths: [8, 8, 8], kernels: factorised}",
+        "optim.name": "muon",
+        "optim.warmup": 2,
+        "train.mixed_precision": "no",
+        "train.ema": 0.9,
+        "train.steps": 6,
+        "checkpoint.every": 3,
+        "log.trackers": "[]",
+        "statistics_samples": 8,
+    }
+
+    def make(run_dir: Path, *overrides: str) -> VaeConfig:
+        return load_config(VaeConfig, None, [f"run.dir={run_dir}", *(f"{k}={v}" for k, v in base.items()), *overrides])
+
+    return make
+
+
+@pytest.fixture
+def fresh_accelerate():
+    """accelerate keeps the first Accelerator's settings for the whole process."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture(scope="session")
 def tiny_pipeline(tmp_path_factory, tiny_vae, tiny_t5) -> Path:
     """A saved pipeline of 5 frames of 32x32 whose transformer has random weights, so that every input matters."""
     from transformers import AutoTokenizer, T5EncoderModel

@@ -5,6 +5,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -131,7 +132,7 @@ def test_t2v_wants_a_prompt(run):
         (["--optim.name=adam"], "optim.name='adam': expected one of 'adamw', 'muon' (did you mean 'adamw'?)"),
         (["--data.latents=none", "--data.manifest=gone.jsonl"], "gone.jsonl: there is no such manifest"),
         (["--data.latents=gone"], "gone holds no finished latent cache"),
-        (["--vae=gone"], "gone holds no CausalVideoAutoencoder"),
+        (["--vae=gone"], "gone holds no VAE"),
         (["--text_encoder=gone/t5"], "gone/t5"),
         (["--train.ema=2"], "train: ema=2.0 must be at least 0 and below 1"),
     ],
@@ -159,16 +160,17 @@ def test_help_is_printed(script, run):
 
 @pytest.mark.parametrize("config", ["dit/demo.yaml", "vae/demo.yaml"])
 def test_the_demos_configurations_are_valid(config):
+    from latentvid.models.interchange import build_vae
+    from latentvid.models.transformer import VideoDiT
     from latentvid.training.config import DitConfig, VaeConfig
     from latentvid.training.load import load_config
     from latentvid.training.task import build_model
 
-    cls = {"dit/demo.yaml": DitConfig, "vae/demo.yaml": VaeConfig}[config]
-    loaded = load_config(cls, ROOT / "configs" / config)
-    if cls is VaeConfig:
-        from latentvid.models.autoencoder import CausalVideoAutoencoder as model
+    if config.startswith("vae"):
+        cls, build = VaeConfig, build_vae
     else:
-        from latentvid.models.transformer import VideoDiT as model
-    build_model(model, loaded.model, "model")
+        cls, build = DitConfig, partial(build_model, VideoDiT)
+    loaded = load_config(cls, ROOT / "configs" / config)
+    build(loaded.model, "model")
     with pytest.raises(UserError, match="model: .*widht"):
-        build_model(model, {**loaded.model, "widht": 3}, "model")
+        build({**loaded.model, "widht": 3}, "model")

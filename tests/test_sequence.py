@@ -142,7 +142,7 @@ def same_task(config: DitConfig, group: SequenceGroup) -> None:
         task.sequence = task.model.sequence = None
         pack = task.make_pack(draws)
         whole = pack if pack.clean is not None else task._encode(pack)
-        want, _ = task.loss(task.model, pack)
+        want, _ = task.loss(task.model, pack, 0)
         task.sequence = task.model.sequence = group
         reads = count_reads(task)
         pack = task.make_pack(draws)
@@ -154,7 +154,7 @@ def same_task(config: DitConfig, group: SequenceGroup) -> None:
         assert_near(here.clean, whole.clean[span.start : span.stop], 1e-6)
         assert here.text_layout.lengths == words[span.first : span.last]
         assert_near(here.text, torch.cat(whole.text.split(words)[span.first : span.last]), 1e-6)
-        losses, _ = task.loss(task.model, pack)
+        losses, _ = task.loss(task.model, pack, 0)
         got = torch.zeros_like(want).index_copy(0, torch.arange(span.first, span.last), losses)
         assert_near(group.add_up(got.detach()), want.detach(), 1e-5)
         assert pack.tokens == whole.tokens[span.first : span.last]

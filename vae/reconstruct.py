@@ -2,8 +2,8 @@
 
     python vae/reconstruct.py --vae RUN/vae INPUT... --output OUT.mp4
 
-The output's ending chooses the format: mp4, gif or png. Any size and length goes in; what the autoencoder cannot
-represent is scaled or cut, and said.
+The output's ending chooses the format: mp4, gif or png. Any size and length goes in, as one stream, so that memory does
+not grow with the length; what is scaled, cropped or left out is said. vae/evaluate.py scores many files.
 """
 
 import argparse
@@ -12,9 +12,8 @@ from pathlib import Path
 import torch
 
 from latentvid.errors import UserError, user_errors
-from latentvid.evaluation.reconstruction import reconstruct_file
-from latentvid.models.autoencoder import CausalVideoAutoencoder
-from latentvid.pipelines.loading import load_component
+from latentvid.evaluation.whole_file import reconstruct_file
+from latentvid.models.interchange import load_vae
 
 
 def main() -> None:
@@ -26,7 +25,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.max_frames is not None and args.max_frames < 1:
         raise UserError(f"--max-frames {args.max_frames}: ask for at least 1 frame")
-    vae = load_component(CausalVideoAutoencoder, args.vae).to("cuda" if torch.cuda.is_available() else "cpu")
+    vae = load_vae(args.vae).to("cuda" if torch.cuda.is_available() else "cpu")
     for i, path in enumerate(args.inputs):
         stem = args.output.stem if len(args.inputs) == 1 else f"{args.output.stem}-{i}"
         output = args.output.with_name(stem + args.output.suffix)

@@ -90,6 +90,29 @@ def read_frames(path: str | os.PathLike, start: int = 0, frames: int | None = No
     return torch.from_numpy(window)
 
 
+def read_chunks(path: str | os.PathLike, first: int, later: int, *, threads: int = 1) -> Iterator[Tensor]:
+    """Decodes a file once, from its start: uint8 [first,H,W,3], then [later,H,W,3] each, the last as long as it is.
+
+    One chunk at a time is in memory. Otherwise as `read_frames`, with its errors.
+    """
+    if min(first, later) < 1:
+        raise ValueError(f"read_chunks wants chunks of at least 1 frame, got {first} and {later}")
+    _check_file(path)
+    if _is_image(path):
+        yield torch.from_numpy(_read_image(path)[None])
+        return
+    window, seen = _Window(path, first), 0
+    with _opened_video(path, threads) as (container, stream):
+        for frame in _sound(path, _decoded(path, container, stream)):
+            seen += 1
+            if window.add(frame):
+                yield torch.from_numpy(window.restart(later))
+    if window.filled:
+        yield torch.from_numpy(window.pixels())
+    if not seen:
+        raise _too_short(path, 0, 0, None)
+
+
 # ---------------------------------------------------------------------------------------------------------- opening
 
 
@@ -191,6 +214,13 @@ def _decoded(path: str | os.PathLike, container: Any, stream: Any, lean_before: 
         yield from packet.decode()
 
 
+def _sound(path: str | os.PathLike, frames: Iterator[Any]) -> Iterator[Any]:
+    for frame in frames:
+        if frame.is_corrupt:
+            raise ClipError(path, "unreadable", "has damaged frames; export it again")
+        yield frame
+
+
 def _decode_after_seek(
     path: str | os.PathLike, container: Any, stream: Any, start: int, frames: int | None
 ) -> np.ndarray | None:
@@ -227,9 +257,7 @@ def _decode_from_start(
     path: str | os.PathLike, container: Any, stream: Any, start: int, frames: int | None
 ) -> np.ndarray:
     window, seen = _Window(path, frames), 0
-    for frame in _decoded(path, container, stream):
-        if frame.is_corrupt:
-            raise ClipError(path, "unreadable", "has damaged frames; export it again")
+    for frame in _sound(path, _decoded(path, container, stream)):
         seen += 1
         if seen > start and window.add(frame):
             break
@@ -291,4 +319,10 @@ class _Window:
 
     def pixels(self) -> np.ndarray:
         """-> uint8 [F,H,W,3]"""
-        return np.stack(self._list) if self._array is None else self._array
+        return np.stack(self._list) if self._array is None else self._array[: self.filled]
+
+    def restart(self, length: int) -> np.ndarray:
+        """The pixels so far; `length` more, of the same size, are kept from here on."""
+        pixels = self.pixels()
+        self.length, self.filled, self._array = length, 0, None
+        return pixels

@@ -5,8 +5,12 @@ Axes: F frames, H height, W width. Frames are uint8 [F,H,W,3], RGB, 0..255, in d
 
 import math
 import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -15,11 +19,12 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from PIL import Image
 from torch import Tensor
 
-from latentvid.data.video import ACCURATE
+from latentvid.data.video import ACCURATE, VIDEO_ENDINGS
 from latentvid.errors import UserError
 from latentvid.files import written_whole
 
 _BT709 = 1  # the same number for the matrix, the primaries and the transfer curve
+_MP4_AUDIO = frozenset({"aac", "mp3", "ac3", "eac3", "alac", "flac", "opus"})  # what mp4 players read in an mp4
 
 
 def write_video(path: str | os.PathLike, frames: Tensor, fps: float, *, crf: int = 12) -> None:
@@ -46,32 +51,97 @@ def write_video(path: str | os.PathLike, frames: Tensor, fps: float, *, crf: int
         writer(beside, frames.cpu().numpy(), fps, crf)
 
 
-def _write_mp4(path: Path, frames: np.ndarray, fps: float, crf: int) -> None:
-    _, height, width, _ = frames.shape
+@contextmanager
+def mp4_writer(
+    path: str | os.PathLike,
+    height: int,
+    width: int,
+    fps: float,
+    *,
+    crf: int = 12,
+    audio: str | os.PathLike | None = None,
+) -> Iterator[Callable[[Tensor], None]]:
+    """Opens an mp4 (as `write_video` writes it) and gives a function that appends uint8 frames [F,H,W,3] to it.
+
+    audio: a file whose first audio stream is copied as it is, as far as the frames last; it must be one that
+    `copies_audio`. The file appears under its name when the block ends without an error.
+    """
+    with written_whole(path) as beside, _opened_mp4(beside, height, width, fps, crf, audio) as write:
+        yield lambda frames: write(frames.cpu().numpy())
+
+
+def copies_audio(path: str | os.PathLike) -> tuple[bool, str | None]:
+    """Whether a file has an audio stream that an mp4 can hold as it is, and that stream's codec."""
+    if os.path.splitext(os.fspath(path))[1].lower() not in VIDEO_ENDINGS:
+        return False, None
+    with av.open(os.fspath(path), metadata_errors="ignore") as container:
+        context = container.streams.audio[0].codec_context if container.streams.audio else None
+        codec = None if context is None else context.name
+        return codec in _MP4_AUDIO, codec
+
+
+@contextmanager
+def _opened_mp4(
+    path: Path, height: int, width: int, fps: float, crf: int, audio: str | os.PathLike | None = None
+) -> Iterator[Callable[[np.ndarray], None]]:
     pixel_format = "yuv444p" if height % 2 or width % 2 else "yuv420p"
     rate = Fraction(fps).limit_denominator(1001)
     # the conversion below averages 2x2 pixels, so the chroma sits in their centre; untagged it is read as "left", which
     # costs 4 dB on a 32x32 clip
     options = {"crf": str(crf), "threads": "1", "mbtree": "0", "chroma_sample_location": "center"}
-    with av.open(os.fspath(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+    with ExitStack() as stack:
+        container = stack.enter_context(av.open(os.fspath(path), "w", format="mp4", options={"movflags": "+faststart"}))
         stream = container.add_stream("libx264", rate=rate, options=options)
         stream.height, stream.width, stream.pix_fmt = height, width, pixel_format
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.color_range = ColorRange.MPEG
-        reformatter = VideoReformatter()
-        for index, rgb in enumerate(frames):
-            frame = reformatter.reformat(
-                av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24"),
-                format=pixel_format,
-                dst_colorspace=Colorspace.ITU709,
-                dst_color_range=ColorRange.MPEG,
-                interpolation=ACCURATE | Interpolation.FULL_CHR_H_INP,
-                threads=1,
-            )
-            frame.pts = index
-            container.mux(stream.encode(frame))
+        sound = None if audio is None else _Sound(stack.enter_context(av.open(os.fspath(audio))), container)
+        reformatter, frames = VideoReformatter(), count()
+
+        def write(pixels: np.ndarray) -> None:
+            for rgb, index in zip(pixels, frames, strict=False):
+                frame = reformatter.reformat(
+                    av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24"),
+                    format=pixel_format,
+                    dst_colorspace=Colorspace.ITU709,
+                    dst_color_range=ColorRange.MPEG,
+                    interpolation=ACCURATE | Interpolation.FULL_CHR_H_INP,
+                    threads=1,
+                )
+                frame.pts = index
+                container.mux(stream.encode(frame))
+                if sound is not None:
+                    sound.copy_until((index + 1) / rate)
+
+        yield write
         container.mux(stream.encode(None))
+
+
+class _Sound:
+    """Copies an audio stream's packets in step with the frames that are written, so that none wait in memory."""
+
+    def __init__(self, source: Any, output: Any) -> None:
+        video, audio = source.streams.video[0], source.streams.audio[0]
+        self._output, self._stream = output, output.add_stream_from_template(audio)
+        self._base = audio.time_base
+        self._start = (video.start_time or 0) * video.time_base  # the output's first frame is at 0
+        self._packets = (packet for packet in source.demux(audio) if packet.size and packet.pts is not None)
+        self._next = next(self._packets, None)
+
+    def copy_until(self, seconds: Fraction) -> None:
+        shift = round(self._start / self._base)
+        while self._next is not None and (self._next.pts - shift) * self._base < seconds:
+            packet, self._next = self._next, next(self._packets, None)
+            packet.pts, packet.dts = packet.pts - shift, packet.pts - shift
+            if packet.pts >= 0:  # what sounds before the first frame has no place
+                packet.stream = self._stream
+                self._output.mux(packet)
+
+
+def _write_mp4(path: Path, frames: np.ndarray, fps: float, crf: int) -> None:
+    with _opened_mp4(path, *frames.shape[1:3], fps, crf) as write:
+        write(frames)
 
 
 def _write_gif(path: Path, frames: np.ndarray, fps: float, crf: int) -> None:
@@ -89,9 +159,9 @@ def _write_gif(path: Path, frames: np.ndarray, fps: float, crf: int) -> None:
 
 
 def _write_png(path: Path, frames: np.ndarray, fps: float, crf: int) -> None:
-    count, height, width, _ = frames.shape
-    columns = min(count, math.ceil(math.sqrt(count * height / width)))  # a sheet about as wide as it is high
-    rows = math.ceil(count / columns)
+    total, height, width, _ = frames.shape
+    columns = min(total, math.ceil(math.sqrt(total * height / width)))  # a sheet about as wide as it is high
+    rows = math.ceil(total / columns)
     sheet = np.zeros((rows * height, columns * width, 3), np.uint8)
     for index, frame in enumerate(frames):
         top, left = index // columns * height, index % columns * width

@@ -18,7 +18,16 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .causal3d import CausalConv3d, ChannelNorm, Downsample, ResBlock, StreamCache, Upsample
+from .causal3d import (
+    CausalConv3d,
+    ChannelNorm,
+    Downsample,
+    ResBlock,
+    StreamCache,
+    Upsample,
+    resize_channels,
+)
+from .streaming import decode_side, encode_side, run
 
 KERNELS = {
     "full": ((3, 3, 3), (3, 3, 3)),
@@ -32,7 +41,7 @@ class Encoder(nn.Module):
 
     def __init__(self, channels: int, latent: int, patch: int, widths, depths, time_strides, space_strides, kernels):
         super().__init__()
-        self.patch = patch
+        self.patch, self.latent = patch, latent
         self.conv_in = CausalConv3d(channels * patch**2, widths[0])
         self.stages = nn.ModuleList()
         for i, (width, depth) in enumerate(zip(widths, depths, strict=True)):
@@ -44,10 +53,12 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor, cache: StreamCache) -> Tensor:
         x = rearrange(x, "B C F (h p) (w q) -> B (C p q) F h w", p=self.patch, q=self.patch)
-        x = self.conv_in(x.contiguous(memory_format=torch.channels_last_3d), cache)
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+        x = self.conv_in(x, cache) + resize_channels(x, self.conv_in.out_channels)
         for stage in self.stages:
             x = stage(x, cache)
-        return self.conv_out(self.norm(x), cache)
+        mean, logvar = self.conv_out(self.norm(x), cache).chunk(2, dim=1)
+        return torch.cat([mean + resize_channels(x, self.latent), logvar], dim=1)
 
 
 class Decoder(nn.Module):
@@ -66,15 +77,18 @@ class Decoder(nn.Module):
         self.conv_out = CausalConv3d(widths[0], channels * patch**2)
 
     def forward(self, z: Tensor, cache: StreamCache) -> Tensor:
-        x = self.conv_in(z.contiguous(memory_format=torch.channels_last_3d), cache)
+        z = z.contiguous(memory_format=torch.channels_last_3d)
+        x = self.conv_in(z, cache) + resize_channels(z, self.conv_in.out_channels)
         for stage in self.stages:
             x = stage(x, cache)
-        x = self.conv_out(self.norm(x), cache)
+        x = self.conv_out(self.norm(x), cache) + resize_channels(x, self.conv_out.out_channels)
         return rearrange(x, "B (C p q) F h w -> B C F (h p) (w q)", p=self.patch, q=self.patch)
 
 
 class CausalVideoAutoencoder(ModelMixin, ConfigMixin):
     """Causal 3D VAE: a patchify stem, residual stages of causal convolutions, and a Gaussian latent.
+
+    Every change of width, from pixels to latent and back, has a shortcut without parameters.
 
     Args:
         latent_channels: C of the latent.
@@ -113,6 +127,7 @@ class CausalVideoAutoencoder(ModelMixin, ConfigMixin):
             raise ValueError(f"kernels={kernels!r}: one of {', '.join(KERNELS)}")
         self.temporal_stride = math.prod(time_strides)
         self.spatial_stride = patch * math.prod(space_strides)
+        self.latent_channels = latent_channels
         shape = (in_channels, latent_channels, patch, tuple(widths))
         strides = (tuple(time_strides), tuple(space_strides), KERNELS[kernels])
         self.encoder = Encoder(*shape, tuple(encoder_depths), *strides)
@@ -120,7 +135,8 @@ class CausalVideoAutoencoder(ModelMixin, ConfigMixin):
         self.initialise()
 
     def initialise(self) -> None:
-        """Fan-in scaled convolutions; residual branches start at zero, so the shortcuts carry the signal first."""
+        """Fan-in scaled convolutions; residual branches and the last convolutions start at zero, so that the shortcuts
+        carry the signal first."""
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
@@ -128,6 +144,8 @@ class CausalVideoAutoencoder(ModelMixin, ConfigMixin):
         for module in self.modules():
             if isinstance(module, ResBlock):
                 nn.init.zeros_(module.conv2.weight)
+            elif isinstance(module, Encoder | Decoder):
+                nn.init.zeros_(module.conv_out.weight)
 
     def latent_grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """(f, h, w) of the latent of a clip; raises UserError where the VAE cannot represent that size."""
@@ -140,30 +158,28 @@ class CausalVideoAutoencoder(ModelMixin, ConfigMixin):
             raise UserError(f"{height} x {width} pixels: this VAE takes multiples of {s}, such as {near}")
         return 1 + (frames - 1) // t, height // s, width // s
 
-    def encode(self, x: Tensor, frames_per_chunk: int | None = None) -> AutoencoderKLOutput:
-        """Posterior of clips.
+    def encode(self, x: Tensor, budget: int | None = None) -> AutoencoderKLOutput:
+        """Posterior of clips x [B,3,F,H,W] in [-1,1]: `.latent_dist` has `.mean`, `.sample(generator)`, [B,C,f,h,w].
+
+        Long clips pass in chunks, which changes nothing; frames too large for the budget in tiles, which changes a
+        little (`streaming.py`).
 
         Args:
-            x: [B,3,F,H,W] in [-1,1].
-            frames_per_chunk: encode in chunks of so many frames (a multiple of the temporal stride; the first chunk
-                has one more); the result is the same, the memory that of one chunk.
+            budget: bytes that this may take beside x and the result; by default a share of the free memory. What
+                autograd keeps, where gradients are on, comes on top.
 
-        Returns: `.latent_dist`, a diagonal Gaussian with `.mean`, `.sample(generator)`, [B,C,f,h,w].
+        Raises UserError for sizes that the VAE cannot represent, and where the smallest tile does not fit the budget.
         """
         self.latent_grid(*x.shape[2:])
-        moments = self._stream(self.encoder, x, self._chunk(frames_per_chunk))
+        moments = run(encode_side(self), x, budget)
         return AutoencoderKLOutput(latent_dist=DiagonalGaussianDistribution(moments))
 
-    def decode(self, z: Tensor, frames_per_chunk: int | None = None) -> DecoderOutput:
-        """Clips of latents [B,C,f,h,w] (not normalised); `.sample` is [B,3,F,H,W], about [-1,1], not clamped."""
-        chunk = self._chunk(frames_per_chunk)
-        latent_chunk = None if chunk is None else chunk // self.temporal_stride
-        return DecoderOutput(sample=self._stream(self.decoder, z, latent_chunk))
+    def decode(self, z: Tensor, budget: int | None = None) -> DecoderOutput:
+        """Clips of latents z [B,C,f,h,w] (not normalised): `.sample` is [B,3,F,H,W], about [-1,1], not clamped.
 
-    def _chunk(self, frames: int | None) -> int | None:
-        if frames is not None and (frames < 1 or frames % self.temporal_stride):
-            raise ValueError(f"frames_per_chunk={frames} must be a positive multiple of {self.temporal_stride}")
-        return frames
+        `budget` and errors as in `encode`.
+        """
+        return DecoderOutput(sample=run(decode_side(self), z, budget))
 
     def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Training pass: (reconstruction [B,3,F,H,W], mean and log-variance [B,C,f,h,w]) with the given noise."""
@@ -182,6 +198,10 @@ class CausalVideoAutoencoder(ModelMixin, ConfigMixin):
         mean, std = self._statistics(z)
         return z * std + mean
 
+    def set_statistics(self, mean: list[float], std: list[float]) -> None:
+        """Takes measured statistics of each channel into the config."""
+        self.register_to_config(latents_mean=mean, latents_std=std)
+
     def _statistics(self, z: Tensor) -> tuple[Tensor, Tensor]:
         c = self.config
         if c.latents_mean is None or c.latents_std is None:
@@ -190,14 +210,3 @@ class CausalVideoAutoencoder(ModelMixin, ConfigMixin):
             )
         as_tensor = lambda values: torch.tensor(values, dtype=z.dtype, device=z.device)[:, None, None, None]  # noqa: E731
         return as_tensor(c.latents_mean), as_tensor(c.latents_std)
-
-    @staticmethod
-    def _stream(net: nn.Module, x: Tensor, chunk: int | None) -> Tensor:
-        """Runs `net` over chunks of `chunk` frames of x (the first has one more), joined in time."""
-        if chunk is None or chunk + 1 >= x.shape[2]:
-            return net(x, StreamCache(more=False))
-        cache, parts = StreamCache(more=True), []
-        for part in (x[:, :, : 1 + chunk], *x[:, :, 1 + chunk :].split(chunk, dim=2)):
-            parts.append(net(part, cache))
-            cache.started = True
-        return torch.cat(parts, dim=2)

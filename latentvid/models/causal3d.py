@@ -50,21 +50,30 @@ class CausalConv3d(nn.Conv3d):
         return super().forward(cache.extend(self, x, past) if past else x)
 
 
-class Downsample(nn.Module):
-    """Folds `time` frames and `space` x `space` pixels into channels, then mixes them by a 1x1x1 convolution.
+def resize_channels(x: Tensor, channels: int) -> Tensor:
+    """[B,C,f,h,w] -> [B,channels,f,h,w] without parameters: means of neighbouring channels, or repeats of each.
 
-    The shortcut averages the folded channels (a residual around the resampling, as in DC-AE, Chen et al. 2024).
+    The shortcut around everything that changes the number of channels (DC-AE, Chen et al. 2024, section 3.1), so that
+    an untrained autoencoder already passes coarse colours through.
     """
+    have = x.shape[1]
+    if channels % have == 0:
+        return x if channels == have else x.repeat_interleave(channels // have, dim=1)
+    if have % channels == 0:
+        return x.unflatten(1, (channels, have // channels)).mean(dim=2)
+    if have < channels:
+        return x[:, torch.arange(channels, device=x.device) * have // channels]
+    pooled = F.adaptive_avg_pool1d(x.movedim(1, -1).flatten(0, 2), channels)
+    return pooled.unflatten(0, (x.shape[0], *x.shape[2:4])).movedim(-1, 1)
+
+
+class Downsample(nn.Module):
+    """Folds `time` frames and `space` x `space` pixels into channels, then mixes them by a 1x1x1 convolution."""
 
     def __init__(self, channels_in: int, channels_out: int, time: int, space: int) -> None:
         super().__init__()
         self.time, self.space = time, space
         folded = channels_in * time * space**2
-        if folded % channels_out:
-            raise ValueError(
-                f"downsample {channels_in} -> {channels_out}: {folded} folded channels do not divide evenly"
-            )
-        self.group = folded // channels_out
         self.mix = nn.Conv3d(folded, channels_out, 1)
 
     def forward(self, x: Tensor, cache: StreamCache) -> Tensor:
@@ -74,26 +83,25 @@ class Downsample(nn.Module):
         x = rearrange(
             x, "B C (f t) (h s1) (w s2) -> B (C t s1 s2) f h w", t=self.time, s1=self.space, s2=self.space
         ).contiguous(memory_format=torch.channels_last_3d)
-        return self.mix(x) + x.unflatten(1, (-1, self.group)).mean(dim=2)
+        y = self.mix(x)
+        return y + resize_channels(x, y.shape[1])
 
 
 class Upsample(nn.Module):
     """The reverse of `Downsample`: a 1x1x1 convolution to `time * space^2` times the channels, unfolded.
 
-    Of the first group only its last frame exists; the shortcut repeats channels.
+    Of the first group only its last frame exists.
     """
 
     def __init__(self, channels_in: int, channels_out: int, time: int, space: int) -> None:
         super().__init__()
         self.time, self.space = time, space
         folded = channels_out * time * space**2
-        if folded % channels_in:
-            raise ValueError(f"upsample {channels_in} -> {channels_out}: {folded} folded channels do not divide evenly")
-        self.repeat = folded // channels_in
         self.mix = nn.Conv3d(channels_in, folded, 1)
 
     def forward(self, x: Tensor, cache: StreamCache) -> Tensor:
-        x = self.mix(x) + x.repeat_interleave(self.repeat, dim=1)
+        y = self.mix(x)
+        x = y + resize_channels(x, y.shape[1])
         x = rearrange(x, "B (C t s1 s2) f h w -> B C (f t) (h s1) (w s2)", t=self.time, s1=self.space, s2=self.space)
         if self.time > 1 and not cache.started:
             x = x[:, :, self.time - 1 :]

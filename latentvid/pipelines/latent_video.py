@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from torch import Tensor
@@ -20,7 +21,7 @@ from ..data.transforms import to_uint8
 from ..diffusion.guidance import classifier_free
 from ..diffusion.scheduler import LatentVideoScheduler
 from ..errors import UserError
-from ..models.autoencoder import CausalVideoAutoencoder
+from ..models.interchange import Vae, as_vae, raw_vae
 from ..models.transformer import VideoDiT
 from ..packing import Packed, token_grid, unpatchify
 from ..rng import generator
@@ -38,6 +39,9 @@ class VideoOutput(BaseOutput):
 class LatentVideoPipeline(DiffusionPipeline):
     """VAE, transformer, scheduler and text encoder, saved together; use `LatentVideoPipeline.from_pretrained`.
 
+    The VAE is ours or one of diffusers' (`latentvid.models.interchange`): `vae` is what diffusers saves, `codec` the
+    same behind the interface of ours.
+
     `frames, height, width, fps, steps, guidance` are what the model was trained for and the defaults of a call.
     """
 
@@ -45,7 +49,7 @@ class LatentVideoPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        vae: CausalVideoAutoencoder,
+        vae: ModelMixin | Vae,
         transformer: VideoDiT,
         scheduler: LatentVideoScheduler,
         text_encoder: T5EncoderModel,
@@ -59,9 +63,18 @@ class LatentVideoPipeline(DiffusionPipeline):
     ) -> None:
         super().__init__()
         self.register_modules(
-            vae=vae, transformer=transformer, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer
+            vae=raw_vae(vae),
+            transformer=transformer,
+            scheduler=scheduler,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
         )
         self.register_to_config(frames=frames, height=height, width=width, fps=fps, steps=steps, guidance=guidance)
+
+    @property
+    def codec(self) -> Vae:
+        """The VAE behind the interface of ours."""
+        return as_vae(self.vae)
 
     @torch.no_grad()
     def __call__(
@@ -155,18 +168,19 @@ class LatentVideoPipeline(DiffusionPipeline):
         for i, z in enumerate(latents):
             groups[z.shape].append(i)
         clips: dict[int, Tensor] = {}
+        vae = self.codec
         for members in groups.values():
-            videos = self.vae.decode(self.vae.denormalise(torch.stack([latents[i] for i in members]))).sample
+            videos = vae.decode(vae.denormalise(torch.stack([latents[i] for i in members]))).sample
             clips |= {i: to_uint8(video).cpu() for i, video in zip(members, videos, strict=True)}
         return [clips[i] for i in range(len(latents))]
 
     def _token_grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
-        patch = self.transformer.config.patch
-        stride = self.vae.spatial_stride * patch
+        patch, vae = self.transformer.config.patch, self.codec
+        stride = vae.spatial_stride * patch
         if any(side < stride or side % stride for side in (height, width)):
             near = " x ".join(str(max(1, round(side / stride)) * stride) for side in (height, width))
             raise UserError(f"{height} x {width} pixels: this model makes multiples of {stride}, such as {near}")
-        return token_grid(self.vae.latent_grid(frames, height, width), patch)
+        return token_grid(vae.latent_grid(frames, height, width), patch)
 
     def _autocast(self, precision: torch.dtype | None):
         device = self._execution_device.type

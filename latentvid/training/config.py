@@ -175,9 +175,37 @@ class VaeData(Data):
 
 @dataclass(kw_only=True)
 class VaeLoss:
+    """Weights; what has weight 0 is not computed."""
+
     l1: float = _help("weight of |x - y|", default=1.0)
+    charbonnier: float = _help("weight of sqrt((x - y)^2 + 1e-6), a smooth |x - y|", default=0.0)
     mse: float = _help("weight of (x - y)^2", default=0.0)
+    temporal: float = _help("weight of the difference in change between neighbouring frames", default=0.0)
     kl: float = _help("weight of the KL divergence to N(0, I), a latent element", default=1e-6)
+    lpips: float = _help("weight of the perceptual distance of frames", default=0.0)
+    lpips_net: Literal["alex", "vgg"] = _help("backbone of the perceptual distance", default="vgg")
+    lpips_path: Path | None = _help(
+        "its weights (.safetensors, or a folder with NET.safetensors); null: torchvision's, if they are here",
+        default=None,
+    )
+    lpips_frames: int = _help("frames of a clip that it looks at, drawn anew each time", default=4)
+    adversarial: float = _help("weight of the critic's verdict; 0 trains no critic", default=0.0)
+    adversarial_start: int = _help("step from which the critic learns; it is heard optim.warmup later", default=0)
+    adversarial_lr: float = _help("peak learning rate of the critic (AdamW)", default=2e-4)
+    adaptive: bool = _help(
+        "scale the verdict's gradient to that of the other losses, at the decoder's last layer", default=True
+    )
+    adaptive_max: float = _help("largest such scale", default=1e4)
+    r1: float = _help("weight of the critic's squared change when real clips are shifted by noise", default=0.1)
+    r1_sigma: float = _help("deviation of that noise, of pixels in [-1, 1]", default=0.1)
+    critic: dict[str, Any] = _help("arguments of PatchCritic's constructor", default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = ("l1", "charbonnier", "mse", "temporal", "kl", "lpips", "adversarial", "r1")
+        _at_least(self, **dict.fromkeys(names, 0), lpips_frames=1, adversarial_start=0, adversarial_lr=0)
+        _at_least(self, adaptive_max=0, r1_sigma=0)
+        if not (self.l1 or self.charbonnier or self.mse):
+            raise ValueError("l1, charbonnier and mse are all 0: one of them must ask for the pixels")
 
 
 @dataclass(kw_only=True)
@@ -185,8 +213,16 @@ class VaeConfig(TrainingConfig):
     """`vae/train_vae.py`."""
 
     data: VaeData
+    init: Path | None = _help("folder of a VAE whose architecture and weights to begin with", default=None)
+    freeze_encoder: bool = _help(
+        "train the decoder of `init` alone, so that its latents stay what they are", default=False
+    )
     loss: VaeLoss = field(default_factory=VaeLoss)
     statistics_samples: int = _help("windows over which the latents' mean and deviation are measured", default=512)
+
+    def __post_init__(self) -> None:
+        if self.freeze_encoder and self.init is None:
+            raise ValueError("freeze_encoder needs init: the folder of the VAE whose decoder to train")
 
 
 @dataclass(kw_only=True)

@@ -28,11 +28,10 @@ from ..data.writing import write_video
 from ..diffusion.objective import loss_per_sample
 from ..diffusion.scheduler import LatentVideoScheduler
 from ..errors import UserError
-from ..models.autoencoder import CausalVideoAutoencoder
+from ..models.interchange import channels_last, load_vae
 from ..models.transformer import VideoDiT
 from ..packing import Grid, Packed, patchify, spans, token_grid
 from ..pipelines.latent_video import LatentVideoPipeline
-from ..pipelines.loading import load_component
 from ..rng import generator
 from ..sequence import make_sequence_group, makers
 from ..text import TextEncoder
@@ -45,12 +44,13 @@ from .task import build_model, shares
 class DitTask:
     product = "pipeline"
     ragged = False
+    apart = ()
 
     def __init__(self, config: DitConfig, device: torch.device, data: bool = True) -> None:
         """`data=False` leaves the data closed: enough to export."""
         self.config, self.device = config, device
         self.sequence = None if config.run.dry_run else make_sequence_group(config.train.sequence_parallel)
-        self.vae = load_component(CausalVideoAutoencoder, config.vae).to(device).requires_grad_(False)
+        self.vae = channels_last(load_vae(config.vae)).to(device).requires_grad_(False)
         self.text = TextEncoder.from_pretrained(config.text_encoder).to(device)
         self.scheduler = build_model(LatentVideoScheduler, config.scheduler, "scheduler")
         self.model = self.new_model()
@@ -67,7 +67,7 @@ class DitTask:
         return {k: v for k, v in self.__dict__.items() if k not in ("model", "vae", "text")}
 
     def new_model(self) -> VideoDiT:
-        known = {"latent_channels": self.vae.config.latent_channels, "text_width": self.text.dim}
+        known = {"latent_channels": self.vae.latent_channels, "text_width": self.text.dim}
         for key, value in known.items():
             if self.config.model.get(key, value) != value:
                 raise UserError(
@@ -140,7 +140,7 @@ class DitTask:
     def grid_flops(self, grid: Grid) -> GridFlops:
         model = dit_flops(self.model.config, [math.prod(grid)], [self.mean_text], grid[0])
         online = self.cache is None
-        return GridFlops(model, vae_flops(self.vae.config, self.pixels(grid)).encode if online else 0)
+        return GridFlops(model, vae_flops(self.vae, self.pixels(grid)).encode if online else 0)
 
     def flops(self, pack: DitPack) -> float:
         whole = pack.layout.whole or pack.layout
@@ -242,7 +242,7 @@ class DitTask:
             pack = self._trade(pack)
         return replace(pack, ready=True)
 
-    def loss(self, model: nn.Module, pack: DitPack) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, model: nn.Module, pack: DitPack, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         pack = pack if pack.ready else self.prepare(pack)
         t = pack.timestep.index_select(0, pack.layout.row)[:, None]  # [T,1]
         noised = self.scheduler.mix(pack.clean, pack.noise, t)

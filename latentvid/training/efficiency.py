@@ -81,6 +81,7 @@ class EfficiencyMeter:
         world: devices.
         window: steps.
         clock: of the host, seconds.
+        cpu_clock: CPU seconds of this process, all its threads together.
 
     Around each part of a step: `with meter.span("data"): ...`; a span inside another is taken out of the outer one.
     After each step `meter.step(...)`, then `meter.record()`. What is timed between two `step` calls belongs to the
@@ -94,8 +95,10 @@ class EfficiencyMeter:
         world: int,
         window: int = 20,
         clock: Callable[[], float] = time.perf_counter,
+        cpu_clock: Callable[[], float] = time.process_time,
     ) -> None:
         self.peak = peak * world
+        self._cpu_clock, self._cpu_mark, self._cpu_s = cpu_clock, cpu_clock(), 0.0
         self.totals = dict.fromkeys(SPANS, 0.0)  # seconds of each span since the start, as far as read
         self._timer = CudaTimer(device) if device.type == "cuda" else HostTimer(clock)
         self._throughput = ThroughputMeter(window, clock)
@@ -127,13 +130,16 @@ class EfficiencyMeter:
         self._steps.append(step)
         self._unread.append((step, self._spans))
         self._spans = []
+        now = self._cpu_clock()
+        self._cpu_s, self._cpu_mark = now - self._cpu_mark, now
         late = isinstance(self._timer, CudaTimer)
         while len(self._unread) > late:
             self._read(*self._unread.popleft())
 
     def record(self) -> dict[str, float]:
         """tokens_per_s, samples_per_s, mfu, a share of this process's wall time for each span (0..1; 0
-        before the first step whose marks are read) and seconds since the start."""
+        before the first step whose marks are read), cpu_s (this process's CPU seconds of the last step, loader
+        processes left out) and seconds since the start."""
         steps = list(self._steps)
         timed = [step for step in steps if step.seconds is not None]
         wall = max(sum(step.wall for step in timed), 1e-9)
@@ -142,6 +148,7 @@ class EfficiencyMeter:
             "samples_per_s": self._throughput.samples_per_s,
             "mfu": self._throughput.flops_per_s / self.peak,
             **{key: sum(step.seconds[name] for step in timed) / wall for name, key in SPANS.items()},
+            "cpu_s": self._cpu_s,
             "seconds": self._throughput.seconds,
         }
 

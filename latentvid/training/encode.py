@@ -19,8 +19,7 @@ from ..data.clips import ClipSource, Transform
 from ..data.latents import INDEX, Encoded, cache_key, module_fingerprint, read_shard, write_index, write_shard
 from ..data.manifest import dropped_by_reason, read_manifest
 from ..errors import ClipError, UserError
-from ..models.autoencoder import CausalVideoAutoencoder
-from ..pipelines.loading import load_component
+from ..models.interchange import channels_last, load_vae
 from ..text import TextEncoder
 from ..world import process_state
 
@@ -47,8 +46,7 @@ class Encoder:
 
     def __init__(self, config: EncodeConfig, device: torch.device) -> None:
         self.config, self.device = config, device
-        self.vae = load_component(CausalVideoAutoencoder, config.vae).to(device)
-        self.vae.to(memory_format=torch.channels_last_3d)
+        self.vae = channels_last(load_vae(config.vae)).to(device)
         self.text = TextEncoder.from_pretrained(config.text_encoder).to(device)
         self.transform = Transform(
             spatial_stride=self.vae.spatial_stride * config.patch,
@@ -142,7 +140,7 @@ def _seal(out: Path, encoder: Encoder, shards: int) -> str:
         encoder.key,
         SHARD,
         grids,
-        channels=encoder.vae.config.latent_channels,
+        channels=encoder.vae.latent_channels,
         text_width=encoder.text.dim,
         fps=sorted(fps)[len(fps) // 2] if fps else 0.0,
         dropped=dropped,

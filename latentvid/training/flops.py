@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..models.autoencoder import CausalVideoAutoencoder
+from ..models.interchange import Vae, arguments_of, build_vae
 from ..models.transformer import TIMESTEP_FEATURES
 
 # a training step over a forward pass: the backward pass makes two products for each of the forward's. Activations
@@ -60,20 +60,19 @@ class VaeFlops(NamedTuple):
     forward: int
 
 
-def vae_flops(config: Mapping[str, Any], shape: Sequence[int]) -> VaeFlops:
-    """FLOPs of a `CausalVideoAutoencoder` with this config for one clip of `shape` (F,H,W).
+def vae_flops(vae: Vae, shape: Sequence[int]) -> VaeFlops:
+    """FLOPs of such a VAE, ours or one of diffusers', for one clip of `shape` (F,H,W).
 
     Counted on a model without storage, once a shape.
     """
-    arguments = {key: value for key, value in config.items() if not key.startswith("_")}
-    return _vae_flops(json.dumps(arguments, sort_keys=True), tuple(map(int, shape)))
+    return _vae_flops(json.dumps(arguments_of(vae), sort_keys=True), tuple(map(int, shape)))
 
 
 @lru_cache(maxsize=65536)
 def _vae_flops(config: str, shape: tuple[int, ...]) -> VaeFlops:
     model = _bare_vae(config)
     video = torch.empty(1, 3, *shape, device="meta")
-    noise = torch.empty(1, model.config.latent_channels, *model.latent_grid(*shape), device="meta")
+    noise = torch.empty(1, model.latent_channels, *model.latent_grid(*shape), device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.encode(video)
         encode = counter.get_total_flops()
@@ -82,9 +81,9 @@ def _vae_flops(config: str, shape: tuple[int, ...]) -> VaeFlops:
 
 
 @lru_cache(maxsize=4)
-def _bare_vae(config: str) -> CausalVideoAutoencoder:
+def _bare_vae(arguments: str) -> Vae:
     with torch.device("meta"):
-        return CausalVideoAutoencoder(**json.loads(config))
+        return build_vae(json.loads(arguments), "model")
 
 
 # Dense TFLOP/s by NVIDIA's datasheets: (bf16 with fp32 sums, fp32 without TF32); None where the device has no such

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
+
+from .optim import Part
 
 
 class StateBytes(NamedTuple):
@@ -21,7 +23,9 @@ class StateBytes(NamedTuple):
     average: float
 
 
-def state_bytes(model: nn.Module, optimizer: str, world: int) -> Iterator[tuple[str, int, StateBytes]]:
+def state_bytes(
+    model: nn.Module, optimizer: str, world: int, apart: Sequence[Part] = ()
+) -> Iterator[tuple[str, int, StateBytes]]:
     """(strategy, processes, what it holds) for all strategies at this world size (8 where that is one process).
 
     All state is fp32. Sharding is by 1/n: by ZeRO-1 of the moments and the average, with a second, sharded copy of the
@@ -29,7 +33,8 @@ def state_bytes(model: nn.Module, optimizer: str, world: int) -> Iterator[tuple[
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     weights, held = size(model), sum(4 * p.numel() for p in trained)
-    matrices = sum(4 * p.numel() for p in trained if p.ndim >= 2)
+    beside = {id(p) for part in apart for p in getattr(model, part.name).parameters()}  # which AdamW steps
+    matrices = sum(4 * p.numel() for p in trained if p.ndim >= 2 and id(p) not in beside)
     moments = 2 * held - (matrices if optimizer == "muon" else 0)  # Muon keeps one moment of a matrix, AdamW two
     block = max((size(block) for block in getattr(model, "blocks", ())), default=weights)
     if world == 1:
@@ -83,7 +88,7 @@ def _saved_bytes(task: Any, pack: Any, checkpointing: bool) -> int:
     settings = {"attention_backend": "auto", "gradient_checkpointing": checkpointing}
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=task.config.train.mixed_precision == "bf16")
     with _set(task.model, settings), fake, autocast, saved_tensors_hooks(keep, lambda x: x):
-        task.loss(task.model, pack)
+        task.loss(task.model, pack, task.config.train.steps - 1)  # when everything that ever works does
     return sum(storage.nbytes() for storage in kept.values())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,18 +14,39 @@ from torch import nn
 from .config import Optim
 
 
-def make_optimizer(model: nn.Module, config: Optim) -> torch.optim.Optimizer:
+@dataclass(frozen=True)
+class Part:
+    """A sub-module that is trained beside the rest: at a rate of its own, clipped by its own norm.
+
+    name: of the sub-module, and in the log (`NAME_grad_norm`). lr: its peak. start: step from which it learns; its
+    warm-up begins there.
+    """
+
+    name: str
+    lr: float
+    start: int = 0
+
+
+def make_optimizer(model: nn.Module, config: Optim, apart: Sequence[Part] = ()) -> torch.optim.Optimizer:
     """AdamW, or Muon (Jordan et al. 2024) on matrices and convolution kernels with NAdamW on the rest.
 
-    Vectors (biases, norm scales) are never decayed. Each group keeps its peak learning rate as `peak_lr`.
+    Vectors (biases, norm scales) are never decayed, nor is what is `apart`, which AdamW (NAdamW) steps under either
+    name. Each group keeps its peak learning rate as `peak_lr`, its `start`, and the name of its `part` ("": the rest).
     """
-    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    matrices = [p for _, p in trainable if p.ndim >= 2]
-    vectors = [p for _, p in trainable if p.ndim < 2]
+    beside = {id(p) for part in apart for p in getattr(model, part.name).parameters()}
+    trainable = [p for p in model.parameters() if p.requires_grad and id(p) not in beside]
+    matrices = [p for p in trainable if p.ndim >= 2]
+    vectors = [p for p in trainable if p.ndim < 2]
+    others = [
+        {"params": list(getattr(model, part.name).parameters()), "weight_decay": 0.0, "lr": part.lr}
+        | {"start": part.start, "part": part.name}
+        for part in apart
+    ]
     if config.name == "adamw":
         groups = [
             {"params": matrices, "weight_decay": config.weight_decay},
             {"params": vectors, "weight_decay": 0.0},
+            *others,
         ]
         optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
     else:
@@ -32,6 +54,7 @@ def make_optimizer(model: nn.Module, config: Optim) -> torch.optim.Optimizer:
         groups = [
             {"params": matrices, "weight_decay": config.weight_decay, "use_fallback": False},
             {"params": vectors, "weight_decay": 0.0, "lr": vector_lr, "use_fallback": True},
+            *({**group, "use_fallback": True} for group in others),
         ]
         # conv_mode "flatten": a kernel is the matrix [C_out, C_in * kt * kh * kw]
         optimizer = Muon(
@@ -39,21 +62,28 @@ def make_optimizer(model: nn.Module, config: Optim) -> torch.optim.Optimizer:
         )
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
+        group.setdefault("start", 0)
+        group.setdefault("part", "")
     return optimizer
 
 
-def lr_factor(step: int, steps: int, config: Optim) -> float:
-    """Learning rate of step 0..steps-1 over its peak: linear warm-up, then cosine to `final`, or constant."""
-    if step < config.warmup:
-        return (step + 1) / config.warmup
+def ramp(since: int, length: int) -> float:
+    """0 before step 0, then linearly up to 1 within `length` steps."""
+    return 0.0 if since < 0 else min(1.0, (since + 1) / max(1, length))
+
+
+def lr_factor(step: int, steps: int, config: Optim, start: int = 0) -> float:
+    """Learning rate of step 0..steps-1 over its peak: 0 before `start`, linear warm-up from there, then cosine of the
+    whole run to `final`, or constant."""
+    warm = ramp(step - start, config.warmup)
     if config.schedule == "constant":
-        return 1.0
-    progress = (step - config.warmup) / max(1, steps - config.warmup)
-    return config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        return warm
+    progress = max(0, step - config.warmup) / max(1, steps - config.warmup)
+    return warm * (config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
-def set_lr(groups: Sequence[dict[str, Any]], factor: float) -> float:
-    """Sets each of an optimiser's groups to its peak times `factor`; returns the first group's learning rate."""
+def set_lr(groups: Sequence[dict[str, Any]], step: int, steps: int, config: Optim) -> float:
+    """Sets each of an optimiser's groups to its rate at a step; returns the first group's learning rate."""
     for group in groups:
-        group["lr"] = group["peak_lr"] * factor
+        group["lr"] = group["peak_lr"] * lr_factor(step, steps, config, group["start"])
     return groups[0]["lr"]

@@ -179,7 +179,7 @@ def _memory(config: TrainingConfig, task: Any, simulation: Simulation, world: in
     able = None not in again
     heads = ("", "weights", "gradients", "optimiser", "average", "activations", "all")
     rows = [(*heads, "all, recomputing") if able else heads]
-    for strategy, n, held in state_bytes(task.model, config.optim.name, world):
+    for strategy, n, held in state_bytes(task.model, config.optim.name, world, task.apart):
         totals = [sum(held) + max(activations) for activations in ((kept, again) if able else (kept,))]
         rows.append((f"{strategy}, {_count(n, 'process')}", *map(_bytes, (*held, max(kept), *totals))))
     lines = ["memory a device for the largest pack, communication buffers and temporaries left out:", *_table(rows)]
@@ -187,7 +187,7 @@ def _memory(config: TrainingConfig, task: Any, simulation: Simulation, world: in
         lines.append(f"  this device has {_bytes(torch.cuda.get_device_properties(device).total_memory)}")
     if task.frozen:
         frozen = _bytes(sum(map(size, task.frozen)))
-        lines.append(f"  beside it the frozen VAE and text encoder, {frozen} on every device")
+        lines.append(f"  beside it frozen networks, {frozen} on every device")
     if config.optim.name == "muon":
         lines.append("  optim.name=muon needs whole matrices: FSDP2 and ZeRO cannot have it")
     if able:

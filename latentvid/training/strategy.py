@@ -6,6 +6,7 @@ Parameters, moments and averages are fp32 under every strategy; `train.mixed_pre
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -40,6 +41,7 @@ class Strategy:
         self.accelerator, self.module = accelerator, model
         self.clip, self.skip_above = config.optim.clip, config.optim.skip_norm
         self.precision = torch.bfloat16 if config.train.mixed_precision == "bf16" else None
+        self.apart = [group["part"] for group in optimizer.param_groups if group["part"]]
         self._set_up(config)
         if self.sharded:  # neither FSDP2 nor ZeRO takes weights whose channels come last
             for parameter in model.parameters():
@@ -64,17 +66,25 @@ class Strategy:
         """Adds this process's share of the gradient; over the processes the mean is taken."""
         loss.backward()
 
-    def update(self) -> tuple[float, bool]:
-        """Clips and steps, or skips a gradient norm that is not finite or above `optim.skip_norm`: (norm, stepped)."""
-        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.clip))
-        good = self._good(norm)
+    def update(self) -> tuple[dict[str, float], bool]:
+        """Clips and steps, or skips a gradient norm that is not finite or, of the main part, above `optim.skip_norm`.
+
+        Returns ({"grad_norm": of the main part, "NAME_grad_norm": of each other}, stepped). Each part is clipped by
+        its own norm, so that none shrinks another's step.
+        """
+        beside = {name: list(getattr(self.module, name).parameters()) for name in self.apart}
+        known = {id(p) for parameters in beside.values() for p in parameters}
+        parts = {"grad_norm": [p for p in self.model.parameters() if id(p) not in known]}
+        parts |= {f"{name}_grad_norm": parameters for name, parameters in beside.items()}
+        norms = {key: float(self.accelerator.clip_grad_norm_(part, self.clip)) for key, part in parts.items()}
+        good = self._good(norms["grad_norm"]) and all(map(math.isfinite, norms.values()))
         if good:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return norm, good
+        return norms, good
 
     def _good(self, norm: float) -> bool:
-        return norm == norm and norm != float("inf") and (self.skip_above is None or norm <= self.skip_above)
+        return math.isfinite(norm) and (self.skip_above is None or norm <= self.skip_above)
 
     def groups(self) -> list[dict[str, Any]]:
         """The optimiser's parameter groups."""

@@ -14,6 +14,7 @@ from ..data.clips import ClipSource
 from ..data.plan import Draw
 from ..errors import UserError
 from .config import TrainingConfig
+from .optim import Part
 
 
 class Task(Protocol):
@@ -25,6 +26,7 @@ class Task(Protocol):
     source_of: np.ndarray  # the source (manifest or cache) of each sample
     is_image: np.ndarray  # of each sample: one frame
     clips: ClipSource | None  # what reads files, if anything does
+    apart: tuple[Part, ...]  # sub-modules of the model that learn beside the rest
     ragged: bool  # a pack may take several calls of the model, as many as it has shapes
     product: str  # name of the folder in run.dir that the finished model goes to
 
@@ -40,8 +42,8 @@ class Task(Protocol):
     def flops(self, pack: Any) -> float:
         """Of the model's forward pass over the samples that this process made of the pack, from their real sizes."""
 
-    def loss(self, model: nn.Module, pack: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of each sample [N], and parts of it to log, [N] each."""
+    def loss(self, model: nn.Module, pack: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of each sample [N] at a step (from 0), and parts of it to log, [N] each."""
 
     def sample(self, model: nn.Module, step: int, folder: Path, rank: int, world: int) -> None:
         """Writes what the model makes now, to look at; called with the averaged weights on every process, each of

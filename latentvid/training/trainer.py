@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from .load import save_config
 from .loader import iterate_steps
 from .logs import RunLogs
 from .metrics import Progress
-from .optim import lr_factor, make_optimizer, set_lr
+from .optim import make_optimizer, set_lr
 from .pieces import PieceReader, load_moments, load_values, model_tensors, optimizer_tensors, saved_state
 from .preflight import preflight
 from .saver import Saver, newest_for_all
@@ -107,7 +108,7 @@ class TrainingRun:
             _need(hasattr(task.model, "blocks"), "compile", task.model)
             for block in task.model.blocks:
                 block.compile(fullgraph=True, dynamic=True)
-        optimizer = make_optimizer(task.model, config.optim)
+        optimizer = make_optimizer(task.model, config.optim, task.apart)
         self.strategy = make_strategy(accelerator, config, task.model, optimizer, task.ragged)
         self.ema = EMA(self.strategy.pieces(), config.train.ema)
         parts = self.world if self.strategy.sharded else 1
@@ -150,11 +151,11 @@ class TrainingRun:
             while self.step < total:
                 with meter.span("data"):
                     step, packs = next(steps)
-                lr = set_lr(self.strategy.groups(), lr_factor(self.step, total, config.optim))
+                lr = set_lr(self.strategy.groups(), self.step, total, config.optim)
                 weight = step.tokens if config.train.loss_by == "token" else step.samples
                 result = self._forward_backward([pack for _, pack in packs], weight)
                 with meter.span("optimizer"):
-                    norm = self._update()
+                    norms = self._update()
                 self.step += 1
                 meter.step(tokens=step.tokens, samples=step.samples, flops=result.flops)
                 record = {
@@ -162,7 +163,7 @@ class TrainingRun:
                     "loss": result.loss,
                     **result.parts,
                     "lr": lr,
-                    "grad_norm": norm,
+                    **norms,
                     "tokens": step.tokens,
                     "samples": step.samples,
                     "fill": step.fill,
@@ -194,7 +195,7 @@ class TrainingRun:
             with self.meter.span("encode"):
                 pack = self.task.prepare(pack)
             with self.meter.span("compute"), self.strategy.accumulating(last=i + 1 == len(packs)):
-                losses, parts = self.task.loss(self.strategy, pack)
+                losses, parts = self.task.loss(self.strategy, pack, self.step)
                 if self.config.train.loss_by == "token":
                     share = torch.tensor(pack.tokens, dtype=torch.float32, device=losses.device) / weight
                 else:
@@ -208,17 +209,18 @@ class TrainingRun:
         named = dict(zip(sums, values, strict=True))
         return StepResult(named.pop("loss"), named, stop > 0, round(replaced), flops * 1e9)
 
-    def _update(self) -> float:
+    def _update(self) -> dict[str, float]:
         """One optimiser step; one that must not be made changes nothing, and too many in a row stop the run."""
-        norm, stepped = self.strategy.update()
+        norms, stepped = self.strategy.update()
         if stepped:
             self.ema.update(self.strategy.pieces())
             self.bad_steps = 0
-            return norm
+            return norms
         self.bad_steps += 1
         self.skipped += 1
         limit = self.config.optim.skip_norm
-        why = f"above optim.skip_norm={limit}" if norm < float("inf") else "not finite"
+        norm = next((n for n in norms.values() if not math.isfinite(n)), norms["grad_norm"])
+        why = f"above optim.skip_norm={limit}" if math.isfinite(norm) else "not finite"
         if self.main:
             logger.warning("step %d skipped: its gradient norm %s is %s", self.step + 1, norm, why)
         if self.bad_steps >= self.config.train.max_bad_steps:
@@ -227,7 +229,7 @@ class TrainingRun:
                 f"{self.bad_steps} steps in a row were skipped (gradient norm {why}): lower optim.lr or optim.clip, or "
                 f"set train.mixed_precision=no; the last good checkpoint is {self.store.newest()}"
             )
-        return norm
+        return norms
 
     def _all_draws(self, packs: Sequence[tuple[Sequence[Draw], Any]]) -> list[Draw]:
         """What the loaders of all processes made for this step."""

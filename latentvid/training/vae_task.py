@@ -5,6 +5,7 @@ Axes: B clips, F H W pixels' frames/height/width, C f h w the latent's, N sample
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -18,23 +19,28 @@ from torch import Tensor, nn
 from ..data.clips import Transform, open_sources
 from ..data.plan import Draw
 from ..data.stacks import Stacks
-from ..data.transforms import from_uint8, to_uint8
+from ..data.transforms import to_uint8
 from ..data.writing import write_video
 from ..errors import UserError
-from ..models.autoencoder import CausalVideoAutoencoder
+from ..evaluation.lpips import SMALLEST, load_lpips
+from ..models.discriminator import PatchCritic, VaeWithCritic
+from ..models.interchange import Vae, build_vae, channels_last, load_vae
 from ..packing import Grid
 from ..rng import generator
 from .config import VaeConfig, several
 from .flops import GridFlops, vae_flops
+from .optim import Part
 from .task import build_model, shares
+from .vae_losses import VaeObjective
 
 
 @dataclass(frozen=True)
 class ClipGroup:
-    """Clips of one shape: video uint8 [B,F,H,W,3] and the posterior's noise [B,C,f,h,w]."""
+    """Clips of one shape: video uint8 [B,F,H,W,3], the posterior's noise [B,C,f,h,w], global sample numbers."""
 
     video: Tensor
     noise: Tensor
+    numbers: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class ClipPack:
     replaced: int = 0  # clips read in the place of others
 
     def _map(self, change) -> ClipPack:
-        return replace(self, groups=[ClipGroup(change(g.video), change(g.noise)) for g in self.groups])
+        return replace(self, groups=[replace(g, video=change(g.video), noise=change(g.noise)) for g in self.groups])
 
     def to(self, device: torch.device) -> ClipPack:
         return self._map(lambda v: v.to(device, non_blocking=True))
@@ -60,7 +66,7 @@ class VaeTask:
     ragged = True
 
     def __init__(self, config: VaeConfig, device: torch.device, data: bool = True) -> None:
-        """The export measures statistics on the data, so that `data=False` changes nothing here."""
+        """`data=False`, enough to export, leaves out LPIPS alone: statistics are measured on the data."""
         manifests = several(config.data.manifest)
         if not manifests:
             raise UserError("data.manifest is required: the table of clips to train on")
@@ -68,62 +74,105 @@ class VaeTask:
             raise UserError("train.sequence_parallel cuts the transformer's packs; the VAE cannot do it: leave it at 1")
         self.config, self.device = config, device
         self.model = self.new_model()
-        data = config.data
+        vae, settings = self.vae, config.data
         transform = Transform(
-            spatial_stride=self.model.spatial_stride,
-            temporal_stride=self.model.temporal_stride,
-            max_area=data.max_area,
-            max_frames=data.max_frames,
-            crop=data.crop,
-            flip=data.flip,
+            spatial_stride=vae.spatial_stride,
+            temporal_stride=vae.temporal_stride,
+            max_area=settings.max_area,
+            max_frames=settings.max_frames,
+            crop=settings.crop,
+            flip=settings.flip,
         )
-        if data.crop is not None and data.crop % self.model.spatial_stride:
-            raise UserError(f"data.crop {data.crop} is not a multiple of the VAE's stride {self.model.spatial_stride}")
-        self.source = self.clips = open_sources(manifests, transform, timeout_s=data.timeout_s)
+        if settings.crop is not None and settings.crop % vae.spatial_stride:
+            raise UserError(f"data.crop {settings.crop} is not a multiple of the VAE's stride {vae.spatial_stride}")
+        self.source = self.clips = open_sources(manifests, transform, timeout_s=settings.timeout_s)
         self.source_of, self.is_image = self.source.source_of, self.source.is_image
-        self.grids = self.source.shapes.map(lambda shape: self.model.latent_grid(*shape))
+        self.grids = self.source.shapes.map(lambda shape: vae.latent_grid(*shape))
         self.tokens = self.grids.map(math.prod).array()
         self.costs = self.tokens.astype(float)  # convolutions
-        self.channels = self.model.config.latent_channels
+        self.channels = vae.latent_channels
+        self.without_lpips = ""  # why, where it was asked for
+        self.objective = VaeObjective(config, self._load_lpips() if data else None)
 
     def __getstate__(self) -> dict[str, Any]:
         """What loader processes need to make packs: no network."""
-        return {k: v for k, v in self.__dict__.items() if k != "model"}
+        return {k: v for k, v in self.__dict__.items() if not isinstance(v, nn.Module)}
 
-    def new_model(self) -> CausalVideoAutoencoder:
-        torch.manual_seed(self.config.run.seed)
-        model = build_model(CausalVideoAutoencoder, self.config.model, "model")
-        return model.to(memory_format=torch.channels_last_3d)
+    @property
+    def vae(self) -> Vae:
+        return _vae_of(self.model)
+
+    @property
+    def apart(self) -> tuple[Part, ...]:
+        loss = self.config.loss
+        return (Part("critic", loss.adversarial_lr, loss.adversarial_start),) if loss.adversarial else ()
+
+    def new_model(self) -> Vae | VaeWithCritic:
+        config = self.config
+        torch.manual_seed(config.run.seed)
+        vae = build_vae(config.model, "model") if config.init is None else load_init(config.init, config.model)
+        if config.freeze_encoder:
+            vae.normalise(torch.zeros(1, vae.latent_channels, 1, 1, 1))  # says it now, if there are no statistics
+            vae.requires_grad_(False).decoder.requires_grad_(True)
+        if not config.loss.adversarial:
+            return channels_last(vae)
+        return channels_last(VaeWithCritic(vae, build_model(PatchCritic, config.loss.critic, "loss.critic")))
+
+    def _load_lpips(self) -> nn.Module | None:
+        loss = self.config.loss
+        if not loss.lpips:
+            return None
+        try:
+            network = load_lpips(loss.lpips_path, loss.lpips_net)
+        except UserError as error:
+            if loss.lpips_path is not None:
+                raise
+            self.without_lpips = str(error)
+            return None
+        side, least = min(min(self.pixels(grid)[1:]) for grid in self.grids.counts()), SMALLEST[loss.lpips_net]
+        if side < least:
+            raise UserError(
+                f"loss.lpips needs pictures of at least {least} pixels a side for {loss.lpips_net}, the data has some "
+                f"of {side}: set loss.lpips=0, or leave the small ones out"
+            )
+        return network.to(self.device)
 
     def summary(self) -> str:
-        return self.source.summary()
+        missing = f"\nwarning: trained without loss.lpips={self.config.loss.lpips}: {self.without_lpips}"
+        return self.source.summary() + (missing if self.without_lpips else "")
 
     @property
     def frozen(self) -> tuple[nn.Module, ...]:
-        return ()
+        return () if self.objective.lpips is None else (self.objective.lpips,)
 
     def pixels(self, grid: Grid) -> Grid:
-        side = self.model.spatial_stride
-        return 1 + (grid[0] - 1) * self.model.temporal_stride, grid[1] * side, grid[2] * side
+        side = self.vae.spatial_stride
+        return 1 + (grid[0] - 1) * self.vae.temporal_stride, grid[1] * side, grid[2] * side
 
     def grid_flops(self, grid: Grid) -> GridFlops:
-        return GridFlops(vae_flops(self.model.config, self.pixels(grid)).forward, 0)
+        encode, forward = vae_flops(self.vae, self.pixels(grid))
+        return GridFlops(forward - encode, encode) if self.config.freeze_encoder else GridFlops(forward, 0)
 
     def flops(self, pack: ClipPack) -> float:
-        shapes = [group.video.shape[:4] for group in pack.groups]
-        return sum(shape[0] * vae_flops(self.model.config, shape[1:]).forward for shape in shapes)
+        """Of what is trained of the autoencoder; the critic and LPIPS are not counted."""
+        counts = [(len(group.video), tuple(group.noise.shape[2:])) for group in pack.groups]
+        return sum(n * self.grid_flops(grid).model for n, grid in counts)
 
     def blank_pack(self, grids: Sequence[Grid]) -> ClipPack:
         counts = Counter(map(tuple, grids))
         groups = [
-            ClipGroup(torch.zeros(n, *self.pixels(grid), 3, dtype=torch.uint8), torch.zeros(n, self.channels, *grid))
+            ClipGroup(
+                torch.zeros(n, *self.pixels(grid), 3, dtype=torch.uint8),
+                torch.zeros(n, self.channels, *grid),
+                tuple(range(n)),
+            )
             for grid, n in counts.items()
         ]
         return ClipPack(groups, [math.prod(grid) for grid, n in counts.items() for _ in range(n)])
 
     def make_pack(self, draws: Sequence[Draw]) -> ClipPack:
         shapes = [self.source.shapes[draw.index] for draw in draws]
-        videos, noises = Stacks(shapes), defaultdict(list)
+        videos, noises, numbers = Stacks(shapes), defaultdict(list), defaultdict(list)
         seed, replaced = self.config.run.seed, 0
         for (number, index), shape in zip(draws, shapes, strict=True):
             clip = self.source.load(index, seed, number)
@@ -132,45 +181,40 @@ class VaeTask:
             del clip  # its memory serves the next
             noise = torch.randn(self.channels, *self.grids[index], generator=generator(seed, number, "posterior"))
             noises[shape].append(noise)
-        groups = [ClipGroup(video, torch.stack(noises[shape])) for shape, video in videos.tensors().items()]
+            numbers[shape].append(number)
+        groups = [
+            ClipGroup(video, torch.stack(noises[shape]), tuple(numbers[shape]))
+            for shape, video in videos.tensors().items()
+        ]
         return ClipPack(groups, [g.noise[0, 0].numel() for g in groups for _ in range(len(g.video))], replaced)
 
     def prepare(self, pack: ClipPack) -> ClipPack:
         return pack
 
-    def loss(self, model: nn.Module, pack: ClipPack) -> tuple[Tensor, dict[str, Tensor]]:
-        weights, parts = self.config.loss, defaultdict(list)
-        for group in pack.groups:
-            video = from_uint8(group.video).contiguous(memory_format=torch.channels_last_3d)
-            reconstruction, mean, logvar = model(video, group.noise)
-            error = reconstruction.float() - video
-            parts["l1"].append(error.abs().mean(dim=(1, 2, 3, 4)))
-            parts["mse"].append(error.square().mean(dim=(1, 2, 3, 4)))
-            # Kingma & Welling 2013, appendix B, a latent element
-            divergence = 0.5 * (mean.float().square() + logvar.float().exp() - 1.0 - logvar.float())
-            parts["kl"].append(divergence.mean(dim=(1, 2, 3, 4)))
-        named = {name: torch.cat(values) for name, values in parts.items()}
-        return weights.l1 * named["l1"] + weights.mse * named["mse"] + weights.kl * named["kl"], named
+    def loss(self, model: nn.Module, pack: ClipPack, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.objective(model, pack, step)
 
     @torch.no_grad()
-    def sample(self, model: CausalVideoAutoencoder, step: int, folder: Path, rank: int, world: int) -> None:
+    def sample(self, model: Vae | VaeWithCritic, step: int, folder: Path, rank: int, world: int) -> None:
         """A sheet of the first windows, the originals above their reconstructions."""
+        vae = _vae_of(model)
         for i, write in shares(min(4, len(self.source)), rank, world):
             video = self.source.load(i, self.config.run.seed, i).video
-            noise = torch.zeros(1, self.channels, *self.model.latent_grid(*video.shape[1:]))  # the posterior's mode
-            reconstruction = model(video[None].to(self.device), noise.to(self.device))[0][0].cpu()
+            noise = torch.zeros(1, self.channels, *vae.latent_grid(*video.shape[1:]))  # the posterior's mode
+            reconstruction = vae(video[None].to(self.device), noise.to(self.device))[0][0].cpu()
             if write:
                 both = torch.cat([video, reconstruction], dim=2)  # one above the other
                 write_video(folder / f"step-{step:06d}-{i}.png", to_uint8(both), 1.0)
 
-    def export(self, model: CausalVideoAutoencoder, folder: Path) -> None:
-        """Measures the latents' statistics, which go into the config."""
-        mean, std = self.statistics(model)
-        model.register_to_config(latents_mean=mean, latents_std=std)
-        model.save_pretrained(folder)
+    def export(self, model: Vae | VaeWithCritic, folder: Path) -> None:
+        """The autoencoder alone, with its latents' statistics: measured, or with a frozen encoder those it had."""
+        vae = _vae_of(model)
+        if not self.config.freeze_encoder:
+            vae.set_statistics(*self.statistics(vae))
+        vae.save_pretrained(folder)
 
     @torch.no_grad()
-    def statistics(self, model: CausalVideoAutoencoder) -> tuple[list[float], list[float]]:
+    def statistics(self, model: Vae) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each latent channel, over evenly spaced windows, every element alike."""
         count = min(self.config.statistics_samples, len(self.source))
         device = next(model.parameters()).device
@@ -184,3 +228,21 @@ class VaeTask:
         mean = total[1] / total[0]
         std = (total[2] / total[0] - mean.square()).clamp_min(1e-12).sqrt()
         return mean.tolist(), std.tolist()
+
+
+def _vae_of(model: Vae | VaeWithCritic) -> Vae:
+    return model.vae if isinstance(model, VaeWithCritic) else model
+
+
+def load_init(folder: Path, arguments: dict[str, Any]) -> Vae:
+    """The VAE in a folder; raises UserError where `arguments` (of `model`) ask for another than its config says."""
+    vae = load_vae(folder)
+    saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    wrong = [
+        f"model.{key} is {value}, the VAE's {saved.get(key)}"
+        for key, value in json.loads(json.dumps(arguments)).items()
+        if saved.get(key) != value
+    ]
+    if wrong:
+        raise UserError(f"init: {folder} is another model ({'; '.join(wrong)}): leave out `model`, or change init")
+    return vae

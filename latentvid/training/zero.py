@@ -48,6 +48,8 @@ class Zero(Strategy):
     def _set_up(self, config: TrainingConfig) -> None:
         if config.optim.name == "muon":
             raise UserError("optim.name=muon needs whole matrices, which ZeRO flattens: use adamw, or launch DDP")
+        if self.apart:
+            raise UserError(f"ZeRO clips all gradients by one norm, but {self.apart[0]} needs its own: launch DDP")
         settings = self.accelerator.state.deepspeed_plugin.deepspeed_config
         offload = settings["zero_optimization"].get("offload_optimizer", {}).get("device", "none")
         if "nvme" in (offload, settings["zero_optimization"].get("offload_param", {}).get("device", "none")):
@@ -84,9 +86,9 @@ class Zero(Strategy):
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss)
 
-    def update(self) -> tuple[float, bool]:
+    def update(self) -> tuple[dict[str, float], bool]:
         self.engine.step()
-        return self.norm, self._good(self.norm)
+        return {"grad_norm": self.norm}, self._good(self.norm)
 
     def _seen(self, norm: Tensor) -> Tensor:
         self.norm = float(norm)

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from latentvid.errors import UserError
-from latentvid.models.autoencoder import CausalVideoAutoencoder
+from latentvid.models.interchange import load_vae
 from latentvid.models.transformer import VideoDiT
 from latentvid.pipelines.latent_video import LatentVideoPipeline
-from latentvid.pipelines.loading import load_component, load_pipeline
+from latentvid.pipelines.loading import load_pipeline
 
 RED, BLUE = "a red 7 moves up", "a blue three bounces down"
 
@@ -141,7 +141,7 @@ def drop_tensor(file):
             lambda p: (p / "transformer/diffusion_pytorch_model.safetensors").unlink(),
             "config but no weights",
         ),
-        (lambda p: shutil.rmtree(p / "vae"), "vae holds no CausalVideoAutoencoder"),
+        (lambda p: shutil.rmtree(p / "vae"), "vae holds no VAE"),
         (lambda p: (p / "vae/diffusion_pytorch_model.safetensors").write_bytes(b"xx"), "cannot be loaded"),
         (lambda p: (p / "text_encoder/model.safetensors").unlink(), "text_encoder has no weights"),
         (lambda p: drop_tensor(p / "transformer/diffusion_pytorch_model.safetensors"), "another version of VideoDiT"),
@@ -155,15 +155,15 @@ def test_incomplete_folders_are_said(tiny_pipeline, tmp_path, spoil, message):
 
 
 def test_a_folder_of_another_model_is_said(tiny_pipeline, tiny_vae, tmp_path):
-    with pytest.raises(UserError, match="holds a VideoDiT, not a CausalVideoAutoencoder"):
-        load_component(CausalVideoAutoencoder, tiny_pipeline / "transformer")
+    with pytest.raises(UserError, match="holds a VideoDiT, not a VAE that latentvid knows"):
+        load_vae(tiny_pipeline / "transformer")
     with pytest.raises(UserError, match="is not a pipeline"):
         load_pipeline(tiny_vae)
     folder = shutil.copytree(tiny_pipeline / "vae", tmp_path / "vae")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "widths": [16, 16, 16]}))
     with pytest.raises(UserError, match="cannot be loaded"):
-        load_component(CausalVideoAutoencoder, folder)
+        load_vae(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(UserError, match="is damaged"):
-        load_component(CausalVideoAutoencoder, folder)
+        load_vae(folder)

@@ -1,5 +1,6 @@
 """Shares of a step's time, by a clock that the test moves."""
 
+import threading
 import time
 
 import pytest
@@ -26,7 +27,7 @@ def spend(meter: EfficiencyMeter, clock: Clock, **seconds: float) -> None:
 
 def test_rates_shares_and_means_are_over_the_window():
     clock = Clock()
-    meter = EfficiencyMeter(CPU, peak=50.0, world=2, window=2, clock=clock)
+    meter = EfficiencyMeter(CPU, peak=50.0, world=2, window=2, clock=clock, cpu_clock=lambda: 2 * clock() + 7)
     assert set(meter.record().values()) == {0.0}
     spend(meter, clock, data=1000.0)  # falls out of the window
     meter.step(tokens=1, samples=1, flops=1.0)
@@ -36,9 +37,23 @@ def test_rates_shares_and_means_are_over_the_window():
     spend(meter, clock, checkpoint=3.0, data=0.5, compute=2.0, optimizer=0.5)
     meter.step(tokens=500, samples=4, flops=100.0)
     record = meter.record()
-    want = {"tokens_per_s": 80, "samples_per_s": 1, "mfu": 400 / 10 / 100, "seconds": 1010}
+    want = {"tokens_per_s": 80, "samples_per_s": 1, "mfu": 400 / 10 / 100, "seconds": 1010, "cpu_s": 12}
     shares = {"data_wait": 0.15, "encode": 0.0, "compute": 0.4, "optimizer": 0.05, "checkpoint": 0.3}
     assert record == pytest.approx(want | shares)
+
+
+def test_cpu_seconds_are_of_the_last_step_and_of_all_threads():
+    meter = EfficiencyMeter(CPU, peak=1.0, world=1)
+    threads = [threading.Thread(target=lambda: sum(range(10**6))) for _ in range(2)]
+    start = time.process_time()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    meter.step(tokens=1, samples=1, flops=1.0)
+    assert 0.005 < meter.record()["cpu_s"] <= time.process_time() - start + 0.05
+    meter.step(tokens=1, samples=1, flops=1.0)
+    assert meter.record()["cpu_s"] < 0.005
 
 
 def test_an_inner_span_is_taken_out_of_the_outer():

@@ -12,8 +12,7 @@ from latentvid.data.clips import ClipSource, Transform
 from latentvid.data.latents import INDEX, LatentCache, module_fingerprint
 from latentvid.data.manifest import read_manifest
 from latentvid.errors import UserError
-from latentvid.models.autoencoder import CausalVideoAutoencoder
-from latentvid.pipelines.loading import load_component
+from latentvid.models.interchange import load_vae
 from latentvid.text import TextEncoder
 from latentvid.training.encode import EncodeConfig, encode_manifest
 
@@ -40,7 +39,7 @@ def written(folder: Path) -> dict[str, int]:
 
 def test_entries_are_what_the_vae_makes_of_each_window_alone(tiny_latents, digits_data, tiny_vae, tiny_t5):
     cache = LatentCache(tiny_latents)
-    vae = load_component(CausalVideoAutoencoder, tiny_vae)
+    vae = load_vae(tiny_vae)
     text = TextEncoder.from_pretrained(tiny_t5)
     source = ClipSource(read_manifest(digits_data / "train.jsonl"), Transform(spatial_stride=8, temporal_stride=4))
     assert len(cache) == len(source) == 24 and len(set(cache.grids)) > 4
@@ -72,7 +71,7 @@ def test_a_killed_encoding_writes_only_what_is_missing(config):
 def test_other_weights_replace_the_cache_which_is_closed_meanwhile(config, tiny_vae, tmp_path, monkeypatch):
     encode_manifest(config)
     before = written(config.out)
-    vae = load_component(CausalVideoAutoencoder, tiny_vae)
+    vae = load_vae(tiny_vae)
     with torch.no_grad():
         vae.encoder.conv_in.weight.mul_(1.5)
     vae.save_pretrained(tmp_path / "vae2")

@@ -39,7 +39,7 @@ def test_dit_flops_are_what_torch_counts(arguments, grids, text):
 def test_vae_flops_are_what_torch_counts():
     model = CausalVideoAutoencoder(latent_channels=4, widths=(8, 16, 16))
     video, noise = torch.randn(1, 3, 9, 16, 24), torch.randn(1, 4, *model.latent_grid(9, 16, 24))
-    found = vae_flops(model.config, video.shape[2:])
+    found = vae_flops(model, video.shape[2:])
     assert found.encode == counted(lambda: model.encode(video))
     assert found.forward == counted(lambda: model(video, noise)) > found.encode
 
@@ -48,11 +48,11 @@ def test_a_packs_flops_are_those_of_its_real_lengths_from_cache_and_from_clips(d
     cached = DitTask(dit_config(tmp_path), CPU)
     pack = cached.make_pack([Draw(0, 3), Draw(1, 0), Draw(2, 11)])
     cached.model.attention_backend = "sdpa"
-    assert cached.flops(pack) == counted(lambda: cached.loss(cached.model, pack))
+    assert cached.flops(pack) == counted(lambda: cached.loss(cached.model, pack, 0))
     online = DitTask(dit_config(tmp_path, "data.latents=null", f"data.manifest={digits_data / 'train.jsonl'}"), CPU)
     clips = online.make_pack([Draw(0, 3), Draw(1, 0), Draw(2, 11)])
     online.model.attention_backend = "sdpa"
-    all_of_it = counted(lambda: online.loss(online.model, clips))
+    all_of_it = counted(lambda: online.loss(online.model, clips, 0))
     encode = sum(online.grid_flops(grid).encode for grid in clips.layout.grid)
     text = counted(lambda: online.text.encode(clips.captions))
     assert online.flops(clips) + encode + text == all_of_it

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from latentvid.training.config import Optim
-from latentvid.training.optim import lr_factor, make_optimizer, set_lr
+from latentvid.training.optim import Part, lr_factor, make_optimizer, set_lr
 
 
 class Net(nn.Module):
@@ -76,18 +76,37 @@ def test_constant_and_no_warm_up():
 
 def test_every_group_follows_its_own_peak():
     optimizer = make_optimizer(Net(), Optim(name="muon", lr=1e-2, vector_lr=4e-3))
-    assert set_lr(optimizer.param_groups, 0.25) == 0.25e-2
+    config = Optim(warmup=4, schedule="constant")
+    assert set_lr(optimizer.param_groups, 0, 100, config) == 0.25e-2
     assert [group["lr"] for group in optimizer.param_groups] == [0.25e-2, 1e-3]
-    set_lr(optimizer.param_groups, 1.0)
+    set_lr(optimizer.param_groups, 3, 100, config)
     assert [group["lr"] for group in optimizer.param_groups] == [1e-2, 4e-3]
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_part_apart_sleeps_unchanged_until_its_start_and_warms_up_from_there(name):
+    """Under any optimiser its steps are AdamW's; gradients of zero while it sleeps move nothing, decay included."""
+    net, config = Net(), Optim(name=name, lr=1e-2, weight_decay=0.1, warmup=2, schedule="constant")
+    optimizer = make_optimizer(net, config, [Part("linear", 4e-3, start=3)])
+    group = optimizer.param_groups[-1]
+    assert [id(p) for p in group["params"]] == [id(p) for p in net.linear.parameters()] and group["part"] == "linear"
+    before, rates = net.linear.weight.detach().clone(), []
+    for step in range(6):
+        set_lr(optimizer.param_groups, step, 100, config)
+        rates.append(group["lr"])
+        for p in net.parameters():
+            p.grad = torch.full_like(p, float(step >= 3))
+        optimizer.step()
+        assert torch.equal(net.linear.weight, before) == (step < 3)
+    assert rates == [0, 0, 0, 2e-3, 4e-3, 4e-3]
 
 
 def test_state_survives_json_and_keeps_stepping():
     """Peaks travel with the groups, so a resumed optimiser follows the same schedule."""
     net = Net()
     optimizer = make_optimizer(net, Optim(name="adamw", lr=1e-2))
-    set_lr(optimizer.param_groups, 0.1)
+    set_lr(optimizer.param_groups, 0, 100, Optim(warmup=10))
     other = make_optimizer(Net(), Optim(name="adamw", lr=1e-2))
     other.load_state_dict(optimizer.state_dict())
-    set_lr(other.param_groups, 1.0)
+    set_lr(other.param_groups, 9, 100, Optim(warmup=10))
     assert [group["lr"] for group in other.param_groups] == [1e-2, 1e-2]

@@ -116,7 +116,7 @@ def saved(task, pack) -> int:
 
     half = task.config.train.mixed_precision == "bf16"
     with torch.autocast("cpu", torch.bfloat16, enabled=half), saved_tensors_hooks(keep, lambda x: x):
-        losses, _ = task.loss(task.model, pack)
+        losses, _ = task.loss(task.model, pack, 0)
     losses.sum().backward()  # the graph must be alive until here
     return sum(storage.nbytes() for pointer, storage in kept.items() if pointer not in own)
 

@@ -8,20 +8,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState
+from comparing import TIMES, assert_same_run, lines, same, state
 from launching import family, wait_for
 from safetensors.torch import load_file
 
 from latentvid.data.plan import Plan
 from latentvid.errors import UserError
-from latentvid.models.autoencoder import CausalVideoAutoencoder
-from latentvid.pipelines.loading import load_component, load_pipeline
-from latentvid.training.config import VaeConfig
+from latentvid.models.interchange import load_vae
+from latentvid.pipelines.loading import load_pipeline
 from latentvid.training.dit_task import DitTask
 from latentvid.training.load import load_config, save_config
 from latentvid.training.metrics import read_metrics
@@ -30,59 +29,7 @@ from latentvid.training.trainer import train
 from latentvid.training.vae_task import VaeTask
 
 ROOT = Path(__file__).parents[2]
-TIMES = ("seconds", "tokens_per_s", "samples_per_s", "mfu", "data_wait", "encode", "compute", "optimizer", "checkpoint")
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """accelerate keeps the first Accelerator's settings for the whole process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
-@pytest.fixture(scope="session")
-def vae_config(digits_data) -> Callable:
-    base = {
-        "data.manifest": digits_data / "train.jsonl",
-        "data.max_frames": 9,
-        "data.tokens_per_pack": 400,
-        "data.packs_per_step": 2,
-        "model": "{latent_channels: 4, widths: [8, 8, 8], kernels: factorised}",
-        "optim.name": "muon",
-        "optim.warmup": 2,
-        "train.mixed_precision": "no",
-        "train.ema": 0.9,
-        "train.steps": 6,
-        "checkpoint.every": 3,
-        "log.trackers": "[]",
-        "statistics_samples": 8,
-    }
-
-    def make(run_dir: Path, *overrides: str) -> VaeConfig:
-        return load_config(VaeConfig, None, [f"run.dir={run_dir}", *(f"{k}={v}" for k, v in base.items()), *overrides])
-
-    return make
-
-
-def lines(run: Path) -> list[dict]:
-    return [{k: v for k, v in record.items() if k not in TIMES} for record in read_metrics(run)]
-
-
-def state(run: Path, step: int, name: str = "model") -> dict[str, torch.Tensor]:
-    return load_file(run / f"checkpoints/step-{step:08d}" / f"{name}.safetensors")
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def assert_same_run(a: Path, b: Path, step: int) -> None:
-    assert lines(a) == lines(b)
-    for name in ("model", "ema", "optimizer"):
-        assert same(state(a, step, name), state(b, step, name)), name
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 class Stop(Exception):
@@ -95,11 +42,11 @@ def stopping(task: type, after: int) -> type:
     class Stopping(task):
         packs = 0
 
-        def loss(self, model, pack):
+        def loss(self, model, pack, step):
             if self.packs == after:
                 raise Stop
             self.packs += 1
-            return super().loss(model, pack)
+            return super().loss(model, pack, step)
 
     return Stopping
 
@@ -148,7 +95,7 @@ def test_a_step_weighs_every_token_or_every_sample_alike(dit_config, tmp_path):
         each, weights = [], []
         for draw in (draw for pack in step.packs for draw in pack):
             alone = task.make_pack([draw])
-            each.append(task.loss(task.model, alone)[0].item())
+            each.append(task.loss(task.model, alone, 0)[0].item())
             weights.append(alone.tokens[0] if by == "token" else 1)
         expected = sum(w * loss for w, loss in zip(weights, each, strict=True)) / sum(weights)
         record = read_metrics(tmp_path / by)[0]
@@ -220,7 +167,7 @@ def test_a_failing_run_with_loader_processes_ends(dit_config, tmp_path):
     program = (
         "import sys; from latentvid.training import trainer, load, config, dit_task\n"
         "class Failing(dit_task.DitTask):\n"
-        "    def loss(self, model, pack): raise RuntimeError('as asked')\n"
+        "    def loss(self, model, pack, step): raise RuntimeError('as asked')\n"
         "if __name__ == '__main__': trainer.train(load.load_config(config.DitConfig, sys.argv[1]), Failing)\n"
     )
     (tmp_path / "program.py").write_text(program)
@@ -314,7 +261,7 @@ def test_the_loss_falls(stage, dit_config, vae_config, tmp_path):
 def test_the_autoencoder_is_exported_with_its_latents_statistics(vae_config, tmp_path):
     config = vae_config(tmp_path, "train.steps=3", "statistics_samples=1000")
     train(config, VaeTask)
-    vae = load_component(CausalVideoAutoencoder, tmp_path / "vae")
+    vae = load_vae(tmp_path / "vae")
     source = VaeTask(config, torch.device("cpu")).source
     with torch.no_grad():
         videos = [source.load(i, 0, i).video[None] for i in range(len(source))]
@@ -330,9 +277,9 @@ def with_nan(task: type, packs: set[int]) -> type:
     class Nan(task):
         pack = -1
 
-        def loss(self, model, pack):
+        def loss(self, model, pack, step):
             self.pack += 1
-            losses, parts = super().loss(model, pack)
+            losses, parts = super().loss(model, pack, step)
             return losses * (float("nan") if self.pack in packs else 1.0), parts
 
     return Nan
@@ -410,7 +357,7 @@ def test_what_does_not_fit_together_is_said(overrides, message, dit_config, tmp_
 
 
 def test_a_cache_of_other_weights_is_refused_by_name(dit_config, tiny_vae, tiny_t5, tmp_path):
-    vae = load_component(CausalVideoAutoencoder, tiny_vae)
+    vae = load_vae(tiny_vae)
     with torch.no_grad():
         vae.encoder.conv_in.bias[0] += 0.1
     vae.save_pretrained(tmp_path / "vae")
@@ -428,7 +375,7 @@ def test_a_cache_of_other_weights_is_refused_by_name(dit_config, tiny_vae, tiny_
 
 
 def test_a_moved_vae_is_the_same_vae(dit_config, tiny_vae, tmp_path):
-    load_component(CausalVideoAutoencoder, tiny_vae).save_pretrained(tmp_path / "moved")
+    load_vae(tiny_vae).save_pretrained(tmp_path / "moved")
     DitTask(dit_config(tmp_path / "run", f"vae={tmp_path / 'moved'}"), torch.device("cpu"))
 
 

@@ -1,0 +1,119 @@
+"""Held-out scores of autoencoder runs over the CPU seconds that they trained: the table and the curves of docs/vae.md.
+
+    python benchmarks/footage_curve.py NAME=RUN ... --held-out DATA/held_out --lpips WEIGHTS --out docs/vae_footage
+
+Every checkpoint that a run kept is scored (averaged weights, in fp32) on the same clips. CPU seconds are the sum of
+`cpu_s` in the run's metrics.jsonl: of the process and its threads, its own reading of clips included, so runs beside
+other work compare. Writes OUT.json and OUT.svg; what OUT.json already holds is not scored again.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+
+from latentvid.charts import Axis
+from latentvid.errors import user_errors
+from latentvid.evaluation.vae_scores import VaeScoresConfig, score_vae
+from latentvid.models.interchange import build_vae
+from latentvid.training.checkpoint import CheckpointStore
+from latentvid.training.config import VaeConfig
+from latentvid.training.export import read_model
+from latentvid.training.load import load_config
+
+SCORES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS"}
+COLOURS = ("#2563d9", "#c4282d", "#2f8f4e", "#8a5cd1")
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 340, 250, 52, 12, 34, 40
+
+
+def cpu_seconds(run: Path) -> dict[int, float]:
+    """By step, what the run had used when the step was done."""
+    found, total = {}, 0.0
+    for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        total += row["cpu_s"]
+        found[row["step"]] = total
+    return found
+
+
+def score(run: Path, step: int, args: argparse.Namespace) -> dict:
+    config = load_config(VaeConfig, run / "config.yaml")
+    with tempfile.TemporaryDirectory() as folder:
+        vae = read_model(build_vae(config.model, "model"), CheckpointStore(run / "checkpoints").path(step))
+        vae.save_pretrained(Path(folder, "vae"))
+        result = score_vae(
+            VaeScoresConfig(
+                vae=Path(folder, "vae"),
+                inputs=[args.held_out],
+                out=Path(folder, "out"),
+                size=(args.size, args.size),
+                lpips=args.lpips,
+                max_clips=args.max_clips,
+                shown=0,
+            )
+        )
+    size = {"parameters": sum(p.numel() for p in vae.parameters()), "clips": result["clips"]}
+    return size | {key: result["mean"][key] for key in SCORES}
+
+
+def draw(rows: list[dict]) -> str:
+    """SVG: a panel a score, a line a run."""
+    names = list(dict.fromkeys(row["run"] for row in rows))
+    parts = []
+    for i, (key, title) in enumerate(SCORES.items()):
+        x = Axis.over([row["cpu_s"] for row in rows], LEFT, WIDTH - RIGHT, zero=True)
+        y = Axis.over([row[key] for row in rows], HEIGHT - BOTTOM, TOP)
+        panel = [f'<text x="8" y="18" font-weight="600" font-size="12.5">{title}</text>']
+        panel.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 6}" text-anchor="end">CPU seconds</text>')
+        for tick in y.ticks():
+            panel.append(f'<path d="M{LEFT} {y.at(tick):.1f}H{WIDTH - RIGHT}" stroke="#dfe2e7"/>')
+            panel.append(f'<text x="{LEFT - 6}" y="{y.at(tick) + 4:.1f}" text-anchor="end">{tick:.3g}</text>')
+        for tick in x.ticks():
+            panel.append(f'<text x="{x.at(tick):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{tick:,g}</text>')
+        for j, name in enumerate(names):
+            curve = " ".join(f"{x.at(r['cpu_s']):.1f},{y.at(r[key]):.1f}" for r in rows if r["run"] == name)
+            panel.append(f'<polyline points="{curve}" fill="none" stroke="{COLOURS[j]}" stroke-width="2"/>')
+            panel.append(f'<text x="{60 + 100 * j + 90 * (i == 0)}" y="18" style="fill:{COLOURS[j]}">{name}</text>')
+        parts.append(f'<g transform="translate({i * WIDTH} 0)">{"".join(panel)}</g>')
+    whole = WIDTH * len(SCORES)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {whole} {HEIGHT}" width="{whole}" height="{HEIGHT}" '
+        f'font-family="system-ui, sans-serif" font-size="11" fill="#3a3f4a">'
+        f'<rect width="{whole}" height="{HEIGHT}" fill="#fff"/>{"".join(parts)}</svg>\n'
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="NAME=RUN")
+    parser.add_argument("--held-out", type=Path, required=True, help="folder of clips")
+    parser.add_argument("--lpips", type=Path, required=True)
+    parser.add_argument("--size", type=int, default=128, help="height and width in pixels (default 128)")
+    parser.add_argument("--max-clips", type=int, default=32)
+    parser.add_argument("--out", type=Path, required=True, help="without an ending")
+    args = parser.parse_args()
+    file = args.out.with_suffix(".json")
+    rows = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    for name, run in (pair.split("=", 1) for pair in args.runs):
+        seconds = cpu_seconds(Path(run))
+        for step in CheckpointStore(Path(run) / "checkpoints").steps():
+            if any(row["run"] == name and row["step"] == step for row in rows):
+                continue
+            rows.append({"run": name, "step": step, "cpu_s": seconds[step]} | score(Path(run), step, args))
+            file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+            print(rows[-1], flush=True)
+    rows.sort(key=lambda row: (row["run"], row["cpu_s"]))
+    file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    args.out.with_suffix(".svg").write_text(draw(rows), encoding="utf-8")
+    print("| run | parameters | steps | CPU seconds | PSNR (dB) | SSIM | LPIPS (alex) |\n|---|---|---|---|---|---|---|")
+    for row in rows:
+        figures = f"{row['psnr']:.2f} | {row['ssim']:.4f} | {row['lpips']:.4f}"
+        print(f"| {row['run']} | {row['parameters'] / 1e6:.2f}M | {row['step']} | {row['cpu_s']:.0f} | {figures} |")
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    with user_errors():
+        main()
