@@ -176,7 +176,7 @@ def test_a_failing_run_with_loader_processes_ends(dit_config, tmp_path):
         env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert done.returncode == 1 and "as asked" in done.stderr
 
