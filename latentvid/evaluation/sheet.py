@@ -44,7 +44,7 @@ def draw_sheet(rows: Sequence[Row], path: Path, *, columns: int = 6, zoom: int =
         for picture in pictures:
             image.paste(Image.fromarray(picture.numpy()), (text_width, place))
             place += len(picture) + gap
-        lines = [part for line in row.text.split("\n") for part in textwrap.wrap(line, 25, break_on_hyphens=False)]
+        lines = [part for line in row.text.split("\n") for part in textwrap.wrap(line, 22, break_on_hyphens=False)]
         middle = top + height / 2
         draw.multiline_text((margin + 24, middle), "\n".join(lines), fill=ink, font=font, anchor="lm", spacing=6)
         if row.right is not None:
