@@ -92,6 +92,7 @@ def main() -> None:
     parser.add_argument("--lpips", type=Path, required=True)
     parser.add_argument("--size", type=int, default=128, help="height and width in pixels (default 128)")
     parser.add_argument("--max-clips", type=int, default=32)
+    parser.add_argument("--every", type=int, default=1, help="score only steps that are multiples of it")
     parser.add_argument("--out", type=Path, required=True, help="without an ending")
     args = parser.parse_args()
     file = args.out.with_suffix(".json")
@@ -99,7 +100,7 @@ def main() -> None:
     for name, run in (pair.split("=", 1) for pair in args.runs):
         seconds = cpu_seconds(Path(run))
         for step in CheckpointStore(Path(run) / "checkpoints").steps():
-            if any(row["run"] == name and row["step"] == step for row in rows):
+            if step % args.every or any(row["run"] == name and row["step"] == step for row in rows):
                 continue
             rows.append({"run": name, "step": step, "cpu_s": seconds[step]} | score(Path(run), step, args))
             file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
