@@ -22,10 +22,13 @@ def main() -> None:
     parser.add_argument("--vae", type=Path, required=True, help="folder of the autoencoder")
     parser.add_argument("--output", type=Path, required=True, help="several inputs get -0, -1 ... in the name")
     parser.add_argument("--max-frames", type=int, help="frames of each input, from its start (default: all)")
+    parser.add_argument("--bf16", action="store_true", help="compute in bf16: some 0.3 dB worse, in half the time")
     args = parser.parse_args()
     if args.max_frames is not None and args.max_frames < 1:
         raise UserError(f"--max-frames {args.max_frames}: ask for at least 1 frame")
-    vae = load_vae(args.vae).to("cuda" if torch.cuda.is_available() else "cpu")
+    vae = load_vae(args.vae).to(
+        device="cuda" if torch.cuda.is_available() else "cpu", dtype=torch.bfloat16 if args.bf16 else torch.float32
+    )
     for i, path in enumerate(args.inputs):
         stem = args.output.stem if len(args.inputs) == 1 else f"{args.output.stem}-{i}"
         output = args.output.with_name(stem + args.output.suffix)
