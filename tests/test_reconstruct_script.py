@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentvid.data.video import probe
+from latentvid.data.video import probe, read_frames
 from latentvid.data.writing import write_video
 from latentvid.models.autoencoder import CausalVideoAutoencoder
 
@@ -50,6 +50,15 @@ def test_the_ending_and_max_frames_choose_what_is_written(folder, tmp_path, monk
     assert run(monkeypatch, *arguments) == 0
     assert (probe(output).height, probe(output).width) == (16, 48)
     assert "over 1 frames" in capsys.readouterr().out
+
+
+def test_bf16_gives_nearly_the_same_pixels(folder, tmp_path, monkeypatch, capsys):
+
+    for name, more in (("fp32", ()), ("bf16", ("--bf16",))):
+        arguments = ("--vae", folder / "vae", folder / "image.png", "--output", tmp_path / f"{name}.png")
+        assert run(monkeypatch, *arguments, *more) == 0
+    exact, fast = (read_frames(tmp_path / f"{name}.png").float() for name in ("fp32", "bf16"))
+    assert 0 < (exact - fast).abs().max() <= 4
 
 
 @pytest.mark.parametrize(
