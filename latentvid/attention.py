@@ -23,14 +23,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import UserError
-from .packing import Packed
+from .packing import Segments
 
 QUERY_MULTIPLE = 32  # segments whose lengths round up to the same multiple are one group: few, large products
 KEY_MULTIPLE = 16  # keys are padded (and masked) to it: the CPU's softmax is 8 times slower on rows of 12 than of 16
 BLOCK_ELEMENTS = 1 << 22  # scores held at a time by `grouped`: 8 MB in bf16, within a CPU's last-level cache
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, layout_q: Packed, layout_kv: Packed) -> Tensor:
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, layout_q: Segments, layout_kv: Segments) -> Tensor:
     out = [
         F.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in segment))[0].transpose(0, 1)
         for segment in zip(
@@ -40,13 +40,13 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, layout_q: Packed, layout_kv: Packed) 
     return torch.cat(out)
 
 
-def _torch(q: Tensor, k: Tensor, v: Tensor, layout_q: Packed, layout_kv: Packed) -> Tensor:
+def _torch(q: Tensor, k: Tensor, v: Tensor, layout_q: Segments, layout_kv: Segments) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     return varlen_attn(q, k, v, layout_q.cu_seqlens, layout_kv.cu_seqlens, layout_q.max_len, layout_kv.max_len)
 
 
-def _flash(q: Tensor, k: Tensor, v: Tensor, layout_q: Packed, layout_kv: Packed) -> Tensor:
+def _flash(q: Tensor, k: Tensor, v: Tensor, layout_q: Segments, layout_kv: Segments) -> Tensor:
     from flash_attn import flash_attn_varlen_func
 
     return flash_attn_varlen_func(
@@ -54,14 +54,14 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, layout_q: Packed, layout_kv: Packed)
     )
 
 
-def _grouped(q: Tensor, k: Tensor, v: Tensor, layout_q: Packed, layout_kv: Packed) -> Tensor:
+def _grouped(q: Tensor, k: Tensor, v: Tensor, layout_q: Segments, layout_kv: Segments) -> Tensor:
     return torch.ops.latentvid.grouped_attention(q, k, v, layout_q.cu_seqlens, layout_kv.cu_seqlens)
 
 
 BACKENDS = {"torch": _torch, "flash": _flash, "grouped": _grouped, "sdpa": _sdpa}
 
 
-def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout_q: Packed, layout_kv: Packed, backend: str) -> Tensor:
+def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout_q: Segments, layout_kv: Segments, backend: str) -> Tensor:
     """softmax(q k^T / sqrt(K)) v within each segment: q [T,A,K], k and v [S,A,K] -> [T,A,K]."""
     return BACKENDS[backend](q, k, v, layout_q, layout_kv)
 

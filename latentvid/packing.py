@@ -23,33 +23,42 @@ Grid = tuple[int, int, int]
 
 
 @dataclass(frozen=True, eq=False)
-class Packed:
-    """Where each token of a pack belongs; features are kept apart.
+class Segments:
+    """Runs of tokens end to end: what attention reads of a layout.
+
+    cu_seqlens: int32 [n+1], start of each segment and, last, the number of tokens.
+    max_len: tokens of the longest segment.
+    lengths: tokens of each segment; host only, never read inside compiled blocks (new values would recompile them).
+    """
+
+    cu_seqlens: Tensor
+    max_len: int
+    lengths: list[int]
+
+
+@dataclass(frozen=True, eq=False)
+class Packed(Segments):
+    """Where each token of a pack belongs; features are kept apart. The segments are the samples.
 
     A layout is of a whole pack, or of a piece of one (`piece`): some of its tokens, in order, with all the noise rows
     of the samples that they are of. In a piece everything is numbered from the piece's first token, row and sample.
 
-    cu_seqlens: int32 [N+1], start of each segment and, last, T.
-    max_len: tokens of the longest segment.
     position: int64 [T,3], each token's (frame, row, column) in its sample's token grid.
     segment: int64 [T], the sample a token belongs to.
     row: int64 [T], the noise row (one a latent frame of each sample) a token belongs to.
     row_segment: int64 [R], the sample a noise row belongs to.
     row_tokens: int64 [R], tokens of each noise row in the whole sample.
-    grid: (frames, rows, columns) of each segment's whole sample; host only, never read inside compiled blocks (each
-        new value would recompile them). So are `lengths`: tokens of each segment that are here.
+    grid: (frames, rows, columns) of each segment's whole sample; host only, as `lengths` are, which count the tokens
+        that are here.
     whole: the pack that this is a piece of; None where this is a whole pack.
     """
 
-    cu_seqlens: Tensor
-    max_len: int
     position: Tensor
     segment: Tensor
     row: Tensor
     row_segment: Tensor
     row_tokens: Tensor
     grid: tuple[Grid, ...]
-    lengths: list[int]
     whole: Packed | None = None
 
     @classmethod

@@ -26,9 +26,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.max_frames is not None and args.max_frames < 1:
         raise UserError(f"--max-frames {args.max_frames}: ask for at least 1 frame")
-    vae = load_vae(args.vae).to(
-        device="cuda" if torch.cuda.is_available() else "cpu", dtype=torch.bfloat16 if args.bf16 else torch.float32
-    )
+    vae = load_vae(args.vae).to("cuda" if torch.cuda.is_available() else "cpu")
+    if args.bf16:
+        vae = vae.bfloat16()
     for i, path in enumerate(args.inputs):
         stem = args.output.stem if len(args.inputs) == 1 else f"{args.output.stem}-{i}"
         output = args.output.with_name(stem + args.output.suffix)

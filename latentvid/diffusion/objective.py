@@ -1,10 +1,14 @@
-"""Prediction targets as linear maps of (x, eps), their inversion, and the loss.
+"""Prediction targets as linear maps of (x, eps), their inversion, the loss and its weighting.
 
 Every target is y = p x + q eps; with z = alpha x + sigma eps a 2x2 system gives x and eps back.
 Axes: T tokens, P token features, R noise rows, N samples.
 """
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -45,8 +49,53 @@ def recover(z: Tensor, y: Tensor, target: str, path: Path, t: Tensor) -> tuple[T
     return torch.where(singular, z, x), torch.where(singular, torch.zeros_like(eps), eps)  # sigma = 0: z = x
 
 
-def loss_per_sample(prediction: Tensor, target: Tensor, timestep: Tensor, layout: Packed) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class Weighting:
+    """Weight of the squared error by noise level.
+
+    none: 1, on the target as it is. The others are weights of the error in x, whatever the target is, with
+    SNR = alpha^2 / sigma^2: snr (that of plain eps prediction), min_snr: min(SNR, gamma) (Hang et al. 2023, eq. 8),
+    sigmoid: SNR sigmoid(bias - log SNR), so the error in eps has the sigmoid (Kingma & Gao 2023, section 4).
+    """
+
+    kind: Literal["none", "snr", "min_snr", "sigmoid"] = "none"
+    gamma: float = 5.0
+    bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.gamma <= 0:
+            raise ValueError(f"gamma {self.gamma} must be positive")
+
+    def check(self, target: str, path: Path) -> None:
+        """Raises ValueError where the weight has no bound."""
+        if self.kind == "snr" and target == "x" and path.snap(torch.tensor(1e-9)) < 1e-8:
+            raise ValueError(
+                "weighting 'snr' has no bound for target 'x' on a path with noise levels down to 0: use min_snr or "
+                "sigmoid, or target v, eps or flow"
+            )
+
+    def __call__(self, target: str, path: Path, t: Tensor) -> Tensor:
+        """Weights of the target's squared error at levels t, of t's shape; finite also where t = 0."""
+        if self.kind == "none":
+            return torch.ones_like(t)
+        alpha, sigma = path.coefficients(t)
+        p, q = target_coefficients(target, path, t)
+        a, s = alpha.square(), sigma.square()
+        # an error d in x, z being what it is, is an error d (sigma p - alpha q) / sigma in the target
+        scale = (alpha * q - sigma * p).square().clamp_min(1e-12)
+        if self.kind == "snr":
+            return a / scale
+        if self.kind == "min_snr":
+            return torch.minimum(a, self.gamma * s) / scale
+        return a * s / (s + a * math.exp(-self.bias)) / scale
+
+
+def loss_per_sample(
+    prediction: Tensor, target: Tensor, timestep: Tensor, layout: Packed, weight: Tensor | None = None
+) -> Tensor:
     """Mean squared error of each sample [N], over its tokens [T,P]; rows at noise level 0 are given and do not count.
+
+    `weight` [R] multiplies the error of each row.
 
     A sample whose rows are all given has loss 0. A piece of a sample has the part that its tokens are of the mean: the
     losses of a pack's pieces add up to the pack's.
@@ -54,5 +103,6 @@ def loss_per_sample(prediction: Tensor, target: Tensor, timestep: Tensor, layout
     error = (prediction.float() - target.float()).square().mean(-1)  # [T]
     counts = (timestep > 0).float()  # [R]
     zeros = error.new_zeros(layout.segments)
-    total = zeros.index_add(0, layout.segment, error * counts.index_select(0, layout.row))
+    rows = counts if weight is None else counts * weight
+    total = zeros.index_add(0, layout.segment, error * rows.index_select(0, layout.row))
     return total / zeros.index_add(0, layout.row_segment, counts * layout.row_tokens).clamp_min(1.0)

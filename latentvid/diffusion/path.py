@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -37,21 +38,74 @@ class RectifiedFlow:
 
 
 @dataclass(frozen=True)
+class Cosine:
+    """The quarter circle alpha = cos(pi t / 2), sigma = sin(pi t / 2) (Salimans & Ho 2022, section 3): t is an angle.
+
+    The continuous form of Nichol & Dhariwal's cosine schedule; its last level is noise alone.
+    """
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        angle = t.double() * (math.pi / 2)
+        alpha = torch.where(t >= 1, torch.zeros_like(angle), angle.cos())  # cos(pi/2) is 6e-17 in floating point
+        return alpha.float(), angle.sin().float()
+
+    def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = self.coefficients(t)
+        return -sigma * (math.pi / 2), alpha * (math.pi / 2)
+
+    def snap(self, t: Tensor) -> Tensor:
+        return t
+
+
+BETAS = ("linear", "scaled_linear", "logarithmic", "uniform", "cosine")
+
+
+def betas(kind: str, start: float, end: float, steps: int) -> Tensor:
+    """Variances beta_1 .. beta_T, float64, of a discrete variance-preserving path.
+
+    linear: evenly spaced (Ho et al. 2020). scaled_linear: their roots are (Rombach et al. 2022). logarithmic: their
+    logarithms are. uniform: beta_t = t / T, of which the last level is noise alone. cosine: from alpha^2 =
+    cos^2((t/T + 0.008) / 1.008 * pi/2), at most 0.999 (Nichol & Dhariwal 2021, eq. 17). Only the first three use
+    `start` and `end`.
+    """
+    if kind == "uniform":
+        return torch.arange(1, steps + 1, dtype=torch.float64) / steps
+    if kind == "cosine":
+        square = (((torch.arange(steps + 1, dtype=torch.float64) / steps + 0.008) / 1.008) * (math.pi / 2)).cos() ** 2
+        return (1 - square[1:] / square[:-1]).clamp_max(0.999)
+    if kind == "scaled_linear":
+        return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
+    if kind == "logarithmic":
+        return torch.linspace(math.log(start), math.log(end), steps, dtype=torch.float64).exp()
+    return torch.linspace(start, end, steps, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
 class DDPM:
     """The discrete variance-preserving path of DDPM (Ho et al. 2020, eq. 4) with T noise levels t = i / T.
 
     Level i in 1..T has alpha^2 = prod_{j<=i} (1 - beta_j); level 0 is clean. DDPM's own step number is i - 1.
+    With `zero_terminal_snr` alpha is shifted and stretched so that level T is noise alone while level 1 stays (Lin et
+    al. 2023, algorithm 1).
     """
 
     beta_start: float = 1e-4
     beta_end: float = 0.02
     steps: int = 1000
+    betas: str = "linear"
+    zero_terminal_snr: bool = False
     alphas_cumprod: Tensor = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        betas = torch.linspace(self.beta_start, self.beta_end, self.steps, dtype=torch.float64)
-        cumprod = torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1.0 - betas, 0)])
-        object.__setattr__(self, "alphas_cumprod", cumprod)
+        if self.betas not in BETAS:
+            raise ValueError(f"betas {self.betas!r}: one of {', '.join(BETAS)}")
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise ValueError(f"beta_start {self.beta_start} and beta_end {self.beta_end}: give 0 < start <= end < 1")
+        cumprod = torch.cumprod(1.0 - betas(self.betas, self.beta_start, self.beta_end, self.steps), 0)
+        if self.zero_terminal_snr:
+            alpha = cumprod.sqrt()
+            cumprod = ((alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))) ** 2
+        object.__setattr__(self, "alphas_cumprod", torch.cat([torch.ones(1, dtype=torch.float64), cumprod]))
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         level = (t.double() * self.steps).round().long()
@@ -59,10 +113,18 @@ class DDPM:
         return square.sqrt().float(), (1.0 - square).sqrt().float()
 
     def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        raise ValueError("the flow target needs a differentiable path: use path rectified_flow, or target v, eps or x")
+        raise ValueError(
+            "the flow target needs a differentiable path: use path rectified_flow or cosine, or target v, eps or x"
+        )
 
     def snap(self, t: Tensor) -> Tensor:
         return ((t.double() * self.steps).round().clamp(1, self.steps) / self.steps).to(t.dtype)
 
 
-PATHS = ("rectified_flow", "ddpm")
+def log_snr(path: Path, t: Tensor) -> Tensor:
+    """log(alpha^2 / sigma^2) at levels t: from infinity at t = 0 down, to minus infinity where all is noise."""
+    alpha, sigma = path.coefficients(t)
+    return 2 * (alpha.log() - sigma.log())
+
+
+PATHS = ("rectified_flow", "cosine", "ddpm")

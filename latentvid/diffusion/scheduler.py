@@ -1,4 +1,4 @@
-"""The one scheduler: DDPM and rectified flow, deterministic or ancestral, as a single step.
+"""The one scheduler: every path and target, and the single step between two noise levels.
 
 Axes: T tokens, P token features; noise levels are given per token as [T,1] (or any shape that broadcasts).
 """
@@ -11,18 +11,20 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from .objective import TARGETS, recover, target_coefficients
-from .path import DDPM, PATHS, RectifiedFlow
-from .timesteps import sampling_levels
+from .path import DDPM, PATHS, Cosine, Path, RectifiedFlow
+from .timesteps import sampling_levels, shift_for
 
 
 class LatentVideoScheduler(SchedulerMixin, ConfigMixin):
     """Path, target and step; its config travels with the model, so that trainer and pipeline agree.
 
     Args:
-        path: "rectified_flow" or "ddpm".
+        path: "rectified_flow", "cosine" or "ddpm".
         target: what the network predicts: "flow", "v", "eps" or "x".
-        beta_start, beta_end, num_train_timesteps: the DDPM path's linear betas.
+        betas, beta_start, beta_end, num_train_timesteps: of the DDPM path (`path.betas`).
+        zero_terminal_snr: the last level of the DDPM path is noise alone; that of the others always is.
         shift: shift of the sampling levels toward noise; 1 is none.
+        base_tokens: makes the shift grow with the root of a clip's tokens: it is `shift` for so many.
     """
 
     order = 1
@@ -36,16 +38,25 @@ class LatentVideoScheduler(SchedulerMixin, ConfigMixin):
         beta_end: float = 0.02,
         num_train_timesteps: int = 1000,
         shift: float = 1.0,
+        betas: str = "linear",
+        zero_terminal_snr: bool = False,
+        base_tokens: int | None = None,
     ) -> None:
         if path not in PATHS:
             raise ValueError(f"path {path!r}: one of {', '.join(PATHS)}")
         if target not in TARGETS:
             raise ValueError(f"target {target!r}: one of {', '.join(TARGETS)}")
         if path == "ddpm" and target == "flow":
-            raise ValueError("target 'flow' needs path 'rectified_flow': with path 'ddpm' use v, eps or x")
-        if path == "rectified_flow" and target == "eps":
-            raise ValueError("target 'eps' leaves x unknown at t = 1 of path 'rectified_flow': use flow, v or x")
-        self.path = RectifiedFlow() if path == "rectified_flow" else DDPM(beta_start, beta_end, num_train_timesteps)
+            raise ValueError("target 'flow' needs path 'rectified_flow' or 'cosine': with path 'ddpm' use v, eps or x")
+        if path == "ddpm":
+            self.path: Path = DDPM(beta_start, beta_end, num_train_timesteps, betas, zero_terminal_snr)
+        else:
+            self.path = RectifiedFlow() if path == "rectified_flow" else Cosine()
+        if target == "eps" and self.path.coefficients(torch.ones(()))[0] == 0:
+            use = "flow, v or x" if path != "ddpm" else "v or x, or betas that leave some signal"
+            raise ValueError(
+                f"target 'eps' leaves x unknown at t = 1 of path {path!r}, which is noise alone: use {use}"
+            )
 
     def mix(self, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """z_t = alpha x + sigma eps."""
@@ -61,9 +72,9 @@ class LatentVideoScheduler(SchedulerMixin, ConfigMixin):
         """(x, eps) from z_t and the network's prediction."""
         return recover(z, prediction, self.config.target, self.path, t)
 
-    def levels(self, steps: int) -> Tensor:
-        """Noise levels [steps + 1] of a sampling run, from 1 down to 0."""
-        t = sampling_levels(steps, self.config.shift)
+    def levels(self, steps: int, tokens: int | None = None, start: float = 1.0) -> Tensor:
+        """Noise levels [steps + 1] of a sampling run of a clip of so many tokens, from `start` down to 0."""
+        t = start * sampling_levels(steps, shift_for(self.config.shift, tokens, self.config.base_tokens))
         t[:-1] = self.path.snap(t[:-1])
         return t
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,29 +15,48 @@ def shift(t: Tensor, factor: float) -> Tensor:
     return factor * t / (1.0 + (factor - 1.0) * t)
 
 
+def shift_for(factor: float, tokens: int | None, base_tokens: int | None) -> float:
+    """The shift of a sample of so many tokens: factor * sqrt(tokens / base_tokens) (Esser et al. 2024, section 5.3.2).
+
+    More tokens of a like picture hide it less under the same noise. Without `base_tokens`, `factor` for all.
+    """
+    return factor if base_tokens is None or tokens is None else factor * math.sqrt(tokens / base_tokens)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TimestepSampling:
     """How a training sample's noise level is drawn.
 
-    uniform: t ~ U(0,1]. logit_normal: t = sigmoid(mean + std n), n ~ N(0,1) (Esser et al. 2024, eq. 19). Then `shift`.
+    uniform: t ~ U(0,1]. logit_normal: t = sigmoid(mean + std n), n ~ N(0,1) (Esser et al. 2024, eq. 19).
+    mode: t = 1 - u - scale (cos^2(pi u / 2) - 1 + u), u ~ U(0,1] (eq. 20), scale in [-1, 2 / (pi - 2)].
+    Then `shift`, which grows with the root of the sample's tokens if `base_tokens` is set: it is for so many.
     """
 
-    kind: Literal["uniform", "logit_normal"] = "uniform"
+    kind: Literal["uniform", "logit_normal", "mode"] = "uniform"
     mean: float = 0.0
     std: float = 1.0
+    scale: float = 1.29
     shift: float = 1.0
+    base_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.shift <= 0 or self.std <= 0:
             raise ValueError(f"shift {self.shift} and std {self.std} must be positive")
+        if not -1 <= self.scale <= 2 / (math.pi - 2):
+            raise ValueError(f"scale {self.scale} of the mode sampling must lie in [-1, {2 / (math.pi - 2):.4f}]")
+        if self.base_tokens is not None and self.base_tokens < 1:
+            raise ValueError(f"base_tokens {self.base_tokens} must be at least 1")
 
-    def draw(self, generator: torch.Generator) -> Tensor:
-        """One noise level in (0,1], a scalar tensor."""
-        if self.kind == "uniform":
-            t = 1.0 - torch.rand((), generator=generator)
+    def draw(self, generator: torch.Generator, tokens: int | None = None, count: int = 1) -> Tensor:
+        """Noise levels in (0,1] [count] for a sample of so many tokens."""
+        if self.kind == "logit_normal":
+            t = torch.sigmoid(self.mean + self.std * torch.randn(count, generator=generator))
         else:
-            t = torch.sigmoid(self.mean + self.std * torch.randn((), generator=generator))
-        return shift(t, self.shift)
+            t = 1.0 - torch.rand(count, generator=generator)
+        if self.kind == "mode":
+            t = 1.0 - t - self.scale * ((math.pi / 2 * t).cos() ** 2 - 1.0 + t)
+            t = t.clamp(1e-6, 1.0)  # rounding may reach 0, which means a given frame
+        return shift(t, shift_for(self.shift, tokens, self.base_tokens))
 
 
 def sampling_levels(steps: int, factor: float = 1.0) -> Tensor:

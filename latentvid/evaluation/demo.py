@@ -25,10 +25,12 @@ from ..data.manifest import Sample, read_manifest
 from ..data.transforms import resize_and_crop, to_uint8
 from ..data.video import read_frames
 from ..data.writing import write_video
+from ..diffusion.guidance import Guidance
 from ..errors import UserError, user_errors
 from ..files import written_whole
 from ..pipelines.latent_video import LatentVideoPipeline
 from ..pipelines.loading import load_pipeline
+from ..pipelines.sampling import Sampling
 from ..world import process_state
 from .judge import Judge, Verdict
 from .reconstruction import evaluate, reconstruct
@@ -116,17 +118,14 @@ class Demo:
         heights, widths = zip(*(SIZES[i % len(SIZES)] for i in numbers), strict=True)
         # the i-th prompt has the noise of seed + i: far apart, so that no two runs or kinds share any
         seed = 100_000 * self.config.seed + (50_000 if kind == "heldout" else 0) + numbers.start
-        return self.pipeline(
-            texts,
-            frames=FRAMES,
-            height=heights,
-            width=widths,
+        scale = self.config.guidance
+        sampling = Sampling(
             steps=self.config.steps,
-            guidance=self.config.guidance,
-            seed=seed,
+            guidance=None if scale is None else Guidance(scale=scale),
             precision=torch.bfloat16,
             progress=False,
-        ).frames
+        )
+        return self.pipeline(texts, frames=FRAMES, height=heights, width=widths, seed=seed, sampling=sampling).frames
 
     def gather(self) -> tuple[dict[str, list[Tensor]], Tensor]:
         """What all processes left: clips by kind, and PSNR and SSIM of the real clips [N,2]."""

@@ -13,8 +13,10 @@ from timm.layers import SwiGLU
 from torch import Tensor, nn
 
 from ..attention import packed_attention
-from ..packing import Packed
+from ..packing import Packed, Segments
 from ..sequence import SequenceGroup
+from .attention_plan import AttentionPlan
+from .key_value_cache import BlockCache
 
 
 def timestep_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
@@ -63,8 +65,10 @@ class HeadNorm(nn.Module):
 class PackedAttention(nn.Module):
     """Multi-head attention within segments, with RMS-normalised queries and keys (QK-norm, Dehghani et al. 2023).
 
-    With `context_width` None tokens attend to their own segment; else to the segment of the same index in `context`.
+    Tokens attend to the segment of the same index in `context`, which is x itself in self-attention.
     With `sequence`, the layout is of this process's piece of a pack, and tokens attend to their segment in the whole.
+    With a `cache`, its keys and values stand before the context's; with `gather` [G], these are the ones attended to,
+    by their rows.
     """
 
     def __init__(self, width: int, heads: int, context_width: int | None = None) -> None:
@@ -80,11 +84,13 @@ class PackedAttention(nn.Module):
         self,
         x: Tensor,  # [T,D]
         context: Tensor,  # [S,D'] (x itself in self-attention)
-        layout: Packed,
-        context_layout: Packed,
+        layout: Segments,
+        context_layout: Segments,
         backend: str,
         rotary: tuple[Tensor, Tensor] | None = None,
+        gather: Tensor | None = None,
         sequence: SequenceGroup | None = None,
+        cache: BlockCache | None = None,
     ) -> Tensor:
         q = self.query(x).unflatten(-1, (self.heads, -1))  # [T,A,K]
         k, v = self.key_value(context).unflatten(-1, (2, self.heads, -1)).unbind(-3)  # [S,A,K] each
@@ -93,6 +99,10 @@ class PackedAttention(nn.Module):
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         # v holds the compute dtype (autocast); norms and rotation may have widened q and k
         q, k = q.to(v.dtype), k.to(v.dtype)
+        if cache is not None:
+            k, v = cache.extended(k, v)
+        if gather is not None:
+            k, v = k.index_select(0, gather), v.index_select(0, gather)
         if sequence is None:
             out = packed_attention(q, k, v, layout, context_layout, backend)
         else:
@@ -123,16 +133,19 @@ class Block(nn.Module):
         x: Tensor,  # [T,D]
         condition: Tensor,  # [R,D]
         text: Tensor,  # [S,D']
-        rotary: tuple[Tensor, Tensor],
+        plan: AttentionPlan,
         layout: Packed,
         text_layout: Packed,
         backend: str,
         sequence: SequenceGroup | None = None,
+        cache: BlockCache | None = None,
     ) -> Tensor:
         rows = self.modulation(F.silu(condition))  # [R,6D]
         shift1, scale1, gate1, shift2, scale2, gate2 = rows.index_select(0, layout.row).chunk(6, dim=-1)  # [T,D] each
         y = torch.addcmul(shift1, self.norm1(x), 1 + scale1)
-        x = torch.addcmul(x, gate1, self.attention(y, y, layout, layout, backend, rotary, sequence))
+        y = plan.arrange(y)
+        y = self.attention(y, y, plan.queries, plan.keys, backend, plan.rotary, plan.gather, sequence, cache)
+        x = torch.addcmul(x, gate1, plan.restore(y))
         x = x + self.cross(self.cross_norm(x), text, layout, text_layout, backend)
         y = torch.addcmul(shift2, self.norm2(x), 1 + scale2)
         return torch.addcmul(x, gate2, self.mlp(y))

@@ -17,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 from ..attention import resolve_backend
 from ..packing import Packed
 from ..sequence import SequenceGroup
+from .attention_plan import ATTENTIONS, make_plans
+from .key_value_cache import KeyValueCache
 from .layers import Block, rotary_table, timestep_embedding
 
 TIMESTEP_FEATURES = 256
@@ -37,6 +39,8 @@ class VideoDiT(ModelMixin, ConfigMixin):
         mlp_ratio: hidden width of the SwiGLU MLP over D; 8/3 has the parameters of a plain MLP at 4.
         text_width: width of the text encoder's states.
         rope_theta: base of the rotary frequencies.
+        attention: what self-attention joins (table in attention_plan.py): "full", a whole sample; "factorised", in
+            turn a latent frame and a position through time; "causal", the latent frames up to a token's own.
     """
 
     _supports_gradient_checkpointing = True
@@ -53,10 +57,17 @@ class VideoDiT(ModelMixin, ConfigMixin):
         mlp_ratio: float = 8 / 3,
         text_width: int = 512,
         rope_theta: float = 10_000.0,
+        attention: str = "full",
     ) -> None:
         super().__init__()
         if width % heads or width // heads % 2 or width // heads < 6:
             raise ValueError(f"width {width} / heads {heads}: the head width must be a whole even number, at least 6")
+        if attention not in ATTENTIONS:
+            raise ValueError(f"attention {attention!r}: one of {', '.join(ATTENTIONS)}")
+        if attention == "factorised" and depth < 2:
+            raise ValueError(
+                f"factorised attention takes blocks of space and of time in turn: depth {depth} is below 2"
+            )
         features = latent_channels * patch**2
         self.tokens_in = nn.Linear(features, width)
         self.timestep_in = Mlp(TIMESTEP_FEATURES, width, width, act_layer=nn.SiLU)
@@ -93,8 +104,12 @@ class VideoDiT(ModelMixin, ConfigMixin):
         text: Tensor,  # [S,Dt] text states, one segment a sample
         layout: Packed,
         text_layout: Packed,
+        cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """The network's prediction [T,P], in the target that the scheduler's config names."""
+        """The network's prediction [T,P], in the target that the scheduler's config names.
+
+        With a cache (causal attention only) the layout is of each sample's new frames, which follow those in the cache.
+        """
         if layout.segments != text_layout.segments:
             raise ValueError(f"{layout.segments} samples but {text_layout.segments} prompts: give one prompt a sample")
         if timestep.shape != layout.row_segment.shape:
@@ -102,20 +117,33 @@ class VideoDiT(ModelMixin, ConfigMixin):
         if layout.whole is not None and self.sequence is None:
             raise ValueError("this is a piece of a pack, but the model has no group of processes to see the rest with")
         sequence = None if layout.whole is None else self.sequence
+        if cache is not None:
+            if self.config.attention != "causal":
+                raise ValueError(
+                    f"a cache of past frames needs causal attention; this model's is {self.config.attention}"
+                )
+            cache.check(layout, len(self.blocks))
         x = self.tokens_in(tokens)  # [T,D]
         backend = resolve_backend(self.attention_backend, x.device, x.dtype)
         pooled = self.pooled_in(self.pooled_norm(_segment_mean(text, text_layout)))  # [N,D]
         text = self.text_norm(self.text_in(self.text_norm_in(text)))  # [S,D]
         features = timestep_embedding(timestep, TIMESTEP_FEATURES).to(x.dtype)
         condition = self.timestep_in(features) + pooled.index_select(0, layout.row_segment)  # [R,D]
-        rotary = rotary_table(layout.position, self.config.width // self.config.heads, self.config.rope_theta)
+        position = layout.position if cache is None else cache.positions(layout)
+        rotary = rotary_table(position, self.config.width // self.config.heads, self.config.rope_theta)
         rotary = tuple(r.to(x.dtype) for r in rotary)
-        for block in self.blocks:
-            arguments = (x, condition, text, rotary, layout, text_layout, backend, sequence)
+        past = None if cache is None else cache.lengths
+        plans = make_plans(self.config.attention, layout, rotary, past)
+        caches = [None] * len(self.blocks) if cache is None else cache.for_blocks(len(self.blocks))
+        for i, block in enumerate(self.blocks):
+            plan = plans[i % len(plans)]
+            arguments = (x, condition, text, plan, layout, text_layout, backend, sequence, caches[i])
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, *arguments, use_reentrant=False)
             else:
                 x = block(*arguments)
+        if cache is not None and cache.records:
+            cache.append(layout, caches)
         rows = self.final_modulation(F.silu(condition))  # [R,2D]
         shift, scale = rows.index_select(0, layout.row).chunk(2, dim=-1)
         return self.tokens_out(torch.addcmul(shift, self.final_norm(x), 1 + scale))

@@ -1,12 +1,12 @@
-"""Text to video with a latent diffusion transformer.
+"""Clips from a latent diffusion transformer, by text and by what is known of them.
 
-Axes: T tokens of a pack, P token features, N samples, S text tokens; latents are [C,f,h,w], frames uint8 [F,H,W,3].
+Axes: latents are [C,f,h,w], frames uint8 [F,H,W,3].
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -17,15 +17,16 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
-from ..data.transforms import to_uint8
-from ..diffusion.guidance import classifier_free
+from ..data.transforms import from_uint8, to_uint8
+from ..diffusion.guidance import Guidance, reconstruction_guided
 from ..diffusion.scheduler import LatentVideoScheduler
+from ..diffusion.solvers import solve
 from ..errors import UserError
 from ..models.interchange import Vae, as_vae, raw_vae
 from ..models.transformer import VideoDiT
-from ..packing import Packed, token_grid, unpatchify
-from ..rng import generator
+from ..packing import Grid, unpatchify
 from ..text import TextEncoder
+from .sampling import Batch, Request, Sampling, make_predict
 
 
 @dataclass
@@ -42,7 +43,8 @@ class LatentVideoPipeline(DiffusionPipeline):
     The VAE is ours or one of diffusers' (`latentvid.models.interchange`): `vae` is what diffusers saves, `codec` the
     same behind the interface of ours.
 
-    `frames, height, width, fps, steps, guidance` are what the model was trained for and the defaults of a call.
+    `frames, height, width, fps, steps, guidance` are what the model was trained for and the defaults of a call; `given`
+    names the frames that were given in training (`diffusion.masks.GivenFrames`).
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -60,6 +62,7 @@ class LatentVideoPipeline(DiffusionPipeline):
         fps: float = 8.0,
         steps: int = 50,
         guidance: float = 3.0,
+        given: Sequence[str] = ("plain",),
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -69,7 +72,15 @@ class LatentVideoPipeline(DiffusionPipeline):
             text_encoder=text_encoder,
             tokenizer=tokenizer,
         )
-        self.register_to_config(frames=frames, height=height, width=width, fps=fps, steps=steps, guidance=guidance)
+        self.register_to_config(
+            frames=frames,
+            height=height,
+            width=width,
+            fps=fps,
+            steps=steps,
+            guidance=guidance,
+            given=tuple(given),
+        )
 
     @property
     def codec(self) -> Vae:
@@ -85,12 +96,8 @@ class LatentVideoPipeline(DiffusionPipeline):
         frames: int | Sequence[int] | None = None,
         height: int | Sequence[int] | None = None,
         width: int | Sequence[int] | None = None,
-        steps: int | None = None,
-        guidance: float | None = None,
         seed: int = 0,
-        eta: float = 0.0,
-        precision: torch.dtype | None = None,
-        progress: bool = True,
+        sampling: Sampling | None = None,
     ) -> VideoOutput:
         """Makes one clip a prompt; several prompts, of any shapes, are one pack.
 
@@ -98,89 +105,117 @@ class LatentVideoPipeline(DiffusionPipeline):
             prompt: what to show. An empty prompt is unconditional.
             negative_prompt: what to steer away from; one for all, or one a prompt.
             frames, height, width: of each clip, one for all or one a prompt.
-            steps: denoising steps.
-            guidance: classifier-free guidance scale; 1 is none and halves the work.
             seed: the i-th prompt has the noise of `seed + i`, whatever it is packed with.
-            eta: 0 is deterministic (DDIM, Euler); 1 adds the posterior's noise at each step (DDPM).
-            precision: autocast type of the networks; None is bf16 on CUDA and fp32 elsewhere.
-            progress: show a progress bar.
+            sampling: steps, solver, guidance; None is the model's defaults.
 
         Raises UserError for sizes that the model cannot make, a prompt that is too long, and lists of unequal length.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        config = self.config
-        steps = config.steps if steps is None else steps
-        guidance = config.guidance if guidance is None else guidance
-        if steps < 1 or not prompts:
-            raise UserError(f"{steps} steps and {len(prompts)} prompts: at least one of each is needed")
         sizes = (
-            _one_each(given if given is not None else config[name], len(prompts), name)
+            _one_each(given if given is not None else self.config[name], len(prompts), name)
             for name, given in (("frames", frames), ("height", height), ("width", width))
         )
-        grids = [self._token_grid(*size) for size in zip(*sizes, strict=True)]
+        grids = [self.latent_grid(*size) for size in zip(*sizes, strict=True)]
         negatives = _one_each(negative_prompt, len(prompts), "negative_prompt")
-        with self._autocast(precision):
-            tokens, layout = self._denoise(prompts, negatives, grids, steps, guidance, seed, eta, progress)
-            clips = self._decode(unpatchify(tokens, layout, self.transformer.config.patch))
-        return VideoOutput(frames=clips, fps=config.fps)
+        requests = [
+            Request(prompt=prompt, negative_prompt=negative, grid=grid, seed=seed + i)
+            for i, (prompt, negative, grid) in enumerate(zip(prompts, negatives, grids, strict=True))
+        ]
+        sampling = sampling or Sampling()
+        clips = self.decode(self.sample(requests, sampling), sampling.precision)
+        return VideoOutput(frames=clips, fps=self.config.fps)
 
-    def _denoise(
-        self,
-        prompts: list[str],
-        negatives: list[str],
-        grids: list[tuple[int, int, int]],
-        steps: int,
-        guidance: float,
-        seed: int,
-        eta: float,
-        progress: bool,
-    ) -> tuple[Tensor, Packed]:
-        """Clean tokens [T,P] and their layout. With guidance both branches go through the network as one pack."""
-        device = self._execution_device
-        layout = Packed.of(grids).to(device)
-        guided = guidance != 1.0
-        text = TextEncoder(self.text_encoder, self.tokenizer).encode(prompts + negatives if guided else prompts)
-        text_layout = Packed.of_lengths(text.lengths).to(device)
-        network_layout = Packed.of(grids * 2).to(device) if guided else layout
+    @torch.no_grad()
+    def sample(self, requests: Sequence[Request], sampling: Sampling | None = None) -> list[Tensor]:
+        """Normalised latents [C,f,h,w] of the requests, sampled as one pack. Raises UserError."""
+        sampling = sampling or Sampling()
+        steps = self.config.steps if sampling.steps is None else sampling.steps
+        guidance = sampling.guidance or Guidance(scale=self.config.guidance)
+        if steps < 1 or not requests:
+            raise UserError(f"{steps} steps and {len(requests)} prompts: at least one of each is needed")
+        condition = self._condition(sampling.condition)
+        model, scheduler = self.transformer.config, self.scheduler
+        batch = Batch.of(
+            requests,
+            scheduler,
+            model.patch,
+            model.latent_channels,
+            steps,
+            condition == "levels",
+            self._execution_device,
+        )
+        with self._autocast(sampling.precision):
+            predict = make_predict(self.transformer, self._text(), batch, guidance, scheduler)
+            if condition == "reconstruction" and bool(batch.known.any()):
+                predict = reconstruction_guided(
+                    predict, scheduler, batch.layout, batch.known, batch.clean, sampling.reconstruction_weight
+                )
+            self.set_progress_bar_config(disable=not sampling.progress, desc="sampling")
+            z = solve(
+                scheduler,
+                predict,
+                batch.z,
+                batch.levels,
+                batch.layout,
+                solver=sampling.solver,
+                noise=batch.noise,
+                after=lambda z, t: batch.put_back(scheduler, z, t),
+                progress=self.progress_bar,
+            )
+        return unpatchify(z, batch.layout, model.patch)
 
-        sources = [generator(seed + i, 0, "sample") for i in range(len(prompts))]
-        features = self.transformer.config.latent_channels * self.transformer.config.patch**2
+    def _condition(self, asked: str | None) -> str:
+        """Raises UserError where the model was not trained for what is asked."""
+        trained = tuple(self.config.given) != ("plain",)
+        if asked == "levels" and not trained:
+            raise UserError(
+                "this model was trained without given frames (`given` in its training config): use condition "
+                "'reconstruction' or 'replacement', or train it with them"
+            )
+        return asked or ("levels" if trained else "reconstruction")
 
-        def noise() -> Tensor:  # [T,P]
-            draws = zip(layout.lengths, sources, strict=True)
-            return torch.cat([torch.randn(n, features, generator=source) for n, source in draws]).to(device)
+    @torch.no_grad()
+    def encode(self, clips: Sequence[Tensor], precision: torch.dtype | None = None) -> list[Tensor]:
+        """Clips uint8 [F,H,W,3] -> normalised latents [C,f,h,w], the posterior's means; equal shapes go together."""
 
-        z = noise()
-        levels = self.scheduler.levels(steps).to(device)
-        self.set_progress_bar_config(disable=not progress, desc="sampling")
-        for t, s in zip(self.progress_bar(levels[:-1]), levels[1:], strict=True):
-            prediction = self.transformer(
-                z.repeat(2, 1) if guided else z, t.expand(network_layout.rows), text.states, network_layout, text_layout
-            ).float()
-            if guided:
-                prediction = classifier_free(*prediction.chunk(2), guidance)
-            z = self.scheduler.step(prediction, t, s, z, noise() if eta > 0 else None, eta)
-        return z, layout
+        def each(videos: Tensor) -> Sequence[Tensor]:
+            return self.codec.normalise(self.codec.encode(from_uint8(videos)).latent_dist.mean)
 
-    def _decode(self, latents: list[Tensor]) -> list[Tensor]:
-        """Normalised latents [C,f,h,w] -> uint8 [F,H,W,3]; equal shapes go through the VAE together."""
+        return self._by_shape([clip.to(self._execution_device) for clip in clips], each, precision)
+
+    @torch.no_grad()
+    def decode(self, latents: Sequence[Tensor], precision: torch.dtype | None = None) -> list[Tensor]:
+        """Normalised latents [C,f,h,w] -> uint8 [F,H,W,3] on the CPU; equal shapes go through the VAE together."""
+
+        def each(z: Tensor) -> Sequence[Tensor]:
+            return [to_uint8(video).cpu() for video in self.codec.decode(self.codec.denormalise(z)).sample]
+
+        return self._by_shape(latents, each, precision)
+
+    def _by_shape(
+        self, items: Sequence[Tensor], each: Callable[[Tensor], Sequence[Tensor]], precision: torch.dtype | None
+    ) -> list[Tensor]:
         groups: dict[torch.Size, list[int]] = defaultdict(list)
-        for i, z in enumerate(latents):
-            groups[z.shape].append(i)
-        clips: dict[int, Tensor] = {}
-        vae = self.codec
-        for members in groups.values():
-            videos = vae.decode(vae.denormalise(torch.stack([latents[i] for i in members]))).sample
-            clips |= {i: to_uint8(video).cpu() for i, video in zip(members, videos, strict=True)}
-        return [clips[i] for i in range(len(latents))]
+        for i, item in enumerate(items):
+            groups[item.shape].append(i)
+        results: dict[int, Tensor] = {}
+        with self._autocast(precision):
+            for members in groups.values():
+                made = each(torch.stack([items[i] for i in members]))
+                results |= dict(zip(members, made, strict=True))
+        return [results[i] for i in range(len(items))]
 
-    def _token_grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+    def _text(self) -> TextEncoder:
+        return TextEncoder(self.text_encoder, self.tokenizer)
+
+    def latent_grid(self, frames: int, height: int, width: int) -> Grid:
+        """(f,h,w) of the latent of such a clip. Raises UserError for sizes that the model cannot make."""
         patch, vae = self.transformer.config.patch, self.codec
         stride = vae.spatial_stride * patch
         if any(side < stride or side % stride for side in (height, width)):
             near = " x ".join(str(max(1, round(side / stride)) * stride) for side in (height, width))
             raise UserError(f"{height} x {width} pixels: this model makes multiples of {stride}, such as {near}")
-        return token_grid(vae.latent_grid(frames, height, width), patch)
+        return vae.latent_grid(frames, height, width)
 
     def _autocast(self, precision: torch.dtype | None):
         device = self._execution_device.type

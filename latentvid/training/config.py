@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ..diffusion.masks import GivenFrames
+from ..diffusion.objective import Weighting
 from ..diffusion.timesteps import TimestepSampling
 
 
@@ -247,5 +249,7 @@ class DitConfig(TrainingConfig):
     text_encoder: str = _help("folder or hub name of a T5 encoder with its tokenizer")
     scheduler: dict[str, Any] = _help("arguments of LatentVideoScheduler: path, target, ...", default_factory=dict)
     timesteps: TimestepSampling = field(default_factory=TimestepSampling)
+    weighting: Weighting = field(default_factory=Weighting)
+    given: GivenFrames = field(default_factory=GivenFrames)
     samples: DitSamples = field(default_factory=DitSamples)
     attention: str = _help("backend: auto, torch, flash, grouped or sdpa", default="auto")

@@ -32,6 +32,7 @@ from ..models.interchange import channels_last, load_vae
 from ..models.transformer import VideoDiT
 from ..packing import Grid, Packed, patchify, spans, token_grid
 from ..pipelines.latent_video import LatentVideoPipeline
+from ..pipelines.sampling import Sampling
 from ..rng import generator
 from ..sequence import make_sequence_group, makers
 from ..text import TextEncoder
@@ -53,6 +54,10 @@ class DitTask:
         self.vae = channels_last(load_vae(config.vae)).to(device).requires_grad_(False)
         self.text = TextEncoder.from_pretrained(config.text_encoder).to(device)
         self.scheduler = build_model(LatentVideoScheduler, config.scheduler, "scheduler")
+        try:
+            config.weighting.check(self.scheduler.config.target, self.scheduler.path)
+        except ValueError as error:
+            raise UserError(f"weighting: {error}") from None
         self.model = self.new_model()
         self.patch = self.model.config.patch
         self.features = self.model.config.latent_channels * self.patch**2
@@ -138,7 +143,7 @@ class DitTask:
         return (1 - dropout) * sum(lengths) / len(lengths) + dropout * null
 
     def grid_flops(self, grid: Grid) -> GridFlops:
-        model = dit_flops(self.model.config, [math.prod(grid)], [self.mean_text], grid[0])
+        model = dit_flops(self.model.config, [grid], [self.mean_text])
         online = self.cache is None
         return GridFlops(model, vae_flops(self.vae, self.pixels(grid)).encode if online else 0)
 
@@ -150,7 +155,7 @@ class DitTask:
             text = [len(ids) for ids in self.text.tokenize(pack.captions)]
         else:
             text = [] if pack.text_layout is None else pack.text_layout.lengths
-        return dit_flops(self.model.config, [math.prod(g) for g in made], text, sum(g[0] for g in made))
+        return dit_flops(self.model.config, made, text)
 
     def blank_pack(self, grids: Sequence[Grid]) -> DitPack:
         layout, text_layout = Packed.of(grids), Packed.of_lengths([round(self.mean_text)] * len(grids))
@@ -170,12 +175,19 @@ class DitTask:
         for draw, grid, length in zip(draws[span.first : span.last], layout.grid, layout.lengths, strict=True):
             tokens = torch.randn(math.prod(grid), self.features, generator=generator(seed, draw.number, "noise"))
             noise.append(tokens[skip : skip + length])
-            level = self.config.timesteps.draw(generator(seed, draw.number, "timestep"))
-            rows.append(self.scheduler.path.snap(level).expand(grid[0]))  # every frame of a sample has the same level
+            rows.append(self._noise_levels(draw, grid))
             skip = 0
         made = [draw for draw, maker in zip(draws, makers(whole.lengths, size), strict=True) if maker == rank]
         make = self._from_clips if self.cache is None else self._from_cache
         return DitPack(noise=torch.cat(noise), timestep=torch.cat(rows), layout=layout, **make(made))
+
+    def _noise_levels(self, draw: Draw, grid: Grid) -> Tensor:
+        """Of each latent frame [f]; 0 where it is given."""
+        seed, frames = self.config.run.seed, grid[0]
+        given, independent = self.config.given.draw(generator(seed, draw.number, "given"), frames)
+        source = generator(seed, draw.number, "timestep")
+        level = self.config.timesteps.draw(source, math.prod(grid), frames if independent else 1)
+        return self.scheduler.path.snap(level).expand(frames).masked_fill(given, 0.0)
 
     def _from_cache(self, draws: Sequence[Draw]) -> dict[str, Any]:
         entries = [self.cache.load(draw.index) for draw in draws]
@@ -248,7 +260,8 @@ class DitTask:
         noised = self.scheduler.mix(pack.clean, pack.noise, t)
         target = self.scheduler.target(pack.clean, pack.noise, t)
         prediction = model(noised, pack.timestep, pack.text, pack.layout, pack.text_layout)
-        return loss_per_sample(prediction, target, pack.timestep, pack.layout), {}
+        weight = self.config.weighting(self.scheduler.config.target, self.scheduler.path, pack.timestep)
+        return loss_per_sample(prediction, target, pack.timestep, pack.layout, weight), {}
 
     def pipeline(self, model: VideoDiT) -> LatentVideoPipeline:
         s = self.config.samples
@@ -264,12 +277,14 @@ class DitTask:
             fps=s.fps,
             steps=s.steps,
             guidance=s.guidance,
+            given=self.config.given.names,
         )
 
     def sample(self, model: VideoDiT, step: int, folder: Path, rank: int, world: int) -> None:
         prompts = self.config.samples.prompts
         mine = shares(len(prompts), rank, world)
-        clips = self.pipeline(model)([prompts[i] for i, _ in mine], seed=mine[0][0], progress=False).frames
+        wanted = [prompts[i] for i, _ in mine]
+        clips = self.pipeline(model)(wanted, seed=mine[0][0], sampling=Sampling(progress=False)).frames
         for (i, write), clip in zip(mine, clips, strict=True):
             if write:
                 write_video(folder / f"step-{step:06d}-{i}.mp4", clip, self.config.samples.fps)

@@ -16,34 +16,37 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..models.attention_plan import attended_pairs
 from ..models.interchange import Vae, arguments_of, build_vae
 from ..models.transformer import TIMESTEP_FEATURES
+from ..packing import Grid
 
 # a training step over a forward pass: the backward pass makes two products for each of the forward's. Activations
 # computed again under gradient checkpointing do not count: MFU asks how fast the model trains (Chowdhery et al. 2022)
 TRAINING = 3
 
 
-def dit_flops(config: Mapping[str, Any], lengths: Sequence[int], text_lengths: Sequence[float], rows: int) -> int:
-    """Forward FLOPs of a `VideoDiT` with this config for one pack.
+def dit_flops(config: Mapping[str, Any], grids: Sequence[Grid], text_lengths: Sequence[float]) -> int:
+    """Forward FLOPs of a `VideoDiT` with this config for one pack, without cached frames.
 
     Args:
         config: the model's config.
-        lengths: tokens of each of the N segments.
+        grids: token grid (frames, rows, columns) of each of the N segments.
         text_lengths: text tokens of each segment; means serve for an estimate.
-        rows: R, latent frames of all segments.
     """
     width, text_width = config["width"], config["text_width"]
     features, hidden = config["latent_channels"] * config["patch"] ** 2, int(config["mlp_ratio"] * width)
-    tokens, text = sum(lengths), sum(text_lengths)
+    lengths = [f * h * w for f, h, w in grids]
+    tokens, text, rows = sum(lengths), sum(text_lengths), sum(f for f, _, _ in grids)
     square = width * width
     block = tokens * (8 * square + 4 * square + 6 * width * hidden)  # self-attention, cross query and out, SwiGLU
     block += text * 4 * square + rows * 12 * square  # cross key and value, modulation
-    block += sum(4 * width * n * (n + s) for n, s in zip(lengths, text_lengths, strict=True))  # q k^T and p v
+    block += sum(4 * width * n * s for n, s in zip(lengths, text_lengths, strict=True))  # cross q k^T and p v
+    pairs = sum(attended_pairs(config["attention"], config["depth"], grid) for grid in grids)
     outside = tokens * 4 * features * width + rows * 4 * square  # tokens in and out, last modulation
     outside += rows * 2 * width * (TIMESTEP_FEATURES + width)
     outside += (text + len(lengths)) * 2 * width * (text_width + width)  # states, and their means
-    return round(config["depth"] * block + outside)
+    return round(config["depth"] * block + 4 * width * pairs + outside)
 
 
 class GridFlops(NamedTuple):

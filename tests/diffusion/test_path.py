@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from latentvid.diffusion.path import DDPM, PATHS, RectifiedFlow
+from latentvid.diffusion.path import DDPM, PATHS, Cosine, RectifiedFlow
 
-BOTH = pytest.mark.parametrize("path", [RectifiedFlow(), DDPM()], ids=PATHS)
+BOTH = pytest.mark.parametrize("path", [RectifiedFlow(), Cosine(), DDPM()], ids=PATHS)
 
 
 @BOTH

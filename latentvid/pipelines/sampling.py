@@ -1,0 +1,197 @@
+"""What is asked of the sampler, and a pack of such requests before the network.
+
+Axes: T tokens of a pack, P token features, R noise rows, N samples, K steps; latents are [C,f,h,w], normalised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor
+
+from ..diffusion.guidance import Guidance
+from ..diffusion.objective import target_coefficients
+from ..diffusion.scheduler import LatentVideoScheduler
+from ..diffusion.solvers import Noise, Predict
+from ..errors import UserError
+from ..models.transformer import VideoDiT
+from ..packing import Grid, Packed, patchify, token_grid
+from ..rng import generator
+from ..text import TextEncoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One clip to sample.
+
+    grid: of its latent, (f,h,w). seed: of its noise, whatever it is packed with.
+    given: latent [C,f,h,w], and known: bool [f,h,w] or [f,1,1], which of it is kept (token by token; a token is known
+    where all of its latent positions are).
+    start: latent [C,f,h,w] at noise level `level`, where sampling begins in place of noise at level 1.
+    """
+
+    prompt: str
+    grid: Grid
+    seed: int = 0
+    negative_prompt: str = ""
+    given: Tensor | None = None
+    known: Tensor | None = None
+    start: Tensor | None = None
+    level: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How to sample; what is None is the model's default.
+
+    condition: how known tokens condition the rest. "levels": frames that are wholly known have noise level 0, for
+    models that were trained so; what is known besides is put back, with noise, after each step ("replacement", which
+    does so for all that is known). "reconstruction": that, and guidance by the gradient of the error in what is known
+    (Ho et al. 2022), of weight `reconstruction_weight`. None: levels if the model was trained with given frames.
+    precision: autocast type of the networks; None is bf16 on CUDA and fp32 elsewhere.
+    """
+
+    steps: int | None = None
+    solver: str = "euler"
+    guidance: Guidance | None = None
+    condition: Literal["levels", "replacement", "reconstruction"] | None = None
+    reconstruction_weight: float = 2.0
+    precision: torch.dtype | None = None
+    progress: bool = True
+
+
+@dataclass
+class Batch:
+    """A pack of requests: state, noise levels and what is known, token by token."""
+
+    requests: Sequence[Request]
+    layout: Packed
+    levels: Tensor  # [K+1,R]
+    z: Tensor  # [T,P], the state at levels[0]
+    known: Tensor  # bool [T,1], not those in rows of level 0
+    clean: Tensor  # [T,P], the known tokens
+    eps: Tensor  # [T,P], their noise
+    sources: list[torch.Generator] = field(repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        requests: Sequence[Request],
+        scheduler: LatentVideoScheduler,
+        patch: int,
+        channels: int,
+        steps: int,
+        by_levels: bool,
+        device: torch.device,
+    ) -> Batch:
+        """With `by_levels` latent frames that are wholly known have noise level 0 throughout."""
+        layout = Packed.of([token_grid(r.grid, patch) for r in requests])
+        sources = [generator(r.seed, 0, "sample") for r in requests]
+        eps = draw_noise(sources, layout, channels * patch**2)
+        columns, known, clean, z = [], [], [], []
+        for r, grid, noise in zip(requests, layout.grid, eps.split(layout.lengths), strict=True):
+            f, h, w = grid
+            mask = _known_tokens(r, grid, patch)  # [f,h,w]
+            given = mask.flatten(1).all(1) if by_levels else torch.zeros(f, dtype=torch.bool)
+            level = scheduler.levels(steps, f * h * w, r.level)  # [K+1]
+            columns.append(torch.where(given, 0.0, level[:, None]))  # [K+1,f]
+            values = noise if r.given is None else patchify([r.given.float().cpu()], patch)[0]
+            begin = noise if r.start is None else patchify([r.start.float().cpu()], patch)[0]
+            rows = repeat(given, "f -> (f n) 1", n=h * w)
+            z.append(torch.where(rows, values, begin))
+            known.append(rearrange(mask, "f h w -> (f h w) 1") & ~rows)
+            clean.append(values)
+        levels = torch.cat(columns, 1)
+        batch = cls(requests, layout, levels, torch.cat(z), torch.cat(known), torch.cat(clean), eps, sources)
+        for name in ("layout", "levels", "z", "known", "clean", "eps"):
+            setattr(batch, name, getattr(batch, name).to(device))
+        batch.z = batch.put_back(scheduler, batch.z, batch.levels[0])
+        return batch
+
+    def put_back(self, scheduler: LatentVideoScheduler, z: Tensor, t: Tensor) -> Tensor:
+        """The state z [T,P] at levels t [R] with the known tokens in their place, with their noise."""
+        if not self.known.any():
+            return z
+        level = t.index_select(0, self.layout.row)[:, None]
+        return torch.where(self.known, scheduler.mix(self.clean, self.eps, level), z)
+
+    @property
+    def noise(self) -> Noise:
+        """Fresh noise [T,P], each sample's from its own source."""
+        return lambda: draw_noise(self.sources, self.layout, self.z.shape[1]).to(self.z.device)
+
+
+def draw_noise(sources: Sequence[torch.Generator], layout: Packed, features: int) -> Tensor:
+    """[T,P] on the CPU, each segment from its own source."""
+    draws = zip(layout.lengths, sources, strict=True)
+    return torch.cat([torch.randn(n, features, generator=source) for n, source in draws])
+
+
+def _known_tokens(request: Request, grid: Grid, patch: int) -> Tensor:
+    """bool [f,h,w] over the token grid. Raises UserError where latent and mask do not fit the request."""
+    f, h, w = request.grid
+    for name in ("given", "start"):
+        value = getattr(request, name)
+        if value is not None and tuple(value.shape[1:]) != (f, h, w):
+            raise UserError(f"{name}: a latent {list(value.shape)} for a clip of latent size {f} x {h} x {w}")
+    if request.known is None:
+        return torch.zeros(grid, dtype=torch.bool)
+    if request.given is None:
+        raise UserError("known says which tokens to keep, but there is no latent to keep them from: give `given`")
+    if request.known.ndim != 3 or any(a not in (1, b) for a, b in zip(request.known.shape, (f, h, w), strict=True)):
+        raise UserError(f"the mask of what is known is {list(request.known.shape)}, the latent {f} x {h} x {w}")
+    known = request.known.cpu().bool().expand(f, h, w)
+    if known.all():
+        raise UserError("all of the clip is known: nothing is left to sample")
+    return rearrange(known, "f (h p) (w q) -> f h w (p q)", p=patch, q=patch).all(-1)
+
+
+def make_predict(
+    transformer: VideoDiT,
+    text: TextEncoder,
+    batch: Batch,
+    guidance: Guidance,
+    scheduler: LatentVideoScheduler,
+) -> Predict:
+    """The guided prediction for a batch; both branches go through the network as one pack."""
+    layout, device = batch.layout, batch.z.device
+    prompts, negatives = ([getattr(r, name) for r in batch.requests] for name in ("prompt", "negative_prompt"))
+    guided = guidance.scale != 1.0
+    states = text.encode(prompts + negatives if guided else prompts)
+    words, split = states.lengths[: len(prompts)], sum(states.lengths[: len(prompts)])
+    one = states.states[:split], layout, Packed.of_lengths(words).to(device)
+    both = one
+    if guided:
+        both = states.states, Packed.of(layout.grid * 2).to(device), Packed.of_lengths(states.lengths).to(device)
+    still = _zero_until(guidance, scheduler, batch)
+
+    def predict(z: Tensor, t: Tensor) -> Tensor:
+        if still is not None and bool((t > still).any()):
+            return _zero_velocity(scheduler, z, t, layout)
+        if not guided or bool((guidance.scales(t) == 1).all()):
+            return transformer(z, t, one[0], one[1], one[2]).float()
+        conditional, unconditional = transformer(z.repeat(2, 1), t.repeat(2), *both).float().chunk(2)
+        return guidance.combine(conditional, unconditional, t, layout)
+
+    return predict
+
+
+def _zero_until(guidance: Guidance, scheduler: LatentVideoScheduler, batch: Batch) -> Tensor | None:
+    """Noise levels [R] above which the velocity is 0, if the guidance asks for such steps."""
+    if not guidance.zero_init:
+        return None
+    if scheduler.config.path != "rectified_flow":
+        raise UserError(f"zero_init needs path 'rectified_flow'; this model's is {scheduler.config.path!r}")
+    if guidance.zero_init >= len(batch.levels) - 1:
+        raise UserError(f"zero_init {guidance.zero_init}: must be fewer than the {len(batch.levels) - 1} steps")
+    return batch.levels[guidance.zero_init]
+
+
+def _zero_velocity(scheduler: LatentVideoScheduler, z: Tensor, t: Tensor, layout: Packed) -> Tensor:
+    """What the network would predict if x and eps were both z, so that no step moves it."""
+    p, q = target_coefficients(scheduler.config.target, scheduler.path, t.index_select(0, layout.row)[:, None])
+    return (p + q) * z
