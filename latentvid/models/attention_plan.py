@@ -68,7 +68,8 @@ def make_plans(
         )
     if attention == "causal":
         return (_causal(layout, rotary, past or [0] * layout.segments),)
-    return AttentionPlan(_frames(layout), _frames(layout), rotary), _along_time(layout, rotary)
+    frames = _frames(layout)
+    return AttentionPlan(frames, frames, rotary), _along_time(layout, rotary)
 
 
 def attended_pairs(attention: str, depth: int, grid: Grid) -> int:

@@ -143,15 +143,11 @@ class KeyValueCache:
     def append(self, layout: Packed, blocks: Sequence[BlockCache]) -> None:
         """Adds the layout's frames, of which each block has recorded its keys and values."""
         past = self.lengths or [0] * layout.segments
-        starts, starts_new = [0, *accumulate(past)], [sum(past), *accumulate(layout.lengths, initial=sum(past))][1:]
-        rows = []
-        for start, n, start_new, n_new in zip(starts, past, starts_new, layout.lengths, strict=False):
-            rows += [torch.arange(start, start + n), torch.arange(start_new, start_new + n_new)]
-        index = torch.cat(rows).to(layout.segment.device)
+        old, new = torch.arange(sum(past)), torch.arange(sum(past), sum(past) + layout.tokens)
+        pairs = zip(old.split(past), new.split(layout.lengths), strict=True)
+        index = torch.cat([rows for pair in pairs for rows in pair]).to(layout.segment.device)
         self.blocks = [block.merged(index) for block in blocks]
-        self.seen = self.seen or [0] * layout.segments
-        self.frames = self.frames or [[] for _ in self.seen]
-        counts = [f for f, _, _ in layout.grid]
-        self.frames = [held + list(range(n, n + f)) for held, n, f in zip(self.frames, self.seen, counts, strict=True)]
-        self.seen = [n + f for n, f in zip(self.seen, counts, strict=True)]
+        seen, frames = self.seen or [0] * layout.segments, self.frames or [[]] * layout.segments
+        self.seen = [n + f for n, (f, _, _) in zip(seen, layout.grid, strict=True)]
+        self.frames = [[*held, *range(n, m)] for held, n, m in zip(frames, seen, self.seen, strict=True)]
         self.shapes = [(h, w) for _, h, w in layout.grid]

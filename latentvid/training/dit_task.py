@@ -28,6 +28,7 @@ from ..data.writing import write_video
 from ..diffusion.objective import loss_per_sample
 from ..diffusion.scheduler import LatentVideoScheduler
 from ..errors import UserError
+from ..models.attention_plan import attended_pairs
 from ..models.interchange import channels_last, load_vae
 from ..models.transformer import VideoDiT
 from ..packing import Grid, Packed, patchify, spans, token_grid
@@ -64,8 +65,10 @@ class DitTask:
         if data:
             self._open_data()
             self.tokens = self.grids.map(math.prod).array()
-            # Packed attention is 4 n^2 D a block where linear layers are about 24 n D^2
-            self.costs = self.tokens + self.tokens.astype(float) ** 2 / (6 * self.model.config.width)
+            # a block's attention is 4 D a pair of tokens, its linear layers about 24 D^2 a token
+            c = self.model.config
+            pairs = self.grids.map(lambda grid: attended_pairs(c.attention, c.depth, grid) / c.depth).array()
+            self.costs = self.tokens + pairs / (6 * c.width)
 
     def __getstate__(self) -> dict[str, Any]:
         """What loader processes need to make packs: no network."""
@@ -86,6 +89,11 @@ class DitTask:
             raise UserError(
                 f"train.sequence_parallel is {self.sequence.size}, which does not divide model.heads, "
                 f"{model.config.heads}: each process takes as many heads as the others"
+            )
+        if self.sequence is not None and model.config.attention != "full":
+            raise UserError(
+                f"train.sequence_parallel is {self.sequence.size}, but model.attention is {model.config.attention!r}: "
+                "set train.sequence_parallel to 1, or model.attention to full"
             )
         model.sequence = self.sequence
         return model

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from latentvid.models.attention_plan import make_plans
 from latentvid.models.layers import Block, rotary_table, rotate
 from latentvid.models.transformer import VideoDiT
 from latentvid.packing import Packed
@@ -147,22 +148,24 @@ def test_rotary_scores_depend_on_relative_positions_along_every_axis():
         assert not torch.allclose(score((0, 0, 0), other), base, atol=1e-3)
 
 
-def test_a_block_compiles_whole_and_once_for_all_layouts():
-    backend = "inductor" if shutil.which("g++") else "aot_eager"  # the former needs a C++ compiler
+@pytest.mark.parametrize(("attention", "turn"), [("full", 0), ("factorised", 1), ("causal", 0)])
+def test_a_block_compiles_whole_and_once_for_all_layouts(attention, turn):
+    # inductor needs a C++ compiler, and time: the other plans differ in what is traced, not in the kernels
+    backend = "inductor" if attention == "full" and shutil.which("g++") else "aot_eager"
     block = disturbed(Block(24, 2, 2.0, 24))
     compiled = torch.compile(copy.deepcopy(block), fullgraph=True, dynamic=True, backend=backend)
     torch._dynamo.reset()
     # sizes that are equal by chance when tracing would be taken for one: here all differ
-    packs = ([(3, 2, 3), (2, 2, 2)], [3, 4]), ([(3, 2, 2)] * 3 + [(1, 1, 2)], [2, 5, 3, 4])
+    packs = ([(4, 2, 3), (3, 2, 2)], [4, 5]), ([(3, 2, 2)] * 3 + [(1, 1, 2)], [2, 5, 3, 4])
     with torch._dynamo.config.patch(error_on_recompile=True):
         for grids, words in packs:
             layout, text_layout = Packed.of(grids), Packed.of_lengths(words)
             x = torch.randn(layout.tokens, 24)
             condition, text = torch.randn(layout.rows, 24), torch.randn(text_layout.tokens, 24)
-            rotary = rotary_table(layout.position, 12, 100.0)
+            plan = make_plans(attention, layout, rotary_table(layout.position, 12, 100.0))[turn]
             results = []
             for net in (block, compiled):
-                y = net(x, condition, text, rotary, layout, text_layout, "grouped")
+                y = net(x, condition, text, plan, layout, text_layout, "grouped")
                 results.append([y, *torch.autograd.grad(y.square().mean(), list(net.parameters()))])
             torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
 
@@ -210,6 +213,10 @@ def test_arguments_that_do_not_fit_are_named(model):
     for wrong in ({"heads": 5}, {"width": 14}, {"heads": 6}):  # not whole, odd, below 6
         with pytest.raises(ValueError, match=r"width \d+ / heads \d: the head width must be a whole even number"):
             VideoDiT(**SMALL | wrong)
+    with pytest.raises(ValueError, match="attention 'divided': one of full, factorised, causal"):
+        VideoDiT(**SMALL, attention="divided")
+    with pytest.raises(ValueError, match="factorised attention takes .* depth 1 is below 2"):
+        VideoDiT(**SMALL | {"depth": 1}, attention="factorised")
     with pytest.raises(ValueError, match="4 samples but 3 prompts: give one prompt a sample"):
         forward(model, samples(), words=[4, 4, 2])
     tokens, timestep, text = (torch.cat(part) for part in zip(*samples(), strict=True))

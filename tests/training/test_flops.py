@@ -21,7 +21,15 @@ def counted(call) -> int:
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("arguments", [{}, {"patch": 1, "width": 48, "depth": 3, "mlp_ratio": 8 / 3}])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"patch": 1, "width": 48, "depth": 3, "mlp_ratio": 8 / 3},
+        {"attention": "factorised", "depth": 3},
+        {"attention": "causal"},
+    ],
+)
 @pytest.mark.parametrize(
     ("grids", "text"), [([(1, 2, 3)], [1]), ([(5, 4, 4), (1, 1, 1), (2, 3, 5)], [7, 2, 11]), ([(3, 8, 8)] * 2, [4, 4])]
 )
@@ -33,7 +41,7 @@ def test_dit_flops_are_what_torch_counts(arguments, grids, text):
     features = model.config.latent_channels * model.config.patch**2
     tokens, states = torch.randn(layout.tokens, features), torch.randn(text_layout.tokens, 24)
     found = counted(lambda: model(tokens, torch.rand(layout.rows), states, layout, text_layout))
-    assert dit_flops(model.config, layout.lengths, text, layout.rows) == found
+    assert dit_flops(model.config, grids, text) == found
 
 
 def test_vae_flops_are_what_torch_counts():

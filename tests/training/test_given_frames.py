@@ -8,6 +8,7 @@ import torch
 from latentvid.data.plan import Draw
 from latentvid.diffusion.masks import GivenFrames
 from latentvid.errors import UserError
+from latentvid.sequence import SequenceGroup
 from latentvid.training.dit_task import DitTask
 from latentvid.training.trainer import train
 
@@ -142,3 +143,15 @@ def test_impossible_shares_are_named():
         GivenFrames(plain=0.0)
     with pytest.raises(ValueError, match="must be at least 0"):
         GivenFrames(first=-1.0)
+
+
+@pytest.mark.parametrize("attention", ["factorised", "causal"])
+def test_other_attention_trains_and_balances_by_its_own_cost(attention, dit_config, tmp_path):
+    full, other = (task_of(dit_config(tmp_path / "run", f"model.attention={name}")) for name in ("full", attention))
+    pack = other.make_pack([Draw(i, i) for i in range(10)])
+    other.loss(other.model, pack, 0)[0].sum().backward()
+    clip = [i for i in range(len(other.grids)) if other.grids[i][0] > 1]
+    assert (other.costs[clip] < full.costs[clip]).all() and (other.costs >= other.tokens).all()
+    other.sequence = SequenceGroup("group", 0, 2)
+    with pytest.raises(UserError, match=f"sequence_parallel is 2, but model.attention is '{attention}'"):
+        other.new_model()
