@@ -1,4 +1,4 @@
-# make setup | test | test-slow | lint | format | demo | clean. All is installed into .venv/ here; a GPU is not needed.
+# make setup | test | test-slow | lint | format | demo | demo-tasks | clean. All is installed into .venv/ here; a GPU is not needed.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -14,7 +14,7 @@ LAUNCH := OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true $(BIN)/accelerate launch --m
   --num_machines 1 --main_process_port 0 --mixed_precision no --dynamo_backend no
 endif
 
-.PHONY: setup test test-slow lint format demo clean
+.PHONY: setup test test-slow lint format demo demo-tasks clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -62,6 +62,13 @@ demo: setup
 	test -f $(DEMO)/scores.json || $(LAUNCH) -m latentvid.evaluation.demo $(DEMO) --seed $(SEED)
 	$(BIN)/python -m latentvid.report $(DEMO)
 	@echo "Look at $(DEMO)/report.html; the video is $(DEMO)/video.mp4."
+
+# after make demo: the same transformer trained for every task that is conditioned on frames, and the tasks' scores
+demo-tasks: setup
+	@test -f $(DEMO)/scores.json || { echo "error: $(DEMO) is no finished demo: make demo SEED=$(SEED) first" >&2; exit 2; }
+	$(LAUNCH) train/train_dit.py configs/dit/demo_tasks.yaml --run.dir=$(DEMO)/tasks_run --run.seed=$(SEED) \
+	  --vae=$(DEMO)/vae_run/vae --text_encoder=$(DEMO)/t5 --data.latents=$(DEMO)/latents
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/tasks.py $(DEMO) $(DEMO)/tasks_run/pipeline --out $(DEMO)/tasks
 
 # what builds and tests leave; .venv/ and runs/ stay
 clean:

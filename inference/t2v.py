@@ -1,52 +1,57 @@
-"""Makes a video from a prompt.
+"""Makes videos from prompts.
 
     python inference/t2v.py --prompt "a red 7 moves up and to the left" [--output clip.mp4]
+    [accelerate launch] inference/t2v.py --prompts prompts.csv --output FOLDER
 
 Several --prompt make several clips, sampled together. The output's ending chooses the format: mp4, gif, or png (one
-frame as it is, more as a contact sheet).
+frame as it is, more as a contact sheet). --prompts reads a .csv, .jsonl or .parquet with the columns prompt and, as far
+as wanted, negative_prompt, seed, frames, height, width, name; a run that was stopped goes on where it was, and the
+processes of a launch share the work.
 """
 
 import argparse
 from pathlib import Path
 
-from latentvid.data.writing import write_video
 from latentvid.errors import UserError, user_errors
+from latentvid.pipelines import command
 from latentvid.pipelines.loading import load_pipeline
-
-ENDINGS = (".mp4", ".gif", ".png")
+from latentvid.pipelines.prompts import read_prompts, sample_prompts
+from latentvid.pipelines.tasks import TOKENS_PER_PACK
+from latentvid.world import process_state
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompt", action="append", required=True, help="what to show; give it again for more clips")
-    parser.add_argument("--model", type=Path, default=Path("runs/demo/pipeline"), help="pipeline folder (the demo's)")
+    parser = command.arguments(__doc__)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--prompt", action="append", help="what to show; give it again for more clips")
+    what.add_argument("--prompts", type=Path, help="file of prompts; --output is then a folder")
     parser.add_argument(
-        "--output", type=Path, default=Path("output.mp4"), help="several clips get -0, -1 ... in the name"
+        "--tokens-per-pack", type=int, default=TOKENS_PER_PACK, help="of --prompts (default %(default)s)"
     )
     parser.add_argument("--frames", type=int, help="1 + 4k, by the VAE's stride in time (default: the model's)")
     parser.add_argument("--height", type=int, help="pixels (default: the model's)")
     parser.add_argument("--width", type=int, help="pixels (default: the model's)")
-    parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
-    parser.add_argument("--guidance", type=float, help="guidance scale; 1 is none (default: the model's)")
-    parser.add_argument("--negative-prompt", default="", help="what to steer away from")
-    parser.add_argument("--seed", type=int, default=0, help="of the first clip; the next has seed + 1, and so on")
-    parser.add_argument("--fps", type=float, help="frames a second of the file (default: the model's)")
-    parser.add_argument("--device", help="cuda, cpu, ... (default: cuda where there is one)")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse()
-    if args.output.suffix.lower() not in ENDINGS:
-        raise UserError(f"--output {args.output}: the name must end in {', '.join(ENDINGS)}")
-    pipeline = load_pipeline(args.model, args.device)
-    names = ("frames", "height", "width", "steps", "guidance", "negative_prompt", "seed")
-    result = pipeline(args.prompt, **{name: getattr(args, name) for name in names})
-    for i, clip in enumerate(result.frames):
-        stem = args.output.stem if len(result.frames) == 1 else f"{args.output.stem}-{i}"
-        path = args.output.with_name(stem + args.output.suffix)
-        write_video(path, clip, result.fps if args.fps is None else args.fps)
-        print(f"{path}: {args.prompt[i]}", flush=True)
+    words = {name: getattr(args, name) for name in ("frames", "height", "width", "negative_prompt", "seed")}
+    if args.prompts is None:
+        command.check_output(args.output, args.fps)
+        pipeline = load_pipeline(args.model, args.device)
+        result = pipeline(args.prompt, sampling=command.sampling_of(args, pipeline), **words)
+        for i, (clip, prompt) in enumerate(zip(result.frames, args.prompt, strict=True)):
+            command.write(command.numbered(args.output, i, len(result.frames)), clip, args.fps or result.fps, prompt)
+        return
+    if args.output.suffix.lower() in command.ENDINGS:
+        raise UserError(f"--output {args.output}: with --prompts give a folder")
+    command.check_fps(args.fps)
+    state = process_state()
+    pipeline = load_pipeline(args.model, args.device or state.device)
+    rows = read_prompts(args.prompts, pipeline, **words)
+    more = {"fps": args.fps, "tokens_per_pack": args.tokens_per_pack}
+    sample_prompts(pipeline, rows, args.output, command.sampling_of(args, pipeline), state, **more)
 
 
 if __name__ == "__main__":

@@ -182,3 +182,16 @@ def tiny_pipeline(tmp_path_factory, tiny_vae, tiny_t5) -> Path:
     folder = tmp_path_factory.mktemp("pipeline")
     LatentVideoPipeline(**parts, frames=5, height=32, width=32, steps=3).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def given_pipeline(tmp_path_factory, tiny_pipeline) -> Path:
+    """`tiny_pipeline` as one that was trained with given frames."""
+    import json
+    import shutil
+
+    folder = shutil.copytree(tiny_pipeline, tmp_path_factory.mktemp("given") / "pipeline")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["given"] = ["plain", "first", "prefix", "ends", "random"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder

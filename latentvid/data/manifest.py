@@ -30,6 +30,7 @@ from latentvid.data.video import IMAGE_ENDINGS, VIDEO_ENDINGS, VideoInfo, probe
 from latentvid.errors import ClipError, user_errors
 from latentvid.files import written_whole
 
+_REQUIRED = ("path", "caption")
 _FACTS = ("frames", "fps", "height", "width")
 _UNKNOWN = (0, math.nan, 0, 0)
 _MAKE_ONE = "make one with `python -m latentvid.data.manifest FOLDER OUT.jsonl`"
@@ -82,7 +83,7 @@ def read_manifest(
     if not os.path.exists(path):
         raise ManifestError(f"{path}: there is no such manifest; correct the path or {_MAKE_ONE}")
     try:
-        rows, dropped, kept = _parse(path, reader(path, {"path", "caption", *_FACTS, *extra}), extra)
+        rows, dropped, kept = _parse(path, reader(path, {*_REQUIRED, *_FACTS, *extra}, _REQUIRED), extra)
     except UnicodeDecodeError as error:
         raise ManifestError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
     except (pyarrow.ArrowException, OSError) as error:
@@ -155,7 +156,7 @@ def _parse(
     line = 0
     for line, row in table:
         if len(seen) < 2:
-            seen.update(row.keys() & {"path", "caption"})
+            seen.update(row.keys() & set(_REQUIRED))
         path, caption = row.get("path"), row.get("caption")
         if not isinstance(path, str) or not path.strip():
             dropped.add(f"line {line}", "bad-row")
@@ -170,7 +171,7 @@ def _parse(
             rows.add(path, caption.strip(), *facts)
     if line == 0:
         raise ManifestError(f"{source} has no rows; {_MAKE_ONE}")
-    for name in ("path", "caption"):
+    for name in _REQUIRED:
         if name not in seen:
             raise ManifestError(f"{source} has no column `{name}`; every row needs `path` and `caption`")
     return rows, dropped, kept

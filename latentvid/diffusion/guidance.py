@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..packing import Packed
 from .scheduler import LatentVideoScheduler
+from .solvers import Predict
 
 
 def classifier_free(conditional: Tensor, unconditional: Tensor, scale: float | Tensor) -> Tensor:
@@ -73,18 +74,21 @@ def _deviations(x: Tensor, counts: Tensor, layout: Packed) -> Tensor:
     return (zeros.index_add(0, layout.segment, weight * centred) / n).sqrt()
 
 
-def reconstruction_guided(
-    predict: Callable[[Tensor, Tensor], Tensor],
+def measurement_guided(
+    predict: Predict,
     scheduler: LatentVideoScheduler,
     layout: Packed,
-    known: Tensor,
-    clean: Tensor,
+    measure: Callable[[Tensor], Tensor],
+    value: Tensor,
     weight: float,
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """`predict` with reconstruction guidance (Video Diffusion Models, Ho et al. 2022, eq. 7), for any path and target.
+) -> Predict:
+    """`predict` led to an x of which a linear measurement is known (Video Diffusion Models, Ho et al. 2022, eq. 7 and
+    section 3.1, for any path and target).
 
-    The unknown tokens' x gets - (weight alpha / 2) of the gradient, by the noised unknown tokens, of the squared error
-    of the known ones: known bool [T,1], clean [T,P]. One backward pass through the network a call.
+    x gets - (weight alpha / 2) of the gradient, by the noised tokens, of the squared error of measure(x) [T,P] -> any
+    shape, against `value` of that shape. It must not mix samples. Weight 1 takes the error in measure(x) to have the
+    variance of sigma / alpha times unit noise: means over n values, such as pooling, want n times as much. One
+    backward pass through the network a call.
     """
 
     def guided(z: Tensor, t: Tensor) -> Tensor:
@@ -92,11 +96,39 @@ def reconstruction_guided(
         with torch.enable_grad():
             z = z.detach().requires_grad_(True)
             x, _ = scheduler.recover(z, predict(z, t), level)
-            error = torch.where(known, clean - x, 0.0).square().sum()
-            (gradient,) = torch.autograd.grad(error, z)
-        alpha, sigma = scheduler.path.coefficients(level)
-        x = torch.where(known, x, x - 0.5 * weight * alpha * gradient).detach()
-        eps = (z.detach() - alpha * x) / sigma.clamp_min(1e-12)
-        return scheduler.target(x, eps, level)
+            (gradient,) = torch.autograd.grad((value - measure(x)).square().sum(), z)
+        z, x = z.detach(), x.detach()
+        alpha, _ = scheduler.path.coefficients(level)
+        return _target_of(scheduler, torch.where(level > 0, x - 0.5 * weight * alpha * gradient, x), z, level)
 
     return guided
+
+
+def reconstruction_guided(
+    predict: Predict,
+    scheduler: LatentVideoScheduler,
+    layout: Packed,
+    known: Tensor,
+    clean: Tensor,
+    weight: float,
+) -> Predict:
+    """`predict` with reconstruction guidance (Ho et al. 2022, eq. 7): known bool [T,1], clean [T,P] there.
+
+    The unknown tokens are led by the error of the known ones' x; that of the known ones is `clean`.
+    """
+    zero = torch.zeros((), dtype=clean.dtype, device=clean.device)
+    guided = measurement_guided(
+        predict, scheduler, layout, lambda x: torch.where(known, x, zero), torch.where(known, clean, zero), weight
+    )
+
+    def kept(z: Tensor, t: Tensor) -> Tensor:
+        level = t.index_select(0, layout.row)[:, None]
+        return torch.where(known, _target_of(scheduler, clean, z, level), guided(z, t))
+
+    return kept
+
+
+def _target_of(scheduler: LatentVideoScheduler, x: Tensor, z: Tensor, level: Tensor) -> Tensor:
+    """The prediction from which the scheduler recovers x at z; where there is no noise, eps is taken as 0."""
+    alpha, sigma = scheduler.path.coefficients(level)
+    return scheduler.target(x, torch.where(sigma > 0, (z - alpha * x) / sigma.clamp_min(1e-12), 0.0), level)

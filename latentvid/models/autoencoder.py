@@ -39,56 +39,64 @@ KERNELS = {
 class Encoder(nn.Module):
     """[B,3,F,H,W] -> mean and log-variance [B,2C,f,h,w]."""
 
-    def __init__(self, channels: int, latent: int, patch: int, widths, depths, time_strides, space_strides, kernels):
+    def __init__(
+        self, channels: int, latent: int, patch: int, widths, depths, time_strides, space_strides, kernels, shortcuts
+    ):
         super().__init__()
-        self.patch, self.latent = patch, latent
+        self.patch, self.latent, self.shortcuts = patch, latent, shortcuts
         self.conv_in = CausalConv3d(channels * patch**2, widths[0])
         self.stages = nn.ModuleList()
         for i, (width, depth) in enumerate(zip(widths, depths, strict=True)):
             self.stages.extend(ResBlock(width, kernels) for _ in range(depth))
             if i + 1 < len(widths):
-                self.stages.append(Downsample(width, widths[i + 1], time_strides[i], space_strides[i]))
+                self.stages.append(Downsample(width, widths[i + 1], time_strides[i], space_strides[i], shortcuts))
         self.norm = ChannelNorm(widths[-1])
         self.conv_out = CausalConv3d(widths[-1], 2 * latent)
 
     def forward(self, x: Tensor, cache: StreamCache) -> Tensor:
         x = rearrange(x, "B C F (h p) (w q) -> B (C p q) F h w", p=self.patch, q=self.patch)
         x = x.contiguous(memory_format=torch.channels_last_3d)
-        x = self.conv_in(x, cache) + resize_channels(x, self.conv_in.out_channels)
+        x = _resized(self, self.conv_in(x, cache), x)
         for stage in self.stages:
             x = stage(x, cache)
         mean, logvar = self.conv_out(self.norm(x), cache).chunk(2, dim=1)
-        return torch.cat([mean + resize_channels(x, self.latent), logvar], dim=1)
+        return torch.cat([_resized(self, mean, x), logvar], dim=1)
 
 
 class Decoder(nn.Module):
     """Latent [B,C,f,h,w] -> [B,3,F,H,W]."""
 
-    def __init__(self, channels: int, latent: int, patch: int, widths, depths, time_strides, space_strides, kernels):
+    def __init__(
+        self, channels: int, latent: int, patch: int, widths, depths, time_strides, space_strides, kernels, shortcuts
+    ):
         super().__init__()
-        self.patch = patch
+        self.patch, self.shortcuts = patch, shortcuts
         self.conv_in = CausalConv3d(latent, widths[-1])
         self.stages = nn.ModuleList()
         for i in reversed(range(len(widths))):
             self.stages.extend(ResBlock(widths[i], kernels) for _ in range(depths[i]))
             if i > 0:
-                self.stages.append(Upsample(widths[i], widths[i - 1], time_strides[i - 1], space_strides[i - 1]))
+                strides = time_strides[i - 1], space_strides[i - 1]
+                self.stages.append(Upsample(widths[i], widths[i - 1], *strides, shortcuts))
         self.norm = ChannelNorm(widths[0])
         self.conv_out = CausalConv3d(widths[0], channels * patch**2)
 
     def forward(self, z: Tensor, cache: StreamCache) -> Tensor:
         z = z.contiguous(memory_format=torch.channels_last_3d)
-        x = self.conv_in(z, cache) + resize_channels(z, self.conv_in.out_channels)
+        x = _resized(self, self.conv_in(z, cache), z)
         for stage in self.stages:
             x = stage(x, cache)
-        x = self.conv_out(self.norm(x), cache) + resize_channels(x, self.conv_out.out_channels)
+        x = _resized(self, self.conv_out(self.norm(x), cache), x)
         return rearrange(x, "B (C p q) F h w -> B C F (h p) (w q)", p=self.patch, q=self.patch)
+
+
+def _resized(part: Encoder | Decoder, y: Tensor, x: Tensor) -> Tensor:
+    """y, what a convolution made of x, with the shortcut around it if the part has such."""
+    return y + resize_channels(x, y.shape[1]) if part.shortcuts else y
 
 
 class CausalVideoAutoencoder(ModelMixin, ConfigMixin):
     """Causal 3D VAE: a patchify stem, residual stages of causal convolutions, and a Gaussian latent.
-
-    Every change of width, from pixels to latent and back, has a shortcut without parameters.
 
     Args:
         latent_channels: C of the latent.
@@ -96,6 +104,8 @@ class CausalVideoAutoencoder(ModelMixin, ConfigMixin):
         widths: channels of each level; level i+1 follows level i by `time_strides[i]`, `space_strides[i]`.
         encoder_depths, decoder_depths: residual blocks of each level.
         kernels: "full" (3x3x3 twice), "factorised" (3x1x1 then 1x3x3) or "mixed" (3x3x3 then 1x3x3).
+        shortcuts: every change of width, from pixels to latent and back, has one without parameters. Then it learns to
+            reconstruct faster, but a small transformer learns worse from its latents (docs/vae.md).
         latents_mean, latents_std: per-channel statistics of the latents; `normalise` uses them. They are measured
             after training and travel in the config.
     """
@@ -112,6 +122,7 @@ class CausalVideoAutoencoder(ModelMixin, ConfigMixin):
         time_strides: tuple[int, ...] = (2, 2),
         space_strides: tuple[int, ...] = (2, 1),
         kernels: str = "mixed",
+        shortcuts: bool = True,
         latents_mean: tuple[float, ...] | None = None,
         latents_std: tuple[float, ...] | None = None,
     ) -> None:
@@ -129,14 +140,14 @@ class CausalVideoAutoencoder(ModelMixin, ConfigMixin):
         self.spatial_stride = patch * math.prod(space_strides)
         self.latent_channels = latent_channels
         shape = (in_channels, latent_channels, patch, tuple(widths))
-        strides = (tuple(time_strides), tuple(space_strides), KERNELS[kernels])
+        strides = (tuple(time_strides), tuple(space_strides), KERNELS[kernels], shortcuts)
         self.encoder = Encoder(*shape, tuple(encoder_depths), *strides)
         self.decoder = Decoder(*shape, tuple(decoder_depths), *strides)
         self.initialise()
 
     def initialise(self) -> None:
-        """Fan-in scaled convolutions; residual branches and the last convolutions start at zero, so that the shortcuts
-        carry the signal first."""
+        """Fan-in scaled convolutions; residual branches start at zero, and so do the last convolutions where there are
+        shortcuts to carry the signal first."""
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
@@ -144,7 +155,7 @@ class CausalVideoAutoencoder(ModelMixin, ConfigMixin):
         for module in self.modules():
             if isinstance(module, ResBlock):
                 nn.init.zeros_(module.conv2.weight)
-            elif isinstance(module, Encoder | Decoder):
+            elif isinstance(module, Encoder | Decoder) and module.shortcuts:
                 nn.init.zeros_(module.conv_out.weight)
 
     def latent_grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:

@@ -70,9 +70,9 @@ def resize_channels(x: Tensor, channels: int) -> Tensor:
 class Downsample(nn.Module):
     """Folds `time` frames and `space` x `space` pixels into channels, then mixes them by a 1x1x1 convolution."""
 
-    def __init__(self, channels_in: int, channels_out: int, time: int, space: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, time: int, space: int, shortcut: bool) -> None:
         super().__init__()
-        self.time, self.space = time, space
+        self.time, self.space, self.shortcut = time, space, shortcut
         folded = channels_in * time * space**2
         self.mix = nn.Conv3d(folded, channels_out, 1)
 
@@ -84,7 +84,7 @@ class Downsample(nn.Module):
             x, "B C (f t) (h s1) (w s2) -> B (C t s1 s2) f h w", t=self.time, s1=self.space, s2=self.space
         ).contiguous(memory_format=torch.channels_last_3d)
         y = self.mix(x)
-        return y + resize_channels(x, y.shape[1])
+        return y + resize_channels(x, y.shape[1]) if self.shortcut else y
 
 
 class Upsample(nn.Module):
@@ -93,15 +93,15 @@ class Upsample(nn.Module):
     Of the first group only its last frame exists.
     """
 
-    def __init__(self, channels_in: int, channels_out: int, time: int, space: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, time: int, space: int, shortcut: bool) -> None:
         super().__init__()
-        self.time, self.space = time, space
+        self.time, self.space, self.shortcut = time, space, shortcut
         folded = channels_out * time * space**2
         self.mix = nn.Conv3d(channels_in, folded, 1)
 
     def forward(self, x: Tensor, cache: StreamCache) -> Tensor:
         y = self.mix(x)
-        x = y + resize_channels(x, y.shape[1])
+        x = y + resize_channels(x, y.shape[1]) if self.shortcut else y
         x = rearrange(x, "B (C t s1 s2) f h w -> B C (f t) (h s1) (w s2)", t=self.time, s1=self.space, s2=self.space)
         if self.time > 1 and not cache.started:
             x = x[:, :, self.time - 1 :]

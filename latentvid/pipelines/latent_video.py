@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
@@ -19,14 +19,16 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from ..data.transforms import from_uint8, to_uint8
 from ..diffusion.guidance import Guidance, reconstruction_guided
+from ..diffusion.inversion import ITERATIONS, invert
 from ..diffusion.scheduler import LatentVideoScheduler
-from ..diffusion.solvers import solve
+from ..diffusion.solvers import Predict, solve
 from ..errors import UserError
 from ..models.interchange import Vae, as_vae, raw_vae
+from ..models.key_value_cache import KeyValueCache
 from ..models.transformer import VideoDiT
 from ..packing import Grid, unpatchify
 from ..text import TextEncoder
-from .sampling import Batch, Request, Sampling, make_predict
+from .sampling import Batch, Request, Sampling, make_predict, record
 
 
 @dataclass
@@ -62,7 +64,7 @@ class LatentVideoPipeline(DiffusionPipeline):
         fps: float = 8.0,
         steps: int = 50,
         guidance: float = 3.0,
-        given: Sequence[str] = ("plain",),
+        given: list[str] | tuple[str, ...] = ("plain",),  # diffusers warns of types that it does not know
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -126,9 +128,75 @@ class LatentVideoPipeline(DiffusionPipeline):
         return VideoOutput(frames=clips, fps=self.config.fps)
 
     @torch.no_grad()
-    def sample(self, requests: Sequence[Request], sampling: Sampling | None = None) -> list[Tensor]:
-        """Normalised latents [C,f,h,w] of the requests, sampled as one pack. Raises UserError."""
+    def sample(
+        self, requests: Sequence[Request], sampling: Sampling | None = None, cache: KeyValueCache | None = None
+    ) -> list[Tensor]:
+        """Normalised latents [C,f,h,w] of the requests, sampled as one pack. Raises UserError.
+
+        cache: of a causal model; the requests are of the frames that follow those in it (`remember`).
+        """
         sampling = sampling or Sampling()
+        with self._autocast(sampling.precision):
+            batch, predict = self._prepare(requests, sampling, cache)
+            z = solve(
+                self.scheduler,
+                predict,
+                batch.z,
+                batch.levels,
+                batch.layout,
+                solver=sampling.solver,
+                noise=batch.noise,
+                after=lambda z, t: batch.put_back(self.scheduler, z, t),
+                progress=self.progress_bar,
+            )
+        return unpatchify(z, batch.layout, self.transformer.config.patch)
+
+    @torch.no_grad()
+    def invert(
+        self,
+        latents: Sequence[Tensor],
+        requests: Sequence[Request],
+        sampling: Sampling | None = None,
+        iterations: int = ITERATIONS,
+    ) -> list[Tensor]:
+        """Normalised latents [C,f,h,w] at each request's `level`, its `start`, from which solver "euler" samples the
+        ones given here again (`diffusion.inversion`). Latent frames that are given stay. Raises UserError.
+        """
+        sampling = sampling or Sampling()
+        if sampling.solver != "euler":
+            raise UserError(f"inversion is that of solver 'euler', not {sampling.solver!r}: invert and sample with it")
+        started = [replace(r, start=z) for r, z in zip(requests, latents, strict=True)]
+        with self._autocast(sampling.precision):
+            batch, predict = self._prepare(started, sampling)
+            if bool(batch.known.any()):
+                raise UserError(
+                    "inversion takes whole latent frames as given, by noise levels, and no other known part"
+                )
+            found = invert(
+                self.scheduler,
+                predict,
+                batch.z,  # `start` is put in as it is
+                batch.levels,
+                batch.layout,
+                iterations=iterations,
+                progress=self.progress_bar,
+            )
+        return unpatchify(found.z, batch.layout, self.transformer.config.patch)
+
+    @torch.no_grad()
+    def remember(
+        self, latents: Sequence[Tensor], requests: Sequence[Request], sampling: Sampling, cache: KeyValueCache
+    ) -> None:
+        """Adds finished latents [C,f,h,w] of the requests to the cache of a causal model, for the frames after them."""
+        guidance = sampling.guidance or Guidance(scale=self.config.guidance)
+        with self._autocast(sampling.precision):
+            latents = [z.to(self._execution_device) for z in latents]
+            record(self.transformer, self._text(), requests, latents, guidance, cache)
+
+    def _prepare(
+        self, requests: Sequence[Request], sampling: Sampling, cache: KeyValueCache | None = None
+    ) -> tuple[Batch, Predict]:
+        """The pack of the requests, and what predicts for it. Raises UserError."""
         steps = self.config.steps if sampling.steps is None else sampling.steps
         guidance = sampling.guidance or Guidance(scale=self.config.guidance)
         if steps < 1 or not requests:
@@ -143,26 +211,15 @@ class LatentVideoPipeline(DiffusionPipeline):
             steps,
             condition == "levels",
             self._execution_device,
+            None if cache is None else [len(held) for held in cache.frames[: len(requests)]],
         )
-        with self._autocast(sampling.precision):
-            predict = make_predict(self.transformer, self._text(), batch, guidance, scheduler)
-            if condition == "reconstruction" and bool(batch.known.any()):
-                predict = reconstruction_guided(
-                    predict, scheduler, batch.layout, batch.known, batch.clean, sampling.reconstruction_weight
-                )
-            self.set_progress_bar_config(disable=not sampling.progress, desc="sampling")
-            z = solve(
-                scheduler,
-                predict,
-                batch.z,
-                batch.levels,
-                batch.layout,
-                solver=sampling.solver,
-                noise=batch.noise,
-                after=lambda z, t: batch.put_back(scheduler, z, t),
-                progress=self.progress_bar,
+        predict = make_predict(self.transformer, self._text(), batch, guidance, scheduler, cache)
+        if condition == "reconstruction" and bool(batch.known.any()):
+            predict = reconstruction_guided(
+                predict, scheduler, batch.layout, batch.known, batch.clean, sampling.reconstruction_weight
             )
-        return unpatchify(z, batch.layout, model.patch)
+        self.set_progress_bar_config(disable=not sampling.progress, desc="sampling")
+        return batch, predict
 
     def _condition(self, asked: str | None) -> str:
         """Raises UserError where the model was not trained for what is asked."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
@@ -18,6 +19,7 @@ from ..diffusion.objective import target_coefficients
 from ..diffusion.scheduler import LatentVideoScheduler
 from ..diffusion.solvers import Noise, Predict
 from ..errors import UserError
+from ..models.key_value_cache import KeyValueCache
 from ..models.transformer import VideoDiT
 from ..packing import Grid, Packed, patchify, token_grid
 from ..rng import generator
@@ -87,17 +89,22 @@ class Batch:
         steps: int,
         by_levels: bool,
         device: torch.device,
+        past: Sequence[int] | None = None,
     ) -> Batch:
-        """With `by_levels` latent frames that are wholly known have noise level 0 throughout."""
+        """With `by_levels` latent frames that are wholly known have noise level 0 throughout.
+
+        past: latent frames before each request's that the network has in a cache; they count as tokens of its clip.
+        """
         layout = Packed.of([token_grid(r.grid, patch) for r in requests])
         sources = [generator(r.seed, 0, "sample") for r in requests]
         eps = draw_noise(sources, layout, channels * patch**2)
         columns, known, clean, z = [], [], [], []
-        for r, grid, noise in zip(requests, layout.grid, eps.split(layout.lengths), strict=True):
+        past = past or [0] * len(requests)
+        for r, grid, noise, before in zip(requests, layout.grid, eps.split(layout.lengths), past, strict=True):
             f, h, w = grid
             mask = _known_tokens(r, grid, patch)  # [f,h,w]
             given = mask.flatten(1).all(1) if by_levels else torch.zeros(f, dtype=torch.bool)
-            level = scheduler.levels(steps, f * h * w, r.level)  # [K+1]
+            level = scheduler.levels(steps, (before + f) * h * w, r.level)  # [K+1]
             columns.append(torch.where(given, 0.0, level[:, None]))  # [K+1,f]
             values = noise if r.given is None else patchify([r.given.float().cpu()], patch)[0]
             begin = noise if r.start is None else patchify([r.start.float().cpu()], patch)[0]
@@ -156,28 +163,66 @@ def make_predict(
     batch: Batch,
     guidance: Guidance,
     scheduler: LatentVideoScheduler,
+    cache: KeyValueCache | None = None,
 ) -> Predict:
-    """The guided prediction for a batch; both branches go through the network as one pack."""
-    layout, device = batch.layout, batch.z.device
-    prompts, negatives = ([getattr(r, name) for r in batch.requests] for name in ("prompt", "negative_prompt"))
+    """The guided prediction for a batch; both branches go through the network as one pack.
+
+    cache: of a causal model, with the frames before the batch's (`record`).
+    """
+    layout = batch.layout
+    one, both = _branches(text, batch.requests, layout, guidance)
     guided = guidance.scale != 1.0
-    states = text.encode(prompts + negatives if guided else prompts)
-    words, split = states.lengths[: len(prompts)], sum(states.lengths[: len(prompts)])
-    one = states.states[:split], layout, Packed.of_lengths(words).to(device)
-    both = one
-    if guided:
-        both = states.states, Packed.of(layout.grid * 2).to(device), Packed.of_lengths(states.lengths).to(device)
     still = _zero_until(guidance, scheduler, batch)
+    network = alone = transformer
+    if cache is not None:
+        network = alone = partial(transformer, cache=cache)
+        if guided and guidance.interval != (0.0, 1.0):
+            alone = partial(transformer, cache=cache.select(range(layout.segments if cache.frames else 0)))
 
     def predict(z: Tensor, t: Tensor) -> Tensor:
         if still is not None and bool((t > still).any()):
             return _zero_velocity(scheduler, z, t, layout)
         if not guided or bool((guidance.scales(t) == 1).all()):
-            return transformer(z, t, one[0], one[1], one[2]).float()
-        conditional, unconditional = transformer(z.repeat(2, 1), t.repeat(2), *both).float().chunk(2)
+            return alone(z, t, *one).float()
+        conditional, unconditional = network(z.repeat(2, 1), t.repeat(2), *both).float().chunk(2)
         return guidance.combine(conditional, unconditional, t, layout)
 
     return predict
+
+
+def record(
+    transformer: VideoDiT,
+    text: TextEncoder,
+    requests: Sequence[Request],
+    latents: Sequence[Tensor],
+    guidance: Guidance,
+    cache: KeyValueCache,
+) -> None:
+    """Adds finished latents [C,f,h,w] of the requests to the cache, at noise level 0, for each branch of guidance."""
+    z, grids = patchify(latents, transformer.config.patch)
+    _, both = _branches(text, requests, Packed.of(grids).to(z.device), guidance)
+    layout = both[1]
+    with cache.recording():
+        transformer(z.repeat(layout.segments // len(latents), 1), z.new_zeros(layout.rows), *both, cache=cache)
+
+
+Branch = tuple[Tensor, Packed, Packed]  # text states, layout, their layout
+
+
+def _branches(
+    text: TextEncoder, requests: Sequence[Request], layout: Packed, guidance: Guidance
+) -> tuple[Branch, Branch]:
+    """What the network is given beside state and levels: for the prompts alone, and as guidance needs it, with the
+    negative prompts as samples of their own after them."""
+    device = layout.segment.device
+    prompts, negatives = ([getattr(r, name) for r in requests] for name in ("prompt", "negative_prompt"))
+    guided = guidance.scale != 1.0
+    states = text.encode(prompts + negatives if guided else prompts)
+    words, split = states.lengths[: len(prompts)], sum(states.lengths[: len(prompts)])
+    one = states.states[:split], layout, Packed.of_lengths(words).to(device)
+    if not guided:
+        return one, one
+    return one, (states.states, Packed.of(layout.grid * 2).to(device), Packed.of_lengths(states.lengths).to(device))
 
 
 def _zero_until(guidance: Guidance, scheduler: LatentVideoScheduler, batch: Batch) -> Tensor | None:

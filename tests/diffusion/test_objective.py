@@ -3,13 +3,15 @@
 import pytest
 import torch
 
-from latentvid.diffusion.objective import loss_per_sample, recover, target_coefficients
-from latentvid.diffusion.path import DDPM, RectifiedFlow
+from latentvid.diffusion.objective import Weighting, loss_per_sample, recover, target_coefficients
+from latentvid.diffusion.path import DDPM, Cosine, RectifiedFlow
 from latentvid.packing import Packed
 
 LEGAL = [
     *[("rectified_flow", RectifiedFlow(), target) for target in ("flow", "v", "x", "eps")],
+    *[("cosine", Cosine(), target) for target in ("flow", "v", "x", "eps")],
     *[("ddpm", DDPM(), target) for target in ("v", "eps", "x")],
+    *[("zero", DDPM(zero_terminal_snr=True), target) for target in ("v", "x")],
 ]
 EACH = pytest.mark.parametrize(("path", "target"), [case[1:] for case in LEGAL], ids=[f"{p}-{t}" for p, _, t in LEGAL])
 
@@ -39,7 +41,7 @@ def test_both_ends_are_finite_and_return_what_is_known(path, target):
     torch.testing.assert_close(got_eps[1], eps[1], rtol=1e-3, atol=1e-3)
     if target == "x":
         assert not got_eps[0].any()
-    if target == "eps" and isinstance(path, RectifiedFlow):
+    if target == "eps" and not isinstance(path, DDPM):
         assert not got_x[1].any()
 
 
@@ -47,7 +49,7 @@ def test_both_ends_are_finite_and_return_what_is_known(path, target):
 def test_clean_rows_are_known_whatever_the_network_says(path, target):
     z, wrong = torch.randn(3, 6), torch.randn(3, 6)
     x, _ = recover(z, wrong, target, path, torch.zeros(3, 1))
-    assert torch.equal(x, z)
+    torch.testing.assert_close(x, z, rtol=1e-6, atol=0)  # the cosine path's flow divides by pi / 2
 
 
 def test_targets_by_hand():
@@ -82,3 +84,71 @@ def test_loss_of_bf16_predictions_is_taken_in_float32():
     got = loss_per_sample(prediction, target, torch.tensor([0.5]), layout)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got[0], (prediction.float() - target).square().mean())
+
+
+# ---------------------------------------------------------------------------------------------------------- weighting
+
+
+def errors(path, target, t):
+    """Squared errors in (target, x, eps) of a wrong prediction at a fixed z, by conversion and not by coefficients."""
+    x, eps, z, y = noised(path, target, t)
+    wrong = y + torch.randn_like(y)
+    got_x, got_eps = recover(z.double(), wrong.double(), target, path, t)
+    right_x, right_eps = recover(z.double(), y.double(), target, path, t)
+    pairs = ((y.double(), wrong.double()), (right_x, got_x), (right_eps, got_eps))
+    return [(a - b).square().mean(1) for a, b in pairs]
+
+
+@EACH
+def test_weights_turn_the_loss_of_any_target_into_that_of_x_or_eps(path, target):
+    """snr is the plain loss of eps, min_snr that of x by min(SNR, gamma), sigmoid that of eps by its sigmoid."""
+    t = torch.tensor([0.05, 0.2, 0.5, 0.77, 0.9])[:, None]
+    of_target, of_x, of_eps = errors(path, target, t)
+    alpha, sigma = (c[:, 0].double() for c in path.coefficients(t))
+    snr = (alpha / sigma) ** 2
+    wants = {
+        Weighting(kind="snr"): of_eps,
+        Weighting(kind="min_snr", gamma=3.0): snr.clamp_max(3.0) * of_x,
+        Weighting(kind="sigmoid", bias=-1.5): torch.sigmoid(-1.5 - snr.log()) * of_eps,
+        Weighting(): of_target,
+    }
+    for weighting, want in wants.items():
+        got = weighting(target, path, t[:, 0]) * of_target
+        torch.testing.assert_close(got, want, rtol=2e-3, atol=1e-9)
+
+
+def test_min_snr_of_each_target_by_hand():
+    """The published forms (Hang et al. 2023): min(SNR, g) for x, over SNR for eps, over SNR + 1 for v."""
+    t = torch.tensor([0.1, 0.4, 0.8])
+    alpha, sigma = DDPM().coefficients(t)
+    snr = (alpha / sigma) ** 2
+    weighting = Weighting(kind="min_snr", gamma=5.0)
+    for target, over in (("x", 1.0), ("eps", snr), ("v", snr + 1)):
+        torch.testing.assert_close(weighting(target, DDPM(), t), snr.clamp_max(5.0) / over, rtol=1e-4, atol=1e-7)
+
+
+@EACH
+@pytest.mark.parametrize("kind", ["none", "snr", "min_snr", "sigmoid"])
+def test_weights_are_finite_and_not_negative_at_both_ends(path, target, kind):
+    weight = Weighting(kind=kind)(target, path, torch.tensor([0.0, 1e-3, 0.999, 1.0]))
+    assert weight.isfinite().all() and (weight >= 0).all()
+
+
+def test_a_weight_without_bound_is_refused_by_name():
+    for path in (RectifiedFlow(), Cosine()):
+        with pytest.raises(ValueError, match="weighting 'snr' has no bound for target 'x' .* use min_snr or sigmoid"):
+            Weighting(kind="snr").check("x", path)
+        Weighting(kind="snr").check("v", path)
+    Weighting(kind="snr").check("x", DDPM())
+    with pytest.raises(ValueError, match="gamma 0 must be positive"):
+        Weighting(gamma=0)
+
+
+def test_rows_weigh_in_the_loss():
+    layout = Packed.of([(2, 1, 2), (1, 1, 3)])
+    prediction, target = torch.randn(layout.tokens, 5), torch.randn(layout.tokens, 5)
+    weight = torch.tensor([2.0, 0.5, 3.0])
+    error = (prediction - target).square().mean(-1)
+    want = torch.stack([(2 * error[:2].sum() + 0.5 * error[2:4].sum()) / 4, 3 * error[4:].mean()])
+    got = loss_per_sample(prediction, target, torch.tensor([0.1, 0.9, 0.5]), layout, weight)
+    torch.testing.assert_close(got, want)

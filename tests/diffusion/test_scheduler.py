@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentvid.diffusion.guidance import classifier_free
 from latentvid.diffusion.scheduler import LatentVideoScheduler
 
 PREDICTION_TYPE = {"eps": "epsilon", "v": "v_prediction", "x": "sample"}
 SHAPE = (5, 6)
 LEGAL = [("rectified_flow", "flow"), ("rectified_flow", "v"), ("rectified_flow", "x")]
+LEGAL += [("cosine", "flow"), ("cosine", "v"), ("cosine", "x")]
 LEGAL += [("ddpm", "v"), ("ddpm", "eps"), ("ddpm", "x")]
 EACH = pytest.mark.parametrize(("path", "target"), LEGAL)
 
@@ -78,8 +78,7 @@ def test_steps_equal_ddim(target, steps, eta):
     assert_same(got, want)
 
 
-@pytest.mark.parametrize("target", ["eps", "v", "x"])
-@pytest.mark.parametrize("steps", [10, 1000])
+@pytest.mark.parametrize(("target", "steps"), [("eps", 10), ("v", 10), ("x", 10), ("eps", 1000)])
 def test_steps_equal_ddpm(target, steps):
     reference = exact(
         diffusers.DDPMScheduler(**BETAS, prediction_type=PREDICTION_TYPE[target], variance_type="fixed_small")
@@ -92,6 +91,31 @@ def test_steps_equal_ddpm(target, steps):
     rand = torch.Generator().manual_seed(5)
     noises = [torch.randn(SHAPE, generator=rand) for _ in range(steps)]
     assert_same(ours(LatentVideoScheduler("ddpm", target), steps, noises), want)
+
+
+@pytest.mark.parametrize("target", ["v", "x"])
+@pytest.mark.parametrize("steps", [1, 4, 20])
+def test_steps_from_noise_alone_equal_ddim_with_zero_terminal_snr(target, steps):
+    reference = diffusers.DDIMScheduler(
+        **BETAS, prediction_type=PREDICTION_TYPE[target], rescale_betas_zero_snr=True, set_alpha_to_one=True
+    )
+    scheduler = LatentVideoScheduler("ddpm", target, zero_terminal_snr=True)
+    assert (reference.alphas_cumprod - scheduler.path.alphas_cumprod[1:]).abs().max() < 1e-5
+    reference.alphas_cumprod = scheduler.path.alphas_cumprod[1:]
+    reference.set_timesteps(steps)
+    want = theirs(reference, lambda t: (t + 1) / 1000, lambda scheduler, y, t, i, z: scheduler.step(y, t, z))
+    assert_same(ours(scheduler, steps), want)
+
+
+@pytest.mark.parametrize("path", ["ddpm", "cosine"])
+def test_the_step_for_v_is_a_rotation(path):
+    """z_s = cos(phi_s - phi_t) z + sin(phi_s - phi_t) v with tan(phi) = sigma / alpha (Salimans & Ho 2022, eq. 34)."""
+    scheduler = LatentVideoScheduler(path, "v")
+    t, s = torch.tensor([1.0, 0.8, 0.5, 0.3, 0.02])[:, None], torch.tensor([0.9, 0.1, 0.498, 0.0, 0.01])[:, None]
+    z, v = torch.randn(SHAPE), torch.randn(SHAPE)
+    phi_t, phi_s = (torch.atan2(sigma, alpha) for alpha, sigma in map(scheduler.path.coefficients, (t, s)))
+    want = (phi_s - phi_t).cos() * z + (phi_s - phi_t).sin() * v
+    torch.testing.assert_close(scheduler.step(v, t, s, z), want, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
@@ -113,6 +137,19 @@ def test_mixing_and_recovering_are_inverse(path, target):
     got = scheduler.recover(scheduler.mix(x, eps, t), scheduler.target(x, eps, t), t)
     for a, b in zip(got, (x, eps), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("path", ["rectified_flow", "cosine", "ddpm"])
+def test_any_target_gives_any_other(path):
+    """Each legal target's prediction, turned into x and eps and into the next target, comes round."""
+    targets = [target for name, target in LEGAL if name == path]
+    t = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9])[:, None]
+    z, first = torch.randn(SHAPE, dtype=torch.float64), torch.randn(SHAPE, dtype=torch.float64)
+    prediction = first
+    for here, there in zip(targets, targets[1:] + targets[:1], strict=True):
+        x, eps = LatentVideoScheduler(path, here).recover(z, prediction, t)
+        prediction = LatentVideoScheduler(path, there).target(x, eps, t)
+    torch.testing.assert_close(prediction, first, rtol=1e-4, atol=1e-4)
 
 
 @EACH
@@ -167,19 +204,26 @@ def test_the_config_travels(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"path": "linear"}, "path 'linear': one of rectified_flow, ddpm"),
+        ({"path": "linear"}, "path 'linear': one of rectified_flow, cosine, ddpm"),
         ({"target": "noise"}, "target 'noise': one of eps, x, v, flow"),
-        ({"path": "ddpm", "target": "flow"}, "target 'flow' needs path 'rectified_flow': with path 'ddpm' use v, eps"),
-        ({"target": "eps"}, "target 'eps' leaves x unknown at t = 1 of path 'rectified_flow': use flow, v or x"),
+        (
+            {"path": "cosine", "target": "eps"},
+            "target 'eps' leaves x unknown .* of path 'cosine', .*: use flow, v or x",
+        ),
+        (
+            {"path": "ddpm", "target": "eps", "zero_terminal_snr": True},
+            "target 'eps' leaves x unknown .* path 'ddpm', .*: use v or x, or betas that leave some signal",
+        ),
+        (
+            {"path": "ddpm", "target": "flow"},
+            "target 'flow' needs path 'rectified_flow' or 'cosine': with path 'ddpm' use v, eps",
+        ),
+        (
+            {"target": "eps"},
+            "target 'eps' leaves x unknown at t = 1 of path 'rectified_flow', which is noise alone: use",
+        ),
     ],
 )
 def test_refused_combinations_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         LatentVideoScheduler(**arguments)
-
-
-def test_guidance():
-    c, u = torch.randn(SHAPE), torch.randn(SHAPE)
-    torch.testing.assert_close(classifier_free(c, u, 1.0), c)
-    torch.testing.assert_close(classifier_free(c, u, 0.0), u)
-    torch.testing.assert_close(classifier_free(c, u, 3.0), 3 * c - 2 * u)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from latentvid.diffusion.timesteps import TimestepSampling, sampling_levels, shift
+from latentvid.diffusion.timesteps import TimestepSampling, sampling_levels, shift, shift_for
 
 
 def draws(n: int = 4000, **changes) -> torch.Tensor:
@@ -23,6 +23,31 @@ def test_uniform_draws():
 def test_logit_normal_draws():
     logit = torch.logit(draws(kind="logit_normal", mean=0.7, std=0.4).double())
     assert abs(logit.mean() - 0.7) < 0.03 and abs(logit.std() - 0.4) < 0.03
+
+
+@pytest.mark.parametrize("scale", [-1.0, 0.0, 0.8, 1.29, 1.75])
+def test_mode_draws_have_the_density_of_the_formula(scale):
+    """p(t) = |du/dt| with t = f(u) of Esser et al. 2024, eq. 20, f by numeric inversion on a grid."""
+    u = torch.linspace(0, 1, 20_001, dtype=torch.float64)
+    f = 1 - u - scale * ((math.pi / 2 * u).cos() ** 2 - 1 + u)
+    assert (f.diff() < 1e-12).all()  # falls, for these scales
+    edges = torch.linspace(0, 1, 11, dtype=torch.float64)
+    below = torch.stack([(f <= edge).double().mean() for edge in edges])  # P(t <= edge), u being uniform
+    rand = torch.Generator().manual_seed(1)
+    t = TimestepSampling(kind="mode", scale=scale).draw(rand, count=40_000)
+    assert t.min() > 0 and t.max() <= 1
+    share = torch.histogram(t.double(), edges).hist / len(t)
+    assert (share - below.diff()).abs().max() < 0.01
+
+
+def test_the_shift_grows_with_the_root_of_the_tokens():
+    assert shift_for(3.0, None, 100) == shift_for(3.0, 400, None) == 3.0
+    assert math.isclose(shift_for(3.0, 400, 100), 6.0) and math.isclose(shift_for(3.0, 100, 100), 3.0)
+    sampling, rand = TimestepSampling(shift=3.0, base_tokens=100), torch.Generator()
+    torch.testing.assert_close(
+        sampling.draw(rand.manual_seed(0), tokens=400, count=9),
+        shift(TimestepSampling().draw(rand.manual_seed(0), count=9), 6.0),
+    )
 
 
 def test_draws_are_shifted_as_the_levels_are():
@@ -51,6 +76,11 @@ def test_sampling_levels():
 def test_impossible_settings_are_named():
     with pytest.raises(ValueError, match="0 sampling steps: at least 1"):
         sampling_levels(0)
+    for scale in (-1.1, 1.8):
+        with pytest.raises(ValueError, match=r"scale .* must lie in \[-1, 1.7519\]"):
+            TimestepSampling(kind="mode", scale=scale)
+    with pytest.raises(ValueError, match="base_tokens 0 must be at least 1"):
+        TimestepSampling(base_tokens=0)
     for wrong in ({"shift": 0.0}, {"std": -1.0}):
         with pytest.raises(ValueError, match="must be positive"):
             TimestepSampling(**wrong)

@@ -30,6 +30,7 @@ quick = settings(max_examples=12, deadline=None, database=None, derandomize=True
 ONE_LEVEL = dict(widths=(8,), encoder_depths=(1,), decoder_depths=(1,), time_strides=(), space_strides=())
 ARCHITECTURES = {
     **{kernels: dict(kernels=kernels) for kernels in KERNELS},
+    "no shortcuts": dict(shortcuts=False),
     "patch 1": dict(patch=1, time_strides=(1, 2), space_strides=(2, 2)),
     "patch 4, time first": dict(patch=4, widths=(16, 8), encoder_depths=(1, 1), decoder_depths=(2, 1))
     | dict(time_strides=(4,), space_strides=(1,)),

@@ -1,0 +1,53 @@
+"""Changes what a video or picture shows, from what a prompt says of it to what another says.
+
+    python inference/edit.py --clip clip.mp4 --source "a red 7 moves up" --prompt "a red 3 moves up" [--output new.mp4]
+
+Mode inversion finds the noise that leads to the clip by its source prompt and samples anew from it; sdedit adds random
+noise and needs no source prompt. The clip's fps, size and audio are kept.
+"""
+
+import argparse
+from pathlib import Path
+
+from latentvid.errors import UserError, user_errors
+from latentvid.pipelines import command, tasks
+from latentvid.pipelines.loading import load_pipeline
+
+
+def parse() -> argparse.Namespace:
+    parser = command.arguments(__doc__)
+    parser.add_argument("--clip", type=Path, required=True, help="video or picture")
+    parser.add_argument("--source", help="what it shows (for mode inversion)")
+    parser.add_argument("--prompt", required=True, help="what it is to show")
+    parser.add_argument("--mode", choices=tuple(tasks.STRENGTH), default="inversion", help="default: %(default)s")
+    usual = ", ".join(f"{level} for {mode}" for mode, level in tasks.STRENGTH.items())
+    parser.add_argument("--strength", type=float, help=f"0 to 1, how much may change (default: {usual})")
+    parser.add_argument("--frames", type=int, help="of the clip, from its start (default: all)")
+    command.size_arguments(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    command.check_output(args.output, args.fps)
+    if args.mode == "inversion" and args.source is None:
+        raise UserError("--mode inversion needs --source, a prompt for the clip as it is; --mode sdedit does without")
+    pipeline = load_pipeline(args.model, args.device)
+    source = command.read_footage(args.clip, pipeline, height=args.height, width=args.width, frames=args.frames)
+    (clip,) = tasks.edit(
+        pipeline,
+        [source.frames],
+        [args.source or ""],
+        [args.prompt],
+        args.mode,
+        args.strength,
+        seed=args.seed,
+        negative_prompt=args.negative_prompt,
+        sampling=command.sampling_of(args, pipeline),
+    )
+    command.write(args.output, clip, args.fps or source.fps, args.prompt, sound=source)
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main()

@@ -1,0 +1,50 @@
+"""Makes a video that begins with a picture.
+
+    python inference/i2v.py --image picture.png --prompt "a red 7 moves up" [--output clip.mp4]
+
+Several --image with as many --prompt make several clips, sampled together. The clip has the picture's size, or the
+nearest that the model makes. The output's ending chooses the format: mp4, gif, or png (a contact sheet).
+"""
+
+import argparse
+from pathlib import Path
+
+from latentvid.errors import UserError, user_errors
+from latentvid.pipelines import command, tasks
+from latentvid.pipelines.loading import load_pipeline
+
+
+def parse() -> argparse.Namespace:
+    parser = command.arguments(__doc__, known=True)
+    parser.add_argument("--image", type=Path, action="append", required=True, help="the first frame")
+    parser.add_argument("--prompt", action="append", required=True, help="what happens from there; one for each image")
+    parser.add_argument("--frames", type=int, help="1 + 4k, by the VAE's stride in time (default: the model's)")
+    command.size_arguments(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    command.check_output(args.output, args.fps)
+    if len(args.image) != len(args.prompt):
+        raise UserError(f"{len(args.image)} --image and {len(args.prompt)} --prompt: give a prompt for each image")
+    pipeline = load_pipeline(args.model, args.device)
+    sampling = command.sampling_of(args, pipeline)
+    pictures = [command.read_picture(path, pipeline, height=args.height, width=args.width) for path in args.image]
+    command.note_condition(pipeline, sampling)
+    clips = tasks.image_to_video(
+        pipeline,
+        [picture.frames[0] for picture in pictures],
+        args.prompt,
+        args.frames,
+        seed=args.seed,
+        negative_prompt=args.negative_prompt,
+        sampling=sampling,
+    )
+    for i, (clip, prompt) in enumerate(zip(clips, args.prompt, strict=True)):
+        command.write(command.numbered(args.output, i, len(clips)), clip, args.fps or pipeline.config.fps, prompt)
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main()

@@ -1,0 +1,49 @@
+"""Paints a part of a video or picture anew; all else stays as it is.
+
+    python inference/inpaint.py --clip clip.mp4 --mask mask.png --prompt "a blue 3 moves up" [--output new.mp4]
+
+The mask is a picture, or a video with a frame for each of the clip's, of the clip's size: white where to paint. The
+clip's fps, size and audio are kept.
+"""
+
+import argparse
+from pathlib import Path
+
+from latentvid.errors import user_errors
+from latentvid.pipelines import command, tasks
+from latentvid.pipelines.loading import load_pipeline
+
+
+def parse() -> argparse.Namespace:
+    parser = command.arguments(__doc__, known=True)
+    parser.add_argument("--clip", type=Path, required=True, help="video or picture")
+    parser.add_argument("--mask", type=Path, required=True, help="picture or video, white where to paint")
+    parser.add_argument("--prompt", required=True, help="what the whole clip then shows")
+    parser.add_argument("--frames", type=int, help="of the clip, from its start (default: all)")
+    command.size_arguments(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    command.check_output(args.output, args.fps)
+    pipeline = load_pipeline(args.model, args.device)
+    sampling = command.sampling_of(args, pipeline)
+    source = command.read_footage(args.clip, pipeline, height=args.height, width=args.width, frames=args.frames)
+    mask = command.read_mask(args.mask, source)
+    command.note_condition(pipeline, sampling)
+    (clip,) = tasks.inpaint(
+        pipeline,
+        [source.frames],
+        [mask],
+        [args.prompt],
+        seed=args.seed,
+        negative_prompt=args.negative_prompt,
+        sampling=sampling,
+    )
+    command.write(args.output, clip, args.fps or source.fps, f"{mask.float().mean():.0%} painted anew", sound=source)
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main()

@@ -1,0 +1,66 @@
+"""Fills in frames: between two pictures, or between all frames of a clip.
+
+    python inference/interpolate.py --first a.png --last b.png --between 12 [--prompt TEXT] [--output clip.mp4]
+    python inference/interpolate.py --clip slow.mp4 --factor 4 [--prompt TEXT] [--output clip.mp4]
+
+A clip gets --factor times its frames a second and keeps its duration, size and audio. The model makes 4k frames between
+two (by the VAE's stride in time); of other numbers the nearest in time are taken, and this is said.
+"""
+
+import argparse
+from pathlib import Path
+
+from latentvid.errors import UserError, user_errors
+from latentvid.pipelines import command, tasks
+from latentvid.pipelines.loading import load_pipeline
+
+
+def parse() -> argparse.Namespace:
+    parser = command.arguments(__doc__, known=True)
+    parser.add_argument("--first", type=Path, help="picture")
+    parser.add_argument("--last", type=Path, help="picture")
+    parser.add_argument(
+        "--between", type=int, help="frames between the two (default: as many as the model's clips have)"
+    )
+    parser.add_argument("--clip", type=Path, help="video")
+    parser.add_argument("--factor", type=int, default=4, help="frames for each of the clip's (default: %(default)s)")
+    parser.add_argument("--tokens-per-pack", type=int, default=tasks.TOKENS_PER_PACK, help="default: %(default)s")
+    parser.add_argument("--prompt", default="", help="what is shown")
+    command.size_arguments(parser)
+    args = parser.parse_args()
+    if (args.clip is None) == (args.first is None) or (args.first is None) != (args.last is None):
+        parser.error("give --first and --last, or --clip")
+    return args
+
+
+def main() -> None:
+    args = parse()
+    command.check_output(args.output, args.fps)
+    pipeline = load_pipeline(args.model, args.device)
+    sampling, size = command.sampling_of(args, pipeline), {"height": args.height, "width": args.width}
+    words = {"seed": args.seed, "negative_prompt": args.negative_prompt, "sampling": sampling}
+    stride = pipeline.codec.temporal_stride
+    between = args.between if args.clip is None else args.factor - 1
+    if between is None:
+        between = max(stride, pipeline.config.frames - 1 - stride)
+    if args.clip is None:
+        ends = [command.read_picture(path, pipeline, **size) for path in (args.first, args.last)]
+    elif len((source := command.read_footage(args.clip, pipeline, **size)).frames) < 2:
+        raise UserError(f"{args.clip} has one frame: --clip wants 2 or more (from one picture on: inference/i2v.py)")
+    command.note_condition(pipeline, sampling)
+    if (made := tasks.made_between(between, stride)) != between:
+        print(f"{between} frames between two: the nearest in time of the {made} that the model makes", flush=True)
+    if args.clip is None:
+        first, last = ([end.frames[0]] for end in ends)
+        (clip,) = tasks.interpolate(pipeline, first, last, [args.prompt], between, **words)
+        command.write(args.output, clip, args.fps or pipeline.config.fps, f"{len(clip)} frames")
+        return
+    budget = args.tokens_per_pack
+    clip = tasks.raise_rate(pipeline, source.frames, args.factor, args.prompt, tokens_per_pack=budget, **words)
+    fps = args.fps or source.fps * args.factor
+    command.write(args.output, clip, fps, f"{len(clip)} frames", sound=source, rate=args.factor)
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main()

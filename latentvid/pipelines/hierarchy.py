@@ -1,0 +1,165 @@
+"""Long clips from the whole to its parts: keyframes of all of it first, then what lies between them, level by level.
+
+The order of NUWA-XL ("diffusion over diffusion", Yin et al. 2023). Unlike a rollout, each part is made with its end in
+view, and all parts of a level are independent, so that they are sampled together.
+
+Axes: F frames, H W height and width in pixels; clips are uint8 [F,H,W,3].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..rng import derived_seed
+from .latent_video import LatentVideoPipeline
+from .sampling import Request, Sampling
+from .tasks import TOKENS_PER_PACK, interpolate, packs, tokens_of
+
+
+def nuwa_xl(
+    pipeline: LatentVideoPipeline,
+    prompt: str,
+    frames: int,
+    *,
+    local_prompts: Sequence[str] | None = None,
+    negative_prompt: str = "",
+    height: int | None = None,
+    width: int | None = None,
+    tokens_per_pack: int = TOKENS_PER_PACK,
+    seed: int = 0,
+    sampling: Sampling | None = None,
+) -> Iterator[Tensor]:
+    """Yields the frames of one clip in order, uint8 [F',H,W,3] on the CPU, `frames` in all.
+
+    The global clip, of the model's own length and with the noise of `seed`, tells the whole of `prompt`: keyframes
+    evenly spaced in it are those of the long clip. `interpolate` then fills in between neighbours, at each level of
+    `Plan`, in windows as long as the model's. Keyframes keep their pixels from level to level. The segments of a level
+    are sampled in packs of `tokens_per_pack`; each has noise of its own, a function of `seed`, its level and number.
+    In memory are the keyframes of the last level but one, and a pack.
+
+    Args:
+        local_prompts: one for each segment between the global keyframes (`Plan.segments`), where there are levels of
+            infilling; None is `prompt` for all.
+        height, width: None is the model's.
+
+    Raises UserError, before anything is made, for lengths and sizes that cannot be.
+    """
+    sampling = sampling or Sampling()
+    size = pipeline.config.height if height is None else height, pipeline.config.width if width is None else width
+    plan = Plan.of(pipeline, frames)
+    grid = pipeline.latent_grid(pipeline.config.frames, *size)
+    prompts = [prompt] * plan.segments if local_prompts is None else list(local_prompts)
+    if local_prompts is not None and not plan.levels:
+        raise UserError(f"{frames} frames are a single clip of this model, with no segments: leave local prompts out")
+    if len(prompts) != plan.segments:
+        raise UserError(
+            f"{len(prompts)} local prompts for {plan.segments} segments between the keyframes of {frames} frames: give "
+            "one a segment"
+        )
+    if tokens_per_pack < 1:
+        raise UserError(f"{tokens_per_pack} tokens a pack: give at least 1")
+    request = Request(prompt=prompt, negative_prompt=negative_prompt, grid=grid, seed=seed)
+    options = {"negative_prompt": negative_prompt, "sampling": sampling}
+    return _levels(pipeline, request, plan, prompts, tokens_per_pack, options)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many frames come from where.
+
+    segments: between the global keyframes, of which there is one more. levels: of infilling. factor: into how many
+    frames a level cuts the time between two keyframes. So there are `segments * factor^levels + 1` frames, of which the
+    first `frames` are made.
+    """
+
+    frames: int
+    segments: int
+    levels: int
+    factor: int
+
+    @classmethod
+    def of(cls, pipeline: LatentVideoPipeline, frames: int) -> Plan:
+        """With as few levels as can be. Raises UserError for a clip of no frames, and for a model of single images."""
+        most, stride = pipeline.config.frames - 1, pipeline.codec.temporal_stride
+        if frames < 1:
+            raise UserError(f"{frames} frames: ask for at least 1")
+        if not most:
+            raise UserError("this model was trained for single images (frames 1 in its config): it makes no keyframes")
+        # a window is the first keyframe, those between, and a latent frame for the last: see `interpolate`
+        factor = 1 + max(stride, most - stride)
+        levels = 0
+        while most * factor**levels < frames - 1:
+            levels += 1
+        return cls(frames, max(1, math.ceil((frames - 1) / factor**levels)), levels, factor)
+
+    def keyframes(self, level: int) -> int:
+        """How many are needed after so many levels."""
+        return 1 + math.ceil((self.frames - 1) / self.factor ** (self.levels - level))
+
+
+@torch.no_grad()
+def _levels(
+    pipeline: LatentVideoPipeline,
+    request: Request,
+    plan: Plan,
+    prompts: Sequence[str],
+    tokens_per_pack: int,
+    options: dict,
+) -> Iterator[Tensor]:
+    sampling = options["sampling"]
+    (clip,) = pipeline.decode(pipeline.sample([request], sampling), sampling.precision)
+    places = torch.linspace(0, len(clip) - 1, plan.segments + 1) if plan.levels else torch.arange(plan.frames)
+    keys = clip[places.round().long()]
+    for level in range(1, plan.levels + 1):
+        # the prompt of a segment is that of the global one it lies in
+        local = [prompts[i // plan.factor ** (level - 1)] for i in range(len(keys) - 1)]
+        seed = derived_seed(request.seed, level, "infill")
+        parts = _infilled(pipeline, keys, local, plan.factor, tokens_per_pack, seed, options)
+        parts = _cut(parts, plan.keyframes(level))
+        if level == plan.levels:
+            yield from parts
+        else:
+            keys = torch.cat(list(parts))
+    if not plan.levels:
+        yield keys
+
+
+def _infilled(
+    pipeline: LatentVideoPipeline,
+    keys: Tensor,
+    prompts: Sequence[str],
+    factor: int,
+    tokens_per_pack: int,
+    seed: int,
+    options: dict,
+) -> Iterator[Tensor]:
+    """The keyframes [K,H,W,3] with factor - 1 frames between neighbours, in order, a pack at a time."""
+    window = factor + pipeline.codec.temporal_stride
+    tokens = tokens_of(pipeline, pipeline.latent_grid(window, *keys.shape[1:3]))
+    for pack in packs([tokens] * len(prompts), tokens_per_pack):
+        first, last = pack[0], pack[-1] + 1
+        ends = list(keys[first : last + 1])
+        clips = interpolate(
+            pipeline, ends[:-1], ends[1:], prompts[first:last], factor - 1, seed=seed + first, **options
+        )
+        # the keyframes themselves, not what the autoencoder makes of them once more
+        parts = [part for key, clip in zip(ends, clips, strict=False) for part in (key[None], clip[1:-1])]
+        yield torch.cat(parts)
+    yield keys[-1:]
+
+
+def _cut(parts: Iterator[Tensor], frames: int) -> Iterator[Tensor]:
+    """The parts' frames up to so many."""
+    for part in parts:
+        part = part[:frames]
+        frames -= len(part)
+        if len(part):
+            yield part
+        if not frames:
+            return

@@ -1,0 +1,216 @@
+"""Many prompts from a file: sampled in packs, shared out over processes, and gone on with after a stop.
+
+Axes: f h w of the latents. What a clip shows depends on its prompt, seed and shape (and the settings), never on what it
+is packed with or on the number of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+from accelerate import PartialState
+from tqdm import tqdm
+
+from ..data.tables import READERS
+from ..data.writing import write_video
+from ..diffusion.guidance import Guidance
+from ..errors import UserError
+from ..files import written_whole
+from ..packing import Grid
+from ..text import TextEncoder
+from .command import ENDINGS
+from .latent_video import LatentVideoPipeline
+from .sampling import Request, Sampling
+from .tasks import TOKENS_PER_PACK, packs, tokens_of
+
+INDEX = "results.jsonl"
+COLUMNS = ("prompt", "negative_prompt", "seed", "frames", "height", "width", "name")
+_NAME = re.compile(r"[^./\\][^/\\]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A clip to make: the file it is written to (a name in the folder), and what decides what it shows."""
+
+    file: str
+    prompt: str
+    negative_prompt: str
+    seed: int
+    frames: int
+    height: int
+    width: int
+
+
+def read_prompts(
+    path: Path,
+    pipeline: LatentVideoPipeline,
+    *,
+    seed: int = 0,
+    negative_prompt: str = "",
+    frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+) -> list[Row]:
+    """The rows of a table (.csv, .jsonl or .parquet) with the column `prompt` and any more of `COLUMNS`.
+
+    What a row leaves out is as in the arguments (None: the model's), but the i-th row has seed + i, and its number as
+    name. A name with the ending .mp4, .gif or .png is written so, others as mp4.
+    Raises UserError, with the line (in a .parquet the row, from 1), for what the model cannot make.
+    """
+    if path.suffix.lower() not in READERS or not path.is_file():
+        raise UserError(f"--prompts {path}: give a file that ends in {', '.join(READERS)}")
+    sizes = {"frames": frames, "height": height, "width": width}
+    defaults = {name: pipeline.config[name] if value is None else value for name, value in sizes.items()}
+    text, rows = TextEncoder(pipeline.text_encoder, pipeline.tokenizer), []
+    lines: dict[str, int] = {}
+    try:
+        for i, (line, cells) in enumerate(READERS[path.suffix.lower()](str(path), COLUMNS, ("prompt",))):
+            try:
+                row = _row(cells, defaults | {"negative_prompt": negative_prompt, "seed": seed + i, "name": f"{i:05d}"})
+                pipeline.latent_grid(row.frames, row.height, row.width)
+                text.tokenize([row.prompt, row.negative_prompt])
+                if row.file in lines:
+                    raise UserError(f"line {lines[row.file]} has the name {row.file} too: names must differ")
+            except UserError as error:
+                raise UserError(f"{path}, line {line}: {error}") from error
+            lines[row.file] = line
+            rows.append(row)
+    except (UnicodeDecodeError, pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}): save it as UTF-8 text, or write it again") from error
+    if not rows:
+        raise UserError(f"{path} has no rows: give at least one prompt")
+    return rows
+
+
+def _row(cells: dict[str, Any], defaults: dict[str, Any]) -> Row:
+    """A row of which empty cells are as in `defaults`. Raises UserError."""
+    if unknown := [name for name in cells if name not in COLUMNS]:
+        raise UserError(f"unknown column `{unknown[0]}`: the columns are {', '.join(COLUMNS)}")
+    given = {k: v for k, v in cells.items() if v is not None and v != "" and v == v}  # NaN: a table's missing number
+    values = defaults | given
+    if not isinstance(values.get("prompt"), str) or not isinstance(values["negative_prompt"], str):
+        raise UserError("has no prompt: write some text")
+    numbers = {name: _whole(name, values[name]) for name in ("seed", "frames", "height", "width")}
+    file = str(values["name"])
+    if not _NAME.fullmatch(file):
+        raise UserError(f"name {file!r}: give the name of a file, without folders and not beginning with a dot")
+    if Path(file).suffix.lower() not in ENDINGS:
+        file += ".mp4"
+    return Row(file=file, prompt=values["prompt"], negative_prompt=values["negative_prompt"], **numbers)
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        if isinstance(value, str):
+            value = int(value) if re.fullmatch(r"\s*[+-]?\d+\s*", value) else float(value)  # tables write 5 as 5.0 too
+        if isinstance(value, bool) or value != int(value):
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"{name} {value!r}: give a whole number") from None
+    return int(value)
+
+
+def request_of(pipeline: LatentVideoPipeline, row: Row) -> Request:
+    grid = pipeline.latent_grid(row.frames, row.height, row.width)
+    return Request(prompt=row.prompt, negative_prompt=row.negative_prompt, seed=row.seed, grid=grid)
+
+
+def plan(pipeline: LatentVideoPipeline, rows: Sequence[Row], tokens_per_pack: int, processes: int) -> list[list[Row]]:
+    """The rows in packs of like shapes, in file order, at most `tokens_per_pack` each (or one clip).
+
+    Packs are smaller where there would be fewer than processes.
+    """
+    if tokens_per_pack < 1:
+        raise UserError(f"--tokens-per-pack {tokens_per_pack}: give at least 1")
+    shapes: dict[Grid, list[Row]] = {}
+    for row in rows:
+        shapes.setdefault(request_of(pipeline, row).grid, []).append(row)
+    ordered = [row for alike in shapes.values() for row in alike]
+    tokens = [tokens_of(pipeline, grid) for grid, alike in shapes.items() for _ in alike]
+    budget = min(tokens_per_pack, -(-sum(tokens) // processes))
+    return [[ordered[i] for i in pack] for pack in packs(tokens, budget)]
+
+
+def sample_prompts(
+    pipeline: LatentVideoPipeline,
+    rows: Sequence[Row],
+    folder: Path,
+    sampling: Sampling,
+    state: PartialState,
+    *,
+    fps: float | None = None,
+    tokens_per_pack: int = TOKENS_PER_PACK,
+) -> None:
+    """Makes this process's share of the clips that `folder` does not hold yet, and prints each as it is written.
+
+    `INDEX` in the folder lists all clips with what they were made of; a clip's file is there when it is whole.
+    Raises UserError, in every process, where the folder holds a clip of such a name that was made of something else.
+    """
+    fps = pipeline.config.fps if fps is None else fps
+    records = {row.file: asdict(row) | _settings(pipeline, sampling, fps) for row in rows}
+    found = _read_index(folder / INDEX)
+    done = {file for file in records if (folder / file).exists()}
+    for file in sorted(done):
+        if found.get(file) != records[file]:
+            was = found.get(file, {})
+            other = next((k for k, v in records[file].items() if was.get(k) != v), "") if was else "origin"
+            raise UserError(
+                f"{folder / file} is there already, but made with another {other} ({INDEX} says of what): give another "
+                "--output, or remove it"
+            )
+    todo = plan(pipeline, [row for row in rows if row.file not in done], tokens_per_pack, state.num_processes)
+    state.wait_for_everyone()  # all have looked at the folder
+    if state.is_main_process:
+        others = {k: v for k, v in found.items() if k not in records and (folder / k).exists()}
+        _begin(folder, records | others)
+        print(f"{folder}: {len(done)} of {len(rows)} clips are there, {len(todo)} packs to make", flush=True)
+    state.wait_for_everyone()
+    mine = todo[state.process_index :: state.num_processes]
+    for pack in tqdm(mine, desc="sampling", unit="pack", disable=not state.is_main_process):
+        latents = pipeline.sample([request_of(pipeline, row) for row in pack], replace(sampling, progress=False))
+        for row, clip in zip(pack, pipeline.decode(latents, sampling.precision), strict=True):
+            write_video(folder / row.file, clip, fps)
+            print(f"{folder / row.file}: {row.prompt}", flush=True)
+
+
+def _settings(pipeline: LatentVideoPipeline, sampling: Sampling, fps: float) -> dict[str, Any]:
+    """What decides, beside its row, what a clip shows: as it stands in the index."""
+    guidance = asdict(sampling.guidance or Guidance(scale=pipeline.config.guidance))
+    steps = pipeline.config.steps if sampling.steps is None else sampling.steps
+    words = {"steps": steps, "solver": sampling.solver, "guidance": guidance}
+    return json.loads(json.dumps(words | {"precision": str(sampling.precision), "fps": fps, "model": _mark(pipeline)}))
+
+
+def _mark(pipeline: LatentVideoPipeline) -> str:
+    """Tells models from each other, by the first numbers of each of their parameters."""
+    digest = hashlib.blake2b(json.dumps(dict(pipeline.scheduler.config), sort_keys=True).encode(), digest_size=8)
+    for module in (pipeline.transformer, pipeline.vae):
+        for parameter in module.parameters():
+            digest.update(parameter.detach().flatten()[:16].float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read_index(path: Path) -> dict[str, dict[str, Any]]:
+    if not path.exists():
+        return {}
+    try:
+        found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return {record["file"]: record for record in found}
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({error}): remove it with the clips beside it") from error
+
+
+def _begin(folder: Path, records: dict[str, dict[str, Any]]) -> None:
+    """Writes the index, and removes what a killed run left half written."""
+    with written_whole(folder / INDEX) as beside:
+        beside.write_text("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in records.values()), encoding="utf-8")
+    for part in folder.glob(".*.part"):
+        if part.name[1:].rsplit(".", 2)[0] in records:
+            part.unlink()

@@ -1,0 +1,208 @@
+"""The scripts that start from pictures and clips: what they write, say and refuse, on tiny saved pipelines."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from latentvid.data.video import probe, read_frames
+from latentvid.data.writing import write_video
+
+SCRIPTS = Path(__file__).parents[1] / "inference"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    """clip.mp4 (6 frames of 16 x 24, 12 fps, with sound), pictures and masks for it."""
+    folder = tmp_path_factory.mktemp("inputs")
+    ramp = torch.arange(24, dtype=torch.uint8)[None, None, :, None] * 5
+    clip = (ramp + 20 * torch.arange(6, dtype=torch.uint8)[:, None, None, None]).expand(6, 16, 24, 3).contiguous()
+    write_video(folder / "silent.mp4", clip, 12)
+    add_sound(folder / "silent.mp4", folder / "clip.mp4")
+    write_video(folder / "odd.mp4", clip[:, :15, :22].contiguous(), 12)
+    write_video(folder / "one.mp4", clip[:1], 12)
+    write_video(folder / "a.png", clip[:1], 12)
+    write_video(folder / "b.png", clip[3:4], 12)
+    write_video(folder / "big.png", clip[:1].repeat_interleave(2, 1), 12)
+    mask = torch.zeros(6, 16, 24, 3, dtype=torch.uint8)
+    mask[:, 4:12, 8:16] = 255
+    write_video(folder / "mask.png", mask[:1], 12)
+    write_video(folder / "mask.mp4", mask, 12)
+    write_video(folder / "mask5.mp4", mask[:5], 12)
+    write_video(folder / "black.png", 0 * mask[:1], 12)
+    alpha = np.full((16, 24, 1), 255, np.uint8)
+    Image.fromarray(np.concatenate([clip[0].numpy(), alpha], -1)).save(folder / "opaque.png")
+    Image.fromarray(np.concatenate([clip[0].numpy(), alpha // 2], -1)).save(folder / "alpha.png")
+    (folder / "text.png").write_text("no picture")
+    return folder
+
+
+def add_sound(source: Path, to: Path) -> None:
+    with av.open(str(source)) as video, av.open(str(to), "w") as output:
+        stream, sound = output.add_stream_from_template(video.streams.video[0]), output.add_stream("aac", rate=16000)
+        for packet in video.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                output.mux(packet)
+        for i in range(7):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = 16000, 1024 * i
+            output.mux(sound.encode(frame))
+        output.mux(sound.encode(None))
+
+
+def has_sound(path: Path) -> bool:
+    with av.open(str(path)) as container:
+        return bool(container.streams.audio)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, files, given_pipeline, tmp_path):
+    """`run("i2v", "--image", "a.png", ...)` in the folder of the inputs; (status, stdout, stderr)."""
+
+    def run(script: str, *arguments: object, model: Path = given_pipeline) -> tuple[int, str, str]:
+        words = [SCRIPTS / f"{script}.py", "--model", model, "--steps", 2, "--device", "cpu", *arguments]
+        if "--output" not in arguments:
+            words += ["--output", tmp_path / "out.mp4"]
+        monkeypatch.setattr(sys, "argv", list(map(str, words)))
+        monkeypatch.chdir(files)
+        capsys.readouterr()
+        status = 0
+        try:
+            runpy.run_path(str(words[0]), run_name="__main__")
+        except SystemExit as stop:
+            status = stop.code or 0
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def shape(path: Path) -> tuple[int, int, int, float]:
+    info = probe(path)
+    return info.frames, info.height, info.width, info.fps
+
+
+INPAINT = ("--clip", "clip.mp4", "--prompt", "a red 7", "--mask")
+EDIT = ("--clip", "clip.mp4", "--prompt", "a red 7")
+TWO = ("--first", "a.png", "--last", "b.png")
+
+
+def test_i2v_begins_with_the_picture_in_its_size(run, tmp_path):
+    status, said, _ = run("i2v", "--image", "a.png", "--prompt", "a red 7", "--frames", 9)
+    assert status == 0 and said.strip() == f"{tmp_path / 'out.mp4'}: a red 7"
+    assert shape(tmp_path / "out.mp4") == (9, 16, 24, 8.0)
+    both = ("--image", "a.png", "--image", "big.png", "--prompt", "a red 7", "--prompt", "a blue 3", "--fps", 10)
+    assert run("i2v", *both, "--output", tmp_path / "o.gif", "--guidance-interval", 0.2, 0.9)[0] == 0
+    assert [shape(tmp_path / f"o-{i}.gif") for i in (0, 1)] == [(5, 16, 24, 10.0), (5, 32, 24, 10.0)]
+
+
+def test_pictures_of_any_kind(run, tmp_path):
+    for image, note in (("alpha.png", "transparent parts are taken as black"), ("opaque.png", "")):
+        status, said, _ = run("i2v", "--image", image, "--prompt", "a red 7", "--output", tmp_path / "a.png")
+        assert status == 0 and note in said and ("transparent" in said) == bool(note)
+    status, said, _ = run("i2v", "--image", "big.png", "--prompt", "a red 7", "--height", 24)
+    assert status == 0 and "32 x 24 pixels scaled and cropped to 24 x 16" in said
+    assert shape(tmp_path / "out.mp4")[1:3] == (24, 16)
+
+
+def test_interpolate_between_two_pictures(run, tmp_path):
+    status, said, _ = run("interpolate", *TWO, "--between", 3, "--prompt", "a red 7")
+    assert status == 0 and "3 frames between two: the nearest in time of the 4 that the model makes" in said
+    assert shape(tmp_path / "out.mp4") == (5, 16, 24, 8.0)
+    status, said, _ = run("interpolate", *TWO)
+    assert status == 0 and "nearest" not in said and shape(tmp_path / "out.mp4")[0] == 6
+
+
+def test_interpolate_a_clip_keeps_its_duration_size_and_sound(run, tmp_path):
+    assert run("interpolate", "--clip", "clip.mp4", "--factor", 2)[0] == 0
+    assert shape(tmp_path / "out.mp4") == (11, 16, 24, 24.0) and has_sound(tmp_path / "out.mp4")
+
+
+@pytest.mark.parametrize("mask", ["mask.png", "mask.mp4"])
+def test_inpaint_changes_what_is_white(mask, run, files, tmp_path):
+    status, said, _ = run("inpaint", *INPAINT, mask)
+    assert status == 0 and "17% painted anew (with its audio, aac)" in said
+    assert shape(tmp_path / "out.mp4") == (6, 16, 24, 12.0) and has_sound(tmp_path / "out.mp4")
+    change = (read_frames(tmp_path / "out.mp4").float() - read_frames(files / "clip.mp4").float()).abs().mean(-1)
+    assert change[:, 5:11, 9:15].mean() > 20 and change[:, :2].mean() < 4 and change[:, -2:].mean() < 4  # compression
+
+
+def test_inpaint_of_a_picture_and_of_a_clips_beginning(run, files, tmp_path):
+    picture = ("--clip", "a.png", "--mask", "mask.png", "--prompt", "a red 7", "--output", tmp_path / "out.png")
+    assert run("inpaint", *picture)[0] == 0
+    new, old = read_frames(tmp_path / "out.png")[0], read_frames(files / "a.png")[0]
+    assert torch.equal(new[:4], old[:4]) and not torch.equal(new[4:12], old[4:12])
+    status, said, _ = run("inpaint", *INPAINT, "mask.mp4", "--frames", 3, "--fps", 6)
+    assert status == 0 and shape(tmp_path / "out.mp4") == (3, 16, 24, 6.0)
+    assert "without its audio, aac" in said and not has_sound(tmp_path / "out.mp4")
+
+
+def test_sizes_that_the_model_does_not_make_are_fitted_and_said(run, tmp_path):
+    status, said, _ = run("edit", "--clip", "odd.mp4", "--prompt", "a red 7", "--mode", "sdedit")
+    assert status == 0 and "odd.mp4: 15 x 22 pixels scaled and cropped to 8 x 16" in said
+    assert shape(tmp_path / "out.mp4") == (6, 8, 16, 12.0)
+
+
+@pytest.mark.parametrize("mode", [("--source", "a blue 3"), ("--mode", "sdedit")])
+def test_edit_keeps_length_rate_and_size(mode, run, tmp_path):
+    assert run("edit", *EDIT, *mode, "--strength", 0.5)[0] == 0
+    assert shape(tmp_path / "out.mp4") == (6, 16, 24, 12.0) and has_sound(tmp_path / "out.mp4")
+
+
+def test_models_without_given_frames_say_how_they_do_it(run, tiny_pipeline, tmp_path):
+    words = ("--image", "a.png", "--prompt", "a red 7")
+    status, said, _ = run("i2v", *words, model=tiny_pipeline)
+    assert status == 0 and "trained without given frames" in said
+    status, _, said = run("i2v", *words, "--condition", "levels", model=tiny_pipeline)
+    assert status == 2 and "trained without given frames" in said
+    assert "without given" not in run("i2v", *words, "--condition", "replacement", model=tiny_pipeline)[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("inpaint", *INPAINT, "big.png"), "mask big.png is 32 x 24 pixels, clip.mp4 16 x 24"),
+        (("inpaint", *INPAINT, "mask5.mp4"), "mask mask5.mp4 has 5 frames, clip.mp4 6"),
+        (("inpaint", *INPAINT, "black.png"), "black all over"),
+        (("inpaint", *INPAINT, "alpha.png"), "mask alpha.png is transparent in parts"),
+        (("inpaint", *INPAINT, "none.png"), "none.png"),
+        (("inpaint", *INPAINT, "mask.png", "--frames", 0), "--frames 0"),
+        (("inpaint", *INPAINT, "mask.png", "--width", 20), "multiples of 8"),
+        (("interpolate", "--clip", "one.mp4"), "one.mp4 has one frame"),
+        (("interpolate", "--clip", "clip.mp4", "--factor", 1), "6 frames at 1 times"),
+        (("interpolate", *TWO, "--between", 0), "0 frames between"),
+        (("interpolate", "--first", "a.png", "--last", "big.png"), "first picture is 16 x 24 pixels, the last 32 x 24"),
+        (("i2v", "--image", "clip.mp4", "--prompt", "a red 7"), "clip.mp4 has 6 frames where one picture is wanted"),
+        (("i2v", "--image", "none.png", "--prompt", "a red 7"), "none.png"),
+        (("i2v", "--image", "text.png", "--prompt", "a red 7"), "text.png"),
+        (("i2v", "--image", "a.png", "--prompt", "a", "--prompt", "b"), "1 --image and 2 --prompt"),
+        (("i2v", "--image", "a.png", "--prompt", "a", "--frames", 4), "4 frames: this VAE takes 1 + 4k"),
+        (("i2v", "--image", "a.png", "--prompt", "a", "--guidance-interval", 0.9, 0.2), "guidance interval 0.9 to 0.2"),
+        (("edit", *EDIT), "--mode inversion needs --source"),
+        (("edit", *EDIT, "--mode", "sdedit", "--strength", 2), "strength 2.0"),
+        (("edit", *EDIT, "--mode", "sdedit", "--fps", 0), "fps must be above 0"),
+        (("edit", *EDIT, "--mode", "sdedit", "--output", "x.avi"), "must end in .mp4, .gif, .png"),
+    ],
+)
+def test_bad_input_is_one_message(words, message, run, tmp_path):
+    status, _, said = run(*words)
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert status == 2 and len(errors) == 1 and message in errors[0] and "Traceback" not in said, said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [(), ("--first", "a.png"), ("--clip", "clip.mp4", *TWO)])
+def test_interpolate_wants_two_pictures_or_a_clip(words, run):
+    status, _, said = run("interpolate", *words)
+    assert status == 2 and "give --first and --last, or --clip" in said
+
+
+@pytest.mark.parametrize("script", ["i2v", "interpolate", "inpaint", "edit"])
+def test_help_is_printed(script, run):
+    status, said, _ = run(script, "--help")
+    assert status == 0 and "--negative-prompt" in said and ("--condition" in said) == (script != "edit")
