@@ -16,9 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from latentvid.data.digits import DIRECTIONS, Label, prompts
+from latentvid.data.digits import DIRECTIONS, WORDS, Label, prompts
 from latentvid.data.video import read_frames
-from latentvid.diffusion.guidance import Guidance
 from latentvid.errors import user_errors
 from latentvid.evaluation.demo import DemoConfig, read_labelled, run_demo
 from latentvid.evaluation.judge import STILL, Judge, Verdict
@@ -27,7 +26,7 @@ from latentvid.pipelines.latent_video import LatentVideoPipeline
 from latentvid.pipelines.loading import load_pipeline
 from latentvid.pipelines.rollout import rollout
 from latentvid.pipelines.sampling import Sampling
-from latentvid.pipelines.tasks import edit, image_to_video, interpolate
+from latentvid.pipelines.tasks import STRENGTH, edit, image_to_video, interpolate
 
 FRAMES = 17
 GIVEN = 5  # frames of a clip that is extended: two of five latent frames
@@ -205,11 +204,9 @@ def long_rollout(pipeline: LatentVideoPipeline, count: int, judge: Judge, out: P
     return scores.done()
 
 
-def editing(pipeline: LatentVideoPipeline, clips: list[Clip], judge: Judge, out: Path, mode: str, **options) -> dict:
+def editing(pipeline: LatentVideoPipeline, clips: list[Clip], judge: Judge, out: Path, mode: str) -> dict:
     """Another digit in the same caption: the digit must change, the path must stay."""
-    from latentvid.data.digits import WORDS
-
-    sampling = plain_sampling(pipeline, guidance=Guidance(scale=pipeline.config.guidance))
+    sampling = plain_sampling(pipeline)
     rng = random.Random(0)
     targets = {}
     for i, (_, label, _) in enumerate(clips):
@@ -230,7 +227,6 @@ def editing(pipeline: LatentVideoPipeline, clips: list[Clip], judge: Judge, out:
             mode=mode,
             seed=seed,
             sampling=sampling,
-            **options,
         )
 
     scores = Scores(f"edit_{mode}", out)
@@ -292,10 +288,7 @@ def main() -> None:
         },
         "interpolation": lambda: interpolation(mixed, moving, judge, args.out),
         "rollout": lambda: long_rollout(mixed, args.count, judge, args.out),
-        "editing": lambda: {
-            "inversion": editing(mixed, moving, judge, args.out, "inversion"),
-            "sdedit": editing(mixed, moving, judge, args.out, "sdedit"),
-        },
+        "editing": lambda: {mode: editing(mixed, moving, judge, args.out, mode) for mode in STRENGTH},
     }
     path = args.out / "tasks.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

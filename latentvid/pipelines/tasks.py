@@ -24,7 +24,9 @@ from .latent_video import LatentVideoPipeline
 from .sampling import Request, Sampling
 
 TOKENS_PER_PACK = 16384
-STRENGTH = {"inversion": 0.9, "sdedit": 0.7}  # noise levels; the best of a few on the demo's digits
+# noise levels; the best of a few on the demo's digits (docs/tasks.md)
+STRENGTH = {"inversion": 0.95, "sdedit": 0.7}
+GUIDED_BELOW = 0.7  # above, the noise that was found decides where things are: guidance would move them
 
 
 def image_to_video(
@@ -166,8 +168,9 @@ def edit(
     """The clips, of any lengths, as their target prompts say; the stronger, the less is left of them.
 
     inversion: the noise that leads to the clip with its source prompt and no guidance, at noise level `strength`
-    (DDIM inversion, Song et al. 2020), is sampled anew with the target. sdedit: the clip with random noise of that
-    level is (SDEdit, Meng et al. 2022; `sources` are not used). strength: in (0,1]; None is the mode's in `STRENGTH`.
+    (DDIM inversion, Song et al. 2020), is sampled anew with the target, guided at levels below `GUIDED_BELOW` alone
+    unless the guidance has an interval of its own. sdedit: the clip with random noise of that level is (SDEdit, Meng et
+    al. 2022; `sources` are not used). strength: in (0,1]; None is the mode's in `STRENGTH`.
     """
     _same_number(clips=clips, sources=sources, targets=targets)
     if mode not in STRENGTH:
@@ -180,7 +183,11 @@ def edit(
     common = [{"grid": tuple(z.shape[1:]), "seed": seed + i, "level": strength} for i, z in enumerate(latents)]
     if mode == "inversion":
         back = [Request(prompt=source, **words) for source, words in zip(sources, common, strict=True)]
-        starts = pipeline.invert(latents, back, replace(sampling, guidance=Guidance()))
+        # no iterations: they bring the very clip back more exactly, by noise that another prompt can use less
+        starts = pipeline.invert(latents, back, replace(sampling, guidance=Guidance()), iterations=0)
+        guidance = sampling.guidance or Guidance(scale=pipeline.config.guidance)
+        if guidance.interval == Guidance().interval:
+            sampling = replace(sampling, guidance=replace(guidance, interval=(0.0, GUIDED_BELOW)))
     else:
         starts = [noised(pipeline, z, words["seed"], strength) for z, words in zip(latents, common, strict=True)]
     requests = [
