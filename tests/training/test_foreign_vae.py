@@ -13,6 +13,7 @@ from latentvid.data.plan import Draw
 from latentvid.models.interchange import build_vae, load_vae
 from latentvid.pipelines.latent_video import LatentVideoPipeline
 from latentvid.pipelines.loading import load_pipeline
+from latentvid.pipelines.sampling import Sampling
 from latentvid.training.dit_task import DitTask
 from latentvid.training.encode import EncodeConfig, encode_manifest
 from latentvid.training.flops import vae_flops
@@ -78,7 +79,10 @@ def test_a_transformer_trains_on_its_latents_and_the_pipeline_keeps_it(
     pipelines = [load_pipeline(product, "cpu"), LatentVideoPipeline.from_pretrained(product)]
     pipelines[0].save_pretrained(tmp_path / "again")
     pipelines.append(load_pipeline(tmp_path / "again", "cpu"))
-    clips = [pipeline(RED, height=24, width=32, seed=3, progress=False).frames[0] for pipeline in pipelines]
+    clips = [
+        pipeline(RED, height=24, width=32, seed=3, sampling=Sampling(progress=False)).frames[0]
+        for pipeline in pipelines
+    ]
     assert all(type(pipeline.vae) is cls for pipeline in pipelines)
     assert clips[0].shape == (frames, 24, 32, 3) and all(torch.equal(clip, clips[0]) for clip in clips[1:])
 

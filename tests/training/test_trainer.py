@@ -21,6 +21,7 @@ from latentvid.data.plan import Plan
 from latentvid.errors import UserError
 from latentvid.models.interchange import load_vae
 from latentvid.pipelines.loading import load_pipeline
+from latentvid.pipelines.sampling import Sampling
 from latentvid.training.dit_task import DitTask
 from latentvid.training.load import load_config, save_config
 from latentvid.training.metrics import read_metrics
@@ -107,7 +108,7 @@ def test_the_export_is_the_average_and_makes_clips(whole):
     transformer = load_pipeline(whole / "pipeline", "cpu").transformer.state_dict()
     average = state(whole, 6, "ema")
     assert same(transformer, average) and not same(transformer, state(whole, 6))
-    clip = load_pipeline(whole / "pipeline", "cpu")("a red 7 moves up", progress=False)
+    clip = load_pipeline(whole / "pipeline", "cpu")("a red 7 moves up", sampling=Sampling(progress=False))
     assert tuple(clip.frames[0].shape) == (5, 32, 32, 3)
 
 
