@@ -5,6 +5,8 @@ The session's tiny things (data, encoders, cache, pipeline) import the heavy lib
 
 import os
 import random
+import runpy
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +36,24 @@ def seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def run(capsys, monkeypatch) -> Callable:
+    """`run("inference/t2v.py", ...)`: the script as the main program of this process; (status, stdout, stderr)."""
+
+    def run(script: str, *arguments: object) -> tuple[int, str, str]:
+        path = str(Path(__file__).parents[1] / script)
+        monkeypatch.setattr(sys, "argv", [path, *map(str, arguments)])
+        capsys.readouterr()
+        status = 0
+        try:
+            runpy.run_path(path, run_name="__main__")
+        except SystemExit as stop:
+            status = stop.code or 0
+        return status, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope="session")

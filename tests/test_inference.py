@@ -1,7 +1,5 @@
 """The scripts that start from pictures and clips: what they write, say and refuse, on tiny saved pipelines."""
 
-import runpy
-import sys
 from pathlib import Path
 
 import av
@@ -12,8 +10,6 @@ from PIL import Image
 
 from latentvid.data.video import probe, read_frames
 from latentvid.data.writing import write_video
-
-SCRIPTS = Path(__file__).parents[1] / "inference"
 
 
 @pytest.fixture(scope="module")
@@ -62,24 +58,17 @@ def has_sound(path: Path) -> bool:
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, files, given_pipeline, tmp_path):
+def run(run, monkeypatch, files, given_pipeline, tmp_path):
     """`run("i2v", "--image", "a.png", ...)` in the folder of the inputs; (status, stdout, stderr)."""
 
-    def run(script: str, *arguments: object, model: Path = given_pipeline) -> tuple[int, str, str]:
-        words = [SCRIPTS / f"{script}.py", "--model", model, "--steps", 2, "--device", "cpu", *arguments]
+    def run_there(script: str, *arguments: object, model: Path = given_pipeline) -> tuple[int, str, str]:
+        monkeypatch.chdir(files)
+        words = ["--model", model, "--steps", 2, "--device", "cpu", *arguments]
         if "--output" not in arguments:
             words += ["--output", tmp_path / "out.mp4"]
-        monkeypatch.setattr(sys, "argv", list(map(str, words)))
-        monkeypatch.chdir(files)
-        capsys.readouterr()
-        status = 0
-        try:
-            runpy.run_path(str(words[0]), run_name="__main__")
-        except SystemExit as stop:
-            status = stop.code or 0
-        return status, *capsys.readouterr()
+        return run(f"inference/{script}.py", *words)
 
-    return run
+    return run_there
 
 
 def shape(path: Path) -> tuple[int, int, int, float]:

@@ -1,7 +1,5 @@
 """inference/extend.py and inference/long.py: what they write, say and refuse."""
 
-import runpy
-import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,13 +7,13 @@ import av
 import numpy as np
 import pytest
 import torch
+from scripting import refused
 
 from latentvid.data.video import probe, read_frames
 from latentvid.data.writing import write_video
 from latentvid.pipelines.latent_video import LatentVideoPipeline
 from latentvid.pipelines.loading import load_pipeline
 
-FOLDER = Path(__file__).parents[1] / "inference"
 QUICK = ("--steps", 1, "--guidance", 1, "--device", "cpu", "--prompt", "a red 7")
 
 
@@ -54,33 +52,11 @@ def add_audio(path: Path, output: Path) -> None:
         target.mux(audio.encode(None))
 
 
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """`run(script, *arguments)`: (status, stdout, stderr)."""
-
-    def run(script: str, *arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [str(FOLDER / script), *map(str, arguments)])
-        capsys.readouterr()
-        status = 0
-        try:
-            runpy.run_path(str(FOLDER / script), run_name="__main__")
-        except SystemExit as stop:
-            status = stop.code or 0
-        return status, *capsys.readouterr()
-
-    return run
-
-
-def refused(result: tuple[int, str, str]) -> str:
-    status, _, said = result
-    errors = [line for line in said.splitlines() if line.startswith("error:")]
-    assert status == 2 and len(errors) == 1 and "Traceback" not in said, said
-    return errors[0]
-
-
 def test_extend_keeps_the_clip_its_rate_and_size_and_goes_on(run, model, clip, tmp_path):
     output = tmp_path / "new folder" / "long.mp4"
-    status, said, _ = run("extend.py", *QUICK, "--model", model, "--clip", clip, "--seconds", 0.5, "--output", output)
+    status, said, _ = run(
+        "inference/extend.py", *QUICK, "--model", model, "--clip", clip, "--seconds", 0.5, "--output", output
+    )
     assert status == 0 and said.splitlines() == [f"{output}: 26 frames, 2.2 s"]
     info = probe(output)
     assert (info.frames, info.fps, info.height, info.width) == (26, 12.0, 32, 40)
@@ -93,12 +69,12 @@ def test_extend_keeps_the_clip_its_rate_and_size_and_goes_on(run, model, clip, t
 def test_extend_copies_the_audio_as_far_as_it_goes(run, model, clip, tmp_path):
     add_audio(clip, tmp_path / "loud.mp4")
     base = (*QUICK, "--model", model, "--clip", tmp_path / "loud.mp4", "--frames", 1)
-    status, said, _ = run("extend.py", *base, "--output", tmp_path / "out.mp4")
+    status, said, _ = run("inference/extend.py", *base, "--output", tmp_path / "out.mp4")
     assert status == 0 and "(with the input's audio, aac)" in said
     with av.open(tmp_path / "out.mp4") as out:
         seconds = sum(packet.duration or 0 for packet in out.demux(audio=0)) * out.streams.audio[0].time_base
     assert 1.7 < seconds < 1.9  # 21 frames at 12 fps
-    status, said, _ = run("extend.py", *base, "--output", tmp_path / "slow.mp4", "--fps", 6)
+    status, said, _ = run("inference/extend.py", *base, "--output", tmp_path / "slow.mp4", "--fps", 6)
     with av.open(tmp_path / "slow.mp4") as out:
         assert status == 0 and not out.streams.audio and "audio" in said
 
@@ -106,7 +82,17 @@ def test_extend_copies_the_audio_as_far_as_it_goes(run, model, clip, tmp_path):
 def test_extend_scales_what_the_model_cannot_make_and_says_so(run, model, clip, tmp_path):
     size = ("--height", 16, "--width", 24, "--window", 13, "--context", 1)
     status, said, _ = run(
-        "extend.py", *QUICK, "--model", model, "--clip", clip, "--frames", 3, *size, "--output", tmp_path / "a.mp4"
+        "inference/extend.py",
+        *QUICK,
+        "--model",
+        model,
+        "--clip",
+        clip,
+        "--frames",
+        3,
+        *size,
+        "--output",
+        tmp_path / "a.mp4",
     )
     assert status == 0 and "32 x 40 pixels scaled and cropped to 16 x 24" in said
     info = probe(tmp_path / "a.mp4")
@@ -119,7 +105,7 @@ def test_extend_scales_what_the_model_cannot_make_and_says_so(run, model, clip, 
 )
 def test_long_makes_any_length_in_both_orders(run, model, tmp_path, order, more):
     base = (*QUICK, "--model", model, "--order", order, "--height", 16, "--width", 24, *more)
-    status, said, _ = run("long.py", *base, "--frames", 11, "--output", tmp_path / "long.mp4")
+    status, said, _ = run("inference/long.py", *base, "--frames", 11, "--output", tmp_path / "long.mp4")
     assert status == 0 and said.splitlines() == [f"{tmp_path / 'long.mp4'}: 11 frames, 1.4 s"]
     info = probe(tmp_path / "long.mp4")
     assert (info.frames, info.fps, info.height, info.width) == (11, 8.0, 16, 24)
@@ -127,11 +113,11 @@ def test_long_makes_any_length_in_both_orders(run, model, tmp_path, order, more)
 
 def test_long_counts_seconds_at_the_files_rate(run, model, tmp_path):
     base = (*QUICK, "--model", model, "--height", 16, "--width", 16, "--output", tmp_path / "long.mp4")
-    assert run("long.py", *base, "--seconds", 0.5, "--fps", 24)[0] == 0
+    assert run("inference/long.py", *base, "--seconds", 0.5, "--fps", 24)[0] == 0
     assert (probe(tmp_path / "long.mp4").frames, probe(tmp_path / "long.mp4").fps) == (12, 24.0)
 
 
-@pytest.mark.parametrize("script", ["extend.py", "long.py"])
+@pytest.mark.parametrize("script", ["inference/extend.py", "inference/long.py"])
 def test_an_interrupted_run_leaves_no_file(run, model, clip, tmp_path, script, monkeypatch):
     sample, calls = LatentVideoPipeline.sample, []
 
@@ -142,7 +128,7 @@ def test_an_interrupted_run_leaves_no_file(run, model, clip, tmp_path, script, m
         return sample(self, *arguments)
 
     monkeypatch.setattr(LatentVideoPipeline, "sample", interrupted)
-    source = ("--clip", clip) if script == "extend.py" else ()
+    source = ("--clip", clip) if script == "inference/extend.py" else ()
     (tmp_path / "out.mp4").write_text("the file that was there")
     with pytest.raises(KeyboardInterrupt):
         run(script, *QUICK, "--model", model, *source, "--frames", 40, "--output", tmp_path / "out.mp4")
@@ -153,23 +139,39 @@ def test_an_interrupted_run_leaves_no_file(run, model, clip, tmp_path, script, m
 @pytest.mark.parametrize(
     ("script", "options", "message"),
     [
-        ("extend.py", ["--frames", "0"], "--frames 0: ask for at least 1"),
-        ("extend.py", ["--seconds", "0"], "--seconds 0: at 12 fps this is less than a frame"),
-        ("extend.py", ["--seconds", "nan"], "--seconds nan"),
-        ("extend.py", ["--frames", "4", "--output", "x.gif"], "the name must end in .mp4, which alone can be written"),
-        ("extend.py", ["--frames", "4", "--fps", "0"], "fps must be above 0"),
-        ("extend.py", ["--frames", "4", "--context", "9"], "a window of 9 frames must be longer than its context of 9"),
-        ("extend.py", ["--frames", "4", "--window", "-3"], "-3 frames: this VAE takes"),
-        ("extend.py", ["--frames", "4", "--width", "20"], "this model makes multiples of 8"),
-        ("extend.py", ["--frames", "4", "--clip", "nowhere.mp4"], "nowhere.mp4: cannot be found"),
-        ("extend.py", ["--frames", "4", "--clip", "one.png"], "clip 0 has 1 frames, and 5 are needed to go on from"),
-        ("extend.py", ["--frames", "4", "--steps", "0"], "0 steps"),
-        ("long.py", ["--seconds", "0.01"], "--seconds 0.01: at 8 fps this is less than a frame"),
-        ("long.py", ["--frames", "20", "--height", "30"], "30 x 32 pixels: this model makes multiples of 8"),
-        ("long.py", ["--frames", "20", "--tokens-per-pack", "9"], "--tokens-per-pack is for --order nuwa-xl"),
-        ("long.py", ["--frames", "20", "--order", "nuwa-xl", "--context", "5"], "--context is for --order rollout"),
+        ("inference/extend.py", ["--frames", "0"], "--frames 0: ask for at least 1"),
+        ("inference/extend.py", ["--seconds", "0"], "--seconds 0: at 12 fps this is less than a frame"),
+        ("inference/extend.py", ["--seconds", "nan"], "--seconds nan"),
         (
-            "long.py",
+            "inference/extend.py",
+            ["--frames", "4", "--output", "x.gif"],
+            "the name must end in .mp4, which alone can be written",
+        ),
+        ("inference/extend.py", ["--frames", "4", "--fps", "0"], "fps must be above 0"),
+        (
+            "inference/extend.py",
+            ["--frames", "4", "--context", "9"],
+            "a window of 9 frames must be longer than its context of 9",
+        ),
+        ("inference/extend.py", ["--frames", "4", "--window", "-3"], "-3 frames: this VAE takes"),
+        ("inference/extend.py", ["--frames", "4", "--width", "20"], "this model makes multiples of 8"),
+        ("inference/extend.py", ["--frames", "4", "--clip", "nowhere.mp4"], "nowhere.mp4: cannot be found"),
+        (
+            "inference/extend.py",
+            ["--frames", "4", "--clip", "one.png"],
+            "clip 0 has 1 frames, and 5 are needed to go on from",
+        ),
+        ("inference/extend.py", ["--frames", "4", "--steps", "0"], "0 steps"),
+        ("inference/long.py", ["--seconds", "0.01"], "--seconds 0.01: at 8 fps this is less than a frame"),
+        ("inference/long.py", ["--frames", "20", "--height", "30"], "30 x 32 pixels: this model makes multiples of 8"),
+        ("inference/long.py", ["--frames", "20", "--tokens-per-pack", "9"], "--tokens-per-pack is for --order nuwa-xl"),
+        (
+            "inference/long.py",
+            ["--frames", "20", "--order", "nuwa-xl", "--context", "5"],
+            "--context is for --order rollout",
+        ),
+        (
+            "inference/long.py",
             ["--frames", "20", "--order", "nuwa-xl", "--local-prompt", "a 3"],
             "1 local prompts for 4 segments",
         ),
@@ -178,13 +180,13 @@ def test_an_interrupted_run_leaves_no_file(run, model, clip, tmp_path, script, m
 def test_bad_input_is_refused_and_nothing_is_written(run, model, clip, tmp_path, monkeypatch, script, options, message):
     monkeypatch.chdir(tmp_path)
     write_video("one.png", read_frames(clip, 0, 1), 8)
-    source = () if script == "long.py" or "--clip" in options else ("--clip", clip)
+    source = () if script == "inference/long.py" or "--clip" in options else ("--clip", clip)
     assert message in refused(run(script, *QUICK, "--model", model, *source, *options))
     assert [path.name for path in tmp_path.iterdir()] == ["one.png"]
 
 
 def test_extend_without_given_frames_says_how_it_conditions(run, tiny_pipeline, clip, tmp_path):
     base = (*QUICK, "--model", tiny_pipeline, "--clip", clip, "--frames", 1, "--window", 9)
-    status, said, _ = run("extend.py", *base, "--output", tmp_path / "a.mp4")
+    status, said, _ = run("inference/extend.py", *base, "--output", tmp_path / "a.mp4")
     assert status == 0 and "trained without given frames" in said
-    assert "trained without given frames" in refused(run("extend.py", *base, "--condition", "levels"))
+    assert "trained without given frames" in refused(run("inference/extend.py", *base, "--condition", "levels"))

@@ -1,7 +1,6 @@
 """The command lines: what they write, and one `error:` line with status 2 for bad input."""
 
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from scripting import refused
 
 from latentvid.data.video import probe, read_frames
 from latentvid.errors import UserError
@@ -17,31 +17,6 @@ from latentvid.errors import UserError
 ROOT = Path(__file__).parents[1]
 T2V = "inference/t2v.py"
 TRAIN_DIT = "train/train_dit.py"
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """`run(script, *arguments)`: the script as the main program of this process; (status, stdout, stderr)."""
-
-    def run(script: str, *arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [str(ROOT / script), *map(str, arguments)])
-        capsys.readouterr()
-        status = 0
-        try:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-        except SystemExit as stop:
-            status = stop.code or 0
-        return status, *capsys.readouterr()
-
-    return run
-
-
-def refused(result: tuple[int, str, str]) -> str:
-    """The message of a refusal: status 2, and one line that begins with `error:`."""
-    status, _, said = result
-    errors = [line for line in said.splitlines() if line.startswith("error:")]
-    assert status == 2 and len(errors) == 1 and "Traceback" not in said, said
-    return errors[0]
 
 
 def test_t2v_from_the_shell(tiny_pipeline, tmp_path):

@@ -29,17 +29,17 @@ class Guidance:
     scale: classifier-free guidance; 1 is none and halves the work.
     rescale: 0 to 1, how far each clip's guided prediction gets the deviation of the conditional one back (Lin et al.
         2023, eq. 15 and 16): against the washed-out look of large scales.
-    interval: (low, high) noise levels between which there is guidance (Kynkäänniemi et al. 2024).
+    interval: (low, high) noise levels between which there is guidance (Kynkäänniemi et al. 2024); None is at all.
     zero_init: so many first steps have velocity 0 (CFG-Zero*, Fan et al. 2025): for rectified flow only.
     """
 
     scale: float = 1.0
     rescale: float = 0.0
-    interval: tuple[float, float] = (0.0, 1.0)
+    interval: tuple[float, float] | None = None
     zero_init: int = 0
 
     def __post_init__(self) -> None:
-        low, high = self.interval
+        low, high = self.interval or (0.0, 1.0)
         if not 0 <= low < high <= 1:
             raise UserError(f"guidance interval {low} to {high}: give noise levels 0 <= low < high <= 1")
         if not 0 <= self.rescale <= 1:
@@ -49,7 +49,7 @@ class Guidance:
 
     def scales(self, t: Tensor) -> Tensor:
         """The scale at each of the noise levels t, of its shape: 1 outside of the interval and where all is given."""
-        low, high = self.interval
+        low, high = self.interval or (0.0, 1.0)
         return torch.where((t > 0) & (t >= low) & (t <= high), self.scale, 1.0)
 
     def combine(self, conditional: Tensor, unconditional: Tensor, t: Tensor, layout: Packed) -> Tensor:

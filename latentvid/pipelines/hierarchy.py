@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..rng import derived_seed
 from .latent_video import LatentVideoPipeline
 from .sampling import Request, Sampling
-from .tasks import TOKENS_PER_PACK, interpolate, packs, tokens_of
+from .tasks import TOKENS_PER_PACK, check_ends, interpolate, packs, tokens_of
 
 
 def nuwa_xl(
@@ -64,6 +64,8 @@ def nuwa_xl(
         )
     if tokens_per_pack < 1:
         raise UserError(f"{tokens_per_pack} tokens a pack: give at least 1")
+    if plan.levels:
+        check_ends(pipeline, sampling)
     request = Request(prompt=prompt, negative_prompt=negative_prompt, grid=grid, seed=seed)
     options = {"negative_prompt": negative_prompt, "sampling": sampling}
     return _levels(pipeline, request, plan, prompts, tokens_per_pack, options)

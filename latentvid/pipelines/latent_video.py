@@ -221,6 +221,10 @@ class LatentVideoPipeline(DiffusionPipeline):
         self.set_progress_bar_config(disable=not sampling.progress, desc="sampling")
         return batch, predict
 
+    def by_levels(self, sampling: Sampling | None) -> bool:
+        """Whether whole frames that are known act by having noise level 0. Raises UserError."""
+        return self._condition(None if sampling is None else sampling.condition) == "levels"
+
     def _condition(self, asked: str | None) -> str:
         """Raises UserError where the model was not trained for what is asked."""
         trained = tuple(self.config.given) != ("plain",)

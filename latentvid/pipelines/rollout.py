@@ -155,18 +155,12 @@ class Ask:
 
 def _can_cache(pipeline: LatentVideoPipeline, sampling: Sampling) -> bool:
     causal = pipeline.transformer.config.attention == "causal"
-    return causal and _streams(pipeline) and _levels(pipeline, sampling)
+    return causal and _streams(pipeline) and pipeline.by_levels(sampling)
 
 
 def _streams(pipeline: LatentVideoPipeline) -> bool:
     """Whether the autoencoder decodes latents as they come: ours does."""
     return isinstance(pipeline.codec, CausalVideoAutoencoder)
-
-
-def _levels(pipeline: LatentVideoPipeline, sampling: Sampling) -> bool:
-    """Whether the context conditions the rest by having noise level 0."""
-    trained = tuple(pipeline.config.given) != ("plain",)
-    return sampling.condition == "levels" or (sampling.condition is None and trained)
 
 
 def _check_training(pipeline: LatentVideoPipeline, sampling: Sampling, span: _Span, cached: bool) -> None:
@@ -178,11 +172,11 @@ def _check_training(pipeline: LatentVideoPipeline, sampling: Sampling, span: _Sp
             f"{pipeline.transformer.config.attention}) and an autoencoder that streams "
             f"(this one is {type(pipeline.vae).__name__}): leave cached out"
         )
-    if cached and not _levels(pipeline, sampling):
+    if cached and not pipeline.by_levels(sampling):
         raise UserError(
             "a cached rollout needs a model that was trained with given frames, and condition levels: leave cached out"
         )
-    if _levels(pipeline, sampling) and span.c > 1 and given != {"plain"} and not given & _PREFIXES:
+    if pipeline.by_levels(sampling) and span.c > 1 and not given & _PREFIXES:
         raise UserError(
             f"this model was trained with {', '.join(sorted(given))} frames given, never with the first {span.c}: ask "
             f"for a context of 1 frame, or condition 'reconstruction', or train it with one of "

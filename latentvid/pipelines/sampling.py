@@ -176,7 +176,7 @@ def make_predict(
     network = alone = transformer
     if cache is not None:
         network = alone = partial(transformer, cache=cache)
-        if guided and guidance.interval != (0.0, 1.0):
+        if guided and guidance.interval is not None:
             alone = partial(transformer, cache=cache.select(range(layout.segments if cache.frames else 0)))
 
     def predict(z: Tensor, t: Tensor) -> Tensor:

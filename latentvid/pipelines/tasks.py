@@ -71,6 +71,7 @@ def interpolate(
     _same_number(firsts=firsts, lasts=lasts, prompts=prompts)
     if between < 1:
         raise UserError(f"{between} frames between two pictures: ask for at least 1")
+    check_ends(pipeline, sampling)
     sampling, stride = sampling or Sampling(), pipeline.codec.temporal_stride
     made = made_between(between, stride)
     heads = pipeline.encode([first[None] for first in firsts], sampling.precision)
@@ -85,6 +86,15 @@ def interpolate(
         requests.append(Request(prompt=prompt, negative_prompt=negative_prompt, seed=seed + i, grid=grid, **known))
     shown = (torch.arange(between + 2) * ((made + 1) / (between + 1))).round().long()
     return [clip[shown] for clip in pipeline.decode(pipeline.sample(requests, sampling), sampling.precision)]
+
+
+def check_ends(pipeline: LatentVideoPipeline, sampling: Sampling | None) -> None:
+    """Raises UserError where two ends would be given by noise level to a model that never saw a last frame given."""
+    if pipeline.by_levels(sampling) and not {"ends", "random"} & set(pipeline.config.given):
+        raise UserError(
+            f"this model was trained with {', '.join(sorted(pipeline.config.given))} frames given, never with the last "
+            "one: ask for condition 'reconstruction', or train it with ends or random"
+        )
 
 
 def made_between(between: int, temporal_stride: int) -> int:
@@ -186,7 +196,7 @@ def edit(
         # no iterations: they bring the very clip back more exactly, by noise that another prompt can use less
         starts = pipeline.invert(latents, back, replace(sampling, guidance=Guidance()), iterations=0)
         guidance = sampling.guidance or Guidance(scale=pipeline.config.guidance)
-        if guidance.interval == Guidance().interval:
+        if guidance.interval is None:
             sampling = replace(sampling, guidance=replace(guidance, interval=(0.0, GUIDED_BELOW)))
     else:
         starts = [noised(pipeline, z, words["seed"], strength) for z, words in zip(latents, common, strict=True)]
