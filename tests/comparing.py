@@ -13,7 +13,7 @@ from latentvid.training.metrics import read_metrics
 WEIGHTS = "pipeline/transformer/diffusion_pytorch_model.safetensors"
 TIMES = (
     *("seconds", "tokens_per_s", "samples_per_s", "mfu", "cpu_s"),
-    *("data_wait", "encode", "compute", "optimizer", "checkpoint"),
+    *("data_wait", "encode", "compute", "optimizer", "checkpoint", "validation"),
 )
 LOSS, WEIGHT = 1e-5, 1e-4  # largest relative difference of a step's loss, largest difference of an exported weight
 
@@ -50,6 +50,14 @@ def difference(run: Path, other: Path) -> Difference:
     ours, theirs = load_file(run / WEIGHTS), load_file(other / WEIGHTS)
     assert ours.keys() == theirs.keys()
     return Difference(loss, max(float((ours[k] - theirs[k]).abs().max()) for k in ours))
+
+
+def assert_measured_alike(run: Path, other: Path) -> None:
+    """Every measurement on held-out data: of the same steps and weights, losses of all bins to 1e-5."""
+    ours, theirs = (read_metrics(r, "validation.jsonl") for r in (run, other))
+    assert [(r["step"], r["weights"]) for r in ours] == [(r["step"], r["weights"]) for r in theirs] and ours
+    for a, b in zip(ours, theirs, strict=True):
+        assert [part["loss"] for part in a["bins"]] == pytest.approx([part["loss"] for part in b["bins"]], rel=LOSS)
 
 
 def assert_identical(run: Path, other: Path) -> None:

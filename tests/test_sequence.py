@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from comparing import difference, losses
+from comparing import assert_measured_alike, difference, losses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from launching import ROOT, launch
@@ -189,9 +189,12 @@ def test_processes_that_share_packs_equal_one(dit_config, digits_data, tmp_path)
 
 
 @pytest.mark.distributed
-def test_a_run_whose_processes_share_packs_equals_one_process(dit_config, tmp_path):
+def test_a_run_whose_processes_share_packs_equals_one_process(dit_config, tiny_latents, tmp_path):
     """The real program under DDP, with accumulation; then one process goes on with what two began."""
     options = (
+        "validation.every=2",
+        f"validation.latents={tiny_latents}",
+        "validation.samples=5",
         "data.packs_per_step=2",
         "optim.schedule=constant",
         "optim.lr=1e-3",
@@ -206,6 +209,7 @@ def test_a_run_whose_processes_share_packs_equals_one_process(dit_config, tmp_pa
     for run_dir in (one, two):
         train(dit_config(run_dir, *options, "train.steps=6"), DitTask)
     difference(two, one).check()
+    assert_measured_alike(two, one)
     assert len(losses(one)) == 6
 
 

@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 class CheckpointStore:
     """The checkpoints of one run, under ``root``.
 
-    ``keep_last``: how many of the newest stay; ``keep_every``: steps that are multiples of it stay for ever (0: none).
+    ``keep_last``: how many of the newest stay; ``keep_every``: steps that are multiples of it stay for ever (0: none);
+    ``best``: a step that stays as long as it is that.
     In a run of several processes the main one alone calls :meth:`begin` and :meth:`commit`; the others write between
     them and call :meth:`seal`.
     """
@@ -38,6 +39,7 @@ class CheckpointStore:
         self.root = Path(root)
         self.keep_last = keep_last
         self.keep_every = keep_every
+        self.best: int | None = None
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of ``step`` is, or would be."""
@@ -128,7 +130,7 @@ class CheckpointStore:
         """Drops checkpoints up to ``step``. Later ones (left by a run that resumed further back) are not counted."""
         earlier = [s for s in self.steps() if s <= step]
         for old in earlier[: -self.keep_last]:
-            if self.keep_every and old % self.keep_every == 0:
+            if old == self.best or (self.keep_every and old % self.keep_every == 0):
                 continue
             trash = self.root / f".{self.path(old).name}.trash"
             self.path(old).rename(trash)  # so that a kill during the removal leaves no half checkpoint

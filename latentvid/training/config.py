@@ -11,6 +11,8 @@ from ..diffusion.masks import GivenFrames
 from ..diffusion.objective import Weighting
 from ..diffusion.timesteps import TimestepSampling
 
+Weights = Literal["ema", "raw"]
+
 
 def _help(text: str, **kwargs: Any) -> Any:
     return field(metadata={"help": text}, **kwargs)
@@ -128,6 +130,7 @@ class Logging:
 @dataclass(kw_only=True)
 class Samples:
     every: int = _help("steps between looks at the model in RUN/samples; 0 is none", default=0)
+    weights: tuple[Weights, ...] = _help("which make them: the moving average, the optimiser's", default=("ema",))
 
     def __post_init__(self) -> None:
         _at_least(self, every=0)
@@ -153,6 +156,58 @@ class DitSamples(Samples):
 
 
 @dataclass(kw_only=True)
+class Validation:
+    """Measurements on held-out data while training goes on; training itself is the same with and without them."""
+
+    every: int = _help("steps between measurements; the last step always has one; 0 is none", default=0)
+    manifest: Path | None = _help("table of held-out clips", default=None)
+    samples: int = _help("held-out windows that are measured, spread evenly over all", default=64)
+    seed: int = _help("of what is random in it: runs with the same one compare", default=0)
+    weights: tuple[Weights, ...] = _help(
+        "which are measured: the moving average, the optimiser's; the first choose the best", default=("ema", "raw")
+    )
+    best: str | None = _help(
+        "figure whose best checkpoint is kept, and named in RUN/best.json: loss or another of validation.jsonl; null "
+        "keeps none",
+        default="loss",
+    )
+
+    def __post_init__(self) -> None:
+        _at_least(self, every=0, samples=1, seed=0)
+        if not self.weights or len(set(self.weights)) < len(self.weights):
+            raise ValueError(f"weights={list(self.weights)}: name ema, raw or both")
+        if self.every and not self._data:
+            raise ValueError("every is set, but there is no held-out data: give its manifest")
+
+    @property
+    def _data(self) -> bool:
+        return self.manifest is not None
+
+
+@dataclass(kw_only=True)
+class DitValidation(Validation):
+    """`manifest` is needed for `scores`; for the loss `latents` will do."""
+
+    latents: Path | tuple[Path, ...] | None = _help("cache of the held-out clips, where there is one", default=None)
+    bins: int = _help("equal parts of the noise levels, each with a loss of its own", default=10)
+    scores: tuple[str, ...] = _help(
+        "scores of clips made from held-out captions: names as in python -m latentvid.evaluation", default=()
+    )
+    clips: int = _help("how many clips are made for the scores", default=32)
+    networks: Path | None = _help("folder of the scores' networks", default=None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least(self, bins=1, clips=2)
+        if self.scores and self.manifest is None:
+            raise ValueError(f"scores={list(self.scores)} need held-out clips with captions: give their manifest")
+
+    @property
+    def _data(self) -> bool:
+        return self.manifest is not None or self.latents is not None
+
+
+@dataclass(kw_only=True)
 class TrainingConfig:
     """What both stages share."""
 
@@ -164,6 +219,7 @@ class TrainingConfig:
     checkpoint: Checkpointing = field(default_factory=Checkpointing)
     log: Logging = field(default_factory=Logging)
     samples: Samples = field(default_factory=Samples)
+    validation: Validation = field(default_factory=Validation)
 
 
 @dataclass(kw_only=True)
@@ -252,4 +308,5 @@ class DitConfig(TrainingConfig):
     weighting: Weighting = field(default_factory=Weighting)
     given: GivenFrames = field(default_factory=GivenFrames)
     samples: DitSamples = field(default_factory=DitSamples)
+    validation: DitValidation = field(default_factory=DitValidation)
     attention: str = _help("backend: auto, torch, flash, grouped or sdpa", default="auto")

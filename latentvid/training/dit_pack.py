@@ -33,6 +33,7 @@ class DitPack:
     videos: list[Tensor] | None = None
     posterior: list[Tensor] | None = None
     captions: list[str] | None = None
+    numbers: tuple[int, ...] = ()  # global numbers of the layout's samples
     replaced: int = 0  # clips read in the place of others
     ready: bool = False  # encoded and traded
 

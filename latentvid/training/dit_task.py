@@ -24,10 +24,10 @@ from ..data.latents import LatentCaches, module_fingerprint
 from ..data.plan import Draw
 from ..data.stacks import Stacks
 from ..data.transforms import from_uint8
-from ..data.writing import write_video
 from ..diffusion.objective import loss_per_sample
 from ..diffusion.scheduler import LatentVideoScheduler
 from ..errors import UserError
+from ..evaluation.sheet import Row
 from ..models.attention_plan import attended_pairs
 from ..models.interchange import channels_last, load_vae
 from ..models.transformer import VideoDiT
@@ -40,7 +40,7 @@ from ..text import TextEncoder
 from .config import DitConfig, several
 from .dit_pack import DitPack
 from .flops import GridFlops, dit_flops, vae_flops
-from .task import build_model, shares
+from .task import HeldOut, build_model, shares
 
 
 class DitTask:
@@ -83,8 +83,7 @@ class DitTask:
                 )
         torch.manual_seed(self.config.run.seed)
         model = build_model(VideoDiT, {**self.config.model, **known}, "model")
-        half = torch.bfloat16 if self.config.train.mixed_precision == "bf16" else torch.float32
-        model.attention_backend = resolve_backend(self.config.attention, self.device, half)
+        model.attention_backend = resolve_backend(self.config.attention, self.device, self.half or torch.float32)
         if self.sequence is not None and model.config.heads % self.sequence.size:
             raise UserError(
                 f"train.sequence_parallel is {self.sequence.size}, which does not divide model.heads, "
@@ -139,6 +138,11 @@ class DitTask:
         side = self.vae.spatial_stride * self.patch
         return 1 + (grid[0] - 1) * self.vae.temporal_stride, grid[1] * side, grid[2] * side
 
+    @property
+    def half(self) -> torch.dtype | None:
+        """The compute type, where it is not fp32."""
+        return torch.bfloat16 if self.config.train.mixed_precision == "bf16" else None
+
     @cached_property
     def mean_text(self) -> float:
         """Text tokens of a sample, dropped captions included, by 64 samples spread over the data set."""
@@ -187,7 +191,8 @@ class DitTask:
             skip = 0
         made = [draw for draw, maker in zip(draws, makers(whole.lengths, size), strict=True) if maker == rank]
         make = self._from_clips if self.cache is None else self._from_cache
-        return DitPack(noise=torch.cat(noise), timestep=torch.cat(rows), layout=layout, **make(made))
+        numbers = tuple(draw.number for draw in draws[span.first : span.last])
+        return DitPack(noise=torch.cat(noise), timestep=torch.cat(rows), layout=layout, numbers=numbers, **make(made))
 
     def _noise_levels(self, draw: Draw, grid: Grid) -> Tensor:
         """Of each latent frame [f]; 0 where it is given."""
@@ -263,13 +268,22 @@ class DitTask:
         return replace(pack, ready=True)
 
     def loss(self, model: nn.Module, pack: DitPack, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.errors(model, pack)[0], {}
+
+    def errors(self, model: nn.Module, pack: DitPack, of_clean: bool = False) -> tuple[Tensor, Tensor | None]:
+        """The loss of each sample [N] and, if asked, the mean squared error of the clean tokens [N] that the
+        prediction implies, which compares models of any target."""
         pack = pack if pack.ready else self.prepare(pack)
         t = pack.timestep.index_select(0, pack.layout.row)[:, None]  # [T,1]
         noised = self.scheduler.mix(pack.clean, pack.noise, t)
         target = self.scheduler.target(pack.clean, pack.noise, t)
         prediction = model(noised, pack.timestep, pack.text, pack.layout, pack.text_layout)
         weight = self.config.weighting(self.scheduler.config.target, self.scheduler.path, pack.timestep)
-        return loss_per_sample(prediction, target, pack.timestep, pack.layout, weight), {}
+        loss = loss_per_sample(prediction, target, pack.timestep, pack.layout, weight)
+        if not of_clean:
+            return loss, None
+        clean, _ = self.scheduler.recover(noised, prediction.float(), t)
+        return loss, loss_per_sample(clean, pack.clean, pack.timestep, pack.layout)
 
     def pipeline(self, model: VideoDiT) -> LatentVideoPipeline:
         s = self.config.samples
@@ -288,14 +302,18 @@ class DitTask:
             given=self.config.given.names,
         )
 
-    def sample(self, model: VideoDiT, step: int, folder: Path, rank: int, world: int) -> None:
+    def sample(self, model: VideoDiT, rank: int, world: int) -> dict[int, Row]:
         prompts = self.config.samples.prompts
         mine = shares(len(prompts), rank, world)
         wanted = [prompts[i] for i, _ in mine]
-        clips = self.pipeline(model)(wanted, seed=mine[0][0], sampling=Sampling(progress=False)).frames
-        for (i, write), clip in zip(mine, clips, strict=True):
-            if write:
-                write_video(folder / f"step-{step:06d}-{i}.mp4", clip, self.config.samples.fps)
+        sampling = Sampling(precision=self.half, progress=False)
+        clips = self.pipeline(model)(wanted, seed=mine[0][0], sampling=sampling).frames
+        return {i: Row([clip], prompts[i]) for (i, counts), clip in zip(mine, clips, strict=True) if counts}
+
+    def held_out(self) -> HeldOut | None:
+        from .dit_validation import HeldOutLatents  # which is a task itself
+
+        return HeldOutLatents(self) if self.config.validation.every else None
 
     def export(self, model: VideoDiT, folder: Path) -> None:
         self.pipeline(model).save_pretrained(folder)

@@ -19,6 +19,7 @@ SPANS = {
     "compute": "compute",  # forward and backward
     "optimizer": "optimizer",  # clipping, step, average of the weights
     "checkpoint": "checkpoint",
+    "validation": "validation",  # samples and measurements on held-out data
 }
 
 

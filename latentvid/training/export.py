@@ -1,8 +1,9 @@
 """One folder in diffusers' format from a run's checkpoint, whichever strategy and number of processes wrote it.
 
-    python -m latentvid.training.export RUN OUT [--step N] [--raw]
+    python -m latentvid.training.export RUN OUT [--step N | --best] [--raw]
 
-The averaged weights go out, with --raw those of the optimiser. OUT is what inference and `from_pretrained` load.
+The averaged weights go out, with --raw those of the optimiser; --best is the checkpoint, and the weights, that
+RUN/best.json names. OUT is what inference and `from_pretrained` load.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from .checkpoint import CheckpointStore, find_damage
 from .config import DitConfig, VaeConfig
 from .load import load_config
 from .pieces import PieceReader
+from .watch import read_best
 
 
 def export_checkpoint(task, checkpoint: Path, out: Path, device: torch.device, raw: bool = False) -> None:
@@ -46,10 +48,15 @@ def read_model(model: nn.Module, checkpoint: Path, raw: bool = False) -> nn.Modu
     return model
 
 
-def export_run(run: Path, out: Path, step: int | None = None, raw: bool = False) -> Path:
+def export_run(run: Path, out: Path, step: int | None = None, raw: bool = False, best: bool = False) -> Path:
     """Exports a step's checkpoint of a run (the newest whole one by default); returns the checkpoint's folder."""
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is not a run: it holds no config.yaml")
+    if best:
+        chosen = read_best(run)
+        if chosen is None:
+            raise UserError(f"{run} has no best.json: it was not measured; set validation.every, or give a step")
+        step, raw = chosen["step"], chosen["weights"] == "raw"
     store = CheckpointStore(run / "checkpoints")
     checkpoint = store.newest() if step is None else store.path(step)
     if checkpoint is None or not checkpoint.is_dir():
@@ -80,12 +87,14 @@ def main() -> None:
     )
     parser.add_argument("run", type=Path, help="the run's folder (run.dir)")
     parser.add_argument("out", type=Path, help="folder to make")
-    parser.add_argument("--step", type=int, help="checkpoint to take (default: the newest whole one)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--step", type=int, help="checkpoint to take (default: the newest whole one)")
+    which.add_argument("--best", action="store_true", help="the checkpoint and weights that best.json names")
     parser.add_argument("--raw", action="store_true", help="the optimiser's weights instead of their average")
     arguments = parser.parse_args()
     with user_errors():
-        checkpoint = export_run(arguments.run, arguments.out, arguments.step, arguments.raw)
-        print(f"wrote {arguments.out} from {checkpoint.name} ({'raw' if arguments.raw else 'averaged'} weights)")
+        checkpoint = export_run(arguments.run, arguments.out, arguments.step, arguments.raw, arguments.best)
+        print(f"wrote {arguments.out} from {checkpoint.name}")
 
 
 if __name__ == "__main__":

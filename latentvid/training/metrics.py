@@ -50,9 +50,9 @@ class MetricsLog:
         self.close()
 
 
-def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The lines of ``RUN/metrics.jsonl`` (empty when there is none); a last line cut short by a kill is left out."""
-    path = Path(run_dir) / "metrics.jsonl"
+def read_metrics(run_dir: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    """The lines of a log of the run (empty when there is none); a last line cut short by a kill is left out."""
+    path = Path(run_dir) / name
     if not path.exists():
         return []
     records = [_parse(line) for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]

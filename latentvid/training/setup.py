@@ -30,6 +30,7 @@ MAY_CHANGE = (
     "checkpoint",
     "log",
     "samples",
+    "validation",
     "attention",
     "run.dir",
     "run.dry_run",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..data.clips import ClipSource
 from ..data.plan import Draw
 from ..errors import UserError
+from ..evaluation.sheet import Row
 from .config import TrainingConfig
 from .optim import Part
 
@@ -45,9 +46,12 @@ class Task(Protocol):
     def loss(self, model: nn.Module, pack: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of each sample [N] at a step (from 0), and parts of it to log, [N] each."""
 
-    def sample(self, model: nn.Module, step: int, folder: Path, rank: int, world: int) -> None:
-        """Writes what the model makes now, to look at; called with the averaged weights on every process, each of
-        which makes its share and calls the model equally often (sharded models compute together)."""
+    def sample(self, model: nn.Module, rank: int, world: int) -> dict[int, Row]:
+        """What the model makes now, to look at: rows of a sheet, by their numbers in it. Called on every process, each
+        of which makes its share and calls the model equally often (sharded models compute together)."""
+
+    def held_out(self) -> HeldOut | None:
+        """What measures the model on held-out data; None where the configuration asks for none."""
 
     def new_model(self) -> nn.Module:
         """Another model as `model` was at first."""
@@ -56,7 +60,34 @@ class Task(Protocol):
         """Writes the finished model (averaged weights) in diffusers' format; called on the main process."""
 
 
+class HeldOut(Protocol):
+    """Held-out data, and what is measured on them. The same numbers whatever the number of processes is."""
+
+    def summary(self) -> str:
+        """What it measures on, and what was left out for which reason; shown at the start."""
+
+    def higher_is_better(self, figure: str) -> bool:
+        """Of a figure of `record`. Raises UserError where there is none of that name."""
+
+    def begin(self, rank: int, world: int) -> None:
+        """Before the first step, on every process: what need be made once. Raises UserError for data of no use."""
+
+    def measure(self, model: nn.Module, rank: int, world: int) -> Tensor:
+        """Sums over this process's share, float64 of one shape on every process; all call the model equally often."""
+
+    def record(self, sums: Tensor) -> dict[str, Any]:
+        """The figures, by name, of the sums over all processes; on the CPU."""
+
+    def score(self, model: nn.Module, rank: int, world: int) -> dict[str, dict[str, Any]]:
+        """Scores of what the model makes: {name: {"value": ..., "low": ..., ...}}, on every process."""
+
+
 MakeTask = Callable[[TrainingConfig, torch.device], Task]
+
+
+def compute_type(config: TrainingConfig, device: torch.device) -> torch.autocast:
+    """Inside, forward passes compute in `train.mixed_precision`, as in training."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.train.mixed_precision == "bf16")
 
 
 def shares(count: int, rank: int, world: int) -> list[tuple[int, bool]]:

@@ -19,6 +19,7 @@ from ..data.plan import Draw, Plan
 from ..data.quarantine import Quarantine
 from ..errors import UserError
 from ..files import written_whole
+from .about import write_about
 from .checkpoint import CheckpointStore
 from .config import TrainingConfig
 from .efficiency import EfficiencyMeter, rank_balance
@@ -36,6 +37,7 @@ from .saver import Saver, newest_for_all
 from .setup import check_same_run, make_accelerator, make_plan
 from .signals import Preempted, StopRequest
 from .task import MakeTask, Task
+from .watch import Watch
 from .zero import make_strategy
 
 logger = logging.getLogger(__name__)
@@ -54,15 +56,19 @@ def train(config: TrainingConfig, make_task: MakeTask) -> None:
         if config.run.dry_run:
             if accelerator.is_main_process:
                 print(preflight(config, task, plan, world=accelerator.num_processes, device=accelerator.device))
+                if (held_out := task.held_out()) is not None:
+                    print(f"\n{held_out.summary()}")
             return
         if task.clips is not None:
             task.clips.quarantine = Quarantine(config.run.dir / "quarantine.jsonl")
         run = TrainingRun(accelerator, config, task, plan, stop)
         run.resume()
         if accelerator.is_main_process:
-            print(f"{task.summary()}\n{run.summary()}", file=sys.stderr, flush=True)
+            about = [task.summary(), run.watch.held_out and run.watch.held_out.summary(), run.summary()]
+            print(*filter(None, about), sep="\n", file=sys.stderr, flush=True)
             with written_whole(config.run.dir / "config.yaml") as beside:
                 save_config(config, beside)
+            run.describe()
         product = config.run.dir / task.product
         if run.step >= config.train.steps and product.is_dir():
             logger.warning("%s is finished: raise train.steps to go on", config.run.dir)
@@ -108,9 +114,11 @@ class TrainingRun:
             _need(hasattr(task.model, "blocks"), "compile", task.model)
             for block in task.model.blocks:
                 block.compile(fullgraph=True, dynamic=True)
+        self.parameters = sum(p.numel() for p in task.model.parameters())  # before any strategy cuts them
         optimizer = make_optimizer(task.model, config.optim, task.apart)
         self.strategy = make_strategy(accelerator, config, task.model, optimizer, task.ragged)
         self.ema = EMA(self.strategy.pieces(), config.train.ema)
+        self.watch = Watch(accelerator, config, task, self.strategy, self.ema)
         parts = self.world if self.strategy.sharded else 1
         self.saver = Saver(
             self.store, self.rank, parts, accelerator.wait_for_everyone, beside=config.checkpoint.background
@@ -126,6 +134,18 @@ class TrainingRun:
         where = f"going on from step {self.step}" if self.step else "from the start"
         peak = f"{self.meter.peak / self.world / 1e12:.3g} TFLOP/s a device ({self.peak_source})"
         return f"{self.strategy.name}, {self.world} x {self.accelerator.device.type}, {where}; MFU is of {peak}"
+
+    def describe(self) -> None:
+        """Writes run.json."""
+        write_about(
+            self.config.run.dir,
+            self.task,
+            self.plan,
+            self.parameters,
+            step=self.step,
+            strategy=self.strategy.name,
+            world=self.world,
+        )
 
     # --- the loop ---
 
@@ -146,7 +166,10 @@ class TrainingRun:
         ranks = self.world // config.train.sequence_parallel  # that take packs of their own
         meter = self.meter
         logs = RunLogs(config, self.step) if self.main else None
+        self.watch.open(self.step)
         self.strategy.module.train()
+        if self.watch.looked < self.step:  # it was stopped right after that step
+            self._look()
         with Progress(total, self.step, desc=config.run.dir.name, main=self.main) as progress:
             while self.step < total:
                 with meter.span("data"):
@@ -181,6 +204,7 @@ class TrainingRun:
                 self._after_step(result.stop)
         self.saver.finish()
         self.accelerator.wait_for_everyone()  # the last checkpoint is in place
+        self.watch.close()
         if logs is not None:
             logs.close()
             print(f"{config.run.dir.name}: {meter.summary()}", file=sys.stderr, flush=True)
@@ -242,24 +266,26 @@ class TrainingRun:
         return sorted(Draw(*draw) for draws in groups for draw in draws)
 
     def _after_step(self, stop: bool) -> None:
+        """Measures, saves and shows what is due; what is asked to stop saves first, and measures when it goes on."""
         every, total = self.config.checkpoint.every, self.config.train.steps
-        if self.step == total or (every and self.step % every == 0) or stop:
-            self.save()
-        look = self.config.samples.every
-        if look and self.step % look == 0:
-            with self.ema.swapped(self.strategy):
-                self.strategy.module.eval()
-                self.task.sample(
-                    self.strategy.module, self.step, self.config.run.dir / "samples", self.rank, self.world
-                )
-            self.strategy.module.train()
         if stop and self.step < total:
+            self.save()
             self.saver.finish()
             self.accelerator.wait_for_everyone()
             if self.main:
                 name = self.store.path(self.step).name
                 print(f"asked to stop: saved {name}; start again to go on", file=sys.stderr, flush=True)
             raise Preempted
+        self._look(save=self.step == total or (every and self.step % every == 0))
+
+    def _look(self, save: bool = False) -> None:
+        """What is due at this step: measures, saves (also what is the best so far), shows samples."""
+        with self.meter.span("validation"):
+            best = self.watch.measure(self.step)
+        if save or best:
+            self.save()
+        with self.meter.span("validation"):
+            self.watch.show(self.step)
 
     # --- checkpoints ---
 
@@ -271,8 +297,12 @@ class TrainingRun:
             "ema_updates": self.ema.updates,
             "skipped_steps": self.skipped,
             "bad_steps": self.bad_steps,
+            "looked": self.watch.looked,
+            "best": self.watch.best,
             "written_by": f"{self.strategy.name} x{self.world}",
         }
+        if self.watch.best is not None:
+            self.store.best = self.watch.best["step"]
         with self.meter.span("checkpoint"):
             pieces = self.strategy.pieces()
             tensors = {
@@ -297,6 +327,7 @@ class TrainingRun:
         load_moments(self.strategy.pieces(), moments)
         self.plan.load_state_dict(state["plan"])
         self.step, self.skipped, self.bad_steps = state["step"], state["skipped_steps"], state["bad_steps"]
+        self.watch.looked, self.watch.best = state.get("looked", self.step), state.get("best")
 
 
 def _from_main(value: Any) -> Any:

@@ -20,9 +20,9 @@ from ..data.clips import Transform, open_sources
 from ..data.plan import Draw
 from ..data.stacks import Stacks
 from ..data.transforms import to_uint8
-from ..data.writing import write_video
 from ..errors import UserError
 from ..evaluation.lpips import SMALLEST, load_lpips
+from ..evaluation.sheet import Row
 from ..models.discriminator import PatchCritic, VaeWithCritic
 from ..models.interchange import Vae, build_vae, channels_last, load_vae
 from ..packing import Grid
@@ -30,8 +30,11 @@ from ..rng import generator
 from .config import VaeConfig, several
 from .flops import GridFlops, vae_flops
 from .optim import Part
-from .task import build_model, shares
+from .task import HeldOut, build_model, compute_type, shares
 from .vae_losses import VaeObjective
+from .vae_validation import HeldOutClips
+
+SHOWN = 4  # windows in a look at the model
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ class VaeTask:
 
     @property
     def vae(self) -> Vae:
-        return _vae_of(self.model)
+        return vae_of(self.model)
 
     @property
     def apart(self) -> tuple[Part, ...]:
@@ -195,20 +198,29 @@ class VaeTask:
         return self.objective(model, pack, step)
 
     @torch.no_grad()
-    def sample(self, model: Vae | VaeWithCritic, step: int, folder: Path, rank: int, world: int) -> None:
-        """A sheet of the first windows, the originals above their reconstructions."""
-        vae = _vae_of(model)
-        for i, write in shares(min(4, len(self.source)), rank, world):
+    def sample(self, model: Vae | VaeWithCritic, rank: int, world: int) -> dict[int, Row]:
+        """The first windows, the originals above their reconstructions."""
+        rows = {}
+        for i, counts in shares(min(SHOWN, len(self.source)), rank, world):
             video = self.source.load(i, self.config.run.seed, i).video
-            noise = torch.zeros(1, self.channels, *vae.latent_grid(*video.shape[1:]))  # the posterior's mode
-            reconstruction = vae(video[None].to(self.device), noise.to(self.device))[0][0].cpu()
-            if write:
-                both = torch.cat([video, reconstruction], dim=2)  # one above the other
-                write_video(folder / f"step-{step:06d}-{i}.png", to_uint8(both), 1.0)
+            reconstruction = self.reconstruct(model, video)[0]
+            if counts:
+                rows[i] = Row([to_uint8(video), to_uint8(reconstruction)], f"window {i}: above it is the original")
+        return rows
+
+    def reconstruct(self, model: Vae | VaeWithCritic, video: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """video [3,F,H,W] -> reconstruction, mean and log variance [C,f,h,w], from the mode; on the CPU."""
+        vae = vae_of(model)
+        noise = torch.zeros(1, self.channels, *vae.latent_grid(*video.shape[1:]))
+        with compute_type(self.config, self.device):
+            return tuple(x[0].float().cpu() for x in vae(video[None].to(self.device), noise.to(self.device)))
+
+    def held_out(self) -> HeldOut | None:
+        return HeldOutClips(self) if self.config.validation.every else None
 
     def export(self, model: Vae | VaeWithCritic, folder: Path) -> None:
         """The autoencoder alone, with its latents' statistics: measured, or with a frozen encoder those it had."""
-        vae = _vae_of(model)
+        vae = vae_of(model)
         if not self.config.freeze_encoder:
             vae.set_statistics(*self.statistics(vae))
         vae.save_pretrained(folder)
@@ -221,7 +233,7 @@ class VaeTask:
         total = torch.zeros(3, self.channels, dtype=torch.float64)
         for i in torch.linspace(0, len(self.source) - 1, count).long().tolist():
             video = self.source.load(i, self.config.run.seed, i).video[None].to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.config.train.mixed_precision == "bf16"):
+            with compute_type(self.config, device):
                 z = model.encode(video).latent_dist.mode()[0]
             z = z.double().flatten(1).cpu()
             total += torch.stack([torch.full((self.channels,), float(z.shape[1])), z.sum(1), z.square().sum(1)])
@@ -230,7 +242,7 @@ class VaeTask:
         return mean.tolist(), std.tolist()
 
 
-def _vae_of(model: Vae | VaeWithCritic) -> Vae:
+def vae_of(model: Vae | VaeWithCritic) -> Vae:
     return model.vae if isinstance(model, VaeWithCritic) else model
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from comparing import difference, losses
+from comparing import assert_measured_alike, difference, losses
 from launching import ROOT, launch
 from safetensors.torch import load_file
 
@@ -16,7 +16,7 @@ from latentvid.training.trainer import train
 
 
 @pytest.mark.distributed
-def test_two_processes_equal_one(dit_config, tiny_vae, tiny_t5, tmp_path):
+def test_two_processes_equal_one(dit_config, tiny_vae, tiny_t5, tiny_latents, tmp_path):
     """A cache, a training with accumulation, and its continuation on another number of processes."""
     options = (
         "data.packs_per_step=4",
@@ -24,6 +24,9 @@ def test_two_processes_equal_one(dit_config, tiny_vae, tiny_t5, tmp_path):
         "checkpoint.every=2",
         "optim.lr=1e-3",
         "log.draws=true",
+        "validation.every=2",
+        f"validation.latents={tiny_latents}",
+        "validation.samples=5",
     )
     one, two = tmp_path / "one", tmp_path / "two"
     save_config(dit_config(two, *options, "train.steps=4"), tmp_path / "config.yaml")
@@ -57,4 +60,5 @@ def test_two_processes_equal_one(dit_config, tiny_vae, tiny_t5, tmp_path):
     for run in (one, two):  # what two processes began, one goes on with
         train(dit_config(run, *options, "train.steps=6"), DitTask)
     difference(two, one).check()
+    assert_measured_alike(two, one)
     assert len(losses(one)) == 6

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from comparing import difference, losses
+from comparing import assert_measured_alike, difference, losses
 from launching import ROOT, launch
 from safetensors.torch import load_file
 
@@ -21,21 +21,28 @@ OPTIONS = (
     "optim.lr=1e-3",
     "optim.schedule=constant",
     "samples.every=3",
+    "samples.weights=[ema,raw]",
+    "validation.every=3",
+    "validation.samples=11",
+    "validation.bins=4",
+    "validation.scores=[flicker]",
+    "validation.clips=3",
     'samples.prompts=["a red 7 moves up", "a blue 3", "a green 2"]',
     "log.draws=true",
 )
 
 
 @pytest.fixture(scope="module")
-def single(tmp_path_factory, dit_config) -> Path:
+def single(tmp_path_factory, dit_config, digits_data, tiny_latents) -> Path:
     """Six steps on one process, which accumulates four packs a step; checkpoints and samples at 3 and 6.
 
     The limit on gradient norms lies between those of the first two steps, so that one of these is skipped.
     """
     free, run = tmp_path_factory.mktemp("free"), tmp_path_factory.mktemp("single")
-    train(dit_config(free, *OPTIONS, "train.steps=2"), DitTask)
+    train(dit_config(free, *OPTIONS, "validation.every=0", "validation.scores=[]", "train.steps=2"), DitTask)
     limit = sum(record["grad_norm"] for record in read_metrics(free)) / 2
-    train(dit_config(run, *OPTIONS, f"optim.skip_norm={limit}"), DitTask)
+    held_out = (f"validation.latents={tiny_latents}", f"validation.manifest={digits_data / 'train.jsonl'}")
+    train(dit_config(run, *OPTIONS, *held_out, f"optim.skip_norm={limit}"), DitTask)
     assert 1 <= read_metrics(run)[-1]["skipped_steps"] <= 5
     return run
 
@@ -49,20 +56,28 @@ def begun_by(run: Path, copy: Path) -> Path:
 
 
 def assert_same(run: Path, single: Path) -> None:
-    """Losses to 1e-5, exported weights to 1e-4, the same samples drawn and shown."""
+    """Losses to 1e-5, in training and on held-out data, exported weights to 1e-4, the same samples drawn and shown."""
     difference(run, single).check()
     assert len(losses(run)) == 6
     names = [sorted(p.name for p in (r / "samples").iterdir()) for r in (run, single)]
-    assert names[0] == names[1] and len(names[0]) == 6
+    assert names[0] == names[1] and len(names[0]) == 2 * 2 * (3 + 1)
+    ours, theirs = (read_metrics(r, "validation.jsonl") for r in (run, single))
+    assert [(r["step"], r["weights"]) for r in ours] == [(s, w) for s in (3, 6) for w in ("ema", "raw")]
+    assert_measured_alike(run, single)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["scores"]["flicker"]["value"] == pytest.approx(b["scores"]["flicker"]["value"], rel=1e-2)
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("recipe", ["fsdp2", "zero2", "zero3"])
 def test_a_strategy_trains_like_one_process_and_takes_over_its_run(recipe, single, dit_config, tmp_path):
     """And hands its own back to one process."""
+    before = load_config(type(dit_config(single)), single / "config.yaml")
     limited = (
         *OPTIONS,
-        f"optim.skip_norm={load_config(type(dit_config(single)), single / 'config.yaml').optim.skip_norm}",
+        f"optim.skip_norm={before.optim.skip_norm}",
+        f"validation.latents={before.validation.latents}",
+        f"validation.manifest={before.validation.manifest}",
     )
     config = dit_config(tmp_path / "new", *limited)
     save_config(config, tmp_path / "config.yaml")

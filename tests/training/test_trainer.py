@@ -84,6 +84,12 @@ def test_a_run_leaves_its_records(whole, dit_config):
     assert sorted(p.name for p in (whole / "checkpoints").iterdir()) == ["step-00000003", "step-00000006"]
     assert list(whole.glob("logs/**/events*"))
     assert load_config(type(config), whole / "config.yaml").model == config.model
+    about = json.loads((whole / "run.json").read_text())
+    assert about["versions"]["torch"] == torch.__version__.split("+")[0] and about["machine"]["cores"] >= 1
+    model = load_pipeline(whole / "pipeline", "cpu").transformer
+    assert about["parameters"] == sum(p.numel() for p in model.parameters())
+    assert about["plan"]["samples"] == sum(shape["count"] for shape in about["plan"]["shapes"])
+    assert [(start["step"], start["world"]) for start in about["starts"]] == [(0, 1)]
 
 
 def test_a_step_weighs_every_token_or_every_sample_alike(dit_config, tmp_path):
@@ -125,6 +131,7 @@ def test_interrupted_equals_uninterrupted(stage, whole, dit_config, vae_config, 
     assert [r["step"] for r in read_metrics(run)] == [1, 2, 3, 4]
     train(make(run), task)
     assert_same_run(run, whole, 6)
+    assert [start["step"] for start in json.loads((run / "run.json").read_text())["starts"]] == [0, 3]
     part = {"dit": "pipeline/transformer", "vae": "vae"}[stage]
     a, b = (load_file(folder / part / "diffusion_pytorch_model.safetensors") for folder in (run, whole))
     assert same(a, b)
@@ -411,11 +418,3 @@ def test_checkpointing_and_loader_settings_change_no_result(whole, dit_config, t
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-6) and a["tokens"] == b["tokens"]
     manifest = json.loads((tmp_path / "checkpoints/step-00000006/manifest.json").read_text())
     assert manifest["step"] == 6  # the last step has a checkpoint, whatever the interval
-
-
-def test_sample_sheets_show_the_average_and_disturb_nothing(whole, dit_config, tmp_path):
-    config = dit_config(tmp_path, "samples.every=3", 'samples.prompts=["a red 7 moves up", "a blue 3"]')
-    train(config, DitTask)
-    assert lines(tmp_path) == lines(whole) and same(state(tmp_path, 6), state(whole, 6))
-    names = sorted(p.name for p in (tmp_path / "samples").iterdir())
-    assert names == [f"step-{step:06d}-{i}.mp4" for step in (3, 6) for i in (0, 1)]

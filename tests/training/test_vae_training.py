@@ -128,7 +128,7 @@ def test_images_and_clips_of_mixed_sizes_train_together_with_every_loss_in_bf16(
     assert all(math.isfinite(value) for record in records for value in record.values())
     seen = {bool(task.is_image[index]) for step in (tmp_path / "draws.jsonl").read_text().splitlines()
             for _, index in json.loads(step)["draws"]}  # fmt: skip
-    assert seen == {True, False} and len(list((tmp_path / "samples").iterdir())) == 4
+    assert seen == {True, False} and len(list((tmp_path / "samples").iterdir())) == 5
     assert load_vae(tmp_path / "vae").config.latents_mean is not None
 
 

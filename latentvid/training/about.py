@@ -1,0 +1,84 @@
+"""RUN/run.json: what a run was made with, and on what, for its page and for whoever repeats it."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from ..data.plan import Plan
+from ..files import written_whole
+from .task import Task
+
+PACKAGES = ("latentvid", "torch", "torchvision", "timm", "diffusers", "transformers", "accelerate", "deepspeed", "av")
+SHAPES = 20  # that are listed, those with the most tokens
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Of this process's node: processor, cores, memory, GPU."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "cpu": _processor(),
+        "cores": psutil.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpu": f"{len(gpus)} x {gpus[0]}" if gpus else None,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def plan_summary(task: Task, plan: Plan) -> dict[str, Any]:
+    """Samples and tokens of an epoch, the packs of a step, and the samples' shapes in tokens."""
+    counts, tokens = task.grids.counts(), int(task.tokens.sum())
+    ordered = sorted(counts.items(), key=lambda item: -math.prod(item[0]) * item[1])
+    return {
+        "samples": len(task.grids),
+        "tokens": tokens,
+        "tokens_per_pack": plan.budget,
+        "packs_per_step": plan.packs,
+        "steps_per_epoch": tokens / (plan.budget * plan.packs),  # if packs are full
+        "shapes": [{"grid": list(grid), "count": n} for grid, n in ordered[:SHAPES]],
+    }
+
+
+def write_about(run: Path, task: Task, plan: Plan, parameters: int, *, step: int, strategy: str, world: int) -> None:
+    """Writes RUN/run.json at a start from `step`; earlier starts stay listed where the run goes on."""
+    file, now = run / "run.json", datetime.now(UTC).isoformat(timespec="seconds")
+    before = json.loads(file.read_text(encoding="utf-8")) if step and file.is_file() else {}
+    about = {
+        "started": before.get("started", now),
+        "versions": versions(),
+        "machine": machine(),
+        "strategy": strategy,
+        "world": world,
+        "parameters": parameters,
+        "data": task.summary(),
+        "plan": plan_summary(task, plan),
+        "starts": [*before.get("starts", []), {"time": now, "step": step, "strategy": strategy, "world": world}],
+    }
+    with written_whole(file) as beside:
+        beside.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,147 @@
+"""The transformer's loss on held-out clips, by noise level.
+
+Axes: C channels, f h w of a latent; S text tokens; N samples of a pack.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data.clips import ClipSource
+from ..data.latents import Encoded
+from ..data.plan import Draw
+from ..errors import UserError
+from ..models.interchange import Vae
+from ..packing import Grid
+from ..rng import generator
+from ..text import TextEncoder
+from .dit_task import DitTask
+from .sampled_scores import SampledScores
+from .task import compute_type
+
+FIGURES = ("loss", "x_mse")
+
+
+class HeldOutLatents(DitTask):
+    """The task over held-out windows, each once in every bin of noise levels.
+
+    Noise and level of a window in a bin are keyed by (validation.seed, the window's number, the bin) alone: they are
+    the same at every step, in every run of the same held-out data, on any number of processes. Nothing else is random:
+    no caption is dropped, no frame given, and the latent is the posterior's mean.
+    """
+
+    def __init__(self, task: DitTask) -> None:
+        self.__dict__.update(task.__dict__)  # the networks are shared
+        settings = task.config.validation
+        self.bins = settings.bins
+        self.config = replace(
+            task.config,
+            run=replace(task.config.run, seed=settings.seed),
+            data=replace(task.config.data, latents=settings.latents, manifest=settings.manifest, flip=False),
+        )
+        try:
+            self._open_data()
+        except UserError as error:
+            raise UserError(f"validation: {error}") from error
+        if self.cache is None:
+            self.cache = EncodedClips(self.source, self.vae, self.text, settings.seed)
+            self.null_text = self.cache.null_text()
+        count = min(settings.samples, len(self.grids))
+        self.windows = torch.linspace(0, len(self.grids) - 1, count).round().long().tolist()
+        self.packs = list(self._packed())
+        self.scores = SampledScores(task) if settings.scores else None
+
+    def _packed(self) -> Iterator[list[Draw]]:
+        """Every window in every bin, in packs of at most `data.tokens_per_pack` tokens."""
+        pack, tokens = [], 0
+        order = sorted(self.windows, key=lambda i: self.grids[i])
+        for index in order:
+            size = math.prod(self.grids[index])
+            for number in range(index * self.bins, (index + 1) * self.bins):
+                if pack and tokens + size > self.config.data.tokens_per_pack:
+                    yield pack
+                    pack, tokens = [], 0
+                pack.append(Draw(number, index))
+                tokens += size
+        yield pack
+
+    def _noise_levels(self, draw: Draw, grid: Grid) -> Tensor:
+        place = 1.0 - torch.rand(1, generator=generator(self.config.run.seed, draw.number, "timestep"))  # in (0,1]
+        return self.scheduler.path.snap((draw.number % self.bins + place) / self.bins).expand(grid[0])
+
+    def _posterior(self, number: int, shape: Sequence[int]) -> Tensor:
+        return torch.zeros(shape)
+
+    def _drops(self, draw: Draw) -> bool:
+        return False
+
+    def summary(self) -> str:
+        found = (self.source or self.cache).summary()
+        return f"held out: {len(self.windows)} windows in {self.bins} bins of noise levels\n{found}"
+
+    def higher_is_better(self, figure: str) -> bool:
+        of_scores = {} if self.scores is None else self.scores.metrics.scores
+        if figure not in FIGURES and figure not in of_scores:
+            raise UserError(f"validation.best is {figure!r}: one of {', '.join((*FIGURES, *of_scores))}")
+        return figure in of_scores and of_scores[figure].better == "higher"
+
+    def begin(self, rank: int, world: int) -> None:
+        if self.scores is not None:
+            self.scores.begin(rank, world)
+
+    @torch.no_grad()
+    def measure(self, model: nn.Module, rank: int, world: int) -> Tensor:
+        """Sums of `FIGURES` over the windows of each bin [len(FIGURES), bins]."""
+        size = 1 if self.sequence is None else self.sequence.size
+        ranks = world // size
+        sums = torch.zeros(len(FIGURES), self.bins, dtype=torch.float64)
+        for turn in range(-(-len(self.packs) // ranks)):
+            place = turn * ranks + rank // size
+            pack = self.prepare(self.make_pack(self.packs[min(place, len(self.packs) - 1)]).to(self.device))
+            with compute_type(self.config, self.device):
+                errors = torch.stack(self.errors(model, pack, of_clean=True)).double().cpu()  # [.,N]
+            if place < len(self.packs):
+                sums.index_add_(1, torch.tensor(pack.numbers) % self.bins, errors)
+        return sums
+
+    def record(self, sums: Tensor) -> dict[str, Any]:
+        means = sums / len(self.windows)
+        edges = [i / self.bins for i in range(self.bins + 1)]
+        bins = [
+            {"from": low, "to": high, **dict(zip(FIGURES, values, strict=True))}
+            for low, high, values in zip(edges, edges[1:], means.T.tolist(), strict=False)
+        ]
+        return {**dict(zip(FIGURES, means.mean(1).tolist(), strict=True)), "bins": bins, "samples": len(self.windows)}
+
+    def score(self, model: nn.Module, rank: int, world: int) -> dict[str, dict[str, Any]]:
+        return {} if self.scores is None else self.scores.measure(model, rank, world)
+
+
+class EncodedClips:
+    """Windows of clips as a latent cache gives them; each is encoded when it is first asked for, and kept."""
+
+    def __init__(self, source: ClipSource, vae: Vae, text: TextEncoder, seed: int) -> None:
+        self.source, self.vae, self.text, self.seed = source, vae, text, seed
+        self._entries: dict[int, Encoded] = {}
+
+    def summary(self) -> str:
+        return self.source.summary()
+
+    @torch.no_grad()
+    def load(self, i: int) -> Encoded:
+        if i not in self._entries:
+            clip = self.source.load(i, self.seed, i)
+            posterior = self.vae.encode(clip.video[None].to(self.vae.device, self.vae.dtype)).latent_dist
+            mean = self.vae.normalise(posterior.mean.float())[0].cpu()
+            states = self.text.encode([clip.caption]).states.float().cpu()
+            self._entries[i] = Encoded(mean, torch.zeros_like(mean), states)
+        return self._entries[i]
+
+    def null_text(self) -> Tensor:
+        return self.text.encode([""]).states.float().cpu()

@@ -1,0 +1,110 @@
+"""Scores, in training, of clips that the model makes from held-out captions, beside the held-out clips themselves.
+
+Axes: F frames, H W height and width in pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from ..data.clips import Transform, open_sources
+from ..errors import ClipError, UserError
+from ..evaluation.bootstrap import summarise
+from ..evaluation.metrics import open_metrics
+from ..evaluation.rows import Clip
+from ..pipelines.sampling import Sampling
+from .task import shares
+
+if TYPE_CHECKING:
+    from .dit_task import DitTask
+
+SEED = 1_000_000  # of the first clip's noise: far from that of the samples that are looked at
+
+Rows = dict[str, list[Tensor]]  # by extractor, of each clip
+
+
+class SampledScores:
+    """`validation.scores` of `validation.clips` clips, evenly spread over the held-out windows that are videos.
+
+    Each is made from its window's caption in its window's size, with noise keyed by `validation.seed` and its place.
+    Raises UserError where a score is unknown, needs what is not here, or compares a clip with the one it should equal.
+    """
+
+    def __init__(self, task: DitTask) -> None:
+        self.task, self.settings, data = task, task.config.validation, task.config.data
+        try:
+            self.metrics = open_metrics(self.settings.scores, self.settings.networks, task.device)
+        except UserError as error:
+            raise UserError(f"validation.scores: {error} (the folder of weights is validation.networks)") from error
+        if pairs := [name for name, score in self.metrics.scores.items() if score.compares == "pairs"]:
+            raise UserError(f"validation.scores: {pairs[0]} compares a clip with the one it should equal: leave it out")
+        transform = Transform(
+            spatial_stride=task.vae.spatial_stride * task.patch,
+            temporal_stride=task.vae.temporal_stride,
+            max_area=data.max_area,
+            max_frames=data.max_frames,
+        )
+        self.source = open_sources([self.settings.manifest], transform, timeout_s=data.timeout_s)
+        videos = np.flatnonzero(~self.source.is_image)
+        if len(videos) < 2:
+            raise UserError(f"validation.scores need 2 held-out videos or more, and there are {len(videos)}")
+        count = min(self.settings.clips, len(videos))
+        self.windows = [int(videos[i]) for i in np.linspace(0, len(videos) - 1, count).round().astype(int)]
+        shapes = [self.source.shapes[i] for i in self.windows]
+        largest = max(math.prod(task.vae.latent_grid(*shape)) / task.patch**2 for shape in shapes)
+        self.chunk = max(1, int(data.tokens_per_pack // largest))  # clips that are made together
+        self.real: Rows | None = None
+
+    def begin(self, rank: int, world: int) -> None:
+        """The rows of the held-out clips. Raises UserError for a clip that a score cannot take."""
+        if self.real is None:
+            self.real = self._shared(rank, world, lambda places: [self._window(i).pixels for i in places])
+
+    def measure(self, model: nn.Module, rank: int, world: int) -> dict[str, dict[str, Any]]:
+        """Each score with its interval and floor, as `summarise` gives it."""
+        pipeline = self.task.pipeline(model)
+        sampling = Sampling(precision=self.task.half, progress=False)
+
+        def make(places: Sequence[int]) -> list[Tensor]:
+            frames, heights, widths = zip(*(self.source.shapes[self.windows[i]] for i in places), strict=True)
+            captions = [self._caption(i) for i in places]
+            seed = SEED * (1 + self.settings.seed) + places[0]
+            sizes = {"frames": frames, "height": heights, "width": widths}
+            return pipeline(captions, **sizes, seed=seed, sampling=sampling).frames
+
+        return summarise(self.metrics.scores, self._shared(rank, world, make), self.real)
+
+    def _shared(self, rank: int, world: int, make: Callable[[Sequence[int]], list[Tensor]]) -> Rows:
+        """Rows of all clips, of which each process makes a run of places that is as long as the others'."""
+        found = []
+        for places, counts in self._chunks(shares(len(self.windows), rank, world)):
+            for i, counted, pixels in zip(places, counts, make(places), strict=True):
+                if counted:
+                    clip = Clip(pixels, caption=self._caption(i), name=f"the held-out clip {i}")
+                    found.append((i, {name: self._rows(name, clip) for name in self.metrics.extractors}))
+        rows = dict(gather_object(found))
+        return {name: [rows[i][name] for i in sorted(rows)] for name in self.metrics.extractors}
+
+    def _chunks(self, mine: Sequence[tuple[int, bool]]) -> Iterator[tuple[list[int], list[bool]]]:
+        """At most `chunk` at once."""
+        for start in range(0, len(mine), self.chunk):
+            places, counts = zip(*mine[start : start + self.chunk], strict=True)
+            yield list(places), list(counts)
+
+    def _rows(self, name: str, clip: Clip) -> Tensor:
+        try:
+            return self.metrics.extractors[name](clip)
+        except ClipError as error:
+            raise UserError(f"validation.scores: {error}") from error
+
+    def _window(self, place: int) -> Any:
+        return self.source.load(self.windows[place], self.settings.seed, place)
+
+    def _caption(self, place: int) -> str:
+        return self.source.caption(self.windows[place])
