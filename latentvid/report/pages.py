@@ -1,0 +1,127 @@
+"""The page of a run, a demo or a folder of runs, and of several of them side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import UserError
+from ..files import written_whole
+from ..page import LIMIT, Page, note
+from .configuration import configuration
+from .curves import efficiency, training_curves
+from .demo import demo_sections, repeat_demo
+from .facts import data, made_by, repeat, shown_path, summary, versions
+from .runs import KINDS, LOGS, Run, is_run, labels, read_run
+from .samples import samples
+from .scores import evaluation
+from .validation import validation
+
+PARTS = {"vae_run": KINDS["vae"], "dit_run": KINDS["dit"]}  # of a demo, in the order in which they are trained
+
+
+def write_report(folders: Sequence[Path], out: Path | None = None, limit: int = LIMIT) -> Path:
+    """Writes one self-contained page and returns its path.
+
+    folders: training runs, or demos (or other folders of runs); with two or more they are compared. out: the page;
+    unset, report.html in the folder, or comparison.html in the first. limit: bytes of clips and pictures, above which
+    the oldest samples are left out.
+
+    Raises UserError where a folder is none of these, where they are not of a kind, or where a file is damaged.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"there is no folder {folder}: give one that training or `make demo` wrote")
+    single = [is_run(folder) for folder in folders]
+    if any(single) and not all(single):
+        raise UserError(
+            f"{folders[single.index(True)]} is a training run and {folders[single.index(False)]} is not: "
+            "compare two runs, such as A/dit_run and B/dit_run, or two demos"
+        )
+    names = labels(folders) if len(folders) > 1 else [shown_path(folder) for folder in folders]
+    page = Page(limit)
+    if all(single):
+        runs = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+        title, lead = _title(names, "Training run"), _lead(runs)
+        parts = [("", [*sections(page, runs), ("How to repeat", repeat(runs))])]
+    else:
+        title, lead = _title(names, "Demo" if any(map(_is_demo, folders)) else "Training runs"), _whole_lead(folders)
+        parts = _whole(page, folders, names)
+    out = out or folders[0] / ("report.html" if len(folders) == 1 else "comparison.html")
+    with written_whole(out) as beside:
+        beside.write_text(page.html(title, lead, parts, made_by()), encoding="utf-8")
+    return out
+
+
+def _title(names: Sequence[str], kind: str) -> str:
+    return f"{kind}: {names[0]}" if len(names) == 1 else " against ".join(names)
+
+
+def _lead(runs: Sequence[Run]) -> str:
+    said = []
+    for run in runs:
+        started = f", started {run.facts['started']}" if (run.facts or {}).get("started") else ""
+        said.append(f"{run.label + ': ' if len(runs) > 1 else ''}{KINDS[run.kind]}{started}.")
+    return " ".join(said)
+
+
+def sections(page: Page, runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """All that is known of a training run, or of several side by side."""
+    return [
+        ("Summary", summary(runs)),
+        ("Curves", training_curves(page, runs)),
+        ("Validation", validation(page, runs)),
+        ("Samples", samples(page, runs)),
+        ("Evaluation", evaluation(runs)),
+        ("Efficiency", efficiency(runs)),
+        ("Data", data(runs)),
+        ("Configuration", configuration(runs)),
+        ("Versions and machine", versions(runs)),
+    ]
+
+
+# ------------------------------------------------------------------------------------------- demos and folders of runs
+
+
+def _is_demo(folder: Path) -> bool:
+    return (folder / "scores.json").is_file() or any((folder / name).is_dir() for name in PARTS)
+
+
+def _inner(folder: Path) -> list[str]:
+    """Names of the training runs in the folder; those of a demo first, in their order."""
+    found = sorted(path.name for path in folder.iterdir() if path.is_dir() and is_run(path))
+    return [*(name for name in PARTS if name in found), *(name for name in found if name not in PARTS)]
+
+
+def _whole_lead(folders: Sequence[Path]) -> str:
+    if not any(map(_is_demo, folders)):
+        return "Training runs that lie in one folder."
+    return (
+        "A text-to-video model trained from nothing by latentvid: a causal video autoencoder, a small T5 and a "
+        "diffusion transformer, on coloured handwritten digits that move and bounce."
+    )
+
+
+def _whole(page: Page, folders: Sequence[Path], names: Sequence[str]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The demo's own sections, then a part for each training run; runs of the same name stand side by side."""
+    inner = [_inner(folder) for folder in folders]
+    demo = any(map(_is_demo, folders))
+    for folder, found in zip(folders, inner, strict=True):
+        if not found and not _is_demo(folder):
+            raise UserError(
+                f"{folder} holds neither a training run ({', '.join(LOGS)}) nor a demo (scores.json, vae_run, dit_run)"
+            )
+    parts = [("", demo_sections(page, folders, names))] if demo else []
+    own = list(PARTS) if demo else []
+    for name in dict.fromkeys([*own, *(name for found in inner for name in found)]):
+        heading = f"{PARTS[name]} ({name})" if name in PARTS else name
+        having = [(folder, label) for folder, label, found in zip(folders, names, inner, strict=True) if name in found]
+        without = [label for label, found in zip(names, inner, strict=True) if name not in found]
+        if not having:
+            parts.append((heading, [("Run", note(f"{name} is missing: no {' or '.join(LOGS)}"))]))
+            continue
+        runs = [read_run(folder / name, label if len(folders) > 1 else name) for folder, label in having]
+        missing = [("Compared", note(f"{', '.join(without)} has no {name}"))] if without else []
+        parts.append((heading, [*missing, *sections(page, runs)]))
+    end = repeat_demo(folders) if demo else repeat([read_run(f / n, n) for f in folders for n in _inner(f)])
+    return [*parts, ("How to repeat", [("", end)])]
