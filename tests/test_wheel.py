@@ -7,7 +7,9 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-KEPT = (".py", ".toml", ".md", ".safetensors", ".yaml", ".txt")  # what could find its way into a wheel by mistake
+# what could find its way into a wheel by mistake
+KEPT = (".py", ".toml", ".md", ".safetensors", ".html", ".yaml", ".txt")
+DATA = {"latentvid/evaluation/judge.safetensors", "latentvid/evaluation/compare_page.html"}
 
 
 def unwanted(folder: str, names: list[str]) -> list[str]:
@@ -32,6 +34,6 @@ def test_the_wheel_holds_only_the_package(tmp_path):
 
     info = {name for name in names if name.split("/")[0].endswith(".dist-info")}
     sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "latentvid").rglob("*.py")}
-    assert names - info == sources | {"latentvid/evaluation/judge.safetensors"}
+    assert names - info == sources | DATA
     assert any(name.endswith("/licenses/LICENSE") for name in info)
     assert "py3-none-any" in wheel.name
