@@ -1,4 +1,5 @@
-# make setup | test | test-slow | lint | format | demo | demo-tasks | clean. All is installed into .venv/ here; a GPU is not needed.
+# make setup | test | test-slow | lint | format | demo | demo-tasks | reference | reference-footage | clean.
+# All is installed into .venv/ here; a GPU is not needed.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -14,7 +15,7 @@ LAUNCH := OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true $(BIN)/accelerate launch --m
   --num_machines 1 --main_process_port 0 --mixed_precision no --dynamo_backend no
 endif
 
-.PHONY: setup test test-slow lint format demo demo-tasks clean
+.PHONY: setup test test-slow lint format demo demo-tasks reference reference-footage clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -51,11 +52,12 @@ demo: setup
 	test -f $(DEMO)/t5/model.safetensors || $(BIN)/python train/train_text_encoder.py $(DEMO)/t5 \
 	  --captions $(DEMO)/data/train.jsonl --seed $(SEED)
 	$(LAUNCH) vae/train_vae.py configs/vae/demo.yaml --run.dir=$(DEMO)/vae_run --run.seed=$(SEED) \
-	  --data.manifest=$(DEMO)/data/train.jsonl
+	  --data.manifest=$(DEMO)/data/train.jsonl --validation.manifest=$(DEMO)/data/val.jsonl
 	$(LAUNCH) vae/encode_latents.py --manifest $(DEMO)/data/train.jsonl --vae $(DEMO)/vae_run/vae \
 	  --text-encoder $(DEMO)/t5 --patch 2 --out $(DEMO)/latents
 	$(LAUNCH) train/train_dit.py configs/dit/demo.yaml --run.dir=$(DEMO)/dit_run --run.seed=$(SEED) \
-	  --vae=$(DEMO)/vae_run/vae --text_encoder=$(DEMO)/t5 --data.latents=$(DEMO)/latents
+	  --vae=$(DEMO)/vae_run/vae --text_encoder=$(DEMO)/t5 --data.latents=$(DEMO)/latents \
+	  --validation.manifest=$(DEMO)/data/val.jsonl
 	@rm -rf $(DEMO)/pipeline && cp -r $(DEMO)/dit_run/pipeline $(DEMO)/pipeline
 	$(BIN)/python inference/t2v.py --model $(DEMO)/pipeline --prompt "a red 7 moves up and to the left" \
 	  --output $(DEMO)/video.mp4
@@ -67,8 +69,32 @@ demo: setup
 demo-tasks: setup
 	@test -f $(DEMO)/scores.json || { echo "error: $(DEMO) is no finished demo: make demo SEED=$(SEED) first" >&2; exit 2; }
 	$(LAUNCH) train/train_dit.py configs/dit/demo_tasks.yaml --run.dir=$(DEMO)/tasks_run --run.seed=$(SEED) \
-	  --vae=$(DEMO)/vae_run/vae --text_encoder=$(DEMO)/t5 --data.latents=$(DEMO)/latents
+	  --vae=$(DEMO)/vae_run/vae --text_encoder=$(DEMO)/t5 --data.latents=$(DEMO)/latents \
+	  --validation.manifest=$(DEMO)/data/val.jsonl
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/tasks.py $(DEMO) $(DEMO)/tasks_run/pipeline --out $(DEMO)/tasks
+
+# make demo, and then whether its figures lie within the tolerance of docs/reference/demo
+reference: demo
+	$(BIN)/python benchmarks/reference.py check demo $(DEMO)
+
+# the run of docs/reference/footage.md: CLIPS=folder of video files, T5=folder or hub name, WEIGHTS=folder of lpips/,
+# inception/ and i3d/ (hours on two cores)
+FOOTAGE := runs/footage
+reference-footage: setup
+	@test -d "$(CLIPS)" -a -n "$(T5)" -a -d "$(WEIGHTS)" || { echo "error: make reference-footage CLIPS=DIR T5=DIR WEIGHTS=DIR: \
+	what these hold is said in docs/reference/footage.md" >&2; exit 2; }
+	test -f $(FOOTAGE)/data/prompts.jsonl || $(BIN)/python benchmarks/footage.py --clips $(CLIPS) --out $(FOOTAGE)/data
+	OMP_NUM_THREADS=1 $(BIN)/python vae/train_vae.py configs/vae/footage.yaml
+	$(BIN)/python vae/evaluate.py --vae $(FOOTAGE)/ours/vae $(FOOTAGE)/data/held_out --size 128 --max-clips 32 \
+	  --lpips $(WEIGHTS)/lpips --out $(FOOTAGE)/vae_scores
+	$(LAUNCH) vae/encode_latents.py --manifest $(FOOTAGE)/data/dit_train.jsonl --vae $(FOOTAGE)/ours/vae \
+	  --text-encoder $(T5) --patch 2 --max-area 15360 --out $(FOOTAGE)/latents
+	$(LAUNCH) train/train_dit.py configs/dit/footage.yaml --text_encoder=$(T5)
+	$(LAUNCH) inference/t2v.py --model $(FOOTAGE)/dit/pipeline --prompts $(FOOTAGE)/data/prompts.jsonl --output $(FOOTAGE)/clips
+	$(LAUNCH) -m latentvid.evaluation $(FOOTAGE)/clips --real $(FOOTAGE)/data/dit_validation.jsonl --frames 17 \
+	  --size 80 144 --max-real 66 --weights $(WEIGHTS) --out $(FOOTAGE)/evaluation
+	$(BIN)/python -m latentvid.report $(FOOTAGE)/dit
+	$(BIN)/python benchmarks/reference.py check footage $(FOOTAGE)
 
 # what builds and tests leave; .venv/ and runs/ stay
 clean:

@@ -6,6 +6,7 @@ Axis letters: F H W frames, height, width; N glyphs.
 
 import argparse
 import json
+import re
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -16,12 +17,14 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from latentvid.data.writing import write_video
+from latentvid.errors import UserError
 
 GLYPH = 16  # side of an enlarged digit, pixels
 FPS = 8.0
 SIZES = ((24, 24), (24, 32), (32, 24))  # (height, width)
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 VERBS = ("moves", "bounces")
+VERBING = {"moves": "moving", "bounces": "bouncing"}
 # All carry luma, and their chromaticities lie far apart, so thin strokes stay apart after 4:2:0.
 COLOURS = {
     "red": (255, 55, 55),
@@ -210,8 +213,46 @@ def caption(label: Label, rng: np.random.Generator) -> str:
         words = DIAGONAL_WORDS[rng.integers(len(DIAGONAL_WORDS))].format(vertical=vertical, side=side)
     else:
         words = STRAIGHT_WORDS[label.direction][rng.integers(2)]
-    verbing = {"moves": "moving", "bounces": "bouncing"}[label.verb]
+    verbing = VERBING[label.verb]
     return template.format(colour=label.colour, digit=digit, verb=label.verb, verbing=verbing, direction=words)
+
+
+@cache
+def _wordings() -> dict[str, str]:
+    """Every way that a caption words a direction -> the direction."""
+    found = {words: name for name, ways in STRAIGHT_WORDS.items() for words in ways}
+    for name in DIRECTIONS:
+        if " " in name:
+            vertical, side = name.split()
+            found |= {way.format(vertical=vertical, side=side): name for way in DIAGONAL_WORDS}
+    return found
+
+
+@cache
+def _grammar() -> tuple[re.Pattern[str], ...]:
+    """A pattern for each template of a caption."""
+    fields = {
+        "colour": COLOURS,
+        "digit": (*map(str, range(10)), *WORDS),
+        "verb": VERBS,
+        "verbing": VERBING.values(),
+        "direction": _wordings(),
+    }
+    groups = {name: f"(?P<{name}>{'|'.join(words)})" for name, words in fields.items()}
+    return tuple(re.compile(template.format(**groups)) for template in CLIP_CAPTIONS + IMAGE_CAPTIONS)
+
+
+def read_caption(text: str) -> Label:
+    """The label that `caption` worded so. Raises UserError for a text that it never writes."""
+    found = next(filter(None, (pattern.fullmatch(text) for pattern in _grammar())), None)
+    if found is None:
+        raise UserError(f"{text[:80]!r} is no caption of the demo: write as in 'a red 3 moves up and to the left'")
+    said = found.groupdict()
+    digit = int(said["digit"]) if said["digit"].isdigit() else WORDS.index(said["digit"])
+    if "direction" not in said:
+        return Label(digit, said["colour"])
+    verb = said.get("verb") or next(verb for verb, form in VERBING.items() if form == said["verbing"])
+    return Label(digit, said["colour"], verb, _wordings()[said["direction"]])
 
 
 def prompts(n: int, *, heldout: bool, seed: int) -> list[tuple[Label, str]]:

@@ -50,9 +50,50 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     Raises UserError below two samples in either set.
     """
     first, second = a.covariance(), b.covariance()
+    distance = (a.mean - b.mean).square().sum() + first.trace() + second.trace() - 2 * _root_trace(first, second)
+    return max(0.0, float(distance))
+
+
+def _root_trace(first: Tensor, second: Tensor) -> Tensor:
+    """trace((A B)^(1/2)) of covariances [D,D]."""
     values, vectors = torch.linalg.eigh(first)
     root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
     # A B is similar to the symmetric A^(1/2) B A^(1/2): real eigenvalues, at least 0 but for rounding
-    cross = torch.linalg.eigvalsh(root @ second @ root).clamp_min(0).sqrt().sum()
-    distance = (a.mean - b.mean).square().sum() + first.trace() + second.trace() - 2 * cross
-    return max(0.0, float(distance))
+    return torch.linalg.eigvalsh(root @ second @ root).clamp_min(0).sqrt().sum()
+
+
+def weighted_frechet(a: Tensor, b: Tensor, a_counts: Tensor, b_counts: Tensor) -> Tensor:
+    """The Frechet distances [R] of R resamples, where row i of a [N,D] stands a_counts[r,i] times, and so of b [M,D].
+
+    Counts are [R,N] and [R,M] in float64; all ones is the plain distance. Where both sets have fewer samples than
+    features, the trace of the root is the sum of the singular values of Xa Xb^T / sqrt((n - 1)(m - 1)) with the
+    centred rows Xa, Xb, since (A B)^(1/2) has its nonzero eigenvalues: N x M in the place of D x D, without the
+    rounding of D - N eigenvalues that should be 0.
+    Raises UserError below two samples in either set.
+    """
+    totals = [counts.sum(1) for counts in (a_counts, b_counts)]
+    fewest = min(int(total.min()) for total in totals)
+    if fewest < 2:
+        raise UserError(f"{fewest} samples have no covariance: a Frechet distance needs 2 or more in each set")
+    a, b = a.double(), b.double()
+    centre = torch.cat([a, b]).mean(0)  # any would do: this one cancels least
+    a, b = a - centre, b - centre
+    means = [counts @ x / total[:, None] for x, counts, total in zip((a, b), (a_counts, b_counts), totals, strict=True)]
+    narrow = max(len(a), len(b)) <= a.shape[1]
+    product = a @ b.T if narrow else None  # [N,M]
+    found = []
+    for v, w, n, m, mean_a, mean_b in zip(a_counts, b_counts, *totals, *means, strict=True):
+        if product is not None:
+            i, j = v.nonzero().flatten(), w.nonzero().flatten()
+            dots = product[i][:, j] - (a[i] @ mean_b)[:, None] - (b[j] @ mean_a)[None, :] + mean_a @ mean_b
+            scale = (v[i][:, None] * w[j] / ((n - 1) * (m - 1))).sqrt()
+            cross = torch.linalg.svdvals(dots * scale).sum()
+            spread = (v @ (a - mean_a).square().sum(1)) / (n - 1) + (w @ (b - mean_b).square().sum(1)) / (m - 1)
+        else:
+            first, second = (
+                ((x - mean).T * counts) @ (x - mean) / (total - 1)
+                for x, counts, total, mean in ((a, v, n, mean_a), (b, w, m, mean_b))
+            )
+            cross, spread = _root_trace(first, second), first.trace() + second.trace()
+        found.append((mean_a - mean_b).square().sum() + spread - 2 * cross)
+    return torch.stack(found).clamp_min(0)

@@ -29,9 +29,9 @@ from .i3d import SHORTEST, load_i3d
 from .latent_picture import draw_latents
 from .latent_quality import LatentQuality
 from .lpips import SMALLEST, load_lpips
+from .pair_scores import frame_distances
 from .sheet import Row, draw_sheet
 
-LPIPS_PIXELS = 2**21  # frames x height x width that LPIPS compares together
 ENOUGH = 2048  # clips, from which on published FVDs are reported; fewer bias it upwards
 CONTRAST = 4  # times the difference is shown
 SHEET_SIDE = 224  # pixels, about the height of a frame in the sheet
@@ -125,14 +125,10 @@ class Scorer:
         return score, pixels.cpu(), copy.cpu()
 
     def _lpips(self, a: Tensor, b: Tensor) -> float | None:
-        frames, height, width, _ = a.shape
+        _, height, width, _ = a.shape
         if self.lpips is None or min(height, width) < SMALLEST[self.lpips.net]:
             return None
-        step, total = max(1, LPIPS_PIXELS // (height * width)), 0.0
-        for first, second in zip(a.split(step), b.split(step), strict=True):
-            x, y = (from_uint8(clip).movedim(0, 1) for clip in (first, second))  # [F,3,H,W]
-            total += float(self.lpips(x, y).sum())
-        return total / frames
+        return float(frame_distances(self.lpips, a, b).double().mean())
 
     def rfvd(self) -> float | None:
         """The Frechet distance of I3D features of originals and reconstructions."""

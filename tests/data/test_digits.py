@@ -13,6 +13,7 @@ import torch
 
 from latentvid.data import digits as dg
 from latentvid.data.video import read_frames
+from latentvid.errors import UserError
 
 TRAIN, VAL = 60, 20
 
@@ -52,6 +53,31 @@ def test_captions_always_contain_the_facts_and_vary():
         assert facts_in(still := dg.Label(digit, colour), text := dg.caption(still, rng)), text
     for label in (dg.Label(7, "red", "bounces", "up left"), dg.Label(7, "red")):
         assert len({dg.caption(label, rng) for _ in range(300)}) >= 12
+
+
+class Picks:
+    """In place of a random generator: takes these, one after another."""
+
+    def __init__(self, picks: tuple[int, ...]) -> None:
+        self.picks = iter(picks)
+
+    def integers(self, count: int) -> int:
+        return next(self.picks) % count
+
+
+def test_reading_a_caption_is_the_inverse_of_writing_it_over_all_captions():
+    moves = itertools.product(range(10), dg.COLOURS, dg.VERBS, dg.DIRECTIONS)
+    labels = [dg.Label(*each) for each in (*moves, *itertools.product(range(10), dg.COLOURS))]
+    ways = list(itertools.product(range(2), range(len(dg.CLIP_CAPTIONS)), range(len(dg.DIAGONAL_WORDS))))
+    written = {dg.caption(label, Picks(picks)): label for label in labels for picks in ways}
+    assert len(written) == 10 * 7 * 2 * (2 * 10 * (4 * 2 + 4 * 4) + 8)
+    assert all(dg.read_caption(text) == label for text, label in written.items())
+
+
+@pytest.mark.parametrize("text", ["", "a dog", "a red 3 moves", "a red 13", "A red 3", "a red 3 moves up ", "a pink 3"])
+def test_other_texts_are_no_captions(text: str):
+    with pytest.raises(UserError, match="no caption of the demo"):
+        dg.read_caption(text)
 
 
 def test_every_caption_in_the_manifests_fits_its_row(root: Path):

@@ -1,0 +1,58 @@
+"""Scores clips: by themselves, against real ones, and each against the real one of the same name.
+
+    [accelerate launch] -m latentvid.evaluation CLIPS [--real REAL] [--metrics fid fvd ...] [--weights DIR]
+
+CLIPS and REAL are folders of videos and images, single files, or manifests. Prints a table, and writes scores.json and
+scores.md; every score comes with the number of clips, an interval, and what real clips get against real ones. Rows are
+kept, so that a run that was stopped goes on where it was; the processes of a launch share the work.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..errors import user_errors
+from .metrics import SCORES
+from .scoring import ScoringConfig, score_clips
+
+
+def parse() -> ScoringConfig:
+    default = ScoringConfig(clips=Path())
+    parser = argparse.ArgumentParser(
+        prog="python -m latentvid.evaluation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"scores: {', '.join(SCORES)}",
+    )
+    add = parser.add_argument
+    add("clips", type=Path, metavar="CLIPS", help="what is scored")
+    add("--real", type=Path, help="real clips to compare with")
+    add("--metrics", nargs="+", metavar="NAME", help="scores by name (default: all that can be had)")
+    add("--captions", type=Path, metavar="FILE", help="table (.jsonl, .csv, .parquet) of captions by file")
+    add("--frames", type=int, default=default.frames, help="of a clip, at most (default %(default)s)")
+    add("--size", type=int, nargs=2, metavar=("H", "W"), help="of a clip in pixels (default: each file's own)")
+    add("--max-clips", type=int, metavar="N", help="clips that are scored, shared among the files (default: all)")
+    add("--max-real", type=int, metavar="N", help="real clips, shared among the files (default: all)")
+    add("--weights", type=Path, metavar="DIR", help="folder of inception/, i3d/, lpips/, clip/, raft/")
+    add("--inception", type=Path, metavar="FILE", help="Inception network, in the place of DIR/inception")
+    add("--i3d", type=Path, metavar="FILE", help="I3D weights, in the place of DIR/i3d")
+    add("--pictures", type=int, default=default.pictures,
+        help="frames of a clip that Inception sees, 0 for all (default %(default)s)")  # fmt: skip
+    add("--out", type=Path, default=default.out, help="folder for scores.json and scores.md (default %(default)s)")
+    add("--cache", type=Path, metavar="DIR", help="folder of the rows (default: rows in --out)")
+    add("--bootstrap", type=int, default=default.bootstrap, metavar="N",
+        help="resamples for the intervals, 0 for none (default %(default)s)")  # fmt: skip
+    values = vars(parser.parse_args())
+    return ScoringConfig(**values | {"size": tuple(values["size"]) if values["size"] else None})
+
+
+def main() -> None:
+    scored = score_clips(parse())
+    if scored is not None:
+        print(scored.text(), flush=True)
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main()

@@ -1,0 +1,106 @@
+"""PSNR, SSIM and LPIPS of each clip against its pair.
+
+Axes: F frames, H W height and width in pixels, n rows, D columns.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..data.latents import module_fingerprint
+from ..data.transforms import from_uint8
+from ..errors import ClipError, UserError
+from .fidelity import SSIM_WINDOW, Fidelity
+from .lpips import SMALLEST, Lpips, load_lpips
+from .mean_score import ColumnMean, MeanScore
+from .rows import Clip
+
+LPIPS_NET = "alex"  # what Zhang et al. recommend to compare pictures with; "vgg" is for losses
+LPIPS_PIXELS = 2**21  # frames x height x width that LPIPS compares together
+
+
+class FidelityRows:
+    """One row a clip, float64: PSNR in dB (of the mean square over the clip, at most 100), SSIM (mean over frames)."""
+
+    name = "fidelity"
+    fingerprint = "fidelity: PSNR over the clip, SSIM with an 11 x 11 Gaussian window"
+    needs = frozenset({"pair"})
+
+    def __init__(self, weights: Path | None, device: torch.device) -> None:
+        self.device = device  # no weights are needed
+
+    def __call__(self, clip: Clip) -> Tensor:
+        pair = pair_of(clip)
+        _, height, width, _ = clip.pixels.shape
+        if min(height, width) < SSIM_WINDOW:
+            raise ClipError(
+                clip.name, "too-small", f"SSIM needs {SSIM_WINDOW} pixels a side, this clip has {height} x {width}"
+            )
+        fidelity = Fidelity()
+        fidelity.add(clip.pixels.to(self.device), pair.to(self.device))
+        return torch.tensor([[fidelity.psnr, fidelity.ssim]], dtype=torch.float64)
+
+
+class LpipsRows:
+    """A row a frame: its LPIPS distance (AlexNet's) from the pair's.
+
+    weights: a folder that holds lpips/alex.safetensors; without one, the networks that torchvision and torchmetrics
+    have on this machine. Raises UserError where there are none.
+    """
+
+    name = "lpips"
+    needs = frozenset({"pair"})
+
+    def __init__(self, weights: Path | None, device: torch.device) -> None:
+        self.network, self.device = _network(weights).to(device), device
+        self.fingerprint = f"lpips: {LPIPS_NET} {module_fingerprint(self.network, {})[:16]}"
+
+    def __call__(self, clip: Clip) -> Tensor:
+        pair, smallest = pair_of(clip), SMALLEST[self.network.net]
+        _, height, width, _ = clip.pixels.shape
+        if min(height, width) < smallest:
+            raise ClipError(
+                clip.name, "too-small", f"LPIPS needs {smallest} pixels a side, this clip has {height} x {width}"
+            )
+        return frame_distances(self.network, clip.pixels.to(self.device), pair.to(self.device))[:, None].cpu()
+
+
+def _network(weights: Path | None) -> Lpips:
+    if weights is not None and (weights / "lpips").is_dir():
+        return load_lpips(weights / "lpips", LPIPS_NET)
+    try:
+        return load_lpips(None, LPIPS_NET)
+    except UserError as error:
+        raise UserError(f"there is no WEIGHTS/lpips/{LPIPS_NET}.safetensors, and {error}") from error
+
+
+def pair_of(clip: Clip) -> Tensor:
+    """The pair's pixels, uint8 [F,H,W,3]. Raises ClipError for one of another shape, ValueError where there is none."""
+    if clip.pair is None:
+        raise ValueError(f"{clip.name} has no pair")
+    if clip.pair.shape != clip.pixels.shape:
+        ours, theirs = ("{} frames of {} x {}".format(*pixels.shape[:3]) for pixels in (clip.pixels, clip.pair))
+        raise ClipError(clip.name, "unlike-pair", f"{ours} pixels, but its pair has {theirs}: give equal shapes")
+    return clip.pair
+
+
+@torch.no_grad()
+def frame_distances(network: Lpips, a: Tensor, b: Tensor) -> Tensor:
+    """The LPIPS distance of each frame [F], of two clips uint8 [F,H,W,3] on the network's device; some at a time."""
+    step = max(1, LPIPS_PIXELS // (a.shape[1] * a.shape[2]))
+    return torch.cat(
+        [
+            network(*(from_uint8(clip).movedim(0, 1) for clip in parts))  # [F,3,H,W] each
+            for parts in zip(a.split(step), b.split(step), strict=True)
+        ]
+    )
+
+
+PAIR_SCORES = (
+    MeanScore(name="psnr", extractor="fidelity", compares="pairs", better="higher", of_clip=ColumnMean(0)),
+    MeanScore(name="ssim", extractor="fidelity", compares="pairs", better="higher", of_clip=ColumnMean(1)),
+    MeanScore(name="lpips", extractor="lpips", compares="pairs", better="lower", of_clip=ColumnMean(0)),
+)

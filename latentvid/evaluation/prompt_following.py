@@ -1,0 +1,49 @@
+"""Whether clips of the demo's kind show what their captions say, by the judge of digit clips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..data.digits import read_caption
+from ..data.latents import module_fingerprint
+from ..errors import ClipError, UserError
+from .judge import Judge, score
+from .mean_score import ColumnMean, MeanScore
+from .rows import Clip
+
+ASPECTS = ("digit", "direction", "both", "strict", "colour", "verb")  # as `judge.score` names and defines them
+
+
+class JudgeRows:
+    """One row a clip: 1 where the clip shows what its caption says, else 0, in the order of `ASPECTS`.
+
+    Captions are of the demo's grammar (`latentvid.data.digits`); ClipError for others. The judge runs on the CPU.
+    """
+
+    name = "judge"
+    needs = frozenset({"caption"})
+
+    def __init__(self, weights: Path | None, device: torch.device) -> None:
+        self.judge = Judge.load()  # it comes with the package and is the same for all
+        self.fingerprint = f"judge: of digit clips {module_fingerprint(self.judge.net, {})[:16]}"
+
+    def __call__(self, clip: Clip) -> Tensor:
+        if clip.caption is None:
+            raise ValueError(f"{clip.name} has no caption")
+        try:
+            label = read_caption(clip.caption)
+        except UserError as error:
+            raise ClipError(
+                clip.name, "caption", f"the digits judge cannot score it, leave its scores out: {error}"
+            ) from error
+        found = score([clip.pixels], [label], self.judge)
+        return torch.tensor([[found[aspect] for aspect in ASPECTS]])
+
+
+FOLLOWING_SCORES = tuple(
+    MeanScore(name=name, extractor="judge", compares="none", better="higher", of_clip=ColumnMean(k))
+    for k, name in enumerate(ASPECTS)
+)

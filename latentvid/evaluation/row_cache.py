@@ -1,0 +1,124 @@
+"""Rows of the clips of a set, kept on disk in chunks, so that a run that was stopped, or a second one, reads them.
+
+A chunk is `CHUNK` clips in a row of one extractor: a safetensors file, named after all that its rows depend on. Chunks
+do not depend on the number of processes, which take turns at them.
+Axes: K clips of a chunk, n rows of a clip, N rows of all, D columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from ..errors import ClipError
+from ..files import written_whole
+from .clip_folder import Item, Skipped
+from .rows import Extractor
+
+CHUNK = 16
+LAYOUT = 1  # of the files: one more where they change
+
+
+@dataclass
+class Found:
+    """Rows [n,D] of each clip that has some, and which clips have none and why."""
+
+    rows: list[Tensor] = field(default_factory=list)
+    items: list[Item] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RowCache:
+    """Rows under `folder`, for one set of clips and extractors by name."""
+
+    folder: Path
+    items: Sequence[Item]
+    extractors: Mapping[str, Extractor]
+
+    def fill(self, process: int = 0, processes: int = 1, *, label: str = "rows", quiet: bool = False) -> None:
+        """Computes this process's share of what is not there yet. All processes have done theirs before `read`."""
+        chunks = range(0, len(self.items), CHUNK)[process::processes]
+        for start in tqdm(chunks, desc=label, unit="chunk", disable=True if quiet else None):
+            clips = self.items[start : start + CHUNK]
+            missing = {name: file for name in self.extractors if not (file := self.file(name, clips)).exists()}
+            if missing:
+                self._compute(clips, missing)
+
+    def file(self, name: str, clips: Sequence[Item]) -> Path:
+        extractor = self.extractors[name]
+        depends = [LAYOUT, extractor.name, extractor.fingerprint, [clip.key(extractor.needs) for clip in clips]]
+        digest = hashlib.blake2b(json.dumps(depends).encode(), digest_size=16).hexdigest()
+        return self.folder / extractor.name / f"{digest}.safetensors"
+
+    def _compute(self, clips: Sequence[Item], missing: Mapping[str, Path]) -> None:
+        rows: dict[str, list[Tensor]] = {name: [] for name in missing}
+        counts: dict[str, list[int]] = {name: [] for name in missing}
+        reasons: dict[str, dict[int, str]] = {name: {} for name in missing}
+        for k, item in enumerate(clips):
+            for name, found in self._rows(item, missing).items():
+                if isinstance(found, str):
+                    reasons[name][k] = found
+                    counts[name].append(0)
+                else:
+                    rows[name].append(found.contiguous())
+                    counts[name].append(len(found))
+        for name, file in missing.items():
+            content = {"counts": torch.tensor(counts[name])}
+            if rows[name]:
+                content["rows"] = torch.cat(rows[name])
+            with written_whole(file) as beside:
+                save_file(content, beside, metadata={"reasons": json.dumps(reasons[name])})
+
+    def _rows(self, item: Item, names: Mapping[str, Path]) -> dict[str, Tensor | str]:
+        """By extractor: the clip's rows, or why there are none."""
+        found: dict[str, Tensor | str] = {}
+        for name in names:
+            for need in sorted(self.extractors[name].needs):
+                if getattr(item, need) is None:
+                    found[name] = f"it has no {need}"
+        wanted = [name for name in names if name not in found]
+        if not wanted:
+            return found
+        try:
+            clip = item.read(with_pair=any("pair" in self.extractors[name].needs for name in wanted))
+        except ClipError as error:
+            return found | dict.fromkeys(wanted, _reason(error, item))
+        for name in wanted:
+            try:
+                found[name] = self.extractors[name](clip)
+            except ClipError as error:
+                found[name] = _reason(error, item)
+        return found
+
+    def read(self, name: str) -> Found:
+        """What `fill` of all processes left, in the order of the clips."""
+        found = Found()
+        for start in range(0, len(self.items), CHUNK):
+            clips = self.items[start : start + CHUNK]
+            with safe_open(self.file(name, clips), "pt") as file:
+                counts = file.get_tensor("counts").tolist()
+                rows = iter(file.get_tensor("rows").split([n for n in counts if n]) if any(counts) else ())
+                reasons = json.loads(file.metadata()["reasons"])
+            for k, (clip, count) in enumerate(zip(clips, counts, strict=True)):
+                if count:
+                    found.rows.append(next(rows))
+                    found.items.append(clip)
+                else:
+                    found.skipped.append(Skipped(clip.label, name, reasons[str(k)]))
+        return found
+
+
+def _reason(error: ClipError, item: Item) -> str:
+    """Without the clip's own name, so that like reasons can be counted; with that of its pair."""
+    own = error.path in (str(item.excerpt.path), item.label)
+    return f"{error.reason}: {str(error).removeprefix(f'{error.path}: ') if own else error}"

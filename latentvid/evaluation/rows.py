@@ -1,0 +1,59 @@
+"""What every score of a set of clips is made of: rows of numbers a clip, and a function of the rows of all clips.
+
+An `Extractor` looks at one clip at a time and gives rows (features of a network, or a figure a frame); a `Score` makes
+one number of the rows of a set, with those of real clips beside them where it compares sets. Rows are small, so that
+clips need not stay in memory: they are cached on disk, gathered from several processes, and resampled for intervals.
+
+Axes: F frames, H W height and width in pixels, n rows of a clip, D columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Clip:
+    """pixels: uint8 [F,H,W,3]. caption: what it was made from or shows. pair: the real clip [F,H,W,3] that it should
+    equal, such as the original of a reconstruction. name: what messages call it, such as its path."""
+
+    pixels: Tensor
+    fps: float = 8.0
+    caption: str | None = None
+    pair: Tensor | None = None
+    name: str = "clip"
+
+
+class Extractor(Protocol):
+    """Rows of one clip."""
+
+    name: str  # of the rows, unique among extractors: "inception", "i3d", "psnr"
+    fingerprint: str  # of everything that the rows depend on beside the clip: method, weights, settings; readable
+    needs: frozenset[Literal["caption", "pair"]]
+
+    def __call__(self, clip: Clip) -> Tensor:
+        """[n,D], float32 or float64, on the CPU; n is at least 1 and may differ between clips.
+
+        Raises ClipError, with the clip's name, for a clip that it cannot take (too short, too small).
+        """
+
+
+class Score(Protocol):
+    """One number of the rows of a set of clips."""
+
+    name: str  # "fvd", "psnr"
+    extractor: str  # whose rows it takes
+    compares: Literal["sets", "pairs", "none"]  # with a real set; each clip with its own; clips by themselves
+    better: Literal["lower", "higher", "neither"]
+
+    def __call__(self, rows: Sequence[Tensor], real: Sequence[Tensor] | None = None) -> float:
+        """Of the rows [n,D] of each clip; `real` is given where `compares` is "sets"."""
+
+    def of_resamples(
+        self, rows: Sequence[Tensor], counts: Tensor, real: Sequence[Tensor] | None, real_counts: Tensor | None
+    ) -> Tensor:
+        """The score [R] of each of R resamples: clip k stands counts[r,k] times in it (float64; `real_counts` too)."""

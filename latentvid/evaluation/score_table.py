@@ -1,0 +1,121 @@
+"""Scores of clips as files and tables."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ..files import written_whole
+from .bootstrap import LEVEL, Result
+from .clip_folder import Skipped
+
+PACKAGES = ("latentvid", "torch", "torchvision", "torchmetrics", "transformers", "torch-fidelity", "av")
+HEAD = ("score", "value", f"{LEVEL:.0%} interval", "clips", "real against real", "of", "better")
+SHOWN = 10  # skipped files in scores.md; scores.json lists all
+
+
+@dataclass
+class Scored:
+    """What was found: `Result` by score, why others are not there, what the reader must know, what is not in it."""
+
+    settings: dict[str, Any]
+    results: dict[str, Result] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What scores.json holds."""
+        return {
+            "settings": self.settings,
+            "counts": self.counts,
+            "scores": {name: asdict(result) for name, result in self.results.items()},
+            "left_out": self.left_out,
+            "notes": self.notes,
+            "skipped": [fault._asdict() for fault in self.skipped],
+            "versions": versions(),
+        }
+
+    def write(self, folder: Path) -> None:
+        """scores.json and scores.md."""
+        text = json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n"
+        for name, content in (("scores.json", text), ("scores.md", self.markdown())):
+            with written_whole(folder / name) as beside:
+                beside.write_text(content, encoding="utf-8")
+
+    def table(self) -> list[tuple[str, ...]]:
+        """The cells of each score, in the order of `HEAD`."""
+        rows = []
+        for name, result in self.results.items():
+            span = "" if result.low is None else f"{_short(result.low)} to {_short(result.high)}"
+            clips = f"{result.count}" if result.real_count is None else f"{result.count} and {result.real_count}"
+            floor = "" if result.floor is None else _short(result.floor)
+            of = "" if result.floor is None else f"{result.floor_count}: {result.floor_of}"
+            rows.append((name, _short(result.value), span, clips, floor, of, result.better))
+        return rows
+
+    def text(self) -> str:
+        """For the terminal."""
+        lines = [HEAD, *self.table()]
+        widths = [max(len(line[k]) for line in lines) for k in range(len(HEAD))]
+        table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+        return "\n".join(line.rstrip() for line in [*table, "", *self._remarks()])
+
+    def markdown(self) -> str:
+        settings = {k: v for k, v in self.settings.items() if k != "extractors" and v is not None}
+        counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in self.counts.items())
+        lines = [
+            "# Scores",
+            "",
+            f"{counts}.",
+            "",
+            *(f"| {' | '.join(line)} |" for line in (HEAD, ("---",) * len(HEAD), *self.table())),
+            "",
+            *(f"- {remark}" for remark in self._remarks()),
+            "",
+            "| setting | value |",
+            "|---|---|",
+            *(f"| {name} | {value} |" for name, value in (settings | versions()).items()),
+        ]
+        faults = [f"- {fault.file}: {fault.reason}" for fault in self.skipped[:SHOWN]]
+        more = len(self.skipped) - len(faults)
+        return (
+            "\n".join(
+                [*lines, *(["", "Skipped:", *faults] if faults else []), *([f"- and {more} more"] if more else [])]
+            )
+            + "\n"
+        )
+
+    def _remarks(self) -> Sequence[str]:
+        reasons = Counter((fault.extractor, fault.reason) for fault in self.skipped)
+        skipped = [
+            f"{count} skipped{f' for {extractor}' if extractor else ''}: {reason}"
+            for (extractor, reason), count in reasons.most_common(SHOWN)
+        ]
+        names: dict[str, list[str]] = {}
+        for name, why in self.left_out.items():
+            names.setdefault(why, []).append(name)
+        return [*self.notes, *skipped, *(f"left out: {', '.join(alike)}: {why}" for why, alike in names.items())]
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that scores depend on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue  # an optional one
+    return found
+
+
+def _short(number: float) -> str:
+    """Four digits that count."""
+    return f"{number:.1f}" if abs(number) >= 1000 else f"{number:.4g}"

@@ -1,0 +1,194 @@
+"""Scores clips in files, by themselves and against real ones, in memory that does not grow with their pixels.
+
+[accelerate launch] -m latentvid.evaluation CLIPS [--real REAL] ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from ..errors import UserError
+from ..world import process_state
+from .bootstrap import RESAMPLES, summarise_one
+from .clip_folder import ClipSet, list_clips, paired, unrelated
+from .features import PICTURES
+from .footage import Cut
+from .metrics import EXTRACTORS, SCORES, Metrics, named_scores, open_metrics
+from .row_cache import RowCache
+from .rows import Score
+from .score_table import Scored
+
+ENOUGH = 2048  # clips, from which on published distances are reported
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringConfig:
+    """Arguments of the command.
+
+    clips, real: folders of videos and images, single files, or manifests. metrics: names of scores; None: all that can
+    be had. captions: a table of captions. frames, size: of each clip, size None is each file's own. max_clips,
+    max_real: how many, shared among the files. weights, inception, i3d, pictures: as in `open_metrics`. cache: folder
+    of the rows; None: in `out`. bootstrap: resamples; 0 for no intervals.
+    """
+
+    clips: Path
+    real: Path | None = None
+    metrics: Sequence[str] | None = None
+    captions: Path | None = None
+    frames: int = 16
+    size: tuple[int, int] | None = None
+    max_clips: int | None = None
+    max_real: int | None = None
+    weights: Path | None = None
+    inception: Path | None = None
+    i3d: Path | None = None
+    pictures: int = PICTURES
+    out: Path = Path("scores")
+    cache: Path | None = None
+    bootstrap: int = RESAMPLES
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "max_clips", "max_real"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} {value}: give at least 1")
+        if self.bootstrap < 0 or self.bootstrap == 1:
+            raise UserError(f"bootstrap {self.bootstrap}: give 2 or more resamples, or 0 for no intervals")
+        if self.weights is not None and not self.weights.is_dir():
+            raise UserError(f"weights {self.weights}: give the folder that holds inception/, i3d/, lpips/ ...")
+
+
+class Evaluation:
+    """The clips and the scores that they will get; every process of a launch makes the same one."""
+
+    def __init__(self, config: ScoringConfig, state: PartialState) -> None:
+        self.config, self.state = config, state
+        if config.metrics is not None:
+            named_scores(config.metrics)  # before anything is looked for
+        cut = Cut(frames=config.frames, size=config.size, temporal_stride=1, spatial_stride=1)
+        self.clips = list_clips(config.clips, cut, config.max_clips, config.captions)
+        self.real: ClipSet | None = None
+        if config.real is not None:
+            self.real = list_clips(config.real, cut, config.max_real)
+            self.clips = paired(self.clips, config.real, config.size)
+        self.metrics: Metrics = open_metrics(
+            config.metrics,
+            config.weights,
+            state.device,
+            pictures=config.pictures,
+            files={k: v for k, v in (("inception", config.inception), ("i3d", config.i3d)) if v is not None},
+            without={name: why for name, score in SCORES.items() if (why := self._lacks(score))},
+        )
+
+    def _lacks(self, score: Score) -> str | None:
+        """What the clips do not have that the score needs."""
+        if score.compares == "sets" and self.real is None:
+            return "it compares with real clips: give --real"
+        if score.compares == "pairs":
+            with_pair = sum(item.pair is not None for item in self.clips.items)
+            if self.real is None or not with_pair:
+                return "it compares each clip with the real one of the same name: give --real with such files"
+            if self.config.metrics is None and with_pair < len(self.clips.items):
+                return f"only {with_pair} of {len(self.clips.items)} clips have a real one of the same name: ask for it"
+        if "caption" in EXTRACTORS[score.extractor].needs and not self.clips.captioned:
+            return "it needs captions: give --captions, or NAME.txt beside each clip"
+        return None
+
+    def caches(self) -> dict[str, RowCache]:
+        """Whose rows are needed: of the clips, of the real ones, and of real pairs that have nothing in common."""
+        folder, extractors = self.config.cache or self.config.out / "rows", self.metrics.extractors
+        found = {"clips": RowCache(folder, self.clips.items, extractors)}
+        if self.real is not None:
+            of_pairs = {score.extractor for score in self.metrics.scores.values() if score.compares == "pairs"}
+            pairs = {name: extractor for name, extractor in extractors.items() if name in of_pairs}
+            lone = {
+                name: extractor
+                for name, extractor in extractors.items()
+                if name not in of_pairs and ("caption" not in extractor.needs or self.real.captioned)
+            }
+            found["real"] = RowCache(folder, self.real.items, lone)
+            found["unrelated"] = RowCache(folder, unrelated(self.clips.items), pairs)
+        return found
+
+    def fill(self) -> None:
+        """This process's share of the rows."""
+        for label, cache in self.caches().items():
+            cache.fill(self.state.process_index, self.state.num_processes, label=label, quiet=not self.main)
+        self.state.wait_for_everyone()
+
+    @property
+    def main(self) -> bool:
+        return self.state.is_main_process
+
+    def scored(self) -> Scored:
+        """The scores of the rows that all processes have left. Raises UserError where a named score has too few."""
+        caches = self.caches()
+        found = {label: {name: cache.read(name) for name in cache.extractors} for label, cache in caches.items()}
+        scored = Scored(self._settings(), left_out=dict(self.metrics.left_out))
+        real_skipped = [] if self.real is None else self.real.skipped
+        scored.skipped = [*self.clips.skipped, *real_skipped]
+        scored.skipped += [fault for label in ("clips", "real") for rows in found.get(label, {}).values()
+                           for fault in rows.skipped]  # fmt: skip
+        for name, score in self.metrics.scores.items():
+            kind = score.extractor
+            against = "unrelated" if score.compares == "pairs" else "real"
+            try:
+                rows, beside = found["clips"][kind].rows, found.get(against, {}).get(kind)
+                real = None if beside is None else beside.rows
+                if score.compares == "sets" and not real:
+                    raise UserError("no real clip can be used")
+                scored.results[name] = summarise_one(score, rows, real, self.config.bootstrap)
+            except UserError as error:
+                why = "; ".join([str(error), *sorted({fault.reason for fault in found["clips"][kind].skipped})[:3]])
+                if self.config.metrics is not None:
+                    raise UserError(f"{name}: {why}") from error
+                scored.left_out[name] = why
+        scored.counts = self._counts()
+        scored.notes = self._notes(scored)
+        return scored
+
+    def _counts(self) -> dict[str, int]:
+        counts = {"clips": len(self.clips.items), "files": self.clips.files}
+        if self.real is not None:
+            counts |= {"real_clips": len(self.real.items), "real_files": self.real.files}
+        return counts
+
+    def _settings(self) -> dict[str, Any]:
+        given = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self.config).items()}
+        about = {name: extractor.fingerprint for name, extractor in self.metrics.extractors.items()}
+        return given | {"extractors": about}
+
+    def _notes(self, scored: Scored) -> list[str]:
+        notes = [extractor.fingerprint for extractor in self.metrics.extractors.values()]
+        for label, clips in (("clips", self.clips), ("real clips", self.real)):
+            if clips is not None and len(clips.items) > len({item.excerpt.path for item in clips.items}):
+                notes.append(f"several {label} come from one file: they are alike, so that intervals are too narrow")
+        lengths = {item.excerpt.frames for item in self.clips.items}
+        if len(lengths) > 1:
+            notes.append(f"clips are of {min(lengths)} to {max(lengths)} frames: the shorter ones are whole files")
+        small = [name for name in ("fid", "fvd") if name in scored.results and scored.results[name].count < ENOUGH]
+        if small:
+            notes.append(
+                f"{' and '.join(small)} of fewer than {ENOUGH} clips are biased upwards: compare them with figures of "
+                "as many clips only"
+            )
+        return notes
+
+
+def score_clips(config: ScoringConfig) -> Scored | None:
+    """Does this process's share; the main one then writes scores.json and scores.md into `out` and returns them.
+
+    Raises UserError for arguments that are wrong, and where a score that was named cannot be had.
+    """
+    evaluation = Evaluation(config, process_state())
+    evaluation.fill()
+    if not evaluation.main:
+        return None
+    scored = evaluation.scored()
+    scored.write(config.out)
+    return scored
