@@ -55,7 +55,7 @@ def test_a_run_lies_within_its_own_tolerance_and_another_may_not(reference, demo
         assert (file.parent / f"{stage}.validation.jsonl").is_file() and (file.parent / f"{stage}.yaml").is_file()
         assert kept["stages"][stage]["steps"] == 6 and kept["stages"][stage]["versions"]["torch"]
     assert {"vae psnr, ema", "dit x_mse, raw", "digit"} <= kept["figures"].keys()
-    assert (file.parent / "curves.svg").read_text().startswith("<svg") and (file.parent / "clips.png").is_file()
+    assert (file.parent / "curves.svg").read_text().startswith("<svg") and (file.parent / "clips.jpg").is_file()
     # three deviations of a share of 0.9 in 100 clips
     assert kept["figures"]["digit"]["tolerance"] == pytest.approx(3 * (0.9 * 0.1 / 100) ** 0.5)
     assert reference.check("demo", demo)
