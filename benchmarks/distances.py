@@ -1,6 +1,6 @@
 """How far FVD, KVD, FID and KID put clips from the same clips made worse, at four rising levels each.
 
-    python benchmarks/distances.py --clips DIR --weights DIR [--count 48] [--frames 9] --cache DIR --out FILE.json
+    python benchmarks/distances.py --clips DIR --weights DIR [--count 24] [--frames 9] --cache DIR --out FILE.json
 
 Rows are kept in --cache, so that a run that was stopped goes on. Prints a Markdown table; `rises` says whether each
 level lies above the one before. Inception sees every frame, so FID and KID cannot see their order.
@@ -82,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=Path, required=True, help="folder of real clips")
     parser.add_argument("--weights", type=Path, required=True, help="folder of inception/ and i3d/")
-    parser.add_argument("--count", type=int, default=48)
+    parser.add_argument("--count", type=int, default=24)
     parser.add_argument("--frames", type=int, default=9)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="JSON file")
@@ -93,7 +93,7 @@ def main() -> None:
 
     def rows_of(items: list[Item], label: str) -> dict[str, list[Tensor]]:
         cache = RowCache(args.cache, items, metrics.extractors)
-        cache.fill(label=label)
+        cache.fill(cache.missing(), label=label)
         return {name: cache.read(name).rows for name in metrics.extractors}
 
     started, real, rows = time.time(), rows_of(clips, "real"), []

@@ -79,7 +79,7 @@ def interval(score: Score, value: float, rows: Rows, real: Rows | None, resample
 
 def halves(real: Rows, count: int) -> tuple[Rows, Rows]:
     """Two parts of the real clips that share none, of `count` clips each, or of half of them where there are fewer."""
-    order = torch.randperm(len(real), generator=generator(0, 0, "parts of the real clips")).tolist()
+    order = _shuffled(len(real))
     count = min(count, len(real) // 2)
     return [real[k] for k in order[:count]], [real[k] for k in order[count : 2 * count]]
 
@@ -114,11 +114,17 @@ def _floor(score: Score, real: Rows | None, count: int) -> tuple[float | None, i
     if not real:
         return None, None
     if score.compares != "sets":
+        if isinstance(score, SetScore):  # of as many, since their number pulls it
+            real = [real[k] for k in _shuffled(len(real))[:count]]
         return score(real), len(real)
     parts = halves(real, count)
     if sum(len(rows) for rows in parts[1]) < 2:
         return None, None
     return score(*parts), len(parts[0])
+
+
+def _shuffled(count: int) -> list[int]:
+    return torch.randperm(count, generator=generator(0, 0, "parts of the real clips")).tolist()
 
 
 def summarise(

@@ -83,8 +83,8 @@ def weighted_frechet(a: Tensor, b: Tensor, a_counts: Tensor, b_counts: Tensor) -
     product = a @ b.T if narrow else None  # [N,M]
     found = []
     for v, w, n, m, mean_a, mean_b in zip(a_counts, b_counts, *totals, *means, strict=True):
+        i, j = v.nonzero().flatten(), w.nonzero().flatten()
         if product is not None:
-            i, j = v.nonzero().flatten(), w.nonzero().flatten()
             dots = product[i][:, j] - (a[i] @ mean_b)[:, None] - (b[j] @ mean_a)[None, :] + mean_a @ mean_b
             scale = (v[i][:, None] * w[j] / ((n - 1) * (m - 1))).sqrt()
             cross = torch.linalg.svdvals(dots * scale).sum()
@@ -92,7 +92,7 @@ def weighted_frechet(a: Tensor, b: Tensor, a_counts: Tensor, b_counts: Tensor) -
         else:
             first, second = (
                 ((x - mean).T * counts) @ (x - mean) / (total - 1)
-                for x, counts, total, mean in ((a, v, n, mean_a), (b, w, m, mean_b))
+                for x, counts, total, mean in ((a[i], v[i], n, mean_a), (b[j], w[j], m, mean_b))
             )
             cross, spread = _root_trace(first, second), first.trace() + second.trace()
         found.append((mean_a - mean_b).square().sum() + spread - 2 * cross)

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import ClipError
+from ..errors import ClipError, UserError
 from ..files import written_whole
 from .clip_folder import Item, Skipped
 from .rows import Extractor
@@ -45,14 +45,21 @@ class RowCache:
     items: Sequence[Item]
     extractors: Mapping[str, Extractor]
 
-    def fill(self, process: int = 0, processes: int = 1, *, label: str = "rows", quiet: bool = False) -> None:
-        """Computes this process's share of what is not there yet. All processes have done theirs before `read`."""
-        chunks = range(0, len(self.items), CHUNK)[process::processes]
+    def missing(self) -> list[int]:
+        """Where the chunks begin that are not there yet, or not of all extractors."""
+        return [start for start in range(0, len(self.items), CHUNK) if self._files(self._clips(start))]
+
+    def fill(self, chunks: Sequence[int], *, label: str = "rows", quiet: bool = False) -> None:
+        """Computes what is not there yet of these chunks, some of those that were `missing`."""
         for start in tqdm(chunks, desc=label, unit="chunk", disable=True if quiet else None):
-            clips = self.items[start : start + CHUNK]
-            missing = {name: file for name in self.extractors if not (file := self.file(name, clips)).exists()}
-            if missing:
-                self._compute(clips, missing)
+            self._compute(self._clips(start))
+
+    def _clips(self, start: int) -> Sequence[Item]:
+        return self.items[start : start + CHUNK]
+
+    def _files(self, clips: Sequence[Item]) -> dict[str, Path]:
+        """Of the extractors that have none yet."""
+        return {name: file for name in self.extractors if not (file := self.file(name, clips)).exists()}
 
     def file(self, name: str, clips: Sequence[Item]) -> Path:
         extractor = self.extractors[name]
@@ -60,7 +67,8 @@ class RowCache:
         digest = hashlib.blake2b(json.dumps(depends).encode(), digest_size=16).hexdigest()
         return self.folder / extractor.name / f"{digest}.safetensors"
 
-    def _compute(self, clips: Sequence[Item], missing: Mapping[str, Path]) -> None:
+    def _compute(self, clips: Sequence[Item]) -> None:
+        missing = self._files(clips)
         rows: dict[str, list[Tensor]] = {name: [] for name in missing}
         counts: dict[str, list[int]] = {name: [] for name in missing}
         reasons: dict[str, dict[int, str]] = {name: {} for name in missing}
@@ -101,11 +109,14 @@ class RowCache:
         return found
 
     def read(self, name: str) -> Found:
-        """What `fill` of all processes left, in the order of the clips."""
+        """What `fill` left, of all chunks, in the order of the clips. Raises UserError where some are not there."""
         found = Found()
         for start in range(0, len(self.items), CHUNK):
-            clips = self.items[start : start + CHUNK]
-            with safe_open(self.file(name, clips), "pt") as file:
+            clips = self._clips(start)
+            path = self.file(name, clips)
+            if not path.exists():
+                raise UserError(f"clips of {clips[0].label} and after were changed while they were scored: run again")
+            with safe_open(path, "pt") as file:
                 counts = file.get_tensor("counts").tolist()
                 rows = iter(file.get_tensor("rows").split([n for n in counts if n]) if any(counts) else ())
                 reasons = json.loads(file.metadata()["reasons"])

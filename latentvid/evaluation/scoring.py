@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +95,13 @@ class Evaluation:
             if self.real is None or not with_pair:
                 return "it compares each clip with the real one of the same name: give --real with such files"
             if self.config.metrics is None and with_pair < len(self.clips.items):
-                return f"only {with_pair} of {len(self.clips.items)} clips have a real one of the same name: ask for it"
+                share = f"{with_pair} of {len(self.clips.items)}"
+                return f"only {share} clips have a real one of the same name: ask for this score by its name"
         if "caption" in EXTRACTORS[score.extractor].needs and not self.clips.captioned:
             return "it needs captions: give --captions, or NAME.txt beside each clip"
         return None
 
+    @cached_property
     def caches(self) -> dict[str, RowCache]:
         """Whose rows are needed: of the clips, of the real ones, and of real pairs that have nothing in common."""
         folder, extractors = self.config.cache or self.config.out / "rows", self.metrics.extractors
@@ -117,8 +120,11 @@ class Evaluation:
 
     def fill(self) -> None:
         """This process's share of the rows."""
-        for label, cache in self.caches().items():
-            cache.fill(self.state.process_index, self.state.num_processes, label=label, quiet=not self.main)
+        missing = {label: cache.missing() for label, cache in self.caches.items()}
+        self.state.wait_for_everyone()  # all have looked, so that all share out the same chunks
+        for label, chunks in missing.items():
+            mine = chunks[self.state.process_index :: self.state.num_processes]
+            self.caches[label].fill(mine, label=label, quiet=not self.main)
         self.state.wait_for_everyone()
 
     @property
@@ -127,8 +133,7 @@ class Evaluation:
 
     def scored(self) -> Scored:
         """The scores of the rows that all processes have left. Raises UserError where a named score has too few."""
-        caches = self.caches()
-        found = {label: {name: cache.read(name) for name in cache.extractors} for label, cache in caches.items()}
+        found = {label: {name: cache.read(name) for name in cache.extractors} for label, cache in self.caches.items()}
         scored = Scored(self._settings(), left_out=dict(self.metrics.left_out))
         real_skipped = [] if self.real is None else self.real.skipped
         scored.skipped = [*self.clips.skipped, *real_skipped]
@@ -174,8 +179,8 @@ class Evaluation:
         small = [name for name in ("fid", "fvd") if name in scored.results and scored.results[name].count < ENOUGH]
         if small:
             notes.append(
-                f"{' and '.join(small)} of fewer than {ENOUGH} clips are biased upwards: compare them with figures of "
-                "as many clips only"
+                f"{' and '.join(small)}: fewer than {ENOUGH} clips bias it upwards, so compare it with figures of as "
+                "many clips only"
             )
         return notes
 

@@ -9,6 +9,7 @@ import torch
 from random_networks import i3d_weights
 from safetensors.torch import save_file
 from torch import nn
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torchmetrics.image import fid as reference_fid
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore as ReferenceInceptionScore
@@ -18,7 +19,7 @@ from latentvid.errors import ClipError, UserError
 from latentvid.evaluation.bootstrap import draws, halves, interval, summarise, summarise_one
 from latentvid.evaluation.features import I3DRows, InceptionRows, spread
 from latentvid.evaluation.frechet import Moments, frechet_distance
-from latentvid.evaluation.inception import SIDE, load_inception, resized
+from latentvid.evaluation.inception import PACKAGED, SIDE, load_inception, resized
 from latentvid.evaluation.mean_score import ColumnMean, MeanScore
 from latentvid.evaluation.metrics import open_metrics
 from latentvid.evaluation.rows import Clip
@@ -188,6 +189,7 @@ def test_the_floor_of_single_clips_is_the_score_of_real_ones():
     found = summarise({"m": score, "fid": FID}, {"x": clips(6, 4)}, {"x": clips(8, 4)}, resamples=10)
     assert found["m"]["floor_count"] == 8 and found["m"]["floor_of"] == "the real clips"
     assert found["m"]["real_count"] is None and found["fid"]["real_count"] == 8
+    assert summarise_one(IS, clips(6, 4), clips(8, 4), 0).floor_count == 6  # its number of clips pulls it
     with pytest.raises(ValueError, match="compares with real clips"):
         summarise_one(FID, clips(4, 4), None)
 
@@ -236,6 +238,23 @@ def test_pictures_are_prepared_as_torchmetrics_does(monkeypatch):
     with pytest.raises(Reached):
         reference_fid.NoTrainInceptionV3._torch_fidelity_forward(stand_in, clip.movedim(-1, 1))
     torch.testing.assert_close(resized(clip), found["x"], rtol=0, atol=0)
+
+
+def test_the_packages_network_gives_features_and_logits(tmp_path, monkeypatch):
+    """torch-fidelity's, on weights drawn at random in the place of its own."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "load", lambda *_, **__: {})
+        patched.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        drawn = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], "none")
+    file = tmp_path / "checkpoints" / PACKAGED
+    file.parent.mkdir()
+    torch.save(drawn.state_dict(), file)
+    clip = video(2)
+    found = open_metrics(["is"], None, CPU, pictures=0).extractors["inception"](clip)
+    drawn.use_antialias = True  # as torchmetrics has it
+    features = reference_fid.NoTrainInceptionV3._torch_fidelity_forward(drawn.eval(), clip.pixels.movedim(-1, 1))[0]
+    torch.testing.assert_close(found, torch.cat([features, features @ drawn.fc.weight.T], dim=1))
 
 
 def test_inception_sees_the_middles_of_equal_parts(weights):
