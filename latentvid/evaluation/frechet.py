@@ -75,20 +75,23 @@ def weighted_frechet(a: Tensor, b: Tensor, a_counts: Tensor, b_counts: Tensor) -
     fewest = min(int(total.min()) for total in totals)
     if fewest < 2:
         raise UserError(f"{fewest} samples have no covariance: a Frechet distance needs 2 or more in each set")
-    a, b = a.double(), b.double()
-    centre = torch.cat([a, b]).mean(0)  # any would do: this one cancels least
-    a, b = a - centre, b - centre
+    # any centre would do: this one cancels least
+    centre = (a.sum(0, dtype=torch.float64) + b.sum(0, dtype=torch.float64)) / (len(a) + len(b))
+    a, b = (x.to(torch.float64, copy=True).sub_(centre) for x in (a, b))
     means = [counts @ x / total[:, None] for x, counts, total in zip((a, b), (a_counts, b_counts), totals, strict=True)]
     narrow = max(len(a), len(b)) <= a.shape[1]
     product = a @ b.T if narrow else None  # [N,M]
+    squares = [x.square().sum(1) for x in (a, b)]
     found = []
     for v, w, n, m, mean_a, mean_b in zip(a_counts, b_counts, *totals, *means, strict=True):
         i, j = v.nonzero().flatten(), w.nonzero().flatten()
-        if product is not None:
-            dots = product[i][:, j] - (a[i] @ mean_b)[:, None] - (b[j] @ mean_a)[None, :] + mean_a @ mean_b
+        if product is not None:  # nothing of N x D is made for each resample
+            rows, columns = product @ w / m, v @ product / n  # a mean_b, b mean_a
+            dots = product[i][:, j] - rows[i][:, None] - columns[j] + mean_a @ mean_b
             scale = (v[i][:, None] * w[j] / ((n - 1) * (m - 1))).sqrt()
-            cross = torch.linalg.svdvals(dots * scale).sum()
-            spread = (v @ (a - mean_a).square().sum(1)) / (n - 1) + (w @ (b - mean_b).square().sum(1)) / (m - 1)
+            cross = torch.linalg.svdvals(dots.mul_(scale)).sum()
+            spread = (v @ squares[0] - n * mean_a.square().sum()) / (n - 1)
+            spread = spread + (w @ squares[1] - m * mean_b.square().sum()) / (m - 1)
         else:
             first, second = (
                 ((x - mean).T * counts) @ (x - mean) / (total - 1)

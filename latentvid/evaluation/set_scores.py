@@ -41,9 +41,9 @@ class SetScore(ABC):
         """The score [R] of each resample, as `Score` says."""
 
     def _flat(self, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """All rows [N,D] in float64, and which clip each is of [N]."""
+        """All rows [N,D], and which clip each is of [N]."""
         of = torch.arange(len(rows)).repeat_interleave(torch.tensor([len(clip) for clip in rows]))
-        return torch.cat([clip[:, self.first : self.last].double() for clip in rows]), of
+        return torch.cat([clip[:, self.first : self.last] for clip in rows]), of
 
 
 class FrechetScore(SetScore):
@@ -81,7 +81,7 @@ class InceptionScore(SetScore):
 
     def of_resamples(self, rows, counts, real=None, real_counts=None):
         logits, of = self._flat(rows)
-        log_p = logits.log_softmax(1)
+        log_p = logits.double().log_softmax(1)
         p, weights = log_p.exp(), counts[:, of]
         weights = weights / weights.sum(1, keepdim=True)
         marginal = weights @ p  # [R,D]

@@ -38,7 +38,7 @@ def test_rates_shares_and_means_are_over_the_window():
     meter.step(tokens=500, samples=4, flops=100.0)
     record = meter.record()
     want = {"tokens_per_s": 80, "samples_per_s": 1, "mfu": 400 / 10 / 100, "seconds": 1010, "cpu_s": 12}
-    shares = {"data_wait": 0.15, "encode": 0.0, "compute": 0.4, "optimizer": 0.05, "checkpoint": 0.3}
+    shares = {"data_wait": 0.15, "encode": 0.0, "compute": 0.4, "optimizer": 0.05, "checkpoint": 0.3, "validation": 0.0}
     assert record == pytest.approx(want | shares)
 
 
@@ -76,7 +76,7 @@ def test_the_summary_holds_what_came_after_the_last_step():
         spend(meter, clock, data=1.0, compute=1.0)
         meter.step(tokens=1, samples=1, flops=1.0)
     spend(meter, clock, checkpoint=4.0)
-    want = "10 s: data_wait 30.0%, encode 0.0%, compute 30.0%, optimizer 0.0%, checkpoint 40.0%"
+    want = "10 s: data_wait 30.0%, encode 0.0%, compute 30.0%, optimizer 0.0%, checkpoint 40.0%, validation 0.0%"
     assert meter.summary() == want == meter.summary()
 
 
