@@ -2,7 +2,8 @@
 
 A step is G packs of at most `budget` tokens, filled with whole samples, which cost nearly the same within a step, so
 that no rank waits for another. Samples are drawn in a new random order each epoch; the n-th draw of a run has the
-global sample number n, to which all randomness is keyed.
+global sample number n, to which all randomness is keyed. Samples that come from one read of a file (`reads`) are drawn
+one after another and share a pack; below, such a group counts as one draw, known by its first sample.
 
 Steps are planned a window at a time. A window's draws are placed, dearest first, each into the cheapest pack with room
 for it (longest processing time first); the packs, sorted by cost, are cut into steps of neighbours, whose order is then
@@ -13,7 +14,6 @@ window had been given more tokens than it holds. (So each of those gets a pack o
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import UserError
+from .placing import place
 
 WINDOW_PACKS = 1024  # packs planned together: more balance better, and may leave as many draws in the saved state
 WINDOW_STEPS = 8  # but no fewer steps than this
@@ -69,21 +70,26 @@ class Step:
 
 
 class _Source:
-    """A stream's own endless sequence of samples: each of its epochs is a new order of all."""
+    """A stream's own endless sequence of reads: each of its epochs is a new order of all."""
 
-    def __init__(self, stream: Stream, seed: int, number: int) -> None:
-        self.index, self.weight = np.asarray(stream.index, dtype=np.int64), float(stream.weight)
+    def __init__(self, stream: Stream, sizes: np.ndarray, seed: int, number: int) -> None:
+        """sizes: samples of the read that begins with each sample; 0 for those that begin none."""
+        index = np.asarray(stream.index, dtype=np.int64)
+        self.samples, self.index, self.weight = len(index), index[sizes[index] > 0], float(stream.weight)
         self.seed, self.number = seed, number
-        self.drawn = self.tokens = 0
-        self._epoch, self._order = -1, self.index
+        self.drawn = self.tokens = 0  # samples, and tokens of these
+        self._sizes = sizes
+        self._epoch, self._order, self._begins = -1, self.index, self.index
 
     def peek(self) -> int:
-        """Index of the next sample."""
-        epoch, place = divmod(self.drawn, len(self.index))
+        """First sample of the next read."""
+        epoch, place = divmod(self.drawn, self.samples)
         if epoch != self._epoch:
             generator = np.random.default_rng((self.seed, _ORDER, self.number, epoch))
             self._epoch, self._order = epoch, generator.permutation(self.index)
-        return int(self._order[place])
+            sizes = self._sizes[self._order]
+            self._begins = np.cumsum(sizes) - sizes  # samples of the epoch before each read
+        return int(self._order[np.searchsorted(self._begins, place)])
 
 
 class Plan:
@@ -97,10 +103,11 @@ class Plan:
         cost: of each sample, in any unit; the tokens if not given. For a transformer of width d, whose linear layers
             take 24 n d^2 and attention 4 n^2 d operations a block, it is n + n^2 / 6d.
         streams: the sources to mix, by weights in tokens; all samples as one if not given. The tokens drawn from
-            each stay within a sample or two of its share at all times.
+            each stay within a read or two of its share at all times.
+        reads: of each sample, ascending from 0: samples of the same number share a pack. Each for itself if not given.
 
     Raises UserError where there is nothing to plan, a sample is larger than a pack, or a stream is empty or has no
-    weight.
+    weight; ValueError where `reads` are none, or a read is larger than a pack or lies in two streams.
     """
 
     def __init__(
@@ -112,6 +119,7 @@ class Plan:
         seed: int,
         cost: np.ndarray | None = None,
         streams: Sequence[Stream] | None = None,
+        reads: np.ndarray | None = None,
     ) -> None:
         if not len(tokens):
             raise UserError("the data set is empty: no sample is left to train on")
@@ -122,10 +130,13 @@ class Plan:
         self.budget, self.packs, self.seed = budget, packs, seed
         streams = [Stream(np.arange(len(tokens)), 1.0)] if streams is None else list(streams)
         self._check(streams)
+        self._group(reads, streams)
         total = sum(stream.weight for stream in streams)
-        self._sources = [_Source(s._replace(weight=s.weight / total), seed, n) for n, s in enumerate(streams)]
-        self._samples = sum(len(source.index) for source in self._sources)
-        steps = sum(int(self.tokens[source.index].sum()) for source in self._sources) // (packs * budget)
+        self._sources = [
+            _Source(s._replace(weight=s.weight / total), self._sizes, seed, n) for n, s in enumerate(streams)
+        ]
+        self._samples = sum(source.samples for source in self._sources)
+        steps = sum(int(self._read_tokens[source.index].sum()) for source in self._sources) // (packs * budget)
         # not more than an epoch, or one of a small data set would mix with the next ones
         self.lookahead = max(1, min(steps, max(WINDOW_STEPS, WINDOW_PACKS // packs)))  # steps of a window
         self._identity = self._identify()
@@ -150,12 +161,29 @@ class Plan:
                 raise UserError(f"source {n} of the data has weight {weight}: it must be above 0")
             if np.min(index) < 0 or np.max(index) >= len(self.tokens):
                 raise UserError(f"source {n} of the data names a sample outside 0 to {len(self.tokens) - 1}")
-        self._largest = max(int(self.tokens[stream.index].max()) for stream in streams)
-        if self._largest > self.budget:
+        largest = max(int(self.tokens[stream.index].max()) for stream in streams)
+        if largest > self.budget:
             raise UserError(
-                f"a pack holds {self.budget} tokens but the largest sample has {self._largest}: "
+                f"a pack holds {self.budget} tokens but the largest sample has {largest}: "
                 "raise data.tokens_per_pack, or lower data.max_frames or data.max_area"
             )
+
+    def _group(self, reads: np.ndarray | None, streams: list[Stream]) -> None:
+        """Samples, tokens and cost of the read that begins with each sample; 0 for those that begin none."""
+        reads = np.arange(len(self.tokens)) if reads is None else np.asarray(reads)
+        if reads.shape != self.tokens.shape or reads[0] != 0 or not np.isin(np.diff(reads), (0, 1)).all():
+            raise ValueError(f"reads must number {len(self.tokens)} samples, ascending from 0 without gaps")
+        first = np.flatnonzero(np.diff(reads, prepend=-1))
+        self._sizes, self._read_tokens, self._read_cost = (
+            _spread(np.add.reduceat(values, first), first, len(reads))
+            for values in (np.ones(len(reads), np.int64), self.tokens, self.cost)
+        )
+        for stream in streams:
+            if self._sizes[stream.index].sum() != len(stream.index):
+                raise ValueError("each read must lie in one stream as a whole")
+        self._largest = max(int(self._read_tokens[stream.index].max()) for stream in streams)
+        if self._largest > self.budget:
+            raise ValueError(f"a pack holds {self.budget} tokens but the largest read has {self._largest}")
 
     # --- steps ---
 
@@ -175,7 +203,7 @@ class Plan:
     @property
     def epochs(self) -> list[float]:
         """Passes over each stream, in the steps handed out so far."""
-        return [given / len(source.index) for given, source in zip(self._handed_out(), self._sources, strict=True)]
+        return [given / source.samples for given, source in zip(self._handed_out(), self._sources, strict=True)]
 
     def _handed_out(self) -> list[int]:
         return self._given[self._place].tolist()
@@ -185,8 +213,8 @@ class Plan:
         first = len(self._carried)
         handed_out = self._per_stream(self._carried)[0]
         draws = self._carried + self._draw()
-        tokens = self.tokens[[index for _, index, _ in draws]].tolist()
-        cost = self.cost[[index for _, index, _ in draws]].tolist()
+        index = [index for _, index, _ in draws]
+        tokens, cost, sizes = (a[index].tolist() for a in (self._read_tokens, self._read_cost, self._sizes))
         order = sorted(range(len(draws)), key=lambda i: (i >= first, -cost[i]))
         packs, left = place(order, tokens, cost, packs=self.packs * self.lookahead, budget=self.budget)
         self._carried = [draws[i] for i in sorted(left)]
@@ -199,14 +227,17 @@ class Plan:
             members = [i for p in chosen for i in packs[p]]
             self._steps.append(
                 Step(
-                    packs=tuple(tuple(Draw(*draws[i][:2]) for i in sorted(packs[p])) for p in chosen),
-                    samples=len(members),
+                    packs=tuple(
+                        tuple(Draw(draws[i][0] + n, draws[i][1] + n) for i in sorted(packs[p]) for n in range(sizes[i]))
+                        for p in chosen
+                    ),
+                    samples=sum(sizes[i] for i in members),
                     tokens=sum(tokens[i] for i in members),
                     costs=tuple(sums[p] for p in chosen),
                     budget=self.budget,
                 )
             )
-            counts.append(np.bincount([draws[i][2] for i in members], minlength=len(self._sources)))
+            counts.append(self._count([draws[i] for i in members]))
         self._given = np.cumsum(counts, axis=0)
         self._window += 1
         self._place = 0
@@ -214,29 +245,35 @@ class Plan:
     def _draw(self) -> list[tuple[int, int, int]]:
         """New draws for a window: with the carried ones as many tokens as its packs hold, so at least one a pack."""
         room = self.packs * self.lookahead * self.budget
-        room -= sum(int(self.tokens[index]) for _, index, _ in self._carried)
+        room -= sum(int(self._read_tokens[index]) for _, index, _ in self._carried)
         number = sum(source.drawn for source in self._sources)
         total = sum(source.tokens for source in self._sources)
         draws = []
         while True:
-            # of the streams not ahead of their share, the one that would first be a whole sample behind it
+            # of the streams not ahead of their share, the one that would first be a whole read behind it
             n, source = min(
                 enumerate(self._sources),
                 key=lambda s: (s[1].tokens > s[1].weight * total, (s[1].tokens + self._largest) / s[1].weight),
             )
             index = source.peek()
-            tokens = int(self.tokens[index])
+            tokens, size = int(self._read_tokens[index]), int(self._sizes[index])
             if tokens > room:
                 return draws
             draws.append((number, index, n))
-            source.drawn += 1
+            source.drawn += size
             source.tokens += tokens
-            number, total, room = number + 1, total + tokens, room - tokens
+            number, total, room = number + size, total + tokens, room - tokens
+
+    def _count(self, draws: list[tuple[int, int, int]]) -> np.ndarray:
+        """[streams]: the samples of these draws."""
+        counts = np.zeros(len(self._sources), np.int64)
+        for _, index, stream in draws:
+            counts[stream] += self._sizes[index]
+        return counts
 
     def _per_stream(self, draws: list[tuple[int, int, int]]) -> np.ndarray:
-        """[1, streams]: draws made so far but for `draws`."""
-        counts = np.bincount(np.array([stream for *_, stream in draws], dtype=int), minlength=len(self._sources))
-        return np.array([[source.drawn for source in self._sources]]) - counts
+        """[1, streams]: samples drawn so far but for those of `draws`."""
+        return np.array([[source.drawn for source in self._sources]]) - self._count(draws)
 
     # --- state ---
 
@@ -266,6 +303,7 @@ class Plan:
 
     def _identify(self) -> dict[str, Any]:
         mix = [part for source in self._sources for part in (source.index, np.array([source.weight]))]
+        together = {} if (self._sizes == 1).all() else {"reads": _print([self._sizes])}
         return {
             "samples": len(self.tokens),
             "tokens": int(self.tokens.sum()),
@@ -275,7 +313,7 @@ class Plan:
                 "run.seed": self.seed,
                 "lookahead": self.lookahead,
             },
-            "prints": {"tokens": _print([self.tokens]), "costs": _print([self.cost]), "mix": _print(mix)},
+            "prints": {"tokens": _print([self.tokens]), "costs": _print([self.cost]), "mix": _print(mix), **together},
         }
 
     def _refuse_other(self, state: dict[str, Any]) -> None:
@@ -286,13 +324,13 @@ class Plan:
             raise UserError(
                 f"this run began with {state['samples']} samples, the data set now has {now['samples']}: {fix}"
             )
-        changed = [name for name in now["prints"] if now["prints"][name] != state["prints"].get(name)]
+        changed = [n for n in (*now["prints"], "reads") if now["prints"].get(n) != state["prints"].get(n)]
         if "tokens" in changed:
             raise UserError(
                 f"the sizes or the order of the {now['samples']} samples have changed since this run began "
                 f"({state['tokens']} tokens then, {now['tokens']} now): {fix}"
             )
-        if changed:
+        if changed and "reads" not in changed:  # else what changed them comes first
             what = {"costs": "the cost of samples (from the model's width)", "mix": "the sources or their weights"}
             raise UserError(f"{what[changed[0]]} changed since this run began: change it back, or start a new run.dir")
         for key, value in now["packing"].items():
@@ -301,38 +339,11 @@ class Plan:
                     f"{key} was {state['packing'].get(key)} when this run began, is {value}: "
                     "change it back, or start a new run.dir"
                 )
-
-
-def place(
-    order: Sequence[int], tokens: Sequence[int], cost: Sequence[float], *, packs: int, budget: int
-) -> tuple[list[list[int]], list[int]]:
-    """Puts each of `order` (places in `tokens` and `cost`) into the pack that costs least so far and has room for it.
-
-    Returns the packs, and those for which none had room. Costs are above 0, so no pack gets a second sample while
-    another is empty. O(log packs) a sample when `order` goes from large to small.
-    """
-    filled: list[list[int]] = [[] for _ in range(packs)]
-    room, spent = [budget] * packs, [0.0] * packs
-    cheapest = [(0.0, p) for p in range(packs)]  # a heap
-    full: list[tuple[int, int]] = []  # a heap by room of the packs that had none for a sample
-    left = []
-    for i in order:
-        need = tokens[i]
-        while full and -full[0][0] >= need:
-            p = heapq.heappop(full)[1]
-            heapq.heappush(cheapest, (spent[p], p))
-        while cheapest and room[cheapest[0][1]] < need:
-            p = heapq.heappop(cheapest)[1]
-            heapq.heappush(full, (-room[p], p))
-        if not cheapest:
-            left.append(i)
-            continue
-        p = cheapest[0][1]
-        filled[p].append(i)
-        room[p] -= need
-        spent[p] += cost[i]
-        heapq.heapreplace(cheapest, (spent[p], p))
-    return filled, left
+        if changed:
+            raise UserError(
+                "which windows are read together changed since this run began: set data.frames_per_read back "
+                "(null where the run had none), or start a new run.dir"
+            )
 
 
 def _print(arrays: Sequence[np.ndarray]) -> str:
@@ -340,3 +351,10 @@ def _print(arrays: Sequence[np.ndarray]) -> str:
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def _spread(values: np.ndarray, places: np.ndarray, length: int) -> np.ndarray:
+    """[length]: the values at their places, 0 elsewhere."""
+    spread = np.zeros(length, values.dtype)
+    spread[places] = values
+    return spread

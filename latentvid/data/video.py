@@ -4,32 +4,35 @@ Axes: F frames, H height, W width. Frames are uint8 tensors [F,H,W,3], RGB, 0..2
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import av
 import numpy as np
 import torch
-from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from latentvid.data.containers import is_cut
 from latentvid.data.packets import Packets, frame_times, truncated
+from latentvid.data.pixels import Frames, Windows, quarter_turns
 from latentvid.errors import ClipError
+
+T = TypeVar("T")
 
 IMAGE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 VIDEO_ENDINGS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".ts", ".mpg", ".mpeg"})
 
-# swscale's quick paths are a grey level off on average; these cost about 0.4 ms more per 256x256 frame
-ACCURATE = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 # packets of these codecs may be invisible or hold two frames, so that only decoding counts frames
 _PACKETS_ARE_NOT_FRAMES = frozenset({"vp8", "mpeg4", "msmpeg4v3"})
 _MARKS_UNREFERENCED = frozenset({"h264"})  # certain for every later frame (HEVC's marks are for its own layer only)
-_UNTAGGED = 2  # AVCOL_SPC_UNSPECIFIED
 _STORES_DISPLAY_TIMES = ("mov", "matroska", "mpegts", "flv")  # AVI and raw streams do not: their times are guesses
+
+
+Sink = TypeVar("Sink", Frames, Windows)  # what takes decoded frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,7 @@ def probe(path: str | os.PathLike) -> VideoInfo:
             raise ClipError(path, "no-video", "holds no video frame; remove it from the manifest")
         fps = float(stream.average_rate or stream.guessed_rate or 0)
         height, width = stream.height, stream.width
-        if _quarter_turns(first) % 2:
+        if quarter_turns(first) % 2:
             height, width = width, height
     return VideoInfo(frames=frames, fps=fps, height=height, width=width)
 
@@ -76,18 +79,27 @@ def read_frames(path: str | os.PathLike, start: int = 0, frames: int | None = No
         raise ValueError(f"read_frames wants start >= 0 and frames >= 1 (or None), got start={start}, frames={frames}")
     _check_file(path)
     if _is_image(path):
-        pixels = _read_image(path)[None]
-        if start > 0 or frames not in (None, 1):
-            raise _too_short(path, 1, start, frames)
-        return torch.from_numpy(pixels)
-    window = None
-    if start:
-        with _opened_video(path, threads) as (container, stream):
-            window = _decode_after_seek(path, container, stream, start, frames)
-    if window is None:
-        with _opened_video(path, threads) as (container, stream):
-            window = _decode_from_start(path, container, stream, start, frames)
-    return torch.from_numpy(window)
+        return _image_as_clip(path, start, frames)
+    return _read(path, start, frames, partial(Frames, path), threads).pixels()
+
+
+def read_windows(
+    path: str | os.PathLike, starts: Sequence[int], frames: int, then: Callable[[Tensor], T], *, threads: int = 1
+) -> list[T]:
+    """Decodes the windows [start, start + frames) of a file in one go, so that what lies before and between them is
+    decoded once: `then` of each one's uint8 [F,H,W,3], in the order of `starts`.
+
+    A window is handed to `then` as soon as it is whole, and not kept. Otherwise as `read_frames`, with its errors.
+    """
+    if not starts or min(starts) < 0 or frames < 1:
+        raise ValueError(f"read_windows wants starts >= 0 and frames >= 1, got starts={starts}, frames={frames}")
+    _check_file(path)
+    if _is_image(path):
+        return [then(_image_as_clip(path, start, frames)) for start in starts]
+    first = min(starts)
+    offsets = [start - first for start in starts]
+    read = _read(path, first, max(offsets) + frames, lambda _: Windows(path, offsets, frames, then), threads)
+    return read.results
 
 
 def read_chunks(path: str | os.PathLike, first: int, later: int, *, threads: int = 1) -> Iterator[Tensor]:
@@ -99,16 +111,16 @@ def read_chunks(path: str | os.PathLike, first: int, later: int, *, threads: int
         raise ValueError(f"read_chunks wants chunks of at least 1 frame, got {first} and {later}")
     _check_file(path)
     if _is_image(path):
-        yield torch.from_numpy(_read_image(path)[None])
+        yield _image_as_clip(path)
         return
-    window, seen = _Window(path, first), 0
+    window, seen = Frames(path, first), 0
     with _opened_video(path, threads) as (container, stream):
         for frame in _sound(path, _decoded(path, container, stream)):
             seen += 1
             if window.add(frame):
-                yield torch.from_numpy(window.restart(later))
+                yield window.restart(later)
     if window.filled:
-        yield torch.from_numpy(window.pixels())
+        yield window.pixels()
     if not seen:
         raise _too_short(path, 0, 0, None)
 
@@ -146,6 +158,14 @@ def _opened_image(path: str | os.PathLike) -> Iterator[Image.Image]:
         if "truncated" in str(error).lower():
             raise truncated(path) from error
         raise ClipError(path, "unreadable", f"cannot be read as an image ({error}); save it again as PNG") from error
+
+
+def _image_as_clip(path: str | os.PathLike, start: int = 0, frames: int | None = None) -> Tensor:
+    """-> uint8 [1,H,W,3]"""
+    pixels = _read_image(path)[None]
+    if start > 0 or frames not in (None, 1):
+        raise _too_short(path, 1, start, frames)
+    return torch.from_numpy(pixels)
 
 
 def _read_image(path: str | os.PathLike) -> np.ndarray:
@@ -221,9 +241,28 @@ def _sound(path: str | os.PathLike, frames: Iterator[Any]) -> Iterator[Any]:
         yield frame
 
 
+def _read(
+    path: str | os.PathLike, start: int, frames: int | None, make: Callable[[int | None], Sink], threads: int
+) -> Sink:
+    """What `make(frames)` gives, with the frames [start, start + frames) added; None: all from `start` on."""
+    sink = None
+    if start:
+        with _opened_video(path, threads) as (container, stream):
+            sink = _decode_after_seek(path, container, stream, start, frames, make)
+    if sink is None:
+        with _opened_video(path, threads) as (container, stream):
+            sink = _decode_from_start(path, container, stream, start, frames, make(frames))
+    return sink
+
+
 def _decode_after_seek(
-    path: str | os.PathLike, container: Any, stream: Any, start: int, frames: int | None
-) -> np.ndarray | None:
+    path: str | os.PathLike,
+    container: Any,
+    stream: Any,
+    start: int,
+    frames: int | None,
+    make: Callable[[int | None], Sink],
+) -> Sink | None:
     """Decodes from the key frame before the window; None where times cannot vouch that the window is exact."""
     if stream.codec_context.name in _PACKETS_ARE_NOT_FRAMES or not container.format.name.startswith(
         _STORES_DISPLAY_TIMES
@@ -242,87 +281,25 @@ def _decode_after_seek(
         tries = [(keys[-1], True), *tries] if keys else []
     for key, lean in tries:
         container.seek(key, stream=stream)
-        window = _Window(path, count)
+        sink = make(count)
         for frame in _decoded(path, container, stream, wanted[0] if lean else None):
             if frame.pts is None or frame.pts < wanted[0]:
                 continue
-            if frame.pts != wanted[window.filled] or frame.is_corrupt:
+            if frame.pts != wanted[sink.filled] or frame.is_corrupt:
                 break  # a frame is missing: try from further back
-            if window.add(frame):
-                return window.pixels()
+            if sink.add(frame):
+                return sink
     return None
 
 
 def _decode_from_start(
-    path: str | os.PathLike, container: Any, stream: Any, start: int, frames: int | None
-) -> np.ndarray:
-    window, seen = _Window(path, frames), 0
+    path: str | os.PathLike, container: Any, stream: Any, start: int, frames: int | None, sink: Sink
+) -> Sink:
+    seen = 0
     for frame in _sound(path, _decoded(path, container, stream)):
         seen += 1
-        if seen > start and window.add(frame):
+        if seen > start and sink.add(frame):
             break
-    if window.filled == 0 or (frames is not None and window.filled < frames):
+    if sink.filled == 0 or (frames is not None and sink.filled < frames):
         raise _too_short(path, seen, start, frames)
-    return window.pixels()
-
-
-def _quarter_turns(frame: Any) -> int:
-    """Counter-clockwise quarter turns that make the frame upright."""
-    return round(frame.rotation / 90) % 4
-
-
-def _rows(frame: Any) -> np.ndarray:
-    """uint8 [H,W,3] of an rgb24 frame, in the frame's own memory."""
-    plane = frame.planes[0]  # its rows may be longer than the picture is wide
-    return (
-        np.frombuffer(plane, np.uint8)
-        .reshape(-1, plane.line_size)[: frame.height, : 3 * frame.width]
-        .reshape(frame.height, frame.width, 3)
-    )
-
-
-class _Window:
-    """RGB frames of one clip; a known length is filled in place, so that nothing is held twice."""
-
-    def __init__(self, path: str | os.PathLike, length: int | None):
-        self.path = path
-        self.length = length
-        self.filled = 0
-        self._array: np.ndarray | None = None
-        self._list: list[np.ndarray] = []
-        self._shape: tuple[int, ...] | None = None
-        self._reformatter = VideoReformatter()
-
-    def add(self, frame: Any) -> bool:
-        """Converts and keeps a decoded frame; True when the window is full."""
-        if frame.colorspace == _UNTAGGED:  # what players assume of an untagged file
-            matrix = Colorspace.ITU709 if frame.height >= 720 else Colorspace.ITU601
-        else:
-            matrix = None
-        rgb = _rows(
-            self._reformatter.reformat(frame, format="rgb24", src_colorspace=matrix, interpolation=ACCURATE, threads=1)
-        )
-        turns = _quarter_turns(frame)
-        if turns:
-            rgb = np.rot90(rgb, turns)
-        if rgb.shape != (self._shape or rgb.shape):
-            raise ClipError(self.path, "unreadable", "changes its size half-way; cut it there or export it again")
-        self._shape = rgb.shape
-        if self.length is None:
-            self._list.append(rgb.copy())
-        else:
-            if self._array is None:
-                self._array = np.empty((self.length, *rgb.shape), np.uint8)
-            self._array[self.filled] = rgb
-        self.filled += 1
-        return self.filled == self.length
-
-    def pixels(self) -> np.ndarray:
-        """-> uint8 [F,H,W,3]"""
-        return np.stack(self._list) if self._array is None else self._array[: self.filled]
-
-    def restart(self, length: int) -> np.ndarray:
-        """The pixels so far; `length` more, of the same size, are kept from here on."""
-        pixels = self.pixels()
-        self.length, self.filled, self._array = length, 0, None
-        return pixels
+    return sink
