@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -20,14 +21,19 @@ from ..errors import ClipError, UserError
 from ..rng import generator
 from .columns import Column, Lookup, distinct_rows
 from .manifest import Manifest, read_manifest
+from .plan import Draw
 from .quarantine import Hangs, Quarantine, Watched
+from .reads import group, runs
 from .samples import Dropped, Samples, dropped_by_reason
 from .transforms import fit, from_uint8, legal_frames, legal_size
-from .video import read_frames
+from .video import read_windows
 
 logger = logging.getLogger(__name__)
 
+Change = Callable[[Tensor], Tensor]  # uint8 [F,H,W,3] to the like
+
 TIMEOUT_S = 120.0  # a read that takes longer hangs
+FRAMES_PER_READ = 128  # decoded in one go at most, where windows are read in the order of their files
 MOST_BAD = 100  # files that one load tries in vain before the storage, not the files, must be what is broken
 
 
@@ -158,9 +164,29 @@ class ClipSource:
     def path(self, index: int) -> str:
         return self.samples.path(self.windows.sample[index])
 
+    def reads(self, tokens: np.ndarray, *, frames: int, most_tokens: int) -> np.ndarray:
+        """int64 [windows]: the windows of one number are to be read together, for `Plan`.
+
+        They follow each other in a file, have at most so many frames and `tokens` (of each window) together, and are
+        as many as that allows, the reads of a file alike in size; a window that has more by itself is read alone.
+        """
+        lengths = self.windows.sizes.map(lambda size: size[0]).array()
+        return group(self.windows.sample, np.minimum(frames // lengths, most_tokens // np.asarray(tokens)))
+
     def read(self, index: int) -> Tensor:
         """The whole window's video [3,F,H,W] as it lies in the manifest's tiling; raises ClipError."""
         return from_uint8(self._read(index, self.windows[index].start))
+
+    def read_each(self, indices: Sequence[int]) -> Iterator[Tensor | ClipError]:
+        """`read` of each, or what it raises; windows that follow each other in a file are decoded in one go."""
+        starts = [self.windows[index].start for index in indices]
+        for run in self._runs(indices, starts, FRAMES_PER_READ):
+            together = self._read_together([indices[i] for i in run], [starts[i] for i in run])
+            for place, i in enumerate(run):
+                try:
+                    yield self.read(indices[i]) if together is None else from_uint8(together[place])
+                except ClipError as error:
+                    yield error
 
     def start(self, index: int, seed: int, number: int) -> int:
         """First frame that `load` reads: the window moves by whole frames within what its clip has beyond its
@@ -179,7 +205,7 @@ class ClipSource:
         failed: dict[int, ClipError] = {}
         for at in self._candidates(index, failed):
             try:
-                pixels = self._read(at, self.start(at, seed, number))
+                pixels = self._read(at, self.start(at, seed, number), partial(self._augment, seed, number))
             except ClipError as error:
                 failed[self.windows.sample[at]] = error
                 if len(failed) == MOST_BAD:
@@ -187,9 +213,27 @@ class ClipSource:
                         f"{MOST_BAD} files in a row cannot be read: is their storage there? {error}"
                     ) from None
                 continue
-            return Clip(self._augment(pixels, seed, number), self.caption(at), at, replaced=at != index)
+            return Clip(pixels, self.caption(at), at, replaced=at != index)
         faults = "; ".join(str(error) for error in [*failed.values()][:3])
         raise UserError(f"no readable clip of shape {self.shapes[index]} is left: {faults}")
+
+    def load_each(self, draws: Sequence[Draw], seed: int) -> Iterator[Clip]:
+        """`load` of each draw; windows that follow each other in a file and in `draws` are decoded in one go."""
+        indices, numbers = [draw.index for draw in draws], [draw.number for draw in draws]
+        starts = [self.start(index, seed, number) for number, index in draws]
+        for run in self._runs(indices, starts):
+            changes = [partial(self._augment, seed, numbers[i]) for i in run]
+            together = self._read_together([indices[i] for i in run], [starts[i] for i in run], changes)
+            for place, i in enumerate(run):
+                if together is None:
+                    yield self.load(indices[i], seed, numbers[i])
+                else:
+                    yield Clip(together[place], self.caption(indices[i]), indices[i])
+
+    def _runs(self, indices: Sequence[int], starts: Sequence[int], most: int | None = None) -> Iterator[range]:
+        """Places in `indices` that are to be decoded in one go, of at most so many frames."""
+        frames = [self.windows[index].frames for index in indices]
+        return runs(self.windows.sample[list(indices)], starts, frames, most)
 
     def _candidates(self, index: int, failed: Container[int]) -> Iterator[int]:
         """The window, then the next ones of its shape, around the end; those of files that have failed come last."""
@@ -204,22 +248,41 @@ class ClipSource:
                 yield int(at)
         yield from later
 
-    def _read(self, index: int, start: int) -> Tensor:
-        """uint8 [F,H,W,3]"""
+    def _decode(self, index: int, starts: Sequence[int], changes: Sequence[Change]) -> list[Tensor]:
+        """uint8 [F,H,W,3] for each start, in the file of window `index`, after its change; raises ClipError, Hangs."""
         w, path = self.windows[index], self.path(index)
         self.quarantine.check(path)
+
+        def finish(place: int, frames: Tensor) -> Tensor:
+            return changes[place](fit(frames, w.height, w.width))
+
+        return self._watched(read_windows, path, starts, w.frames, finish)
+
+    def _read(self, index: int, start: int, change: Change = torch.Tensor.contiguous) -> Tensor:
+        """uint8 [F,H,W,3]; a fault puts the file into quarantine."""
         try:
-            frames = self._watched(read_frames, path, start, w.frames)
+            return self._decode(index, [start], [change])[0]
         except (ClipError, Hangs) as fault:
-            error = fault
+            error, path = fault, self.path(index)
             if isinstance(fault, Hangs):
                 error = ClipError(path, "hangs", f"cannot be read ({fault}); copy or export it again")
             if self.quarantine.add(error):
                 logger.warning("cannot be used (%d files so far): %s", len(self.quarantine.reasons), error)
             raise error from None
-        return fit(frames, w.height, w.width)
 
-    def _augment(self, pixels: Tensor, seed: int, number: int) -> Tensor:
+    def _read_together(
+        self, indices: Sequence[int], starts: Sequence[int], changes: Sequence[Change] | None = None
+    ) -> list[Tensor] | None:
+        """uint8 [F,H,W,3] of each of several windows of a file; None where one is alone, or where they must be read one
+        by one: only that tells which of them are at fault."""
+        if len(indices) == 1:
+            return None
+        try:
+            return self._decode(indices[0], starts, changes or [torch.Tensor.contiguous] * len(indices))
+        except (ClipError, Hangs):
+            return None
+
+    def _augment(self, seed: int, number: int, pixels: Tensor) -> Tensor:
         side = self.transform.crop
         if side is not None:
             free = torch.tensor([max(0, n - side) for n in pixels.shape[1:3]])

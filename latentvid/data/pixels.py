@@ -102,11 +102,12 @@ class Frames:
 class Windows(Generic[T]):
     """Several windows of frames that are decoded in one go; each goes to `then` when it is whole, and is let go.
 
-    offsets: first frame of each window, counted from the first that is added. results: what `then` made of each.
+    offsets: first frame of each window, counted from the first that is added. then: is given a window's place in
+    `offsets` and its uint8 [F,H,W,3]. results: what it made of each.
     """
 
     def __init__(
-        self, path: str | os.PathLike, offsets: Sequence[int], frames: int, then: Callable[[Tensor], T]
+        self, path: str | os.PathLike, offsets: Sequence[int], frames: int, then: Callable[[int, Tensor], T]
     ) -> None:
         self.offsets, self.frames, self.then = offsets, frames, then
         self.filled = 0
@@ -125,7 +126,7 @@ class Windows(Generic[T]):
                 self._open[n] = _empty(self.frames, planes, apart=True)  # mixed after resizing and cropping: less to do
             self._open[n][place] = planes
             if place == self.frames - 1:
-                self.results[n] = self.then(torch.from_numpy(self._open.pop(n).transpose(0, 2, 3, 1)))
+                self.results[n] = self.then(n, torch.from_numpy(self._open.pop(n).transpose(0, 2, 3, 1)))
                 self._left -= 1
         self.filled += 1
         return self._left == 0

@@ -84,10 +84,10 @@ def read_frames(path: str | os.PathLike, start: int = 0, frames: int | None = No
 
 
 def read_windows(
-    path: str | os.PathLike, starts: Sequence[int], frames: int, then: Callable[[Tensor], T], *, threads: int = 1
+    path: str | os.PathLike, starts: Sequence[int], frames: int, then: Callable[[int, Tensor], T], *, threads: int = 1
 ) -> list[T]:
     """Decodes the windows [start, start + frames) of a file in one go, so that what lies before and between them is
-    decoded once: `then` of each one's uint8 [F,H,W,3], in the order of `starts`.
+    decoded once: of each, in the order of `starts`, what `then` makes of its place in that and its uint8 [F,H,W,3].
 
     A window is handed to `then` as soon as it is whole, and not kept. Otherwise as `read_frames`, with its errors.
     """
@@ -95,7 +95,7 @@ def read_windows(
         raise ValueError(f"read_windows wants starts >= 0 and frames >= 1, got starts={starts}, frames={frames}")
     _check_file(path)
     if _is_image(path):
-        return [then(_image_as_clip(path, start, frames)) for start in starts]
+        return [then(n, _image_as_clip(path, start, frames)) for n, start in enumerate(starts)]
     first = min(starts)
     offsets = [start - first for start in starts]
     read = _read(path, first, max(offsets) + frames, lambda _: Windows(path, offsets, frames, then), threads)

@@ -51,6 +51,11 @@ class Data:
     )
     image_share: float | None = _help("share of the tokens that are images'; null leaves it to the data", default=None)
     max_frames: int = _help("frames of a window; longer clips are cut into windows that follow each other", default=17)
+    frames_per_read: int | None = _help(
+        "windows of a clip that are decoded together, and share a pack, have at most so many frames, and a quarter of "
+        "the pack; null reads each by itself",
+        default=128,
+    )
     max_area: int | None = _help("largest height x width in pixels; null keeps the native size", default=None)
     flip: bool = _help("mirror half of the samples; not for captions that say left or right", default=False)
     tokens_per_pack: int = _help("most tokens in a pack (the unit of memory)", default=4096)
@@ -59,7 +64,8 @@ class Data:
     timeout_s: float = _help("a clip that takes longer to read hangs, and is replaced by another", default=120.0)
 
     def __post_init__(self) -> None:
-        _at_least(self, max_frames=1, max_area=1, tokens_per_pack=1, packs_per_step=1, workers=0, timeout_s=1e-3)
+        _at_least(self, max_frames=1, frames_per_read=1, max_area=1)
+        _at_least(self, tokens_per_pack=1, packs_per_step=1, workers=0, timeout_s=1e-3)
         if any(weight <= 0 for weight in self.weights):
             raise ValueError(f"weights={list(self.weights)} must be above 0")
         if self.image_share is not None and not 0 <= self.image_share <= 1:

@@ -216,8 +216,7 @@ class DitTask:
 
     def _from_clips(self, draws: Sequence[Draw]) -> dict[str, Any]:
         videos, captions, replaced = Stacks(self.source.shapes[draw.index] for draw in draws), [], 0
-        for draw in draws:
-            clip = self.source.load(draw.index, self.config.run.seed, draw.number)
+        for draw, clip in zip(draws, self.source.load_each(draws, self.config.run.seed), strict=True):
             videos.append(clip.pixels)
             captions.append("" if self._drops(draw) else clip.caption)
             replaced += clip.replaced

@@ -65,11 +65,9 @@ class Encoder:
         by_shape: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
         bad: list[tuple[str, str]] = []
         entries: dict[int, Encoded] = {}
-        for index in indices:
-            try:
-                video = self.source.read(index)
-            except ClipError as error:
-                bad.append((error.path, error.reason))
+        for index, video in zip(indices, self.source.read_each(indices), strict=True):
+            if isinstance(video, ClipError):
+                bad.append((video.path, video.reason))
                 continue
             group = by_shape.setdefault(tuple(video.shape), [])
             group.append((index, video))

@@ -35,11 +35,15 @@ MAY_CHANGE = (
     "run.dir",
     "run.dry_run",
 )
+READ_SHARE = 1 / 4  # of a pack, that the windows of one read take at most
 
 
 def make_plan(config: TrainingConfig, task: Task) -> Plan:
     """The run's steps, from its configuration and data alone."""
-    data = config.data
+    data, reads = config.data, None
+    if task.clips is not None and data.frames_per_read is not None:
+        most = int(data.tokens_per_pack * READ_SHARE)
+        reads = task.clips.reads(task.tokens, frames=data.frames_per_read, most_tokens=most)
     return Plan(
         task.tokens,
         budget=data.tokens_per_pack,
@@ -47,6 +51,7 @@ def make_plan(config: TrainingConfig, task: Task) -> Plan:
         seed=config.run.seed,
         cost=task.costs,
         streams=make_streams(task.source_of, task.is_image, data.weights, data.image_share),
+        reads=reads,
     )
 
 

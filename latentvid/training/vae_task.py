@@ -177,14 +177,14 @@ class VaeTask:
         shapes = [self.source.shapes[draw.index] for draw in draws]
         videos, noises, numbers = Stacks(shapes), defaultdict(list), defaultdict(list)
         seed, replaced = self.config.run.seed, 0
-        for (number, index), shape in zip(draws, shapes, strict=True):
-            clip = self.source.load(index, seed, number)
+        clips = self.source.load_each(draws, seed)
+        for (number, index), shape, clip in zip(draws, shapes, clips, strict=True):
             videos.append(clip.pixels)
             replaced += clip.replaced
-            del clip  # its memory serves the next
             noise = torch.randn(self.channels, *self.grids[index], generator=generator(seed, number, "posterior"))
             noises[shape].append(noise)
             numbers[shape].append(number)
+            del clip  # its memory serves the next
         groups = [
             ClipGroup(video, torch.stack(noises[shape]), tuple(numbers[shape]))
             for shape, video in videos.tensors().items()

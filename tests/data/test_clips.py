@@ -18,7 +18,7 @@ from latentvid.data.clips import ClipSource, Transform, Window, open_sources
 from latentvid.data.manifest import Manifest, Sample, read_manifest, write_manifest
 from latentvid.data.quarantine import Quarantine
 from latentvid.data.transforms import legal_frames, legal_size, to_uint8
-from latentvid.data.video import read_frames
+from latentvid.data.video import read_windows
 from latentvid.data.writing import write_video
 from latentvid.errors import ClipError, UserError
 
@@ -269,9 +269,9 @@ def hanging(monkeypatch):
     def read(path, *arguments):
         if Path(path).name in names:
             release.wait()
-        return read_frames(path, *arguments)
+        return read_windows(path, *arguments)
 
-    monkeypatch.setattr("latentvid.data.clips.read_frames", read)
+    monkeypatch.setattr("latentvid.data.clips.read_windows", read)
     yield names
     release.set()
 
@@ -301,12 +301,12 @@ def test_the_good_windows_of_a_damaged_file_stay_whoever_comes_first(tmp_path, m
     for name in "abc":
         make_clip(tmp_path / f"{name}.mp4", 34)
 
-    def read(path, start, frames):
-        if Path(path).name == "b.mp4" and start > 0:
+    def read(path, starts, *arguments):
+        if Path(path).name == "b.mp4" and max(starts) > 0:
             raise ClipError(path, "unreadable", "has damaged frames")
-        return read_frames(path, start, frames)
+        return read_windows(path, starts, *arguments)
 
-    monkeypatch.setattr("latentvid.data.clips.read_frames", read)
+    monkeypatch.setattr("latentvid.data.clips.read_windows", read)
     samples = [Sample(str(tmp_path / f"{name}.mp4"), name, 34, 8.0, 32, 32) for name in "abc"]
     sources = [ClipSource(listing(*samples), PLAIN) for _ in range(2)]
     for order, clips in zip(([2, 3], [3, 2]), sources, strict=True):
