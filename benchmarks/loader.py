@@ -1,63 +1,87 @@
-"""How much of bare decoding's speed the data path keeps, and whether its memory stays flat.
+"""What reading clips costs: useful frames a processor's second beside bare decoding; start-up; cached latents.
 
-.venv/bin/python benchmarks/loader.py [--files DIR] [--max-area 65536] [--loads 5000]
+.venv/bin/python benchmarks/loader.py [--files CLIP_OR_FOLDER ...] [--part decode path start latents] [--json OUT]
 
-Both sides decode the same windows of the same files in the same order, one process and one decoder thread each, by
-turns; the median of the ratios is shown, by the clock and (for busy machines) by the decoding process's processor time:
-  bare  PyAV alone: open, seek to the key frame before the window, decode, convert to RGB (as accurately) into an array
-  ours  ClipSource -> VaeTask's packs -> iterate_steps, with 0 and with 1 loader process; no model
-Clips are made for it (320x240, 100 frames, moving noise and shapes, H.264, key frames every 12, 48 and 250 frames);
---files takes footage of yours instead.
+decode   windows of 17 frames, at native size, drawn at random: each by itself by bare PyAV (open, seek to the key frame
+         before, decode, convert to RGB as swscale does by default, or as accurately as latentvid), by torchcodec where
+         it can be imported, and by ClipSource; and by ClipSource in the reads that training's plan makes of them
+path     the whole way to packs: ClipSource -> VaeTask -> iterate_steps, in the training process and in a loader
+         process, at native size and resized, beside bare accurate PyAV, which neither resizes nor packs
+start    from nothing to the first pack, with and without the facts of the files in the manifest
+latents  packs for the transformer from a cache of latents, beside encoding the clips as they come (untrained parts)
+
+All sides of a row take the same windows in the same order by turns, in one process with one decoder thread; shown are
+medians of `--repeats` rounds with the lowest and the highest. Clips are made for it (1280x720, 500 frames, a textured
+ground that pans, a disc, a little noise, H.264, key frames every 250, 48 and 16 frames); --files takes yours, a row
+each.
 """
 
 import argparse
+import json
 import multiprocessing
 import os
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import av
 import numpy as np
 import torch
-from av.video.reformatter import Colorspace, VideoReformatter
+from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
-from latentvid.data.manifest import Sample, write_manifest
+from latentvid.data.clips import ClipSource, Transform
+from latentvid.data.manifest import Manifest, Sample, read_manifest, write_manifest
+from latentvid.data.pixels import ACCURATE
 from latentvid.data.plan import Draw, Plan
-from latentvid.data.video import ACCURATE, VIDEO_ENDINGS, probe
-from latentvid.training.config import VaeConfig
+from latentvid.data.video import VIDEO_ENDINGS, probe
+from latentvid.training.config import Data, DitConfig, VaeConfig
 from latentvid.training.load import load_config
 from latentvid.training.loader import iterate_steps
+from latentvid.training.setup import make_plan
 from latentvid.training.vae_task import VaeTask
 
-GOPS = (12, 48, 250)
+try:
+    from torchcodec.decoders import VideoDecoder
+except (ImportError, RuntimeError, OSError):  # not installed, or without a FFmpeg that it can use
+    VideoDecoder = None
+
+GOPS = (250, 48, 16)
+FRAMES = 17
 UNTAGGED_IS = (Colorspace.ITU601, Colorspace.ITU709)
 
 
-def make_clips(folder: Path, count: int) -> list[Path]:
-    """Textured ground that pans, a disc that crosses it, a little noise: about as hard to decode as footage."""
+def make_clips(folder: Path, frames: int) -> list[Path]:
+    """About as hard to decode as footage; a file for each distance of key frames."""
     rng = np.random.default_rng(0)
-    ground = np.kron(rng.integers(40, 216, (60, 80, 3)), np.ones((8, 8, 1))).astype(np.float32)  # [480,640,3]
-    y, x = np.mgrid[:240, :320]
-    paths = []
-    for n in range(count):
-        path = folder / f"{n:03d}-gop{GOPS[n % 3]}.mp4"
-        with av.open(str(path), "w") as container:
-            stream = container.add_stream("libx264", rate=24, options={"g": str(GOPS[n % 3]), "preset": "veryfast"})
-            stream.height, stream.width, stream.pix_fmt = 240, 320, "yuv420p"
-            for t in range(100):
-                frame = ground[t : t + 240, 2 * t : 2 * t + 320] + rng.normal(0, 4, (240, 320, 1))
-                disc = (y - 120 - 60 * np.sin(t / 9 + n)) ** 2 + (x - 3 * t) ** 2 < 1600
-                frame[disc] = 255 - frame[disc]
-                picture = av.VideoFrame.from_ndarray(frame.clip(0, 255).astype(np.uint8), format="rgb24")
-                container.mux(stream.encode(picture))
-            container.mux(stream.encode(None))
-        paths.append(path)
+    ground = np.kron(rng.integers(40, 216, (170, 290, 3)), np.ones((8, 8, 1))).astype(np.float32)  # [1360,2320,3]
+    noise = rng.normal(0, 4, (800, 1360, 1)).astype(np.float32)
+    y, x = np.mgrid[:720, :1280]
+    paths = [folder / f"gop{gop}.mp4" for gop in GOPS]
+    outputs = [av.open(str(path), "w") for path in paths]
+    streams = []
+    for gop, output in zip(GOPS, outputs, strict=True):
+        options = {"g": str(gop), "keyint_min": str(gop), "sc_threshold": "0", "preset": "veryfast"}
+        streams.append(output.add_stream("libx264", rate=24, options=options))
+        streams[-1].height, streams[-1].width, streams[-1].pix_fmt = 720, 1280, "yuv420p"
+    for t in range(frames):
+        dy, dx = rng.integers(0, 80, 2)
+        frame = ground[t : t + 720, 2 * t : 2 * t + 1280] + noise[dy : dy + 720, dx : dx + 1280]
+        disc = (y - 360 - 180 * np.sin(t / 9)) ** 2 + (x - 3 * t) ** 2 < 14400
+        frame[disc] = 255 - frame[disc]
+        rgb = av.VideoFrame.from_ndarray(frame.clip(0, 255).astype(np.uint8), format="rgb24")
+        picture = rgb.reformat(format="yuv420p")
+        picture.pts = t
+        for output, stream in zip(outputs, streams, strict=True):
+            output.mux(stream.encode(picture))
+    for output, stream in zip(outputs, streams, strict=True):
+        output.mux(stream.encode(None))
+        output.close()
     return paths
 
 
-def bare(path: str, start: int, frames: int) -> list[np.ndarray]:
+def bare(path: str, start: int, interpolation: Interpolation | None = ACCURATE) -> list[np.ndarray]:
     """uint8 [H,W,3] a frame, as a short program of PyAV would read them, trusting constant frame times."""
     reformatter = VideoReformatter()
     with av.open(path) as container:
@@ -71,44 +95,95 @@ def bare(path: str, start: int, frames: int) -> list[np.ndarray]:
             if frame.pts >= wanted:
                 matrix = UNTAGGED_IS[frame.height >= 720] if frame.colorspace == 2 else None
                 rgb = reformatter.reformat(
-                    frame, format="rgb24", src_colorspace=matrix, interpolation=ACCURATE, threads=1
+                    frame, format="rgb24", src_colorspace=matrix, interpolation=interpolation, threads=1
                 )
                 pictures.append(rgb.to_ndarray())
-            if len(pictures) == frames:
+            if len(pictures) == FRAMES:
                 return pictures
-    raise ValueError(f"{path} has no {frames} frames from {start} on")
+    raise ValueError(f"{path} has no {FRAMES} frames from {start} on")
 
 
-class Side:
-    """The data path of a VAE's training over these files, in packs of four windows of 320x240."""
+def torchcodec(path: str, start: int) -> torch.Tensor:
+    """uint8 [F,H,W,3]; trusts constant frame times too."""
+    decoder = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="approximate")
+    return decoder.get_frames_in_range(start, start + FRAMES).data
 
-    def __init__(self, manifest: Path, max_area: int | None) -> None:
-        lines = [
-            f"run.dir={manifest.parent}",
-            f"data.manifest={manifest}",
-            f"data.max_area={'null' if max_area is None else max_area}",
-            "data.tokens_per_pack=24000",
-            "model={patch: 4, widths: [8, 8, 8]}",
-        ]
-        self.task = VaeTask(load_config(VaeConfig, None, lines), torch.device("cpu"))
 
-    def ours(self, packs: int, workers: int) -> tuple[np.ndarray, list[Draw]]:
-        """(seconds, processor seconds of the process that decodes) of this many packs, and the windows in them."""
-        plan = Plan(self.task.tokens, budget=24000, packs=1, seed=0)
-        feed = iterate_steps(plan, self.task.make_pack, rank=0, world=1, workers=workers, pin_memory=False)
-        next(feed)  # a loader process begins with the second pack when it has sent the first
-        decoder = multiprocessing.active_children()[0].pid if workers else os.getpid()
-        start = clocks(decoder)
-        draws = [draw for _ in range(packs) for draw in next(feed)[0].packs[0]]
-        return clocks(decoder) - start, draws
+# ----------------------------------------------------------------------------------------------------------- decode
 
-    def bare(self, draws: list[Draw]) -> np.ndarray:
-        source = self.task.source
-        windows = [(source.path(d.index), source.start(d.index, 0, d.number), source.shapes[d.index][0]) for d in draws]
-        start = clocks(os.getpid())
-        for window in windows:
-            bare(*window)
-        return clocks(os.getpid()) - start
+
+def random_reads(source: ClipSource, windows: int, rng: np.random.Generator) -> list[Draw]:
+    """Draws of about so many windows, in training's reads, these in random order."""
+    data = Data()
+    reads = source.reads(np.ones(len(source)), frames=data.frames_per_read, most_tokens=10**9)
+    draws: list[Draw] = []
+    while len(draws) < windows:
+        members = np.flatnonzero(reads == rng.integers(reads.max() + 1))
+        draws += [Draw(int(rng.integers(2**31)), int(i)) for i in members]
+    return draws
+
+
+def decode_row(paths: Sequence[Path], windows: int, repeats: int) -> dict[str, list[float]]:
+    """Of each side, useful frames a processor's second in each round."""
+    manifest = Manifest.of("files", [Sample(str(p), "clip", **asdict(probe(p))) for p in paths])
+    source = ClipSource(manifest, Transform(spatial_stride=16, temporal_stride=4, max_frames=FRAMES))
+    rng = np.random.default_rng(0)
+
+    def each(read: Callable[[Draw], object]) -> Callable[[list[Draw]], None]:
+        def side(draws: list[Draw]) -> None:
+            for draw in draws:
+                read(draw)
+
+        return side
+
+    def place(draw: Draw) -> tuple[str, int]:
+        return source.path(draw.index), source.start(draw.index, 0, draw.number)
+
+    def together(draws: list[Draw]) -> None:
+        for _ in source.load_each(draws, 0):
+            pass
+
+    sides = {
+        "PyAV, default colours": each(lambda draw: bare(*place(draw), None)),
+        "PyAV, accurate colours": each(lambda draw: bare(*place(draw))),
+        "torchcodec": None if VideoDecoder is None else each(lambda draw: torchcodec(*place(draw))),
+        "latentvid, one by one": each(lambda draw: source.load(draw.index, 0, draw.number)),
+        "latentvid, in reads": together,
+    }
+    speeds: dict[str, list[float]] = {name: [] for name, side in sides.items() if side is not None}
+    for turn in range(repeats + 1):
+        draws = random_reads(source, windows, rng)
+        for name in speeds:
+            begun = time.process_time()
+            sides[name](draws)
+            if turn:  # the first round warms up
+                speeds[name].append(len(draws) * FRAMES / (time.process_time() - begun))
+    return speeds
+
+
+def show_decode(rows: dict[str, dict[str, list[float]]]) -> None:
+    print(f"useful frames a processor's second, windows of {FRAMES} frames; (over accurate PyAV's of the same round)")
+    for row, speeds in rows.items():
+        base = speeds["PyAV, accurate colours"]
+        for name, values in speeds.items():
+            ratios = np.array(values) / base
+            print(
+                f"  {row}: {name}: {np.median(values):.0f} ({min(values):.0f} to {max(values):.0f}); "
+                f"{np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})",
+                flush=True,
+            )
+
+
+# ------------------------------------------------------------------------------------------------------------- path
+
+
+def vae_task(manifest: Path, max_area: int | None) -> VaeTask:
+    """A small autoencoder's, in packs of about eight windows."""
+    lines = [f"run.dir={manifest.parent}", f"data.manifest={manifest}", "model={patch: 4, widths: [8, 8, 8]}"]
+    lines += [f"data.max_area={'null' if max_area is None else max_area}", f"data.max_frames={FRAMES}"]
+    task = VaeTask(load_config(VaeConfig, None, lines), torch.device("cpu"))
+    task.config.data.tokens_per_pack = 8 * int(task.tokens.max())
+    return task
 
 
 def clocks(process: int) -> np.ndarray:
@@ -117,50 +192,155 @@ def clocks(process: int) -> np.ndarray:
     return np.array([time.perf_counter(), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")])
 
 
-def resident() -> float:
-    """MB of this process now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+def packs_of(task: VaeTask, plan: Plan, packs: int, workers: int) -> tuple[np.ndarray, list[Draw]]:
+    """(seconds, processor seconds of the process that decodes) of this many packs, and the windows in them."""
+    feed = iterate_steps(plan, task.make_pack, rank=0, world=1, workers=workers, pin_memory=False)
+    next(feed)  # a loader process begins with the second pack when it has sent the first
+    decoder = multiprocessing.active_children()[0].pid if workers else os.getpid()
+    start = clocks(decoder)
+    draws = [draw for _ in range(packs) for draw in next(feed)[0].packs[0]]
+    return clocks(decoder) - start, draws
 
 
-def compare(side: Side, packs: int, repeats: int, label: str) -> None:
-    side.ours(2, 0)
-    for workers in (0, 1):
-        runs = []
-        for _ in range(repeats):
-            seconds, draws = side.ours(packs, workers)
-            runs.append([*(side.bare(draws) / seconds), len(draws) / seconds[0]])
-        (wall, cpu, speed), lowest, highest = np.median(runs, 0), np.min(runs, 0), np.max(runs, 0)
-        print(
-            f"{label}, {workers} loader processes: {wall:.3f} of bare PyAV by the clock "
-            f"({lowest[0]:.3f} to {highest[0]:.3f}), {cpu:.3f} by processor time ({lowest[1]:.3f} to "
-            f"{highest[1]:.3f}); "
-            f"{speed:.1f} windows/s",
-            flush=True,
-        )
+def path(manifest: Path, packs: int, repeats: int, max_area: int) -> dict[str, list[float]]:
+    rows = {}
+    for area, size in ((None, "native size"), (max_area, f"resized to {max_area} pixels")):
+        task = vae_task(manifest, area)
+        for workers in (0, 1):
+            runs = []
+            for _ in range(repeats):
+                plan = make_plan(task.config, task)
+                seconds, draws = packs_of(task, plan, packs, workers)
+                begun = time.process_time()
+                for number, index in draws:
+                    bare(task.source.path(index), task.source.start(index, 0, number))
+                runs.append([(time.process_time() - begun) / seconds[1], len(draws) * FRAMES / seconds[1]])
+            (ratio, speed), low, high = np.median(runs, 0), np.min(runs, 0), np.max(runs, 0)
+            where = "a loader process" if workers else "the training process"
+            name = f"{size}, read by {where}"
+            rows[name] = [run[1] for run in runs]
+            print(
+                f"  {name}: {speed:.0f} frames a processor's second ({low[1]:.0f} to {high[1]:.0f}), {ratio:.2f} of "
+                f"accurate PyAV's ({low[0]:.2f} to {high[0]:.2f})",
+                flush=True,
+            )
+    return rows
+
+
+def memory(manifest: Path, loads: int, max_area: int) -> None:
+    task = vae_task(manifest, max_area)
+    for n in range(loads):
+        task.source.load(n % len(task.source), 0, n)
+        if n + 1 in (500, loads):
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            print(f"  after {n + 1} loads: {pages * os.sysconf('SC_PAGE_SIZE') / 2**20:.0f} MB resident", flush=True)
+
+
+# ------------------------------------------------------------------------------------------------- start and latents
+
+
+def start(manifest: Path, repeats: int, max_area: int) -> dict[str, list[float]]:
+    """Seconds to the first pack."""
+    bare_rows = manifest.with_name("bare.jsonl")
+    write_manifest(bare_rows, [{"path": s.path, "caption": s.caption} for s in read_manifest(manifest).samples])
+    rows: dict[str, list[float]] = {}
+    for _ in range(repeats):
+        for workers in (0, 1):
+            for file, name in ((manifest, "with"), (bare_rows, "without")):
+                begun = time.perf_counter()
+                task = vae_task(file, max_area)
+                feed = iterate_steps(
+                    make_plan(task.config, task), task.make_pack, rank=0, world=1, workers=workers, pin_memory=False
+                )
+                next(feed)
+                key = f"{name} the files' facts, {workers} loader processes"
+                rows.setdefault(key, []).append(time.perf_counter() - begun)
+                del feed
+    for name, seconds in rows.items():
+        print(f"  {name}: {np.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f})", flush=True)
+    return rows
+
+
+def latents(manifest: Path, packs: int, repeats: int, max_area: int) -> dict[str, list[float]]:
+    """Processor's seconds a pack until it is ready for the transformer."""
+    from latentvid.models.autoencoder import CausalVideoAutoencoder
+    from latentvid.training.dit_task import DitTask
+    from latentvid.training.encode import EncodeConfig, encode_manifest
+    from latentvid.training.t5_task import build_encoder, build_tokenizer
+
+    folder = manifest.parent
+    tokenizer = build_tokenizer(["a clip of something"], vocab_size=400)
+    tokenizer.model_max_length = 24
+    build_encoder(len(tokenizer), seed=0, width=64, layers=2).save_pretrained(folder / "t5")
+    tokenizer.save_pretrained(folder / "t5")
+    CausalVideoAutoencoder(latent_channels=8, widths=(16, 32, 32), patch=2).save_pretrained(folder / "vae")
+    sizes = {"max_frames": FRAMES, "max_area": max_area, "patch": 2, "batch": 4, "bf16": False}
+    begun = time.process_time()
+    encode_manifest(EncodeConfig(manifest, folder / "vae", str(folder / "t5"), folder / "latents", **sizes))
+    made = time.process_time() - begun
+    lines = [f"run.dir={folder}", f"vae={folder / 'vae'}", f"text_encoder={folder / 't5'}", "train.mixed_precision=no"]
+    lines += [
+        f"data.max_area={max_area}",
+        "data.tokens_per_pack=8192",
+        "model={patch: 2, width: 32, depth: 1, heads: 2}",
+    ]
+    tasks = {
+        "from a cache": DitTask(
+            load_config(DitConfig, None, [*lines, f"data.latents={folder / 'latents'}"]), torch.device("cpu")
+        ),
+        "encoded as they come": DitTask(
+            load_config(DitConfig, None, [*lines, f"data.manifest={manifest}"]), torch.device("cpu")
+        ),
+    }
+    print(f"  the cache of {len(tasks['from a cache'].cache)} windows: {made:.1f} s of a processor")
+    rows: dict[str, list[float]] = {name: [] for name in tasks}
+    for _ in range(repeats):
+        for name, task in tasks.items():
+            plan, begun = make_plan(task.config, task), time.process_time()
+            for _ in range(packs):
+                for pack in plan.next().packs:
+                    task.prepare(task.make_pack(pack))
+            rows[name].append((time.process_time() - begun) / packs)
+    for name, seconds in rows.items():
+        print(f"  {name}: {np.median(seconds):.3f} s a pack ({min(seconds):.3f} to {max(seconds):.3f})", flush=True)
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--files", type=Path, help="folder of footage instead of made clips")
-    parser.add_argument("--max-area", type=int, default=160 * 120, help="of the figure with resizing")
-    parser.add_argument("--packs", type=int, default=15, help="packs of a timed run")
+    parser.add_argument("--files", type=Path, nargs="+", help="clips or folders of clips instead of made ones")
+    parser.add_argument("--part", nargs="+", default=["decode", "path", "start", "latents"], help="what to measure")
+    parser.add_argument("--max-area", type=int, default=256 * 256, help="of the figures with resizing")
+    parser.add_argument("--windows", type=int, default=28, help="of a round of decode")
+    parser.add_argument("--packs", type=int, default=4, help="of a round of path and latents")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--loads", type=int, default=0, help="watch memory over this many loads, such as 5000")
+    parser.add_argument("--json", type=Path, help="where all figures go")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        if arguments.files:
-            paths = sorted(p for p in arguments.files.rglob("*") if p.suffix.lower() in VIDEO_ENDINGS)
-        else:
-            paths = make_clips(Path(folder), 60)
-        write_manifest(Path(folder) / "m.jsonl", [Sample(str(p), "clip", **asdict(probe(p))) for p in paths])
-        compare(Side(Path(folder) / "m.jsonl", None), arguments.packs, arguments.repeats, "native size")
-        resized = Side(Path(folder) / "m.jsonl", arguments.max_area)
-        compare(resized, arguments.packs, arguments.repeats, f"resized to {arguments.max_area} pixels")
-        for n in range(arguments.loads):
-            resized.task.source.load(n % len(resized.task.source), 0, n)
-            if n + 1 in (500, arguments.loads):
-                print(f"after {n + 1} loads: {resident():.0f} MB resident", flush=True)
+        given = arguments.files or make_clips(Path(folder), 500)
+        rows = {
+            p.stem: sorted(f for f in p.rglob("*") if f.suffix.lower() in VIDEO_ENDINGS) if p.is_dir() else [p]
+            for p in given
+        }
+        manifest, found = Path(folder) / "m.jsonl", {}
+        samples = [Sample(str(p.resolve()), "clip", **asdict(probe(p))) for row in rows.values() for p in row]
+        write_manifest(manifest, samples)
+        if "decode" in arguments.part:
+            found["decode"] = {n: decode_row(p, arguments.windows, arguments.repeats) for n, p in rows.items()}
+            show_decode(found["decode"])
+        sizes = {"repeats": arguments.repeats, "max_area": arguments.max_area}
+        parts = {"path": path, "start": start, "latents": latents}
+        for name, part in parts.items():
+            if name in arguments.part:
+                print(name, flush=True)
+                more = {} if part is start else {"packs": arguments.packs}
+                found[name] = part(manifest, **sizes, **more)
+        if arguments.loads:
+            memory(manifest, arguments.loads, arguments.max_area)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from latentvid.data import packets
-from latentvid.data.video import probe, read_frames
+from latentvid.data.video import probe, read_frames, read_windows
 from latentvid.data.writing import write_video
 from latentvid.errors import ClipError, UserError
 
@@ -90,12 +90,23 @@ def test_every_window_holds_the_frames_asked_for(kinds, name):
         length = min(length, LENGTH - start)
         assert torch.equal(read_frames(kinds / name, start, length), whole[start : start + length])
 
+    @settings(max_examples=8, deadline=None, database=None, derandomize=True)
+    @given(st.lists(st.integers(0, LENGTH - 9), min_size=1, max_size=4), st.integers(1, 9))
+    def check_several(starts, length):
+        found = read_windows(kinds / name, starts, length, lambda n, pixels: (starts[n], pixels))
+        assert [start for start, _ in found] == starts
+        assert all(torch.equal(pixels, whole[start : start + length]) for start, pixels in found)
+
     check()
+    check_several()
     assert torch.equal(read_frames(kinds / name, LENGTH - 7), whole[-7:])
     assert torch.equal(read_frames(kinds / name, 30, 4, threads=2), whole[30:34])
     for start, length in ((LENGTH - 2, 5), (LENGTH, 1), (0, LENGTH + 1)):
         with pytest.raises(ClipError) as error:
             read_frames(kinds / name, start, length)
+        assert error.value.reason == "too-short"
+        with pytest.raises(ClipError) as error:
+            read_windows(kinds / name, [0, start], length, lambda _, pixels: pixels)
         assert error.value.reason == "too-short"
 
 
@@ -165,15 +176,17 @@ def test_bad_files_have_reasons(tmp_path):
         assert (error.value.reason, error.value.path) == (reason, str(tmp_path / name)), name
         again = pickle.loads(pickle.dumps(error.value))  # a worker process hands it over like this
         assert (again.reason, again.path, str(again)) == (reason, error.value.path, str(error.value))
-    with pytest.raises(ClipError) as error:
-        read_frames(tmp_path / "whole.png", 0, 2)
-    assert error.value.reason == "too-short"
+    for read in (read_frames, lambda path, start, frames: read_windows(path, [start], frames, lambda _, p: p)):
+        with pytest.raises(ClipError) as error:
+            read(tmp_path / "whole.png", 0, 2)
+        assert error.value.reason == "too-short"
 
 
 def test_images_are_clips_of_one_frame(tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     Image.fromarray(picture).save(tmp_path / "plain.png")
     assert torch.equal(read_frames(tmp_path / "plain.png"), torch.from_numpy(picture)[None])
+    assert torch.equal(read_windows(tmp_path / "plain.png", [0], 1, lambda _, p: p)[0], torch.from_numpy(picture)[None])
     info = probe(tmp_path / "plain.png")
     assert (info.frames, info.fps, info.height, info.width) == (1, 0.0, 20, 30)
 
