@@ -1,6 +1,6 @@
 """Decoded frames become RGB pixels: windows of them, converted once, when they are sure to be wanted.
 
-Axes: F frames, H height, W width, C colours (R, G, B).
+Axes: F frames, H height, W width.
 """
 
 import os
@@ -19,7 +19,6 @@ T = TypeVar("T")
 # swscale's quick paths are a grey level off on average, and more at edges; these cost about 2 ms a 1280x720 frame
 ACCURATE = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 _UNTAGGED = 2  # AVCOL_SPC_UNSPECIFIED
-_RGB_IN_GBR = (2, 0, 1)
 
 
 def quarter_turns(frame: Any) -> int:
@@ -28,41 +27,35 @@ def quarter_turns(frame: Any) -> int:
 
 
 class _Converter:
-    """Decoded frames to upright planes of one size."""
+    """Decoded frames to upright pictures of one size."""
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = path
         self._shape: tuple[int, ...] | None = None
-        self._reformatter = VideoReformatter()
+        self._to_planes, self._to_pixels = VideoReformatter(), VideoReformatter()
 
-    def __call__(self, frame: Any) -> list[np.ndarray]:
-        """-> three uint8 [H,W]: R, G, B, in memory of FFmpeg's that they keep alive."""
+    def __call__(self, frame: Any) -> np.ndarray:
+        """-> uint8 [H,W,3], in memory of FFmpeg's that it keeps alive."""
         if frame.colorspace == _UNTAGGED:  # what players assume of an untagged file
             matrix = Colorspace.ITU709 if frame.height >= 720 else Colorspace.ITU601
         else:
             matrix = None
-        # the same values as rgb24, for which swscale has no quick code that is accurate, in a third of the time
-        gbr = self._reformatter.reformat(frame, format="gbrp", src_colorspace=matrix, interpolation=ACCURATE, threads=1)
-        turns = quarter_turns(frame)
-        planes = [np.rot90(_plane(gbr, n), turns) for n in _RGB_IN_GBR]
-        if planes[0].shape != (self._shape or planes[0].shape):
+        # by way of planes: swscale's accurate code for packed RGB gives the same values, but takes three times as long
+        planes = self._to_planes.reformat(
+            frame, format="gbrp", src_colorspace=matrix, interpolation=ACCURATE, threads=1
+        )
+        rgb = np.rot90(_rows(self._to_pixels.reformat(planes, format="rgb24", threads=1)), quarter_turns(frame))
+        if rgb.shape != (self._shape or rgb.shape):
             raise ClipError(self.path, "unreadable", "changes its size half-way; cut it there or export it again")
-        self._shape = planes[0].shape
-        return planes
+        self._shape = rgb.shape
+        return rgb
 
 
-def _plane(frame: Any, n: int) -> np.ndarray:
-    """uint8 [H,W], in the frame's own memory."""
-    plane = frame.planes[n]  # its rows may be longer than the picture is wide
-    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width]
-
-
-def _empty(frames: int, planes: list[np.ndarray], apart: bool) -> np.ndarray:
-    """uint8 [F,C,H,W]; in memory colour by colour where `apart`, else pixel by pixel."""
-    height, width = planes[0].shape
-    if apart:
-        return np.empty((frames, 3, height, width), np.uint8)
-    return np.empty((frames, height, width, 3), np.uint8).transpose(0, 3, 1, 2)
+def _rows(frame: Any) -> np.ndarray:
+    """uint8 [H,W,3] of an rgb24 frame, in the frame's own memory."""
+    plane = frame.planes[0]  # its rows may be longer than the picture is wide
+    rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : 3 * frame.width]
+    return rows.reshape(frame.height, frame.width, 3)
 
 
 class Frames:
@@ -72,25 +65,24 @@ class Frames:
         self.length = length
         self.filled = 0
         self._convert = _Converter(path)
-        self._array: np.ndarray | None = None  # [F,C,H,W]
+        self._array: np.ndarray | None = None
         self._list: list[np.ndarray] = []
 
     def add(self, frame: Any) -> bool:
         """Converts and keeps a decoded frame; True when there are as many as wanted."""
-        planes = self._convert(frame)
+        rgb = self._convert(frame)
         if self.length is None:
-            self._list.append(np.stack(planes, axis=-1))
+            self._list.append(rgb.copy())
         else:
             if self._array is None:
-                self._array = _empty(self.length, planes, apart=False)
-            self._array[self.filled] = planes
+                self._array = np.empty((self.length, *rgb.shape), np.uint8)
+            self._array[self.filled] = rgb
         self.filled += 1
         return self.filled == self.length
 
     def pixels(self) -> Tensor:
         """-> uint8 [F,H,W,3]"""
-        array = np.stack(self._list) if self._array is None else self._array[: self.filled].transpose(0, 2, 3, 1)
-        return torch.from_numpy(array)
+        return torch.from_numpy(np.stack(self._list) if self._array is None else self._array[: self.filled])
 
     def restart(self, length: int) -> Tensor:
         """The pixels so far; `length` more, of the same size, are kept from here on."""
@@ -120,13 +112,13 @@ class Windows(Generic[T]):
         """Converts a decoded frame if a window wants it; True when all are whole."""
         places = [(n, self.filled - offset) for n, offset in enumerate(self.offsets)]
         places = [(n, place) for n, place in places if 0 <= place < self.frames]
-        planes = self._convert(frame) if places else []
+        rgb = self._convert(frame) if places else None
         for n, place in places:
             if place == 0:
-                self._open[n] = _empty(self.frames, planes, apart=True)  # mixed after resizing and cropping: less to do
-            self._open[n][place] = planes
+                self._open[n] = np.empty((self.frames, *rgb.shape), np.uint8)
+            self._open[n][place] = rgb
             if place == self.frames - 1:
-                self.results[n] = self.then(n, torch.from_numpy(self._open.pop(n).transpose(0, 2, 3, 1)))
+                self.results[n] = self.then(n, torch.from_numpy(self._open.pop(n)))
                 self._left -= 1
         self.filled += 1
         return self._left == 0
