@@ -19,6 +19,7 @@ T = TypeVar("T")
 # swscale's quick paths are a grey level off on average, and more at edges; these cost about 2 ms a 1280x720 frame
 ACCURATE = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 _UNTAGGED = 2  # AVCOL_SPC_UNSPECIFIED
+_RGB_IN_GBR = (2, 0, 1)
 
 
 def quarter_turns(frame: Any) -> int:
@@ -26,36 +27,46 @@ def quarter_turns(frame: Any) -> int:
     return round(frame.rotation / 90) % 4
 
 
-class _Converter:
-    """Decoded frames to upright pictures of one size."""
+class _Picture:
+    """A decoded frame's colours: upright planes, in FFmpeg's memory."""
 
-    def __init__(self, path: str | os.PathLike) -> None:
-        self.path = path
-        self._shape: tuple[int, ...] | None = None
-        self._to_planes, self._to_pixels = VideoReformatter(), VideoReformatter()
-
-    def __call__(self, frame: Any) -> np.ndarray:
-        """-> uint8 [H,W,3], in memory of FFmpeg's that it keeps alive."""
+    def __init__(self, frame: Any, reformatter: VideoReformatter) -> None:
         if frame.colorspace == _UNTAGGED:  # what players assume of an untagged file
             matrix = Colorspace.ITU709 if frame.height >= 720 else Colorspace.ITU601
         else:
             matrix = None
-        # by way of planes: swscale's accurate code for packed RGB gives the same values, but takes three times as long
-        planes = self._to_planes.reformat(
-            frame, format="gbrp", src_colorspace=matrix, interpolation=ACCURATE, threads=1
-        )
-        rgb = np.rot90(_rows(self._to_pixels.reformat(planes, format="rgb24", threads=1)), quarter_turns(frame))
-        if rgb.shape != (self._shape or rgb.shape):
+        # swscale's accurate code for packed RGB gives the same values, but takes four times as long
+        gbr = reformatter.reformat(frame, format="gbrp", src_colorspace=matrix, interpolation=ACCURATE, threads=1)
+        turns = quarter_turns(frame)
+        self._planes = [np.rot90(_plane(gbr, n), turns) for n in _RGB_IN_GBR]
+        self.shape = (*self._planes[0].shape, 3)
+
+    def write(self, pixels: np.ndarray) -> None:
+        """Into uint8 [H,W,3]. (swscale could mix them too, but in memory of its own that is new for every frame.)"""
+        for colour, plane in enumerate(self._planes):
+            pixels[..., colour] = plane
+
+
+def _plane(frame: Any, n: int) -> np.ndarray:
+    """uint8 [H,W], in the frame's own memory."""
+    plane = frame.planes[n]  # its rows may be longer than the picture is wide
+    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width]
+
+
+class _Converter:
+    """Decoded frames to pictures of one size."""
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = path
+        self._shape: tuple[int, ...] | None = None
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, frame: Any) -> _Picture:
+        picture = _Picture(frame, self._reformatter)
+        if picture.shape != (self._shape or picture.shape):
             raise ClipError(self.path, "unreadable", "changes its size half-way; cut it there or export it again")
-        self._shape = rgb.shape
-        return rgb
-
-
-def _rows(frame: Any) -> np.ndarray:
-    """uint8 [H,W,3] of an rgb24 frame, in the frame's own memory."""
-    plane = frame.planes[0]  # its rows may be longer than the picture is wide
-    rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : 3 * frame.width]
-    return rows.reshape(frame.height, frame.width, 3)
+        self._shape = picture.shape
+        return picture
 
 
 class Frames:
@@ -70,13 +81,14 @@ class Frames:
 
     def add(self, frame: Any) -> bool:
         """Converts and keeps a decoded frame; True when there are as many as wanted."""
-        rgb = self._convert(frame)
+        picture = self._convert(frame)
         if self.length is None:
-            self._list.append(rgb.copy())
+            self._list.append(np.empty(picture.shape, np.uint8))
+            picture.write(self._list[-1])
         else:
             if self._array is None:
-                self._array = np.empty((self.length, *rgb.shape), np.uint8)
-            self._array[self.filled] = rgb
+                self._array = np.empty((self.length, *picture.shape), np.uint8)
+            picture.write(self._array[self.filled])
         self.filled += 1
         return self.filled == self.length
 
@@ -112,11 +124,11 @@ class Windows(Generic[T]):
         """Converts a decoded frame if a window wants it; True when all are whole."""
         places = [(n, self.filled - offset) for n, offset in enumerate(self.offsets)]
         places = [(n, place) for n, place in places if 0 <= place < self.frames]
-        rgb = self._convert(frame) if places else None
+        picture = self._convert(frame) if places else None
         for n, place in places:
             if place == 0:
-                self._open[n] = np.empty((self.frames, *rgb.shape), np.uint8)
-            self._open[n][place] = rgb
+                self._open[n] = np.empty((self.frames, *picture.shape), np.uint8)
+            picture.write(self._open[n][place])
             if place == self.frames - 1:
                 self.results[n] = self.then(n, torch.from_numpy(self._open.pop(n)))
                 self._left -= 1
