@@ -1,0 +1,45 @@
+"""Trains as train/train_dit.py does and writes what the process's resident memory grew by.
+
+    memory_probe.py FOLDER CONFIG.yaml
+
+FOLDER/RANK.json: `before` (bytes, when all is imported and nothing is built), and `peak` and `now` at each forward
+pass. Start it with MALLOC_MMAP_THRESHOLD_=65536: tensors then are mappings of their own, which leave with them.
+"""
+
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+
+from latentvid.training.config import DitConfig
+from latentvid.training.dit_task import DitTask
+from latentvid.training.load import load_config
+from latentvid.training.trainer import train
+
+
+def resident() -> tuple[int, int]:
+    """Bytes: the most that there ever were, and now."""
+    found = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return tuple(int(found[key].split()[0]) * 1024 for key in ("VmHWM", "VmRSS"))
+
+
+class ProbedTask(DitTask):
+    def errors(self, *args, **kwargs):
+        self.seen.append(resident())
+        return super().errors(*args, **kwargs)
+
+
+def main(folder: Path, config: Path) -> None:
+    importlib.import_module("diffusers.pipelines.pipeline_utils")
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        importlib.import_module("deepspeed")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from now
+    before, ProbedTask.seen = resident()[1], []
+    train(load_config(DitConfig, config), ProbedTask)
+    rows = {"before": before, "peak": [peak for peak, _ in ProbedTask.seen], "now": [now for _, now in ProbedTask.seen]}
+    (folder / f"{os.environ.get('RANK', '0')}.json").write_text(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
