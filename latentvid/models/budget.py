@@ -211,7 +211,7 @@ def live_bytes(side: Side, cut: Cut) -> Bytes:
 
 def _measure(side: Side, cut: Cut, parameter: Tensor) -> Bytes:
     tensors = [*side.net.named_parameters(), *side.net.named_buffers()]
-    cache, count = StreamCache(more=cut.later > 0), _Lifetimes(parameter.device)
+    cache, count = StreamCache(more=cut.later > 0), Lifetimes(parameter.device)
     with torch.no_grad(), _disable_current_modes():  # a counter of FLOPs around the pass must not see this
         state = {name: torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta") for name, x in tensors}
         with count:
@@ -224,7 +224,7 @@ def _measure(side: Side, cut: Cut, parameter: Tensor) -> Bytes:
     return Bytes(count.peak, count.live)
 
 
-class _Lifetimes(TorchDispatchMode):
+class Lifetimes(TorchDispatchMode):
     """Counts the bytes of the storages that operations make and that are alive, and their peak."""
 
     def __init__(self, device: torch.device) -> None:

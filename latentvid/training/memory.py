@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
+from ..models.budget import Lifetimes
 from .optim import Part
 
 
@@ -60,6 +61,17 @@ class Activations(NamedTuple):
     recomputing: int | None
 
 
+class PassBytes(NamedTuple):
+    """The most that a forward and backward pass hold at a time beside weights and inputs, in bytes.
+
+    Activations, autocast's copies of the weights, temporaries, and gradients: `leaving` if a parameter's gradient
+    leaves as soon as it is whole, `staying` if all of them stay, from none at the start.
+    """
+
+    leaving: int
+    staying: int
+
+
 def activation_bytes(task: Any, pack: Any) -> Activations:
     """What training on this pack keeps, parameters left out and autocast's copies of them counted.
 
@@ -72,23 +84,84 @@ def activation_bytes(task: Any, pack: Any) -> Activations:
     return Activations(kept, inputs + (kept - inputs) // len(task.model.blocks))
 
 
-def _saved_bytes(task: Any, pack: Any, checkpointing: bool) -> int:
-    kept: dict[int, Any] = {}  # storages; held, so that none takes another's address
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    own = {fake.from_tensor(p).untyped_storage()._cdata for p in task.model.parameters()}
-    own |= {p.untyped_storage()._cdata for p in task.model.parameters()}
+def pass_bytes(task: Any, pack: Any, checkpointing: bool) -> PassBytes:
+    """What training on this pack takes when it takes most, without compiled blocks (which take less).
 
-    def keep(x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        if storage._cdata not in own:
-            kept[storage._cdata] = storage
-        return x
+    Counted as `activation_bytes` does. What kernels take inside is not seen.
+    """
+    with _fake(task, checkpointing) as parameters:
+        count = _Peaks(torch.device("cpu"))
 
+        def have(p: Tensor) -> None:
+            count.gradients += p.grad.untyped_storage().nbytes()
+
+        hooks = [p.register_post_accumulate_grad_hook(have) for p in parameters]
+        with count:
+            losses, _ = task.loss(_autocast(task), pack, task.config.train.steps - 1)
+            losses.sum().backward()
+        for hook in hooks:
+            hook.remove()
+    return PassBytes(count.leaving, count.peak)
+
+
+class _Peaks(Lifetimes):
+    """`leaving`: the peak of what is alive beside whole gradients, of which there are `gradients` bytes."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.gradients = self.leaving = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        self.leaving = max(self.leaving, self.live - self.gradients)
+        return result
+
+
+def _autocast(task: Any) -> Callable:
+    """The model's forward pass as strategies call it."""
+    half = task.config.train.mixed_precision == "bf16"
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast("cpu", torch.bfloat16) if half else nullcontext():
+            out = task.model(*args, **kwargs)
+        return tuple(x.float() for x in out) if isinstance(out, tuple) else out.float()
+
+    return call
+
+
+@contextmanager
+def _fake(task: Any, checkpointing: bool) -> Iterator[list[nn.Parameter]]:
+    """Inside, nothing that is computed has storage, and the model's parameters are these, which have none either."""
+    known = [p for p in task.model.parameters() if isinstance(p, FakeTensor)]
+    mode = known[0].fake_mode if known else FakeTensorMode(allow_non_fake_inputs=True)
+    bare = {id(p): p.detach() if known else mode.from_tensor(p.detach()) for p in task.model.parameters()}
+    made = {id(p): nn.Parameter(bare[id(p)], p.requires_grad) for p in task.model.parameters()}
+    places = [(m, name, p) for m in task.model.modules() for name, p in m._parameters.items() if p is not None]
     # "auto" on the CPU keeps what the GPU's kernels keep: queries, keys, values and the output
     settings = {"attention_backend": "auto", "gradient_checkpointing": checkpointing}
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=task.config.train.mixed_precision == "bf16")
-    with _set(task.model, settings), fake, autocast, saved_tensors_hooks(keep, lambda x: x):
-        task.loss(task.model, pack, task.config.train.steps - 1)  # when everything that ever works does
+    try:
+        for module, name, p in places:
+            module._parameters[name] = made[id(p)]
+        with _set(task.model, settings), mode:
+            yield [p for p in made.values() if p.requires_grad]
+    finally:
+        for module, name, p in places:
+            module._parameters[name] = p
+
+
+def _saved_bytes(task: Any, pack: Any, checkpointing: bool) -> int:
+    kept: dict[int, Any] = {}  # storages; held, so that none takes another's address
+    with _fake(task, checkpointing):
+        own = {p.untyped_storage()._cdata for p in task.model.parameters()}
+
+        def keep(x: Tensor) -> Tensor:
+            storage = x.untyped_storage()
+            if storage._cdata not in own:
+                kept[storage._cdata] = storage
+            return x
+
+        with saved_tensors_hooks(keep, lambda x: x):
+            task.loss(_autocast(task), pack, task.config.train.steps - 1)  # when everything that ever works does
     return sum(storage.nbytes() for storage in kept.values())
 
 

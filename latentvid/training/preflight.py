@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,9 @@ from ..errors import UserError
 from ..packing import Grid
 from .config import TrainingConfig
 from .efficiency import rank_balance
+from .estimate import H200, Step, peak_bytes, step_seconds
 from .flops import TRAINING, GridFlops, peak_flops
-from .memory import activation_bytes, size, state_bytes
+from .memory import PassBytes, activation_bytes, pass_bytes, size, state_bytes
 
 SIMULATED_STEPS = 50
 MFU = 0.4  # what large runs reach; the time is estimated for it
@@ -62,7 +63,8 @@ def preflight(config: TrainingConfig, task: Any, plan: Plan, *, world: int, devi
         _shapes(task),
         _packs(config, task, plan, simulation, ranks),
         _arithmetic(config, task, simulation, world, device),
-        _memory(config, task, simulation, world, device),
+        _memory(config, task, plan, simulation, world, device),
+        _times(config, task, plan, simulation, world, device),
         _warnings(config, task, plan, simulation),
     ]
     return "\n\n".join(part for part in parts if part)
@@ -173,16 +175,21 @@ def _arithmetic(config: TrainingConfig, task: Any, simulation: Simulation, world
     )
 
 
-def _memory(config: TrainingConfig, task: Any, simulation: Simulation, world: int, device: torch.device) -> str:
-    found = [activation_bytes(task, task.blank_pack(grids)) for grids in simulation.packs]
-    kept, again = ([x and x / config.train.sequence_parallel for x in both] for both in zip(*found, strict=True))
-    able = None not in again
-    heads = ("", "weights", "gradients", "optimiser", "average", "activations", "all")
-    rows = [(*heads, "all, recomputing") if able else heads]
+def _memory(config: TrainingConfig, task: Any, plan: Plan, simulation: Simulation, world: int, device: Any) -> str:
+    share = config.train.sequence_parallel
+    packs = [task.blank_pack(grids) for grids in simulation.packs]
+    ways = (False, True) if task.model._supports_gradient_checkpointing else (False,)
+    kept = max(activation_bytes(task, pack).kept for pack in packs) / share
+    passes = [_shared(max(pass_bytes(task, pack, way) for pack in packs), share) for way in ways]
+    trained = sum(4 * p.numel() for p in task.model.parameters() if p.requires_grad)
+    block = max((size(block) for block in getattr(task.model, "blocks", ())), default=0)
+    rows = [("", "weights", "gradients", "optimiser", "average", "activations", "most", "most, recomputing")]
     for strategy, n, held in state_bytes(task.model, config.optim.name, world, task.apart):
-        totals = [sum(held) + max(activations) for activations in ((kept, again) if able else (kept,))]
-        rows.append((f"{strategy}, {_count(n, 'process')}", *map(_bytes, (*held, max(kept), *totals))))
-    lines = ["memory a device for the largest pack, communication buffers and temporaries left out:", *_table(rows)]
+        turns = max(1, plan.packs * share // n)
+        most = [peak_bytes(strategy, held, passing, trained, block, turns) for passing in passes]
+        rows.append((f"{strategy}, {_count(n, 'process')}", *map(_bytes, (*held, kept, *most))))
+    rows = [row[: 6 + len(ways)] for row in rows]
+    lines = ["memory a device for the largest pack, and the most that a step holds at a time:", *_table(rows)]
     if device.type == "cuda":
         lines.append(f"  this device has {_bytes(torch.cuda.get_device_properties(device).total_memory)}")
     if task.frozen:
@@ -190,9 +197,40 @@ def _memory(config: TrainingConfig, task: Any, simulation: Simulation, world: in
         lines.append(f"  beside it frozen networks, {frozen} on every device")
     if config.optim.name == "muon":
         lines.append("  optim.name=muon needs whole matrices: FSDP2 and ZeRO cannot have it")
-    if able:
+    if len(ways) > 1:
         lines.append("  recomputing: with train.gradient_checkpointing=true")
     return "\n".join(lines)
+
+
+def _shared(passing: PassBytes, processes: int) -> PassBytes:
+    return PassBytes(*(round(value / processes) for value in passing))
+
+
+def _times(config: TrainingConfig, task: Any, plan: Plan, simulation: Simulation, world: int, device: Any) -> str:
+    """A step's seconds on GPUs, by strategy; of links between CPUs nothing is known."""
+    blocks = getattr(task.model, "blocks", None)
+    if device.type != "cuda" or blocks is None:
+        return ""
+    cluster = replace(H200, matmul=peak_flops(device, config.train.mixed_precision)[0], efficiency=MFU)
+    step = Step(
+        flops=simulation.flops / TRAINING / plan.packs,
+        tokens=simulation.tokens / plan.packs,
+        packs=plan.packs,
+        weights=size(task.model),
+        trained=sum(4 * p.numel() for p in task.model.parameters() if p.requires_grad),
+        block=max(map(size, blocks)),
+        width=task.model.config.width,
+        depth=len(blocks),
+        sequence=config.train.sequence_parallel,
+        recompute=config.train.gradient_checkpointing,
+    )
+    rows = [("", "computing", "exchanges", "update", "step", "run")]
+    for strategy, n, _ in state_bytes(task.model, config.optim.name, world, task.apart):
+        if n == world:
+            taken = step_seconds(step, strategy, n, cluster)
+            rows.append((strategy, *map(_duration, (*taken, taken.all, taken.all * config.train.steps))))
+    what = f"computing at {MFU:.0%} of the peak, links and memory as an H200's (docs/scaling.md)"
+    return "\n".join([f"a step on {_count(world, 'device')}, {what}:", *_table(rows)])
 
 
 def _warnings(config: TrainingConfig, task: Any, plan: Plan, simulation: Simulation) -> str:

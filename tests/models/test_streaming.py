@@ -213,7 +213,7 @@ def test_live_memory_does_not_grow_with_the_frames(side):
     peaks, outputs = [], []
     for f in (5, 25):
         x = make(vae, f, 4, 4)
-        with budget._Lifetimes(torch.device("cpu")) as count, torch.no_grad():
+        with budget.Lifetimes(torch.device("cpu")) as count, torch.no_grad():
             out = with_cut(Cut(3, 2, 1, 4, 4), run, side, x)
         assert count.live == out.nbytes  # the cache is gone
         peaks.append(count.peak)

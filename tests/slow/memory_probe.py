@@ -2,8 +2,8 @@
 
     memory_probe.py FOLDER CONFIG.yaml
 
-FOLDER/RANK.json: `before` (bytes, when all is imported and nothing is built), and `peak` and `now` at each forward
-pass. Start it with MALLOC_MMAP_THRESHOLD_=65536: tensors then are mappings of their own, which leave with them.
+FOLDER/RANK.json: `before` (bytes, when all is imported and a tiny model made a step), and `peak` and `now` at each
+forward pass. Start it with MALLOC_MMAP_THRESHOLD_=65536: tensors then are mappings of their own, which leave with them.
 """
 
 import importlib
@@ -12,6 +12,10 @@ import os
 import sys
 from pathlib import Path
 
+import torch
+
+from latentvid.models.transformer import VideoDiT
+from latentvid.packing import Packed
 from latentvid.training.config import DitConfig
 from latentvid.training.dit_task import DitTask
 from latentvid.training.load import load_config
@@ -30,10 +34,18 @@ class ProbedTask(DitTask):
         return super().errors(*args, **kwargs)
 
 
+def warm_up() -> None:
+    """A tiny model's step: the libraries' own memory is there afterwards."""
+    model, layout, words = VideoDiT(width=48, depth=1, heads=2), Packed.of([(1, 4, 4)]), Packed.of_lengths([3])
+    model(torch.randn(16, 64), torch.ones(1), torch.randn(3, 512), layout, words).sum().backward()
+    torch.optim.AdamW(model.parameters(), fused=True).step()
+
+
 def main(folder: Path, config: Path) -> None:
     importlib.import_module("diffusers.pipelines.pipeline_utils")
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         importlib.import_module("deepspeed")
+    warm_up()
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from now
     before, ProbedTask.seen = resident()[1], []
     train(load_config(DitConfig, config), ProbedTask)

@@ -1,0 +1,226 @@
+"""Memory and time of a training step on many devices: counted FLOPs and bytes over measured and stated rates.
+
+What is assumed, for every strategy:
+
+- Forward and backward reach `efficiency` of the rate of large matrix products; what is recomputed costs time, but is
+  no model FLOP. All ranks work equally long (`data/plan.py` sees to that).
+- The optimiser's step is bound by memory: clipping, AdamW and the average move 52 bytes a parameter (`UPDATE_BYTES`).
+- Collectives are rings over all devices. One sends and takes (n-1)/n of a tensor's bytes for a gather of shards or a
+  scatter of sums, twice that for an all-reduce, at the slower of a device's link inside a node and the node's adapters
+  together, times `reached`; each of its n-1 hops adds a latency. All state travels in fp32.
+- DDP's all-reduce runs beside the last pack's backward pass, FSDP2's gathers beside forward and backward passes and its
+  scatters beside the last backward pass; one block's part is always waited for. ZeRO overlaps nothing
+  (`overlap_comm: false` in configs/deepspeed/). Ulysses' exchanges are waited for in full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ..models.transformer import VideoDiT
+from ..packing import Grid, Packed
+from .flops import TRAINING
+from .memory import PassBytes, StateBytes, pass_bytes
+
+UPDATE_BYTES = 52  # norm 4, clipping 8, AdamW 28, average 12: bytes read and written of one fp32 parameter
+ZERO_BUCKET = 4 * 100_000_000  # bytes: reduce_bucket_size of configs/deepspeed/, in fp32
+UNKNOWN = "strategy {!r}: single, DDP, FSDP2, ZeRO-1, ZeRO-2 or ZeRO-3"
+GATHERED_BLOCKS = 2  # beside the one of StateBytes: FSDP2's and ZeRO-3's, the next one's and the scattered gradients'
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What one device does in a second, and what joins devices.
+
+    matmul: FLOP/s of large bf16 products. efficiency: the share of it that forward and backward reach. copy: bytes/s
+    that elementwise passes read and write. memory: bytes. node: devices of a node. inside: bytes/s one way from a
+    device to others of its node; outside: to other nodes. reached: share of both that large exchanges get. hop_inside,
+    hop_outside: seconds that a step of a ring takes beside its bytes.
+    """
+
+    matmul: float
+    efficiency: float
+    copy: float
+    memory: float
+    node: int = 8
+    inside: float = 450e9
+    outside: float = 50e9
+    reached: float = 0.8
+    hop_inside: float = 3.4e-6
+    hop_outside: float = 9.6e-6
+
+    def ring(self, devices: int, size: float) -> float:
+        """Seconds to gather a tensor of `size` bytes from its shards, or to scatter its sums, over so many devices."""
+        if devices == 1:
+            return 0.0
+        nodes = -(-devices // self.node)
+        rate = self.inside if nodes == 1 else min(self.inside, self.outside * self.node)
+        hops = (devices - nodes) * self.hop_inside + (nodes - 1) * self.hop_outside
+        return (devices - 1) / devices * size / (rate * self.reached) + hops
+
+    def trade(self, devices: int, size: float) -> float:
+        """Seconds in which every device sends `size` bytes in equal parts to itself and the others."""
+        near = min(devices, self.node)
+        within = (near - 1) / devices * size / (self.inside * self.reached) + (near - 1) * self.hop_inside
+        beyond = (devices - near) / devices * size / (self.outside * self.reached)
+        return within + beyond + (self.hop_outside if devices > near else 0.0)
+
+
+# matmul, copy and memory as seen on one H200; links by NVIDIA's datasheets (docs/scaling.md says which)
+H200 = Cluster(matmul=790e12, efficiency=0.5, copy=4.3e12, memory=149e9)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training step.
+
+    flops: forward, of one pack. tokens: of one pack. packs: of the step, over all devices. sequence: devices that share
+    a pack. recompute: with gradient checkpointing. weights, trained, block: bytes in fp32 of the parameters, of the
+    trained ones, of the largest block. width, depth: of the network.
+    """
+
+    flops: float
+    tokens: float
+    packs: int
+    weights: float
+    trained: float
+    block: float
+    width: int
+    depth: int
+    sequence: int = 1
+    recompute: bool = False
+
+    def packs_each(self, devices: int) -> int:
+        """Packs that a group of `sequence` devices works on in turn; ValueError where they do not come out even."""
+        groups = devices // self.sequence
+        if devices % self.sequence or self.packs % groups:
+            raise ValueError(f"{devices} devices, {self.sequence} a pack, cannot share {self.packs} packs equally")
+        return self.packs // groups
+
+
+class Seconds(NamedTuple):
+    """Of a step: computing, exchanges that nothing hides, the optimiser's update."""
+
+    compute: float
+    exchange: float
+    update: float
+
+    @property
+    def all(self) -> float:
+        return sum(self)
+
+
+def step_seconds(step: Step, strategy: str, devices: int, cluster: Cluster) -> Seconds:
+    """What the module's assumptions come to; `strategy` is a name of `memory.state_bytes`.
+
+    Raises ValueError for another name, and where the devices cannot share the packs equally.
+    """
+    packs, depth = step.packs_each(devices), step.depth
+    forward = step.flops / step.sequence / (cluster.matmul * cluster.efficiency)
+    one = forward * (TRAINING + step.recompute)
+    backward = one - forward
+    gather, scatter = (_rings(cluster, devices, size, depth) for size in (step.weights, step.trained))
+    if strategy in ("single", "DDP"):
+        exchange = _left(2 * cluster.ring(devices, step.trained), backward, depth)
+    elif strategy == "FSDP2":
+        exchange = packs * _left(2 * gather, one, depth) + _left(scatter, backward, depth)
+    elif strategy == "ZeRO-1":
+        exchange = cluster.ring(devices, step.trained) + cluster.ring(devices, step.weights)
+    elif strategy == "ZeRO-2":
+        exchange = packs * cluster.ring(devices, step.trained) + cluster.ring(devices, step.weights)
+    elif strategy == "ZeRO-3":
+        exchange = packs * (2 * gather + scatter)
+    else:
+        raise ValueError(UNKNOWN.format(strategy))
+    if step.sequence > 1:  # queries, keys, values and the output in bf16, for forward, backward and what is recomputed
+        sent = 4 * 2 * step.tokens / step.sequence * step.width
+        exchange += packs * (2 + step.recompute) * depth * cluster.trade(step.sequence, sent)
+    mine = step.trained / (1 if strategy in ("single", "DDP") else devices)
+    return Seconds(packs * one, exchange, mine / 4 * UPDATE_BYTES / cluster.copy)
+
+
+def _rings(cluster: Cluster, devices: int, size: float, depth: int) -> float:
+    """A ring for each block."""
+    return depth * cluster.ring(devices, size / depth)
+
+
+def _left(exchange: float, beside: float, depth: int) -> float:
+    """What is waited for of exchanges that computing of so many seconds can hide: one block's part at the least."""
+    return max(exchange - beside, exchange / depth)
+
+
+def mfu(step: Step, seconds: Seconds, devices: int, cluster: Cluster) -> float:
+    """Model FLOPs a second, forward and backward, over what the devices' matrix products reach."""
+    return TRAINING * step.flops * step.packs / (seconds.all * devices * cluster.matmul)
+
+
+def peak_bytes(
+    strategy: str,
+    state: StateBytes,
+    passing: PassBytes,
+    trained: float,
+    block: float,
+    packs: int,
+    bucket: float = ZERO_BUCKET,
+) -> float:
+    """The most that one device holds in a step, in bytes; frozen networks left out.
+
+    Args:
+        strategy: a name of `memory.state_bytes`; state: what that says it holds.
+        passing: of the largest pack (of this device's piece of it).
+        trained, block: bytes in fp32 of the trained parameters, and of the largest block.
+        packs: that the device works on in a step, one after another.
+        bucket: bytes in which ZeRO sums gradients, there from the first one on.
+
+    Gradients of the only pack come while its activations leave; those of packs before it are there already. DDP holds
+    its buckets from the start. FSDP2 keeps gradients whole between the packs of a step; in computing it and ZeRO-3 hold
+    `GATHERED_BLOCKS` more blocks than `state` says. Raises ValueError for another strategy.
+    """
+    fixed = state.weights + state.optimizer + state.average
+    part = state.gradients / trained
+    alone = passing.leaving + part * (passing.staying - passing.leaving)
+    if strategy in ("single", "DDP", "ZeRO-1"):  # gradients are whole: part is 1
+        beside = {"single": 0, "DDP": trained, "ZeRO-1": bucket}[strategy]
+        return fixed + beside + (alone if packs == 1 else passing.leaving + trained)
+    if strategy == "FSDP2":
+        return fixed + GATHERED_BLOCKS * block + (alone if packs == 1 else passing.leaving + trained)
+    if strategy not in ("ZeRO-2", "ZeRO-3"):
+        raise ValueError(UNKNOWN.format(strategy))
+    gathered = GATHERED_BLOCKS * block if strategy == "ZeRO-3" else 0
+    return fixed + bucket + gathered + (alone if packs == 1 else passing.leaving + state.gradients)
+
+
+def dit_pass_bytes(
+    config: Mapping[str, Any], grids: Sequence[Grid], text_lengths: Sequence[int], checkpointing: bool
+) -> PassBytes:
+    """`memory.pass_bytes` in bf16 of a `VideoDiT` of this config, whatever its size: counted at two depths.
+
+    grids, text_lengths: token grid and text tokens of each sample of the pack (or of one device's piece).
+    """
+    shallow, deep = (_at_depth(config, depth, grids, text_lengths, checkpointing) for depth in (3, 5))
+    more = config["depth"] - 3
+    return PassBytes(*(round(a + more * (b - a) / 2) for a, b in zip(shallow, deep, strict=True)))
+
+
+def _at_depth(
+    config: Mapping[str, Any], depth: int, grids: Sequence[Grid], text_lengths: Sequence[int], checkpointing: bool
+) -> PassBytes:
+    layout, words = Packed.of(grids), Packed.of_lengths(text_lengths)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = VideoDiT(**{**config, "depth": depth})
+        tokens = torch.empty(layout.tokens, model.tokens_in.in_features)
+        text = torch.empty(words.tokens, model.config.text_width)
+        level = torch.empty(layout.rows)
+
+    def loss(call: Any, pack: Any, step: int) -> tuple[torch.Tensor, dict]:
+        return (call(tokens, level, text, layout, words) - tokens).square().mean(), {}
+
+    train = SimpleNamespace(mixed_precision="bf16", steps=1)
+    task = SimpleNamespace(model=model, loss=loss, config=SimpleNamespace(train=train))
+    return pass_bytes(task, None, checkpointing)
