@@ -26,12 +26,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ..models.transformer import VideoDiT
 from ..packing import Grid, Packed
 from .flops import TRAINING
-from .memory import PassBytes, StateBytes, pass_bytes
+from .memory import PassBytes, StateBytes, pass_bytes, size
 
 UPDATE_BYTES = 52  # norm 4, clipping 8, AdamW 28, average 12: bytes read and written of one fp32 parameter
 ZERO_BUCKET = 4 * 100_000_000  # bytes: reduce_bucket_size of configs/deepspeed/, in fp32
 UNKNOWN = "strategy {!r}: single, DDP, FSDP2, ZeRO-1, ZeRO-2 or ZeRO-3"
-GATHERED_BLOCKS = 2  # beside the one of StateBytes: FSDP2's and ZeRO-3's, the next one's and the scattered gradients'
+GATHERED_BLOCKS = 2  # of FSDP2 beside the one of StateBytes: the next one's weights, and gradients to be scattered
+LIVE_WEIGHTS = 4e9  # bytes that ZeRO-3 leaves gathered: stage3_max_live_parameters is 1e9 where nothing else is said
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,7 @@ def peak_bytes(
     trained: float,
     block: float,
     packs: int,
+    half: bool = True,
     bucket: float = ZERO_BUCKET,
 ) -> float:
     """The most that one device holds in a step, in bytes; frozen networks left out.
@@ -176,24 +178,29 @@ def peak_bytes(
         passing: of the largest pack (of this device's piece of it).
         trained, block: bytes in fp32 of the trained parameters, and of the largest block.
         packs: that the device works on in a step, one after another.
-        bucket: bytes in which ZeRO sums gradients, there from the first one on.
+        half: computing is in bf16.
+        bucket: bytes in which ZeRO sums gradients.
 
     Gradients of the only pack come while its activations leave; those of packs before it are there already. DDP holds
-    its buckets from the start. FSDP2 keeps gradients whole between the packs of a step; in computing it and ZeRO-3 hold
-    `GATHERED_BLOCKS` more blocks than `state` says. Raises ValueError for another strategy.
+    its buckets from the start. FSDP2 keeps gradients whole between the packs of a step, and in computing holds
+    `GATHERED_BLOCKS` more blocks than `state` says. ZeRO-3 holds its gradients' shards always, leaves up to
+    `LIVE_WEIGHTS` gathered, and in fp32 autograd keeps what it gathered before. Raises ValueError for another strategy.
     """
     fixed = state.weights + state.optimizer + state.average
     part = state.gradients / trained
-    alone = passing.leaving + part * (passing.staying - passing.leaving)
+    alone = max(passing.forward, passing.leaving + part * (passing.staying - passing.leaving))
+    later = max(passing.forward, passing.leaving)  # beside gradients
     if strategy in ("single", "DDP", "ZeRO-1"):  # gradients are whole: part is 1
         beside = {"single": 0, "DDP": trained, "ZeRO-1": bucket}[strategy]
-        return fixed + beside + (alone if packs == 1 else passing.leaving + trained)
+        return fixed + beside + (alone if packs == 1 else later + trained)
     if strategy == "FSDP2":
-        return fixed + GATHERED_BLOCKS * block + (alone if packs == 1 else passing.leaving + trained)
-    if strategy not in ("ZeRO-2", "ZeRO-3"):
+        return fixed + GATHERED_BLOCKS * block + (alone if packs == 1 else later + trained)
+    if strategy == "ZeRO-2":
+        return fixed + bucket + (alone if packs == 1 else later + state.gradients)
+    if strategy != "ZeRO-3":
         raise ValueError(UNKNOWN.format(strategy))
-    gathered = GATHERED_BLOCKS * block if strategy == "ZeRO-3" else 0
-    return fixed + bucket + gathered + (alone if packs == 1 else passing.leaving + state.gradients)
+    gathered = min(LIVE_WEIGHTS, trained) - block  # `state` has one block
+    return fixed + state.gradients + bucket + gathered + later + (0 if half else trained)
 
 
 def dit_pass_bytes(
@@ -204,8 +211,19 @@ def dit_pass_bytes(
     grids, text_lengths: token grid and text tokens of each sample of the pack (or of one device's piece).
     """
     shallow, deep = (_at_depth(config, depth, grids, text_lengths, checkpointing) for depth in (3, 5))
-    more = config["depth"] - 3
-    return PassBytes(*(round(a + more * (b - a) / 2) for a, b in zip(shallow, deep, strict=True)))
+    depth = config["depth"]
+
+    def at(field: str, blocks: int) -> int:
+        a, b = getattr(shallow, field), getattr(deep, field)
+        return round(a + (blocks - 3) * (b - a) / 2)
+
+    with torch.device("meta"):
+        model = VideoDiT(**config)
+    # as the backward pass goes on activations leave and gradients come, alike for each block: the most is at its start,
+    # or at its end, for which these are two bounds
+    leaving = at("leaving", depth)
+    end = min(at("leaving", 1) + size(model), deep.staying + (depth - 5) * size(model.blocks[0]))
+    return PassBytes(at("forward", depth), leaving, max(leaving, end))
 
 
 def _at_depth(

@@ -62,12 +62,14 @@ class Activations(NamedTuple):
 
 
 class PassBytes(NamedTuple):
-    """The most that a forward and backward pass hold at a time beside weights and inputs, in bytes.
+    """The most that passes hold at a time beside weights and inputs, in bytes.
 
-    Activations, autocast's copies of the weights, temporaries, and gradients: `leaving` if a parameter's gradient
-    leaves as soon as it is whole, `staying` if all of them stay, from none at the start.
+    Activations, autocast's copies of the weights, and temporaries: in the `forward` pass, and in the backward pass with
+    gradients: `leaving` if a parameter's gradient leaves as soon as it is whole, `staying` if all of them stay, from
+    none at the start.
     """
 
+    forward: int
     leaving: int
     staying: int
 
@@ -98,10 +100,11 @@ def pass_bytes(task: Any, pack: Any, checkpointing: bool) -> PassBytes:
         hooks = [p.register_post_accumulate_grad_hook(have) for p in parameters]
         with count:
             losses, _ = task.loss(_autocast(task), pack, task.config.train.steps - 1)
+            forward = count.begin_anew()
             losses.sum().backward()
         for hook in hooks:
             hook.remove()
-    return PassBytes(count.leaving, count.peak)
+    return PassBytes(forward, count.leaving, count.peak)
 
 
 class _Peaks(Lifetimes):
@@ -110,6 +113,11 @@ class _Peaks(Lifetimes):
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
         self.gradients = self.leaving = 0
+
+    def begin_anew(self) -> int:
+        """The peak so far; later ones are of what follows."""
+        peak, self.peak, self.leaving = self.peak, self.live, self.live - self.gradients
+        return peak
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = super().__torch_dispatch__(func, types, args, kwargs)

@@ -180,13 +180,14 @@ def _memory(config: TrainingConfig, task: Any, plan: Plan, simulation: Simulatio
     packs = [task.blank_pack(grids) for grids in simulation.packs]
     ways = (False, True) if task.model._supports_gradient_checkpointing else (False,)
     kept = max(activation_bytes(task, pack).kept for pack in packs) / share
-    passes = [_shared(max(pass_bytes(task, pack, way) for pack in packs), share) for way in ways]
+    passes = [_largest([pass_bytes(task, pack, way) for pack in packs], share) for way in ways]
     trained = sum(4 * p.numel() for p in task.model.parameters() if p.requires_grad)
-    block = max((size(block) for block in getattr(task.model, "blocks", ())), default=0)
+    block = max((size(block) for block in getattr(task.model, "blocks", ())), default=size(task.model))
+    half = config.train.mixed_precision == "bf16"
     rows = [("", "weights", "gradients", "optimiser", "average", "activations", "most", "most, recomputing")]
     for strategy, n, held in state_bytes(task.model, config.optim.name, world, task.apart):
         turns = max(1, plan.packs * share // n)
-        most = [peak_bytes(strategy, held, passing, trained, block, turns) for passing in passes]
+        most = [peak_bytes(strategy, held, passing, trained, block, turns, half) for passing in passes]
         rows.append((f"{strategy}, {_count(n, 'process')}", *map(_bytes, (*held, kept, *most))))
     rows = [row[: 6 + len(ways)] for row in rows]
     lines = ["memory a device for the largest pack, and the most that a step holds at a time:", *_table(rows)]
@@ -202,8 +203,9 @@ def _memory(config: TrainingConfig, task: Any, plan: Plan, simulation: Simulatio
     return "\n".join(lines)
 
 
-def _shared(passing: PassBytes, processes: int) -> PassBytes:
-    return PassBytes(*(round(value / processes) for value in passing))
+def _largest(passes: Sequence[PassBytes], processes: int) -> PassBytes:
+    """Of any of the packs, each shared by so many processes."""
+    return PassBytes(*(round(max(values) / processes) for values in zip(*passes, strict=True)))
 
 
 def _times(config: TrainingConfig, task: Any, plan: Plan, simulation: Simulation, world: int, device: Any) -> str:

@@ -1,9 +1,9 @@
-"""Trains as train/train_dit.py does and writes what the process's resident memory grew by.
+"""Makes two steps as train/train_dit.py does, writes what the process's resident memory grew by, and ends.
 
     memory_probe.py FOLDER CONFIG.yaml
 
-FOLDER/RANK.json: `before` (bytes, when all is imported and a tiny model made a step), and `peak` and `now` at each
-forward pass. Start it with MALLOC_MMAP_THRESHOLD_=65536: tensors then are mappings of their own, which leave with them.
+FOLDER/RANK.json, in bytes: `before`, when all is imported and a tiny model made a step; `peak` and `now` after the
+steps. Start it with MALLOC_MMAP_THRESHOLD_=65536: tensors then are mappings of their own, which leave with them.
 """
 
 import importlib
@@ -29,9 +29,15 @@ def resident() -> tuple[int, int]:
 
 
 class ProbedTask(DitTask):
-    def errors(self, *args, **kwargs):
-        self.seen.append(resident())
-        return super().errors(*args, **kwargs)
+    before, folder = 0, Path()
+
+    def loss(self, model, pack, step):
+        if step == 2:  # one step made the moments, and another had them all along
+            peak, now = resident()
+            rows = {"before": self.before, "peak": peak, "now": now}
+            (self.folder / f"{os.environ.get('RANK', '0')}.json").write_text(json.dumps(rows))
+            os._exit(0)
+        return super().loss(model, pack, step)
 
 
 def warm_up() -> None:
@@ -47,10 +53,8 @@ def main(folder: Path, config: Path) -> None:
         importlib.import_module("deepspeed")
     warm_up()
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from now
-    before, ProbedTask.seen = resident()[1], []
+    ProbedTask.before, ProbedTask.folder = resident()[1], folder
     train(load_config(DitConfig, config), ProbedTask)
-    rows = {"before": before, "peak": [peak for peak, _ in ProbedTask.seen], "now": [now for _, now in ProbedTask.seen]}
-    (folder / f"{os.environ.get('RANK', '0')}.json").write_text(json.dumps(rows))
 
 
 if __name__ == "__main__":
