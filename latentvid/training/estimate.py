@@ -168,7 +168,6 @@ def peak_bytes(
     trained: float,
     block: float,
     packs: int,
-    half: bool = True,
     bucket: float = ZERO_BUCKET,
 ) -> float:
     """The most that one device holds in a step, in bytes; frozen networks left out.
@@ -178,13 +177,12 @@ def peak_bytes(
         passing: of the largest pack (of this device's piece of it).
         trained, block: bytes in fp32 of the trained parameters, and of the largest block.
         packs: that the device works on in a step, one after another.
-        half: computing is in bf16.
         bucket: bytes in which ZeRO sums gradients.
 
     Gradients of the only pack come while its activations leave; those of packs before it are there already. DDP holds
     its buckets from the start. FSDP2 keeps gradients whole between the packs of a step, and in computing holds
-    `GATHERED_BLOCKS` more blocks than `state` says. ZeRO-3 holds its gradients' shards always, leaves up to
-    `LIVE_WEIGHTS` gathered, and in fp32 autograd keeps what it gathered before. Raises ValueError for another strategy.
+    `GATHERED_BLOCKS` more blocks than `state` says. ZeRO-3 holds its gradients' shards always, and leaves up to
+    `LIVE_WEIGHTS` gathered, as it turned out twice over. Raises ValueError for another strategy.
     """
     fixed = state.weights + state.optimizer + state.average
     part = state.gradients / trained
@@ -199,8 +197,8 @@ def peak_bytes(
         return fixed + bucket + (alone if packs == 1 else later + state.gradients)
     if strategy != "ZeRO-3":
         raise ValueError(UNKNOWN.format(strategy))
-    gathered = min(LIVE_WEIGHTS, trained) - block  # `state` has one block
-    return fixed + state.gradients + bucket + gathered + later + (0 if half else trained)
+    gathered = 2 * min(LIVE_WEIGHTS, trained) - block  # `state` has one block
+    return fixed + state.gradients + bucket + gathered + later
 
 
 def dit_pass_bytes(

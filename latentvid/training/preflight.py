@@ -183,11 +183,10 @@ def _memory(config: TrainingConfig, task: Any, plan: Plan, simulation: Simulatio
     passes = [_largest([pass_bytes(task, pack, way) for pack in packs], share) for way in ways]
     trained = sum(4 * p.numel() for p in task.model.parameters() if p.requires_grad)
     block = max((size(block) for block in getattr(task.model, "blocks", ())), default=size(task.model))
-    half = config.train.mixed_precision == "bf16"
     rows = [("", "weights", "gradients", "optimiser", "average", "activations", "most", "most, recomputing")]
     for strategy, n, held in state_bytes(task.model, config.optim.name, world, task.apart):
         turns = max(1, plan.packs * share // n)
-        most = [peak_bytes(strategy, held, passing, trained, block, turns, half) for passing in passes]
+        most = [peak_bytes(strategy, held, passing, trained, block, turns) for passing in passes]
         rows.append((f"{strategy}, {_count(n, 'process')}", *map(_bytes, (*held, kept, *most))))
     rows = [row[: 6 + len(ways)] for row in rows]
     lines = ["memory a device for the largest pack, and the most that a step holds at a time:", *_table(rows)]

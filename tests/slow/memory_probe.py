@@ -1,4 +1,4 @@
-"""Makes two steps as train/train_dit.py does, writes what the process's resident memory grew by, and ends.
+"""Makes three steps as train/train_dit.py does, writes what the process's resident memory grew by, and ends.
 
     memory_probe.py FOLDER CONFIG.yaml
 
@@ -32,7 +32,9 @@ class ProbedTask(DitTask):
     before, folder = 0, Path()
 
     def loss(self, model, pack, step):
-        if step == 2:  # one step made the moments, and another had them all along
+        if (
+            step == 3
+        ):  # the first made the moments, after it DDP makes its buckets anew; the third had all from its start
             peak, now = resident()
             rows = {"before": self.before, "peak": peak, "now": now}
             (self.folder / f"{os.environ.get('RANK', '0')}.json").write_text(json.dumps(rows))

@@ -67,8 +67,7 @@ def test_sharding_more_holds_less_and_the_largest_part_is_the_pass_or_the_state(
     assert most["DDP"] == 5 * held + 1_200_000  # the reducer's buckets
     turns = [peak_bytes("FSDP2", states["FSDP2"], passing, held, block, packs) for packs in (1, 2)]
     assert turns[1] > turns[0] + 0.8 * held  # gradients stay whole between packs
-    whole = [peak_bytes("ZeRO-3", states["ZeRO-3"], passing, held, block, 1, half) for half in (True, False)]
-    assert whole[1] == whole[0] + held
+    assert most["FSDP2"] < most["ZeRO-3"] - held  # which leaves a small model gathered
     with pytest.raises(ValueError, match="strategy 'ZeRO-4'"):
         peak_bytes("ZeRO-4", single, passing, held, block, 1)
 
