@@ -57,17 +57,38 @@ def test_grouped_equals_sdpa(of_q, data, block_elements):
                 torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
-def test_blocks_hold_what_they_may_and_cover_every_query_once(monkeypatch):
-    monkeypatch.setattr(attention, "BLOCK_ELEMENTS", 200)
+def test_groups_hold_every_segment_once_and_blocks_hold_what_they_may(monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK_ELEMENTS", 100)
     monkeypatch.setattr(attention, "KEY_MULTIPLE", 4)
     monkeypatch.setattr(attention, "QUERY_MULTIPLE", 4)
-    (q, k, _), layouts = inputs([6, 2, 7, 2, 1], [5, 3, 4, 3, 1])
-    blocks = list(attention._blocks(q, k, *(layout.cu_seqlens for layout in layouts)))
-    assert len(blocks) > 2
-    assert all(b.index_q.numel() * b.index_k.shape[1] * q.shape[1] <= 200 for b in blocks)
-    queries = torch.cat([b.index_q.flatten() for b in blocks])
-    assert sorted(queries[queries < len(q)].tolist()) == list(range(18))
-    assert all((b.index_q == len(q)).any() == (b.mask_q is not None) for b in blocks)
+    (q, k, _), layouts = inputs([6, 2, 7, 4, 4, 1], [5, 3, 4, 8, 8, 1], heads=3)
+    groups = list(attention._groups(q, k, *(layout.cu_seqlens for layout in layouts)))
+    for rows, x in ((rows, x) for pair in groups for rows, x in zip(pair, (q, k), strict=True)):
+        assert rows.heads(x).shape == (rows.segments * 3, rows.length, 4)
+        assert rows.padded is None or torch.equal(rows.padded, rows.index == len(x))
+    for side, x in enumerate((q, k)):
+        taken, put = torch.zeros(len(x) + 1), torch.empty(len(x) + 1, 3, 4)
+        for rows in (pair[side] for pair in groups):
+            whole = range(rows.first, rows.first + rows.segments * rows.length)
+            taken[list(whole) if rows.index is None else rows.index.flatten()] += 1
+            rows.put(rows.heads(x), put)
+        assert (taken[:-1] == 1).all() and torch.equal(put[:-1], x)
+    for queries, keys in groups:
+        batch = torch.zeros(queries.segments * 3, queries.length)
+        blocks = list(attention._blocks(*batch.shape, keys.length))
+        for heads, rows in blocks:
+            assert batch[heads, rows].numel() * keys.length <= 100
+            batch[heads, rows] += 1
+        assert (batch == 1).all() and len(blocks) > 1
+
+
+def test_equal_segments_side_by_side_are_taken_without_an_index():
+    (q, k, _), layouts = inputs([40, 40, 40], [32, 32, 32])
+    ((queries, keys),) = attention._groups(q, k, *(layout.cu_seqlens for layout in layouts))
+    assert queries.index is None and keys.index is None and queries.length == 40 and keys.length == 32
+    (q, k, _), layouts = inputs([40, 39], [32, 32])
+    ((queries, keys),) = attention._groups(q, k, *(layout.cu_seqlens for layout in layouts))
+    assert queries.padded.sum() == 1 and keys.index is None
 
 
 def test_grouped_in_bf16_is_near_fp32():

@@ -9,13 +9,13 @@ import math
 
 import torch
 import torch.nn.functional as F
-from timm.layers import SwiGLU
 from torch import Tensor, nn
 
-from ..attention import packed_attention
+from ..attention import EXPLICIT, packed_attention
 from ..packing import Packed, Segments
 from ..sequence import SequenceGroup
 from .attention_plan import AttentionPlan
+from .fused import gated_linear, gated_residual, modulated_norm, norm_rotary, normed_attention
 from .key_value_cache import BlockCache
 
 
@@ -41,25 +41,40 @@ def rotary_table(position: Tensor, head_width: int, theta: float) -> tuple[Tenso
     return angle.cos(), angle.sin()
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns the pairs (x_i, x_{i+K/2}) of x [T,A,K] by the table's angles."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
-
-
 class HeadNorm(nn.Module):
-    """RMS norm over each head's K features, in the input's own dtype.
+    """RMS norm over each head's K features, then rotation by a table where there is one: [T,A,K] in x's dtype."""
 
-    Written out: on CPUs the backward of `F.rms_norm` is four times as slow in bf16.
-    """
-
-    def __init__(self, head_width: int, eps: float = 1e-6) -> None:
+    def __init__(self, head_width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(head_width))
-        self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:  # [T,A,K]
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight.to(x.dtype)
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        return norm_rotary(x, self.weight, rotary)
+
+
+class GatedLinear(nn.Module):
+    """linear(silu(gate) * value), [T,H] each -> [T,D]. Not an nn.Linear: what wraps those would miss the gate."""
+
+    def __init__(self, hidden: int, width: int) -> None:
+        super().__init__()
+        linear = nn.Linear(hidden, width)  # for its parameters
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, gate: Tensor, value: Tensor) -> Tensor:
+        return gated_linear(gate, value, self.weight, self.bias)
+
+
+class SwiGLU(nn.Module):
+    """SwiGLU (Shazeer 2020): [T,D] -> [T,D]."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1_g = nn.Linear(width, hidden)
+        self.fc1_x = nn.Linear(width, hidden)
+        self.fc2 = GatedLinear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.fc1_g(x), self.fc1_x(x))
 
 
 class PackedAttention(nn.Module):
@@ -94,11 +109,13 @@ class PackedAttention(nn.Module):
     ) -> Tensor:
         q = self.query(x).unflatten(-1, (self.heads, -1))  # [T,A,K]
         k, v = self.key_value(context).unflatten(-1, (2, self.heads, -1)).unbind(-3)  # [S,A,K] each
-        q, k = self.query_norm(q), self.key_norm(k)
-        if rotary is not None:
-            q, k = rotate(q, *rotary), rotate(k, *rotary)
-        # v holds the compute dtype (autocast); norms and rotation may have widened q and k
-        q, k = q.to(v.dtype), k.to(v.dtype)
+        if backend in EXPLICIT and sequence is None and cache is None and gather is None:
+            weights, bounds = (
+                (self.query_norm.weight, self.key_norm.weight),
+                (layout.cu_seqlens, context_layout.cu_seqlens),
+            )
+            return self.out(normed_attention(q, k, v, weights, rotary, bounds, backend).flatten(-2))
+        q, k = self.query_norm(q, rotary), self.key_norm(k, rotary)
         if cache is not None:
             k, v = cache.extended(k, v)
         if gather is not None:
@@ -120,11 +137,9 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, text_width: int) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.attention = PackedAttention(width, heads)
         self.cross_norm = nn.LayerNorm(width, eps=1e-6)
         self.cross = PackedAttention(width, heads, text_width)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.mlp = SwiGLU(width, int(mlp_ratio * width))
         self.modulation = nn.Linear(width, 6 * width)
 
@@ -141,11 +156,10 @@ class Block(nn.Module):
         cache: BlockCache | None = None,
     ) -> Tensor:
         rows = self.modulation(F.silu(condition))  # [R,6D]
-        shift1, scale1, gate1, shift2, scale2, gate2 = rows.index_select(0, layout.row).chunk(6, dim=-1)  # [T,D] each
-        y = torch.addcmul(shift1, self.norm1(x), 1 + scale1)
-        y = plan.arrange(y)
+        shift1, scale1, gate1, shift2, scale2, gate2 = rows.chunk(6, dim=-1)  # [R,D] each
+        y = plan.arrange(modulated_norm(x, shift1, scale1, layout.row))
         y = self.attention(y, y, plan.queries, plan.keys, backend, plan.rotary, plan.gather, sequence, cache)
-        x = torch.addcmul(x, gate1, plan.restore(y))
+        x = gated_residual(x, plan.restore(y), gate1, layout.row)
         x = x + self.cross(self.cross_norm(x), text, layout, text_layout, backend)
-        y = torch.addcmul(shift2, self.norm2(x), 1 + scale2)
-        return torch.addcmul(x, gate2, self.mlp(y))
+        y = self.mlp(modulated_norm(x, shift2, scale2, layout.row))
+        return gated_residual(x, y, gate2, layout.row)

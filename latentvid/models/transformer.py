@@ -18,8 +18,9 @@ from ..attention import resolve_backend
 from ..packing import Packed
 from ..sequence import SequenceGroup
 from .attention_plan import ATTENTIONS, make_plans
+from .fused import modulated_norm
 from .key_value_cache import KeyValueCache
-from .layers import Block, rotary_table, timestep_embedding
+from .layers import Block, GatedLinear, rotary_table, timestep_embedding
 
 TIMESTEP_FEATURES = 256
 
@@ -77,7 +78,6 @@ class VideoDiT(ModelMixin, ConfigMixin):
         self.pooled_norm = nn.LayerNorm(text_width, eps=1e-6)
         self.pooled_in = Mlp(text_width, width, width, act_layer=nn.SiLU)
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, width) for _ in range(depth))
-        self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.final_modulation = nn.Linear(width, 2 * width)
         self.tokens_out = nn.Linear(width, features)
         self.attention_backend = "auto"
@@ -88,7 +88,7 @@ class VideoDiT(ModelMixin, ConfigMixin):
     def initialise(self) -> None:
         """Xavier-uniform maps; modulations, cross-attention outputs and the last map at zero (AdaLN-Zero)."""
         for module in self.modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear | GatedLinear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         for block in self.blocks:
@@ -131,7 +131,6 @@ class VideoDiT(ModelMixin, ConfigMixin):
         condition = self.timestep_in(features) + pooled.index_select(0, layout.row_segment)  # [R,D]
         position = layout.position if cache is None else cache.positions(layout)
         rotary = rotary_table(position, self.config.width // self.config.heads, self.config.rope_theta)
-        rotary = tuple(r.to(x.dtype) for r in rotary)
         past = None if cache is None else cache.lengths
         plans = make_plans(self.config.attention, layout, rotary, past)
         caches = [None] * len(self.blocks) if cache is None else cache.for_blocks(len(self.blocks))
@@ -145,8 +144,7 @@ class VideoDiT(ModelMixin, ConfigMixin):
         if cache is not None and cache.records:
             cache.append(layout, caches)
         rows = self.final_modulation(F.silu(condition))  # [R,2D]
-        shift, scale = rows.index_select(0, layout.row).chunk(2, dim=-1)
-        return self.tokens_out(torch.addcmul(shift, self.final_norm(x), 1 + scale))
+        return self.tokens_out(modulated_norm(x, *rows.chunk(2, dim=-1), layout.row))
 
 
 def _segment_mean(x: Tensor, layout: Packed) -> Tensor:

@@ -4,11 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_fused import normed_and_turned
 from test_transformer import GRIDS, SMALL, assert_close, disturbed, forward, gradients, samples
 from torch.nn import functional as F
 
 from latentvid.models.attention_plan import ATTENTIONS, make_plans
-from latentvid.models.layers import PackedAttention, rotary_table, rotate
+from latentvid.models.layers import PackedAttention, rotary_table
 from latentvid.models.transformer import VideoDiT
 from latentvid.packing import Packed, spans
 
@@ -66,9 +67,9 @@ def test_attention_by_a_plan_is_attention_under_the_mask(attention, backend):
     layout = Packed.of(GRIDS)
     net = disturbed(PackedAttention(24, 2))
     x, rotary = torch.randn(layout.tokens, 24), rotary_table(layout.position, 12, 100.0)
-    q = rotate(net.query_norm(net.query(x).unflatten(-1, (2, 12))), *rotary)
+    q = normed_and_turned(net.query(x).unflatten(-1, (2, 12)), net.query_norm.weight, *rotary)
     k, v = net.key_value(x).unflatten(-1, (2, 2, 12)).unbind(1)
-    k = rotate(net.key_norm(k), *rotary)
+    k = normed_and_turned(k, net.key_norm.weight, *rotary)
     for plan, mask in zip(make_plans(attention, layout, rotary), definition(attention, layout), strict=True):
         want = F.scaled_dot_product_attention(*(y.transpose(0, 1) for y in (q, k, v)), attn_mask=mask)
         want = net.out(want.transpose(0, 1).flatten(1))

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from latentvid.models.attention_plan import make_plans
-from latentvid.models.layers import Block, rotary_table, rotate
+from latentvid.models.fused import norm_rotary
+from latentvid.models.layers import Block, rotary_table
 from latentvid.models.transformer import VideoDiT
 from latentvid.packing import Packed
 
@@ -135,11 +136,11 @@ def test_activation_checkpointing_gives_the_same_gradients(model):
 
 
 def test_rotary_scores_depend_on_relative_positions_along_every_axis():
-    q, k = torch.randn(1, 2, 16), torch.randn(1, 2, 16)
+    q, k, one = torch.randn(1, 2, 16), torch.randn(1, 2, 16), torch.ones(16)
 
     def score(at_q, at_k):
-        a = rotate(q, *rotary_table(torch.tensor([at_q]), 16, 100.0))
-        b = rotate(k, *rotary_table(torch.tensor([at_k]), 16, 100.0))
+        a = norm_rotary(q, one, rotary_table(torch.tensor([at_q]), 16, 100.0))
+        b = norm_rotary(k, one, rotary_table(torch.tensor([at_k]), 16, 100.0))
         return (a * b).sum(-1)
 
     base = score((0, 0, 0), (1, 2, 3))
