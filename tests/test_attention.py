@@ -73,13 +73,16 @@ def test_groups_hold_every_segment_once_and_blocks_hold_what_they_may(monkeypatc
             taken[list(whole) if rows.index is None else rows.index.flatten()] += 1
             rows.put(rows.heads(x), put)
         assert (taken[:-1] == 1).all() and torch.equal(put[:-1], x)
+    counts = []
     for queries, keys in groups:
         batch = torch.zeros(queries.segments * 3, queries.length)
         blocks = list(attention._blocks(*batch.shape, keys.length))
         for heads, rows in blocks:
             assert batch[heads, rows].numel() * keys.length <= 100
             batch[heads, rows] += 1
-        assert (batch == 1).all() and len(blocks) > 1
+        assert (batch == 1).all()
+        counts.append(len(blocks))
+    assert max(counts) > 1
 
 
 def test_equal_segments_side_by_side_are_taken_without_an_index():

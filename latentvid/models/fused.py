@@ -87,22 +87,27 @@ def _affine(x: Tensor) -> tuple[Tensor | None, Tensor | None]:
     return weight, torch.zeros_like(weight)
 
 
+def _layer_norm(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalised tokens, mean and inverse deviation."""
+    return torch.native_layer_norm(x, x.shape[-1:], *_affine(x), eps)
+
+
 class _ModulatedNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, shift: Tensor, scale: Tensor, row: Tensor, eps: float) -> Tensor:
-        normed, mean, deviation = torch.native_layer_norm(x, x.shape[-1:], *_affine(x), eps)
-        ctx.save_for_backward(x, scale, row, mean, deviation)
-        return torch.addcmul(shift.index_select(0, row), normed, (1 + scale).index_select(0, row))
+        ctx.save_for_backward(x, scale, row)
+        ctx.eps = eps
+        return torch.addcmul(shift.index_select(0, row), _layer_norm(x, eps)[0], (1 + scale).index_select(0, row))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, row, mean, deviation = ctx.saved_tensors
-        normed = ((x - mean) * deviation).to(x.dtype)
+        x, scale, row = ctx.saved_tensors
+        normed, *statistics = _layer_norm(x, ctx.eps)
         shifts, scales = (_row_sums(g, row, len(scale)).to(scale.dtype) for g in (grad, grad * normed))
         grad = grad * (1 + scale).index_select(0, row)
         backward = torch.ops.aten.native_layer_norm_backward
-        dx = backward(grad, x, x.shape[-1:], mean, deviation, *_affine(x), [True, False, False])[0]
+        dx = backward(grad, x, x.shape[-1:], *statistics, *_affine(x), [True, False, False])[0]
         return dx, shifts, scales, None, None
 
 
@@ -148,68 +153,69 @@ def _inverse_rms(x: Tensor, eps: float) -> Tensor:
     return torch.rsqrt(norm.square() / x.shape[-1] + eps).to(x.dtype)
 
 
-def _turn(x: Tensor, weight: Tensor, cos: Tensor | None, sin: Tensor | None, eps: float) -> Tensor:
+def _turn(x: Tensor, inverse: Tensor, weight: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
     """The formula of norm_rotary, with the weight folded into the table, which is small."""
-    inverse = _inverse_rms(x, eps)
     if cos is None:
-        return x * inverse * weight.to(x.dtype)
-    (a, b), (weight_a, weight_b) = x.chunk(2, dim=-1), weight.chunk(2)
-    cos_a, sin_a, cos_b, sin_b = ((part * w).to(x.dtype) for w in (weight_a, weight_b) for part in (cos, sin))
-    first = torch.addcmul(a * cos_a, b, sin_b, value=-1)
-    second = torch.addcmul(b * cos_b, a, sin_a)
-    return torch.cat([first, second], dim=-1).mul_(inverse)
+        return (x * weight.to(x.dtype)).mul_(inverse)
+    stay, turn = (((torch.cat([part, part], dim=-1)) * weight).to(x.dtype) for part in (cos, sin))  # [T,1,K]
+    out = x * stay
+    (first, second), (a, b), (turn_a, turn_b) = (y.chunk(2, dim=-1) for y in (out, x, turn))
+    first.addcmul_(b, turn_b, value=-1)
+    second.addcmul_(a, turn_a)
+    return out.mul_(inverse)
 
 
 def _turn_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, cos: Tensor | None, sin: Tensor | None, eps: float
+    grad: Tensor, x: Tensor, inverse: Tensor, weight: Tensor, cos: Tensor | None, sin: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and of the weight by that of norm_rotary's output.
 
     With n = x / rms(x), and z the gradient turned back: dx = (w z - n mean(n w z)) / rms(x), dw = sum(z n).
     """
-    inverse = _inverse_rms(x, eps)
     if cos is not None:
-        (a, b), cos, sin = grad.chunk(2, dim=-1), cos.to(x.dtype), sin.to(x.dtype)
-        grad = torch.cat([torch.addcmul(a * cos, b, sin), torch.addcmul(b * cos, a, sin, value=-1)], dim=-1)
-    normed = x * inverse
-    product, w = grad * normed, weight.to(x.dtype)
+        back = grad * torch.cat([cos, cos], dim=-1).to(x.dtype)
+        (first, second), (a, b), sin = back.chunk(2, dim=-1), grad.chunk(2, dim=-1), sin.to(x.dtype)
+        first.addcmul_(b, sin)
+        second.addcmul_(a, sin, value=-1)
+        grad = back
+    normed, w = x * inverse, weight.to(x.dtype)
+    product = grad * normed
     mean = (product @ w / x.shape[-1])[..., None]  # [T,A,1]
-    dx = torch.addcmul(grad * w, normed, mean, value=-1).mul_(inverse)
+    dx = (grad * w).addcmul_(normed, mean, value=-1).mul_(inverse)
     return dx, product.sum((0, 1), dtype=_wide(x)).to(weight.dtype)
 
 
 class _NormRotary(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, cos: Tensor | None, sin: Tensor | None, eps: float) -> Tensor:
-        ctx.save_for_backward(x, weight, cos, sin)
-        ctx.eps = eps
-        return _turn(x, weight, cos, sin, eps)
+        inverse = _inverse_rms(x, eps)
+        ctx.save_for_backward(x, inverse, weight, cos, sin)
+        return _turn(x, inverse, weight, cos, sin)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *_turn_backward(grad, *ctx.saved_tensors, ctx.eps), None, None, None
-
-
-def _both(bounds_q: Tensor, bounds_k: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Keys without bounds of their own have the queries'."""
-    return bounds_q, bounds_q if bounds_k is None else bounds_k
+        return *_turn_backward(grad, *ctx.saved_tensors), None, None, None
 
 
 class _NormedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, weight_q, weight_k, cos, sin, bounds_q, bounds_k, backend: str, eps: float) -> Tensor:
-        ctx.save_for_backward(q, k, v, weight_q, weight_k, cos, sin, bounds_q, bounds_k)
-        ctx.backend, ctx.eps = backend, eps
-        made = _turn(q, weight_q, cos, sin, eps), _turn(k, weight_k, cos, sin, eps)
-        return EXPLICIT[backend].forward(*made, v, *_both(bounds_q, bounds_k))
+        of_q, of_k = (q, _inverse_rms(q, eps), weight_q, cos, sin), (k, _inverse_rms(k, eps), weight_k, cos, sin)
+        ctx.save_for_backward(*of_q, *of_k, v, bounds_q, bounds_k)
+        ctx.backend = backend
+        return EXPLICIT[backend].forward(_turn(*of_q), _turn(*of_k), v, *_both(bounds_q, bounds_k))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, weight_q, weight_k, cos, sin, bounds_q, bounds_k = ctx.saved_tensors
-        made = _turn(q, weight_q, cos, sin, ctx.eps), _turn(k, weight_k, cos, sin, ctx.eps)
-        dq, dk, dv = EXPLICIT[ctx.backend].backward(grad, *made, v, *_both(bounds_q, bounds_k))
-        dq, d_weight_q = _turn_backward(dq, q, weight_q, cos, sin, ctx.eps)
-        dk, d_weight_k = _turn_backward(dk, k, weight_k, cos, sin, ctx.eps)
+        *both, v, bounds_q, bounds_k = ctx.saved_tensors
+        of_q, of_k, bounds = both[:5], both[5:], _both(bounds_q, bounds_k)
+        dq, dk, dv = EXPLICIT[ctx.backend].backward(grad, _turn(*of_q), _turn(*of_k), v, *bounds)
+        (dq, d_weight_q), (dk, d_weight_k) = _turn_backward(dq, *of_q), _turn_backward(dk, *of_k)
         return dq, dk, dv, d_weight_q, d_weight_k, *(None,) * 6
+
+
+def _both(bounds_q: Tensor, bounds_k: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Keys without bounds of their own have the queries'."""
+    return bounds_q, bounds_q if bounds_k is None else bounds_k
