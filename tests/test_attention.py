@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import latentvid.attention as attention
+import latentvid.grouped as grouped
 from latentvid.attention import BACKENDS, packed_attention, resolve_backend
 from latentvid.errors import UserError
 from latentvid.packing import Packed
@@ -45,12 +45,13 @@ def test_backends_are_softmax_within_segments(backend):
 
 
 @quick
-@given(lengths, st.data(), st.sampled_from([1, 12, 1 << 22]))
-def test_grouped_equals_sdpa(of_q, data, block_elements):
+@given(lengths, st.data(), st.sampled_from([1, 12, 1 << 22]), st.sampled_from([1, 3, 512]))
+def test_grouped_equals_sdpa(of_q, data, block_elements, turned):
     """Self-attention and ragged cross-attention, in any order of lengths, whole and cut into blocks of queries."""
     ragged = data.draw(st.lists(st.integers(1, 9), min_size=len(of_q), max_size=len(of_q)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "BLOCK_ELEMENTS", block_elements)
+        patch.setattr(grouped, "BLOCK_ELEMENTS", block_elements)
+        patch.setattr(grouped, "TURNED", turned)
         for of_k in (of_q, ragged):
             tensors, layouts = inputs(of_q, of_k)
             for got, want in zip(run("grouped", tensors, layouts), run("sdpa", tensors, layouts), strict=True):
@@ -58,25 +59,25 @@ def test_grouped_equals_sdpa(of_q, data, block_elements):
 
 
 def test_groups_hold_every_segment_once_and_blocks_hold_what_they_may(monkeypatch):
-    monkeypatch.setattr(attention, "BLOCK_ELEMENTS", 100)
-    monkeypatch.setattr(attention, "KEY_MULTIPLE", 4)
-    monkeypatch.setattr(attention, "QUERY_MULTIPLE", 4)
+    monkeypatch.setattr(grouped, "BLOCK_ELEMENTS", 100)
+    monkeypatch.setattr(grouped, "KEY_MULTIPLE", 4)
+    monkeypatch.setattr(grouped, "QUERY_MULTIPLE", 4)
     (q, k, _), layouts = inputs([6, 2, 7, 4, 4, 1], [5, 3, 4, 8, 8, 1], heads=3)
-    groups = list(attention._groups(q, k, *(layout.cu_seqlens for layout in layouts)))
+    groups = list(grouped._groups(q, k, *(layout.cu_seqlens for layout in layouts)))
     for rows, x in ((rows, x) for pair in groups for rows, x in zip(pair, (q, k), strict=True)):
         assert rows.heads(x).shape == (rows.segments * 3, rows.length, 4)
         assert rows.padded is None or torch.equal(rows.padded, rows.index == len(x))
     for side, x in enumerate((q, k)):
         taken, put = torch.zeros(len(x) + 1), torch.empty(len(x) + 1, 3, 4)
         for rows in (pair[side] for pair in groups):
-            whole = range(rows.first, rows.first + rows.segments * rows.length)
+            whole = range(rows.starts[0], rows.starts[0] + rows.segments * rows.length)
             taken[list(whole) if rows.index is None else rows.index.flatten()] += 1
             rows.put(rows.heads(x), put)
         assert (taken[:-1] == 1).all() and torch.equal(put[:-1], x)
     counts = []
     for queries, keys in groups:
         batch = torch.zeros(queries.segments * 3, queries.length)
-        blocks = list(attention._blocks(*batch.shape, keys.length))
+        blocks = list(grouped._blocks(*batch.shape, keys.length))
         for heads, rows in blocks:
             assert batch[heads, rows].numel() * keys.length <= 100
             batch[heads, rows] += 1
@@ -87,14 +88,24 @@ def test_groups_hold_every_segment_once_and_blocks_hold_what_they_may(monkeypatc
 
 def test_equal_segments_side_by_side_are_taken_without_an_index():
     (q, k, _), layouts = inputs([40, 40, 40], [32, 32, 32])
-    ((queries, keys),) = attention._groups(q, k, *(layout.cu_seqlens for layout in layouts))
+    ((queries, keys),) = grouped._groups(q, k, *(layout.cu_seqlens for layout in layouts))
     assert queries.index is None and keys.index is None and queries.length == 40 and keys.length == 32
     (q, k, _), layouts = inputs([40, 39], [32, 32])
-    ((queries, keys),) = attention._groups(q, k, *(layout.cu_seqlens for layout in layouts))
+    ((queries, keys),) = grouped._groups(q, k, *(layout.cu_seqlens for layout in layouts))
     assert queries.padded.sum() == 1 and keys.index is None
 
 
-def test_grouped_in_bf16_is_near_fp32():
+def test_only_many_queries_have_their_keys_padded():
+    """Padding costs a copy for each key, and saves time for each query: short segments through time stay as they are."""
+    for of_q, length in ([5] * 9, 5), ([50] * 9, grouped.KEY_MULTIPLE):
+        (q, k, _), layouts = inputs(of_q, [5] * 9)
+        ((_, keys),) = grouped._groups(q, k, *(layout.cu_seqlens for layout in layouts))
+        assert keys.length == length and (keys.index is None) == (length == 5)
+
+
+@pytest.mark.parametrize("turned", [1, 512])
+def test_grouped_in_bf16_is_near_fp32(turned, monkeypatch):
+    monkeypatch.setattr(grouped, "TURNED", turned)
     tensors, layouts = inputs([9, 4, 9, 30], [6, 11, 3, 30], width=16)
     rounded = [x.detach().bfloat16().requires_grad_() for x in tensors]
     exact = [x.detach().float().requires_grad_() for x in rounded]

@@ -7,6 +7,9 @@ A heads, K head width, H hidden width.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -66,6 +69,17 @@ def normed_attention(
     return _NormedAttention.apply(q, k, v, *weights, *(rotary or (None, None)), *bounds, backend, eps)
 
 
+def _as_given(run: Callable) -> Callable:
+    """A pass in the dtypes of what it is given: autocast would run some of its operators in another."""
+
+    @functools.wraps(run)
+    def exact(ctx, x: Tensor, *rest):
+        with torch.autocast(x.device.type, enabled=False):
+            return run(ctx, x, *rest)
+
+    return exact
+
+
 # --- modulation ------------------------------------------------------------------------------------------------------
 
 
@@ -75,8 +89,15 @@ def _wide(x: Tensor) -> torch.dtype:
 
 def _row_sums(x: Tensor, row: Tensor, rows: int) -> Tensor:
     """Sums of x [T,D] over the tokens of each row: [R,D]."""
+    if x.device.type != "cpu":  # atomic additions to few rows wait for each other, in an order that is not fixed
+        return _row_product(x, row, rows)
     wide = x.to(_wide(x))
     return wide.new_zeros(rows, x.shape[1]).index_add_(0, row, wide)
+
+
+def _row_product(x: Tensor, row: Tensor, rows: int) -> Tensor:
+    """_row_sums as a matrix product, in x's dtype with fp32 sums inside."""
+    return (row == torch.arange(rows, device=x.device)[:, None]).to(x.dtype) @ x
 
 
 def _affine(x: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -94,6 +115,7 @@ def _layer_norm(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
 
 class _ModulatedNorm(torch.autograd.Function):
     @staticmethod
+    @_as_given
     def forward(ctx, x: Tensor, shift: Tensor, scale: Tensor, row: Tensor, eps: float) -> Tensor:
         ctx.save_for_backward(x, scale, row)
         ctx.eps = eps
@@ -101,6 +123,7 @@ class _ModulatedNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @_as_given
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, row = ctx.saved_tensors
         normed, *statistics = _layer_norm(x, ctx.eps)
@@ -113,12 +136,14 @@ class _ModulatedNorm(torch.autograd.Function):
 
 class _GatedResidual(torch.autograd.Function):
     @staticmethod
+    @_as_given
     def forward(ctx, x: Tensor, y: Tensor, gate: Tensor, row: Tensor) -> Tensor:
         ctx.save_for_backward(y, gate, row)
         return torch.addcmul(x, y, gate.index_select(0, row))
 
     @staticmethod
     @once_differentiable
+    @_as_given
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         y, gate, row = ctx.saved_tensors
         return grad, grad * gate.index_select(0, row), _row_sums(grad * y, row, len(gate)).to(gate.dtype), None
@@ -129,12 +154,14 @@ class _GatedResidual(torch.autograd.Function):
 
 class _GatedLinear(torch.autograd.Function):
     @staticmethod
+    @_as_given
     def forward(ctx, gate: Tensor, value: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(gate, value, weight)
         return F.linear(F.silu(gate).mul_(value), weight, bias)
 
     @staticmethod
     @once_differentiable
+    @_as_given
     def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:
         gate, value, weight = ctx.saved_tensors
         through = grad @ weight  # [T,H]
@@ -187,6 +214,7 @@ def _turn_backward(
 
 class _NormRotary(torch.autograd.Function):
     @staticmethod
+    @_as_given
     def forward(ctx, x: Tensor, weight: Tensor, cos: Tensor | None, sin: Tensor | None, eps: float) -> Tensor:
         inverse = _inverse_rms(x, eps)
         ctx.save_for_backward(x, inverse, weight, cos, sin)
@@ -194,12 +222,14 @@ class _NormRotary(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @_as_given
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         return *_turn_backward(grad, *ctx.saved_tensors), None, None, None
 
 
 class _NormedAttention(torch.autograd.Function):
     @staticmethod
+    @_as_given
     def forward(ctx, q, k, v, weight_q, weight_k, cos, sin, bounds_q, bounds_k, backend: str, eps: float) -> Tensor:
         of_q, of_k = (q, _inverse_rms(q, eps), weight_q, cos, sin), (k, _inverse_rms(k, eps), weight_k, cos, sin)
         ctx.save_for_backward(*of_q, *of_k, v, bounds_q, bounds_k)
@@ -208,6 +238,7 @@ class _NormedAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @_as_given
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         *both, v, bounds_q, bounds_k = ctx.saved_tensors
         of_q, of_k, bounds = both[:5], both[5:], _both(bounds_q, bounds_k)

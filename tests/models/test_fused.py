@@ -1,12 +1,16 @@
 """Fused pieces of a block equal their plain formulas, forward and backward, and keep for it no more than they say."""
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
+import latentvid.models.fused as pieces
 from latentvid.models.attention_plan import make_plans
 from latentvid.models.fused import gated_linear, gated_residual, modulated_norm, norm_rotary, normed_attention
 from latentvid.models.layers import Block, SwiGLU, rotary_table
@@ -172,3 +176,34 @@ def test_swiglu_is_countable_and_keeps_no_product():
         held = kept_by(lambda: net(x), net)
     assert counter.get_total_flops() == 3 * 2 * T * D * H
     assert sum(s.nbytes() for s in held.values()) == 4 * (T * D + 2 * T * H)
+
+
+@pytest.fixture
+def cuda_autocast():
+    """What torch.autocast("cuda", torch.bfloat16) sets, also where no GPU is."""
+    before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    yield
+    torch.set_autocast_enabled("cuda", before[0])
+    torch.set_autocast_dtype("cuda", before[1])
+
+
+@pytest.mark.parametrize("name", ["modulated_norm", "gated_residual", "gated_linear", "norm"])
+def test_a_piece_under_cudas_autocast_keeps_its_dtype(name, cuda_autocast):
+    """It would run norms in fp32, and promote what they meet; shapes and dtypes alone are computed here."""
+    shapes, fused, _ = CASES[name]
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+        tensors = [torch.empty(shape, dtype=torch.bfloat16, device="cuda") for shape in shapes]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys.modules[__name__], "ROW", mode.from_tensor(ROW).to("cuda"))
+            out = fused(*tensors)
+    assert out.dtype == torch.bfloat16 and out.device.type == "cuda"
+
+
+def test_sums_of_rows_are_the_same_on_every_device():
+    """Where additions are atomic, sums are a matrix product instead."""
+    x = torch.randn(T, D)
+    want = torch.stack([x[row == ROW].sum(0) for row in range(4)])
+    torch.testing.assert_close(pieces._row_sums(x, ROW, 4), want)
+    torch.testing.assert_close(pieces._row_product(x, ROW, 4), want)
