@@ -25,7 +25,7 @@ from .plan import Draw
 from .quarantine import Hangs, Quarantine, Watched
 from .reads import group, runs
 from .samples import Dropped, Samples, dropped_by_reason
-from .transforms import fit, from_uint8, legal_frames, legal_size
+from .transforms import from_uint8, legal_frames, legal_size
 from .video import read_windows
 
 logger = logging.getLogger(__name__)
@@ -253,10 +253,10 @@ class ClipSource:
         w, path = self.windows[index], self.path(index)
         self.quarantine.check(path)
 
-        def finish(place: int, frames: Tensor) -> Tensor:
-            return changes[place](fit(frames, w.height, w.width))
+        def change(place: int, pixels: Tensor) -> Tensor:
+            return changes[place](pixels)
 
-        return self._watched(read_windows, path, starts, w.frames, finish)
+        return self._watched(read_windows, path, starts, w.frames, change, (w.height, w.width))
 
     def _read(self, index: int, start: int, change: Change = torch.Tensor.contiguous) -> Tensor:
         """uint8 [F,H,W,3]; a fault puts the file into quarantine."""

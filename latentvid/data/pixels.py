@@ -12,6 +12,7 @@ import torch
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from torch import Tensor
 
+from latentvid.data.transforms import fit
 from latentvid.errors import ClipError
 
 T = TypeVar("T")
@@ -107,30 +108,53 @@ class Windows(Generic[T]):
     """Several windows of frames that are decoded in one go; each goes to `then` when it is whole, and is let go.
 
     offsets: first frame of each window, counted from the first that is added. then: is given a window's place in
-    `offsets` and its uint8 [F,H,W,3]. results: what it made of each.
+    `offsets` and its uint8 [F,H,W,3]. size: (H, W) that frames are fitted to as they come, so that no window is in
+    memory at its native size; None: that one. results: what `then` made of each.
     """
 
     def __init__(
-        self, path: str | os.PathLike, offsets: Sequence[int], frames: int, then: Callable[[int, Tensor], T]
+        self,
+        path: str | os.PathLike,
+        offsets: Sequence[int],
+        frames: int,
+        then: Callable[[int, Tensor], T],
+        size: tuple[int, int] | None = None,
     ) -> None:
-        self.offsets, self.frames, self.then = offsets, frames, then
+        self.offsets, self.frames, self.then, self.size = offsets, frames, then, size
         self.filled = 0
         self.results: list[T | None] = [None] * len(offsets)
         self._convert = _Converter(path)
         self._open: dict[int, np.ndarray] = {}
+        self._room: np.ndarray | None = None  # [1,H,W,3] for a frame of the native size
         self._left = len(offsets)
 
     def add(self, frame: Any) -> bool:
         """Converts a decoded frame if a window wants it; True when all are whole."""
         places = [(n, self.filled - offset) for n, offset in enumerate(self.offsets)]
         places = [(n, place) for n, place in places if 0 <= place < self.frames]
-        picture = self._convert(frame) if places else None
+        if places:
+            self._write(self._convert(frame), places)
         for n, place in places:
-            if place == 0:
-                self._open[n] = np.empty((self.frames, *picture.shape), np.uint8)
-            picture.write(self._open[n][place])
             if place == self.frames - 1:
                 self.results[n] = self.then(n, torch.from_numpy(self._open.pop(n)))
                 self._left -= 1
         self.filled += 1
         return self._left == 0
+
+    def _write(self, picture: _Picture, places: Sequence[tuple[int, int]]) -> None:
+        """Into the windows, at these places."""
+        size = self.size or picture.shape[:2]
+        for n, place in places:
+            if place == 0:
+                self._open[n] = np.empty((self.frames, *size, 3), np.uint8)
+        rooms = [self._open[n][place] for n, place in places]
+        if size == picture.shape[:2]:
+            for room in rooms:
+                picture.write(room)
+            return
+        if self._room is None:
+            self._room = np.empty((1, *picture.shape), np.uint8)
+        picture.write(self._room[0])
+        fitted = fit(torch.from_numpy(self._room), *size)[0].numpy()
+        for room in rooms:
+            room[:] = fitted

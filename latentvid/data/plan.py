@@ -179,7 +179,7 @@ class Plan:
             for values in (np.ones(len(reads), np.int64), self.tokens, self.cost)
         )
         for stream in streams:
-            if self._sizes[stream.index].sum() != len(stream.index):
+            if np.diff(first, append=len(reads))[np.unique(reads[stream.index])].sum() != len(stream.index):
                 raise ValueError("each read must lie in one stream as a whole")
         self._largest = max(int(self._read_tokens[stream.index].max()) for stream in streams)
         if self._largest > self.budget:

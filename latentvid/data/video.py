@@ -19,6 +19,7 @@ from torch import Tensor
 from latentvid.data.containers import is_cut
 from latentvid.data.packets import Packets, frame_times, truncated
 from latentvid.data.pixels import Frames, Windows, quarter_turns
+from latentvid.data.transforms import fit
 from latentvid.errors import ClipError
 
 T = TypeVar("T")
@@ -84,21 +85,29 @@ def read_frames(path: str | os.PathLike, start: int = 0, frames: int | None = No
 
 
 def read_windows(
-    path: str | os.PathLike, starts: Sequence[int], frames: int, then: Callable[[int, Tensor], T], *, threads: int = 1
+    path: str | os.PathLike,
+    starts: Sequence[int],
+    frames: int,
+    then: Callable[[int, Tensor], T],
+    size: tuple[int, int] | None = None,
+    *,
+    threads: int = 1,
 ) -> list[T]:
     """Decodes the windows [start, start + frames) of a file in one go, so that what lies before and between them is
     decoded once: of each, in the order of `starts`, what `then` makes of its place in that and its uint8 [F,H,W,3].
 
-    A window is handed to `then` as soon as it is whole, and not kept. Otherwise as `read_frames`, with its errors.
+    size: (H, W) that the frames are fitted to (`transforms.fit`); None: their own. A window is handed to `then` as soon
+    as it is whole, and not kept. Otherwise as `read_frames`, with its errors.
     """
     if not starts or min(starts) < 0 or frames < 1:
         raise ValueError(f"read_windows wants starts >= 0 and frames >= 1, got starts={starts}, frames={frames}")
     _check_file(path)
     if _is_image(path):
-        return [then(n, _image_as_clip(path, start, frames)) for n, start in enumerate(starts)]
+        image = [_image_as_clip(path, start, frames) for start in starts]
+        return [then(n, pixels if size is None else fit(pixels, *size)) for n, pixels in enumerate(image)]
     first = min(starts)
     offsets = [start - first for start in starts]
-    read = _read(path, first, max(offsets) + frames, lambda _: Windows(path, offsets, frames, then), threads)
+    read = _read(path, first, max(offsets) + frames, lambda _: Windows(path, offsets, frames, then, size), threads)
     return read.results
 
 

@@ -243,6 +243,12 @@ def test_reads_that_are_none_are_refused(reads, message):
         Plan([3] * 4, budget=5, packs=1, seed=0, streams=streams, reads=np.array(reads))
 
 
+def test_streams_that_trade_halves_of_reads_are_refused():
+    streams = [Stream(np.array([0, 3]), 1.0), Stream(np.array([1, 2]), 1.0)]
+    with pytest.raises(ValueError, match="one stream as a whole"):
+        Plan([3] * 4, budget=9, packs=1, seed=0, streams=streams, reads=np.array([0, 0, 1, 1]))
+
+
 def test_the_task_draws_windows_of_a_read_together(folder, decodings):
     rows = [{"path": str(folder / f"{name}.mp4"), "caption": name} for name in FRAMES]
     manifest = folder / "m.jsonl"

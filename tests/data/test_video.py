@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from latentvid.data import packets
+from latentvid.data.transforms import fit
 from latentvid.data.video import probe, read_frames, read_windows
 from latentvid.data.writing import write_video
 from latentvid.errors import ClipError, UserError
@@ -96,6 +97,10 @@ def test_every_window_holds_the_frames_asked_for(kinds, name):
         found = read_windows(kinds / name, starts, length, lambda n, pixels: (starts[n], pixels))
         assert [start for start, _ in found] == starts
         assert all(torch.equal(pixels, whole[start : start + length]) for start, pixels in found)
+        for size in ((16, 24), (24, 16), (32, 40), (32, 48)):  # fitted as they come: the values of whole windows
+            fitted = read_windows(kinds / name, starts, length, lambda _, pixels: pixels, size)
+            expected = [fit(whole[start : start + length], *size) for start in starts]
+            assert all(torch.equal(*pair) for pair in zip(fitted, expected, strict=True))
 
     check()
     check_several()
