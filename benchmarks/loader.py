@@ -2,18 +2,19 @@
 
 .venv/bin/python benchmarks/loader.py [--files CLIP_OR_FOLDER ...] [--part decode path start latents] [--json OUT]
 
-decode   windows of 17 frames, at native size, drawn at random: each by itself by bare PyAV (open, seek to the key frame
-         before, decode, convert to RGB as swscale does by default, or as accurately as latentvid), by torchcodec where
-         it can be imported, and by ClipSource; and by ClipSource in the reads that training's plan makes of them
-path     the whole way to packs: ClipSource -> VaeTask -> iterate_steps, in the training process and in a loader
-         process, at native size and resized, beside bare accurate PyAV, which neither resizes nor packs
+decode   windows of 17 frames drawn at random: each by itself by bare PyAV (open, seek to the key frame before, decode;
+         without colours, converted to RGB as swscale does by default, or as accurately as latentvid), by torchcodec
+         where it can be imported, and by ClipSource; and by ClipSource in the reads that training's plan makes of them,
+         at native size as all the others, or resized
+path     the whole way to packs of resized uint8: manifest -> plan -> ClipSource -> VaeTask -> iterate_steps, in the
+         training process and in a loader process, beside bare accurate PyAV, which neither resizes nor packs
 start    from nothing to the first pack, with and without the facts of the files in the manifest
 latents  packs for the transformer from a cache of latents, beside encoding the clips as they come (untrained parts)
 
 All sides of a row take the same windows in the same order by turns, in one process with one decoder thread; shown are
 medians of `--repeats` rounds with the lowest and the highest. Clips are made for it (1280x720, 500 frames, a textured
 ground that pans, a disc, a little noise, H.264, key frames every 250, 48 and 16 frames); --files takes yours, a row
-each.
+each. Figures are added to those that the file of --json has, so that rows can be measured one at a time.
 """
 
 import argparse
@@ -22,7 +23,8 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -83,23 +85,29 @@ def make_clips(folder: Path, frames: int) -> list[Path]:
 
 def bare(path: str, start: int, interpolation: Interpolation | None = ACCURATE) -> list[np.ndarray]:
     """uint8 [H,W,3] a frame, as a short program of PyAV would read them, trusting constant frame times."""
-    reformatter = VideoReformatter()
+    reformatter, pictures = VideoReformatter(), []
+    for frame in decoded(path, start):
+        matrix = UNTAGGED_IS[frame.height >= 720] if frame.colorspace == 2 else None
+        rgb = reformatter.reformat(frame, format="rgb24", src_colorspace=matrix, interpolation=interpolation, threads=1)
+        pictures.append(rgb.to_ndarray())
+    return pictures
+
+
+def decoded(path: str, start: int) -> Iterator[av.VideoFrame]:
+    """The window's frames as the decoder gives them."""
     with av.open(path) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         wanted = (stream.start_time or 0) + round(start / stream.average_rate / stream.time_base)
         if start:
             container.seek(wanted, stream=stream)
-        pictures = []
+        found = 0
         for frame in container.decode(stream):
             if frame.pts >= wanted:
-                matrix = UNTAGGED_IS[frame.height >= 720] if frame.colorspace == 2 else None
-                rgb = reformatter.reformat(
-                    frame, format="rgb24", src_colorspace=matrix, interpolation=interpolation, threads=1
-                )
-                pictures.append(rgb.to_ndarray())
-            if len(pictures) == FRAMES:
-                return pictures
+                yield frame
+                found += 1
+            if found == FRAMES:
+                return
     raise ValueError(f"{path} has no {FRAMES} frames from {start} on")
 
 
@@ -123,10 +131,13 @@ def random_reads(source: ClipSource, windows: int, rng: np.random.Generator) -> 
     return draws
 
 
-def decode_row(paths: Sequence[Path], windows: int, repeats: int) -> dict[str, list[float]]:
+def decode_row(paths: Sequence[Path], windows: int, repeats: int, max_area: int) -> dict[str, list[float]]:
     """Of each side, useful frames a processor's second in each round."""
     manifest = Manifest.of("files", [Sample(str(p), "clip", **asdict(probe(p))) for p in paths])
-    source = ClipSource(manifest, Transform(spatial_stride=16, temporal_stride=4, max_frames=FRAMES))
+    source, small = (
+        ClipSource(manifest, Transform(spatial_stride=16, temporal_stride=4, max_frames=FRAMES, max_area=area))
+        for area in (None, max_area)
+    )
     rng = np.random.default_rng(0)
 
     def each(read: Callable[[Draw], object]) -> Callable[[list[Draw]], None]:
@@ -139,16 +150,17 @@ def decode_row(paths: Sequence[Path], windows: int, repeats: int) -> dict[str, l
     def place(draw: Draw) -> tuple[str, int]:
         return source.path(draw.index), source.start(draw.index, 0, draw.number)
 
-    def together(draws: list[Draw]) -> None:
-        for _ in source.load_each(draws, 0):
-            pass
+    def together(source: ClipSource) -> Callable[[list[Draw]], None]:
+        return lambda draws: deque(source.load_each(draws, 0), maxlen=0)
 
     sides = {
+        "PyAV, no colours": each(lambda draw: deque(decoded(*place(draw)), maxlen=0)),
         "PyAV, default colours": each(lambda draw: bare(*place(draw), None)),
         "PyAV, accurate colours": each(lambda draw: bare(*place(draw))),
         "torchcodec": None if VideoDecoder is None else each(lambda draw: torchcodec(*place(draw))),
         "latentvid, one by one": each(lambda draw: source.load(draw.index, 0, draw.number)),
-        "latentvid, in reads": together,
+        "latentvid, in reads": together(source),
+        f"latentvid, in reads, resized to {max_area} pixels": together(small),
     }
     speeds: dict[str, list[float]] = {name: [] for name, side in sides.items() if side is not None}
     for turn in range(repeats + 1):
@@ -177,12 +189,12 @@ def show_decode(rows: dict[str, dict[str, list[float]]]) -> None:
 # ------------------------------------------------------------------------------------------------------------- path
 
 
-def vae_task(manifest: Path, max_area: int | None) -> VaeTask:
-    """A small autoencoder's, in packs of about eight windows."""
+def vae_task(manifest: Path, max_area: int, windows: int) -> VaeTask:
+    """A small autoencoder's, in packs of so many windows."""
     lines = [f"run.dir={manifest.parent}", f"data.manifest={manifest}", "model={patch: 4, widths: [8, 8, 8]}"]
-    lines += [f"data.max_area={'null' if max_area is None else max_area}", f"data.max_frames={FRAMES}"]
+    lines += [f"data.max_area={max_area}", f"data.max_frames={FRAMES}"]
     task = VaeTask(load_config(VaeConfig, None, lines), torch.device("cpu"))
-    task.config.data.tokens_per_pack = 8 * int(task.tokens.max())
+    task.config.data.tokens_per_pack = windows * int(task.tokens.max())
     return task
 
 
@@ -203,32 +215,29 @@ def packs_of(task: VaeTask, plan: Plan, packs: int, workers: int) -> tuple[np.nd
 
 
 def path(manifest: Path, packs: int, repeats: int, max_area: int) -> dict[str, list[float]]:
-    rows = {}
-    for area, size in ((None, "native size"), (max_area, f"resized to {max_area} pixels")):
-        task = vae_task(manifest, area)
+    """Useful frames a processor's second in each round."""
+    rows: dict[str, list[float]] = {}
+    task = vae_task(manifest, max_area, windows=60)  # a quarter of that has the frames that a read may have
+    for turn in range(repeats):
+        task.config.run.seed = turn
         for workers in (0, 1):
-            runs = []
-            for _ in range(repeats):
-                plan = make_plan(task.config, task)
-                seconds, draws = packs_of(task, plan, packs, workers)
-                begun = time.process_time()
-                for number, index in draws:
-                    bare(task.source.path(index), task.source.start(index, 0, number))
-                runs.append([(time.process_time() - begun) / seconds[1], len(draws) * FRAMES / seconds[1]])
-            (ratio, speed), low, high = np.median(runs, 0), np.min(runs, 0), np.max(runs, 0)
-            where = "a loader process" if workers else "the training process"
-            name = f"{size}, read by {where}"
-            rows[name] = [run[1] for run in runs]
-            print(
-                f"  {name}: {speed:.0f} frames a processor's second ({low[1]:.0f} to {high[1]:.0f}), {ratio:.2f} of "
-                f"accurate PyAV's ({low[0]:.2f} to {high[0]:.2f})",
-                flush=True,
-            )
+            seconds, draws = packs_of(task, make_plan(task.config, task), packs, workers)
+            begun, some = time.process_time(), draws[:14]
+            for number, index in some:
+                bare(task.source.path(index), task.source.start(index, turn, number))
+            speeds = {
+                f"to packs, by {'a loader' if workers else 'the training'} process": len(draws) / seconds[1],
+                f"PyAV, accurate colours, {workers} loader processes": len(some) / (time.process_time() - begun),
+            }
+            for name, speed in speeds.items():
+                rows.setdefault(name, []).append(speed * FRAMES)
+    for name, speeds in rows.items():
+        print(f"  {name}: {np.median(speeds):.0f} ({min(speeds):.0f} to {max(speeds):.0f})", flush=True)
     return rows
 
 
 def memory(manifest: Path, loads: int, max_area: int) -> None:
-    task = vae_task(manifest, max_area)
+    task = vae_task(manifest, max_area, windows=8)
     for n in range(loads):
         task.source.load(n % len(task.source), 0, n)
         if n + 1 in (500, loads):
@@ -248,7 +257,7 @@ def start(manifest: Path, repeats: int, max_area: int) -> dict[str, list[float]]
         for workers in (0, 1):
             for file, name in ((manifest, "with"), (bare_rows, "without")):
                 begun = time.perf_counter()
-                task = vae_task(file, max_area)
+                task = vae_task(file, max_area, windows=8)
                 feed = iterate_steps(
                     make_plan(task.config, task), task.make_pack, rank=0, world=1, workers=workers, pin_memory=False
                 )
@@ -261,7 +270,7 @@ def start(manifest: Path, repeats: int, max_area: int) -> dict[str, list[float]]
     return rows
 
 
-def latents(manifest: Path, packs: int, repeats: int, max_area: int) -> dict[str, list[float]]:
+def latents(manifest: Path, repeats: int, max_area: int) -> dict[str, list[float]]:
     """Processor's seconds a pack until it is ready for the transformer."""
     from latentvid.models.autoencoder import CausalVideoAutoencoder
     from latentvid.training.dit_task import DitTask
@@ -273,7 +282,9 @@ def latents(manifest: Path, packs: int, repeats: int, max_area: int) -> dict[str
     tokenizer.model_max_length = 24
     build_encoder(len(tokenizer), seed=0, width=64, layers=2).save_pretrained(folder / "t5")
     tokenizer.save_pretrained(folder / "t5")
-    CausalVideoAutoencoder(latent_channels=8, widths=(16, 32, 32), patch=2).save_pretrained(folder / "vae")
+    statistics = {"latents_mean": [0.0] * 8, "latents_std": [1.0] * 8}
+    vae = CausalVideoAutoencoder(latent_channels=8, widths=(16, 32, 32), patch=2, **statistics)
+    vae.save_pretrained(folder / "vae")
     sizes = {"max_frames": FRAMES, "max_area": max_area, "patch": 2, "batch": 4, "bf16": False}
     begun = time.process_time()
     encode_manifest(EncodeConfig(manifest, folder / "vae", str(folder / "t5"), folder / "latents", **sizes))
@@ -297,13 +308,17 @@ def latents(manifest: Path, packs: int, repeats: int, max_area: int) -> dict[str
     for _ in range(repeats):
         for name, task in tasks.items():
             plan, begun = make_plan(task.config, task), time.process_time()
-            for _ in range(packs):
-                for pack in plan.next().packs:
-                    task.prepare(task.make_pack(pack))
-            rows[name].append((time.process_time() - begun) / packs)
+            for pack in plan.next().packs:
+                task.prepare(task.make_pack(pack))
+            rows[name].append(time.process_time() - begun)
     for name, seconds in rows.items():
         print(f"  {name}: {np.median(seconds):.3f} s a pack ({min(seconds):.3f} to {max(seconds):.3f})", flush=True)
     return rows
+
+
+def list_files(manifest: Path, paths: Sequence[Path]) -> Path:
+    write_manifest(manifest, [Sample(str(p.resolve()), "clip", **asdict(probe(p))) for p in paths])
+    return manifest
 
 
 def main() -> None:
@@ -312,7 +327,7 @@ def main() -> None:
     parser.add_argument("--part", nargs="+", default=["decode", "path", "start", "latents"], help="what to measure")
     parser.add_argument("--max-area", type=int, default=256 * 256, help="of the figures with resizing")
     parser.add_argument("--windows", type=int, default=28, help="of a round of decode")
-    parser.add_argument("--packs", type=int, default=4, help="of a round of path and latents")
+    parser.add_argument("--packs", type=int, default=1, help="of a round of path")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--loads", type=int, default=0, help="watch memory over this many loads, such as 5000")
     parser.add_argument("--json", type=Path, help="where all figures go")
@@ -320,23 +335,27 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         given = arguments.files or make_clips(Path(folder), 500)
-        rows = {
+        files = {
             p.stem: sorted(f for f in p.rglob("*") if f.suffix.lower() in VIDEO_ENDINGS) if p.is_dir() else [p]
             for p in given
         }
         manifest, found = Path(folder) / "m.jsonl", {}
-        samples = [Sample(str(p.resolve()), "clip", **asdict(probe(p))) for row in rows.values() for p in row]
-        write_manifest(manifest, samples)
-        if "decode" in arguments.part:
-            found["decode"] = {n: decode_row(p, arguments.windows, arguments.repeats) for n, p in rows.items()}
-            show_decode(found["decode"])
+        if arguments.json and arguments.json.exists():
+            found = json.loads(arguments.json.read_text())
         sizes = {"repeats": arguments.repeats, "max_area": arguments.max_area}
-        parts = {"path": path, "start": start, "latents": latents}
-        for name, part in parts.items():
+        if "decode" in arguments.part:
+            rows = {name: decode_row(paths, arguments.windows, **sizes) for name, paths in files.items()}
+            show_decode(rows)
+            found.setdefault("decode", {}).update(rows)
+        if "path" in arguments.part:
+            for name, paths in files.items():
+                print(f"path, {name}: useful frames a processor's second", flush=True)
+                found.setdefault("path", {})[name] = path(list_files(manifest, paths), arguments.packs, **sizes)
+        list_files(manifest, [p for paths in files.values() for p in paths])
+        for name, part in {"start": start, "latents": latents}.items():
             if name in arguments.part:
                 print(name, flush=True)
-                more = {} if part is start else {"packs": arguments.packs}
-                found[name] = part(manifest, **sizes, **more)
+                found[name] = part(manifest, **sizes)
         if arguments.loads:
             memory(manifest, arguments.loads, arguments.max_area)
         if arguments.json:

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 Change = Callable[[Tensor], Tensor]  # uint8 [F,H,W,3] to the like
 
 TIMEOUT_S = 120.0  # a read that takes longer hangs
-FRAMES_PER_READ = 128  # decoded in one go at most, where windows are read in the order of their files
+FRAMES_PER_READ = 256  # decoded in one go at most, where windows are read in the order of their files
 MOST_BAD = 100  # files that one load tries in vain before the storage, not the files, must be what is broken
 
 

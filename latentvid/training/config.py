@@ -54,7 +54,7 @@ class Data:
     frames_per_read: int | None = _help(
         "windows of a clip that are decoded together, and share a pack, have at most so many frames, and a quarter of "
         "the pack; null reads each by itself",
-        default=128,
+        default=256,
     )
     max_area: int | None = _help("largest height x width in pixels; null keeps the native size", default=None)
     flip: bool = _help("mirror half of the samples; not for captions that say left or right", default=False)
