@@ -17,6 +17,7 @@ from ..sequence import SequenceGroup
 from .attention_plan import AttentionPlan
 from .fused import gated_linear, gated_residual, modulated_norm, norm_rotary, normed_attention
 from .key_value_cache import BlockCache
+from .text_context import BlockText
 
 
 def timestep_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
@@ -83,7 +84,7 @@ class PackedAttention(nn.Module):
     Tokens attend to the segment of the same index in `context`, which is x itself in self-attention.
     With `sequence`, the layout is of this process's piece of a pack, and tokens attend to their segment in the whole.
     With a `cache`, its keys and values stand before the context's; with `gather` [G], these are the ones attended to,
-    by their rows.
+    by their rows. A context that keeps its keys and values is projected once.
     """
 
     def __init__(self, width: int, heads: int, context_width: int | None = None) -> None:
@@ -98,7 +99,7 @@ class PackedAttention(nn.Module):
     def forward(
         self,
         x: Tensor,  # [T,D]
-        context: Tensor,  # [S,D'] (x itself in self-attention)
+        context: Tensor | BlockText,  # [S,D'] (x itself in self-attention)
         layout: Segments,
         context_layout: Segments,
         backend: str,
@@ -108,7 +109,12 @@ class PackedAttention(nn.Module):
         cache: BlockCache | None = None,
     ) -> Tensor:
         q = self.query(x).unflatten(-1, (self.heads, -1))  # [T,A,K]
-        k, v = self.key_value(context).unflatten(-1, (2, self.heads, -1)).unbind(-3)  # [S,A,K] each
+        if isinstance(context, BlockText):
+            k, v = self._kept(context)
+            return self.out(
+                packed_attention(self.query_norm(q, rotary), k, v, layout, context_layout, backend).flatten(-2)
+            )
+        k, v = self._keys_values(context)
         if backend in EXPLICIT and sequence is None and cache is None and gather is None:
             weights, bounds = (
                 (self.query_norm.weight, self.key_norm.weight),
@@ -127,6 +133,15 @@ class PackedAttention(nn.Module):
             q, k, v = sequence.to_heads(torch.stack([q, k, v], dim=1), whole.tokens).unbind(1)  # T of the whole pack
             out = sequence.to_tokens(packed_attention(q, k, v, whole, whole, backend))
         return self.out(out.flatten(-2))
+
+    def _keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        return self.key_value(context).unflatten(-1, (2, self.heads, -1)).unbind(-3)  # [S,A,K] each
+
+    def _kept(self, text: BlockText) -> tuple[Tensor, Tensor]:
+        if text.keys is None:
+            k, v = self._keys_values(text.states)
+            text.fill(self.key_norm(k), v)
+        return text.keys, text.values
 
 
 class Block(nn.Module):
@@ -147,7 +162,7 @@ class Block(nn.Module):
         self,
         x: Tensor,  # [T,D]
         condition: Tensor,  # [R,D]
-        text: Tensor,  # [S,D']
+        text: Tensor | BlockText,  # [S,D']
         plan: AttentionPlan,
         layout: Packed,
         text_layout: Packed,

@@ -6,6 +6,8 @@ D model width, A heads, K head width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -21,6 +23,7 @@ from .attention_plan import ATTENTIONS, make_plans
 from .fused import modulated_norm
 from .key_value_cache import KeyValueCache
 from .layers import Block, GatedLinear, rotary_table, timestep_embedding
+from .text_context import BlockText, TextContext
 
 TIMESTEP_FEATURES = 256
 
@@ -101,7 +104,7 @@ class VideoDiT(ModelMixin, ConfigMixin):
         self,
         tokens: Tensor,  # [T,P] noised latent patches
         timestep: Tensor,  # [R] noise level of each row, in [0,1]; 0 is clean
-        text: Tensor,  # [S,Dt] text states, one segment a sample
+        text: Tensor | TextContext,  # [S,Dt] text states, one segment a sample
         layout: Packed,
         text_layout: Packed,
         cache: KeyValueCache | None = None,
@@ -109,6 +112,7 @@ class VideoDiT(ModelMixin, ConfigMixin):
         """The network's prediction [T,P], in the target that the scheduler's config names.
 
         With a cache (causal attention only) the layout is of each sample's new frames, which follow those in the cache.
+        A text context is for passes of other noise levels or tokens with the same prompts, in the same precision.
         """
         if layout.segments != text_layout.segments:
             raise ValueError(f"{layout.segments} samples but {text_layout.segments} prompts: give one prompt a sample")
@@ -125,8 +129,7 @@ class VideoDiT(ModelMixin, ConfigMixin):
             cache.check(layout, len(self.blocks))
         x = self.tokens_in(tokens)  # [T,D]
         backend = resolve_backend(self.attention_backend, x.device, x.dtype)
-        pooled = self.pooled_in(self.pooled_norm(_segment_mean(text, text_layout)))  # [N,D]
-        text = self.text_norm(self.text_in(self.text_norm_in(text)))  # [S,D]
+        pooled, texts = self._read(text, text_layout)
         features = timestep_embedding(timestep, TIMESTEP_FEATURES).to(x.dtype)
         condition = self.timestep_in(features) + pooled.index_select(0, layout.row_segment)  # [R,D]
         position = layout.position if cache is None else cache.positions(layout)
@@ -136,7 +139,7 @@ class VideoDiT(ModelMixin, ConfigMixin):
         caches = [None] * len(self.blocks) if cache is None else cache.for_blocks(len(self.blocks))
         for i, block in enumerate(self.blocks):
             plan = plans[i % len(plans)]
-            arguments = (x, condition, text, plan, layout, text_layout, backend, sequence, caches[i])
+            arguments = (x, condition, texts[i], plan, layout, text_layout, backend, sequence, caches[i])
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, *arguments, use_reentrant=False)
             else:
@@ -145,6 +148,19 @@ class VideoDiT(ModelMixin, ConfigMixin):
             cache.append(layout, caches)
         rows = self.final_modulation(F.silu(condition))  # [R,2D]
         return self.tokens_out(modulated_norm(x, *rows.chunk(2, dim=-1), layout.row))
+
+    def _read(self, text: Tensor | TextContext, layout: Packed) -> tuple[Tensor, Sequence[Tensor | BlockText]]:
+        """What the modulation [N,D] and each block [S,D] take of the text."""
+        if isinstance(text, TextContext) and text.pooled is not None:
+            text.check(len(self.blocks))
+            return text.pooled, text.blocks
+        states = text.states if isinstance(text, TextContext) else text
+        pooled = self.pooled_in(self.pooled_norm(_segment_mean(states, layout)))  # [N,D]
+        states = self.text_norm(self.text_in(self.text_norm_in(states)))  # [S,D]
+        if isinstance(text, TextContext):
+            text.fill(pooled, states, len(self.blocks))
+            return text.pooled, text.blocks
+        return pooled, [states] * len(self.blocks)
 
 
 def _segment_mean(x: Tensor, layout: Packed) -> Tensor:

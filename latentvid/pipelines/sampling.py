@@ -20,6 +20,7 @@ from ..diffusion.scheduler import LatentVideoScheduler
 from ..diffusion.solvers import Noise, Predict
 from ..errors import UserError
 from ..models.key_value_cache import KeyValueCache
+from ..models.text_context import TextContext
 from ..models.transformer import VideoDiT
 from ..packing import Grid, Packed, patchify, token_grid
 from ..rng import generator
@@ -206,7 +207,7 @@ def record(
         transformer(z.repeat(layout.segments // len(latents), 1), z.new_zeros(layout.rows), *both, cache=cache)
 
 
-Branch = tuple[Tensor, Packed, Packed]  # text states, layout, their layout
+Branch = tuple[TextContext, Packed, Packed]  # text, layout, that of the text
 
 
 def _branches(
@@ -219,10 +220,11 @@ def _branches(
     guided = guidance.scale != 1.0
     states = text.encode(prompts + negatives if guided else prompts)
     words, split = states.lengths[: len(prompts)], sum(states.lengths[: len(prompts)])
-    one = states.states[:split], layout, Packed.of_lengths(words).to(device)
+    one = TextContext(states.states[:split]), layout, Packed.of_lengths(words).to(device)
     if not guided:
         return one, one
-    return one, (states.states, Packed.of(layout.grid * 2).to(device), Packed.of_lengths(states.lengths).to(device))
+    both = Packed.of(layout.grid * 2).to(device), Packed.of_lengths(states.lengths).to(device)
+    return one, (TextContext(states.states), *both)
 
 
 def _zero_until(guidance: Guidance, scheduler: LatentVideoScheduler, batch: Batch) -> Tensor | None:

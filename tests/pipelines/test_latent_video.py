@@ -88,6 +88,16 @@ def test_guidance_one_is_the_conditional_branch_alone(pipeline, monkeypatch):
     assert segments[-1] == 2 and not close(plain, make(pipeline, RED, guidance=3.0)[0])
 
 
+def test_text_is_read_once_a_clip_and_not_once_a_step(pipeline):
+    calls = []
+    layers = [block.cross.key_value for block in pipeline.transformer.blocks]
+    hooks = [layer.register_forward_hook(lambda *_: calls.append(1)) for layer in layers]
+    make(pipeline, RED, steps=4, guidance=3.0)
+    for hook in hooks:
+        hook.remove()
+    assert len(calls) == len(layers)
+
+
 def test_guidance_of_a_prompt_by_itself_is_no_guidance(pipeline):
     assert close(make(pipeline, RED, guidance=5.0, negative_prompt=RED)[0], make(pipeline, RED, guidance=1.0)[0])
 
