@@ -3,8 +3,10 @@
     python benchmarks/vae_cost.py [--frames 17] [--side 256] [--time NAME ...] [--out FILE.json]
 
 FLOPs a pixel are counted on models without storage, a multiply-add is 2. --time also runs the named models (ours by the
-name of their file in configs/vae/, the others as in the table) in bf16 on this machine, each run beside a run of large
-matrix products, and gives the ratio of the two rates: how much of what the machine can do becomes convolutions.
+name of their file in configs/vae/, the others as in the table) in bf16 on this machine, with weights in the layout that
+is faster for each (channels last or not). They go in turns with each other and with large matrix products, so that the
+ratios mean something: seconds over those of the first named in the same turn, and the share of what the machine can do
+that becomes convolutions. Medians of turns are shown.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 import diffusers
 import torch
@@ -19,7 +22,7 @@ import yaml
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from latentvid.models.interchange import build_vae
+from latentvid.models.interchange import build_vae, channels_last
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "vae"
 BLOCKS = 4
@@ -73,34 +76,48 @@ def count(make: Callable[[], nn.Module], shape: tuple[int, int, int]) -> dict:
     }
 
 
-@torch.no_grad()
-def clock(make: Callable[[], nn.Module], shape: tuple[int, int, int], repeats: int) -> dict:
-    """Seconds in bf16 and the share of the rate of matrix products that it reaches; medians over repeats."""
-    torch.manual_seed(0)
-    model = make().eval().to(torch.bfloat16).to(memory_format=torch.channels_last_3d)
-    video = torch.rand(1, 3, *shape).mul(2).sub(1).bfloat16()
-    pixels = video[0, 0].numel()
-    flops = count(make, shape)
-    latent = moments_and_latent(model, video)  # the first run is slower
-    rows = []
-    for _ in range(repeats):
-        peak = product_rate()
+class Timed:
+    """A model in bf16 with a clip of `shape` (F,H,W); each call encodes and decodes it."""
+
+    def __init__(self, make: Callable[[], nn.Module], shape: tuple[int, int, int]) -> None:
+        torch.manual_seed(0)
+        self.model = make().eval().to(torch.bfloat16)
+        self.video = torch.rand(1, 3, *shape).mul(2).sub(1).bfloat16()
+        plain = min(sum(self().values()) for _ in range(2))  # the first is slower
+        parameters = {name: p.data for name, p in self.model.named_parameters()}
+        channels_last(self.model)
+        self.channels_last = min(sum(self().values()) for _ in range(2)) < plain
+        if not self.channels_last:
+            for name, p in self.model.named_parameters():
+                p.data = parameters[name]
+
+    @torch.no_grad()
+    def __call__(self) -> dict[str, float]:
+        """Seconds."""
         start = time.perf_counter()
-        latent = moments_and_latent(model, video)
+        latent = moments_and_latent(self.model, self.video)
         middle = time.perf_counter()
-        model.decode(latent)
-        end = time.perf_counter()
-        peak = (peak + product_rate()) / 2
-        rows.append([middle - start, end - middle, peak])
-    encode, decode, peak = torch.tensor(rows).median(dim=0).values.tolist()
-    return {
-        "encode_s": encode,
-        "decode_s": decode,
-        "encode_of_peak": flops["encode"] * pixels / encode / peak,
-        "decode_of_peak": flops["decode"] * pixels / decode / peak,
-        "of_peak": (flops["encode"] + flops["decode"]) * pixels / (encode + decode) / peak,
-        "peak_gflops": peak / 1e9,
-    }
+        self.model.decode(latent)
+        return {"encode": middle - start, "decode": time.perf_counter() - middle}
+
+
+def clock(models: dict[str, Callable[[], nn.Module]], shape: tuple[int, int, int], repeats: int) -> dict[str, dict]:
+    """By model, the medians over turns: seconds, over those of the first, and the share of the products' rate."""
+    timed = {name: Timed(make, shape) for name, make in models.items()}
+    turns = []
+    for i in range(repeats):
+        order = list(timed) if i % 2 == 0 else list(timed)[::-1]
+        turns.append({"peak": product_rate()} | {name: timed[name]() for name in order})
+    first, pixels, rows = next(iter(timed)), shape[0] * shape[1] * shape[2], {}
+    for name, make in models.items():
+        row = rows[name] = {"channels_last": timed[name].channels_last, "turns": [turn[name] for turn in turns]}
+        flops = count(make, shape)
+        for side in ("encode", "decode"):
+            row[f"{side}_s"] = median(turn[name][side] for turn in turns)
+            row[f"{side}_over_first"] = median(turn[name][side] / turn[first][side] for turn in turns)
+            row[f"{side}_of_peak"] = median(flops[side] * pixels / turn[name][side] / turn["peak"] for turn in turns)
+        row["peak_gflops"] = median(turn["peak"] for turn in turns) / 1e9
+    return rows
 
 
 def product_rate(side: int = 2048, times: int = 8) -> float:
@@ -119,8 +136,10 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=256)
     parser.add_argument("--time", nargs="*", default=[], metavar="NAME")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     shape, known = (args.frames, args.side, args.side), models()
     unknown = set(args.time) - set(known)
     if unknown:
@@ -135,17 +154,19 @@ def main() -> None:
         latent = " x ".join(map(str, row["latent"]))
         figures = f"{row['encode'] / 1e6:.3f} | {row['decode'] / 1e6:.3f} | {share:.3f}"
         print(f"| {name} | {row['parameters'] / 1e6:.1f}M | {latent} | {figures} |", flush=True)
-    for name in args.time:
-        timed = clock(known[name], shape, args.repeats)
-        rows[name] |= timed
-        print(
-            f"{name}: encode {timed['encode_s']:.2f} s, decode {timed['decode_s']:.2f} s, "
-            f"{timed['of_peak']:.0%} of {timed['peak_gflops']:.0f} GFLOP/s "
-            f"(encode {timed['encode_of_peak']:.0%}, decode {timed['decode_of_peak']:.0%})",
-            flush=True,
+    for name, row in (
+        clock({name: known[name] for name in args.time}, shape, args.repeats) if args.time else {}
+    ).items():
+        rows[name] |= row
+        figures = ", ".join(
+            f"{side} {row[f'{side}_s']:.2f} s ({row[f'{side}_over_first']:.2f} of {args.time[0]}'s, "
+            f"{row[f'{side}_of_peak']:.0%} of {row['peak_gflops']:.0f} GFLOP/s)"
+            for side in ("encode", "decode")
         )
+        print(f"{name}{', channels last' if row['channels_last'] else ''}: {figures}", flush=True)
     if args.out:
-        args.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        settings = {"shape": shape, "threads": torch.get_num_threads(), "timed": args.time}
+        args.out.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """Memory that autoencoders take to encode and decode, by the number of frames.
 
-.venv/bin/python benchmarks/vae_memory.py configs/vae/*.yaml [--frames 17 257] [--size 256] [--out memory.json]
+    python benchmarks/vae_memory.py configs/vae/*.yaml [--frames 17 257] [--size 256] [--out memory.json]
+    python benchmarks/vae_memory.py configs/vae/4x8x8.yaml "Wan 2.1" CogVideoX HunyuanVideo --dtypes bfloat16
 
 Each line is one process: a model with random weights, a warm-up on a small clip, then one pass. `MB` is the peak of the
 resident memory during the pass, less what was resident before it (weights and the whole input) and less the output;
 `growth` is that of the longest clip over that of the shortest. `estimate` is what the budget's choice reckoned with. A
-configuration of a diffusers class (`_class_name`) is measured by that class's own ways.
+configuration of a diffusers class (`_class_name`), or one by its name in vae_cost.py, is measured by that class's own
+ways: caches and batches of frames as they are by default, and no tiles.
 
 `--allocator system` (the default) takes blocks of 0.1 MB and more straight from the system, so that what is freed is
 gone: the figures are the network's own. `heap` is glibc's usual way, whose heap keeps holes, by chance more or fewer.
@@ -22,6 +24,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from vae_cost import PEERS
 
 from latentvid.models import budget
 from latentvid.models.autoencoder import CausalVideoAutoencoder
@@ -37,11 +40,19 @@ def resident(key: str) -> int:
     return 1024 * int(re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)[1])
 
 
+def arguments_of(config: str) -> dict:
+    """Of a file of configs/vae/, or of a published model by its name."""
+    if config in PEERS:
+        cls, arguments = PEERS[config]
+        return {"_class_name": cls, **arguments}
+    return yaml.safe_load(Path(config).read_text(encoding="utf-8"))["model"]
+
+
 @torch.no_grad()
-def measure(config: Path, dtype: str, side: str, frames: int, size: int) -> dict:
+def measure(config: str, dtype: str, side: str, frames: int, size: int) -> dict:
     """One pass, in this process."""
     torch.manual_seed(0)
-    vae = build_vae(yaml.safe_load(config.read_text())["model"], "model").eval().to(getattr(torch, dtype))
+    vae = build_vae(arguments_of(config), config).eval().to(getattr(torch, dtype))
 
     def make(frames: int, size: int) -> torch.Tensor:
         f, h, w = vae.latent_grid(frames, size, size)
@@ -58,7 +69,13 @@ def measure(config: Path, dtype: str, side: str, frames: int, size: int) -> dict
     before, start = resident("VmRSS"), time.process_time()
     y = run(x)
     taken = resident("VmHWM") - before - y.nbytes
-    row = {"model": config.stem, "dtype": dtype, "pass": side, "frames": frames, "MB": taken / 1e6}
+    row = {
+        "model": Path(config).stem if config not in PEERS else config,
+        "dtype": dtype,
+        "pass": side,
+        "frames": frames,
+        "MB": taken / 1e6,
+    }
     row |= {"seconds": time.process_time() - start, "estimate": None}
     if isinstance(vae, CausalVideoAutoencoder):
         part = (encode_side if side == "encode" else decode_side)(vae)
@@ -69,7 +86,7 @@ def measure(config: Path, dtype: str, side: str, frames: int, size: int) -> dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("configs", type=Path, nargs="+")
+    parser.add_argument("configs", nargs="+")
     parser.add_argument("--frames", type=int, nargs="+", default=[17, 257])
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
@@ -86,7 +103,7 @@ def main() -> None:
     for config, dtype, side in ((c, d, p) for c in args.configs for d in args.dtypes for p in args.passes):
         shortest = None
         for frames in sorted(args.frames):
-            one = [str(config), "--frames", str(frames), "--size", str(args.size), "--dtypes", dtype, "--passes", side]
+            one = [config, "--frames", str(frames), "--size", str(args.size), "--dtypes", dtype, "--passes", side]
             environment = os.environ | ALLOCATORS[args.allocator]
             command = [sys.executable, __file__, *one, "--one"]
             done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment)
