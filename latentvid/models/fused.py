@@ -110,7 +110,8 @@ def _affine(x: Tensor) -> tuple[Tensor | None, Tensor | None]:
 
 def _layer_norm(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Normalised tokens, mean and inverse deviation."""
-    return torch.native_layer_norm(x, x.shape[-1:], *_affine(x), eps)
+    with torch.autocast(x.device.type, enabled=False):  # on CUDA it makes all of this fp32, gradients too
+        return torch.native_layer_norm(x, x.shape[-1:], *_affine(x), eps)
 
 
 class _ModulatedNorm(torch.autograd.Function):

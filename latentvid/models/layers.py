@@ -42,6 +42,15 @@ def rotary_table(position: Tensor, head_width: int, theta: float) -> tuple[Tenso
     return angle.cos(), angle.sin()
 
 
+class TokenNorm(nn.LayerNorm):
+    """Layer norm over the last axis in x's dtype: [T,D] -> [T,D]. Under autocast nn.LayerNorm keeps fp32 on CUDA."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = torch.promote_types(x.dtype, torch.float32) if x.device.type == "cpu" else x.dtype  # of statistics too
+        with torch.autocast(x.device.type, enabled=False):
+            return F.layer_norm(x, self.normalized_shape, self.weight.to(dtype), self.bias.to(dtype), self.eps)
+
+
 class HeadNorm(nn.Module):
     """RMS norm over each head's K features, then rotation by a table where there is one: [T,A,K] in x's dtype."""
 
@@ -153,7 +162,7 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, mlp_ratio: float, text_width: int) -> None:
         super().__init__()
         self.attention = PackedAttention(width, heads)
-        self.cross_norm = nn.LayerNorm(width, eps=1e-6)
+        self.cross_norm = TokenNorm(width, eps=1e-6)
         self.cross = PackedAttention(width, heads, text_width)
         self.mlp = SwiGLU(width, int(mlp_ratio * width))
         self.modulation = nn.Linear(width, 6 * width)

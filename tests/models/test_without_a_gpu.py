@@ -1,0 +1,160 @@
+"""What a GPU would be given, on tensors of a CUDA device that have no storage; and its attention path with a stand-in."""
+
+import copy
+from collections import defaultdict
+from contextlib import contextmanager
+
+import pytest
+import torch
+import torch.nn.attention.varlen as varlen
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from latentvid.attention import BACKENDS
+from latentvid.models import transformer
+from latentvid.models.transformer import VideoDiT
+from latentvid.packing import Packed
+
+CONFIG = {"latent_channels": 4, "width": 48, "depth": 2, "heads": 2, "text_width": 24}
+GRIDS = [(2, 4, 4), (1, 2, 4), (3, 2, 2)]
+# these kernels of CUDA take floating tensors of one dtype at these places, which tensors without storage do not check
+ONE_DTYPE = {
+    torch.ops.aten.native_layer_norm.default: (0, 2, 3),
+    torch.ops.aten.native_layer_norm_backward.default: (0, 1, 5, 6),
+    torch.ops.torch_attn._varlen_attn.default: (0, 1, 2),
+    torch.ops.torch_attn._varlen_attn_backward.default: (0, 1, 2, 3, 4),
+}
+
+
+class Watch(TorchDispatchMode):
+    """Raises where a kernel would; counts the fp32 elements made of what has `size` elements or more."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.attentions, self.wide = size, 0, defaultdict(int)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = [args[i] for i in ONE_DTYPE.get(func, ()) if i < len(args) and isinstance(args[i], Tensor)]
+        assert len({x.dtype for x in given}) <= 1, f"{func} of {[x.dtype for x in given]}"
+        self.attentions += func is torch.ops.torch_attn._varlen_attn.default
+        result = func(*args, **(kwargs or {}))
+        for x in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(x, Tensor) and x.dtype == torch.float32 and x.numel() >= self.size:
+                self.wide[str(func)] += 1
+        return result
+
+
+def run_backward(out: Tensor, grad: Tensor) -> None:
+    """out.backward(grad), node by node: autograd's own engine asks for the device."""
+    waits, seen, stack = defaultdict(int), {out.grad_fn}, [out.grad_fn]
+    while stack:
+        for node, _ in stack.pop().next_functions:
+            if node is not None:
+                waits[node] += 1
+                if node not in seen:
+                    seen.add(node)
+                    stack.append(node)
+    grads, ready = {out.grad_fn: {out.output_nr: grad}}, [out.grad_fn]
+    while ready:
+        node = ready.pop()
+        taken = [_fitted(grads.get(node, {}).get(i), meta) for i, meta in enumerate(node._input_metadata)]
+        if hasattr(node, "variable"):
+            (node.variable.grad,) = taken
+            continue
+        with torch.no_grad():
+            given = node.apply(*taken) if hasattr(node, "apply") else node(*taken)
+        given = given if isinstance(given, tuple) else (given,)
+        for (follower, place), x in zip(node.next_functions, given, strict=True):
+            if follower is not None:
+                if x is not None:
+                    held = grads.setdefault(follower, {})
+                    held[place] = x if place not in held else held[place] + x
+                waits[follower] -= 1
+                if not waits[follower]:
+                    ready.append(follower)
+
+
+def _fitted(x: Tensor | None, meta) -> Tensor:
+    """As the engine does: zeros for none, and gradients in shape and dtype of what they are of."""
+    if x is None:
+        return torch.zeros(tuple(meta.shape), dtype=meta.dtype, device=meta.device)
+    assert x.device == meta.device
+    return (x if x.shape == meta.shape else x.sum_to_size(*meta.shape)).to(meta.dtype)
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """Autocast on CUDA and attention's choice of a kernel go on without a driver."""
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
+    if hasattr(varlen, "_select_backend"):
+        monkeypatch.setattr(varlen, "_select_backend", lambda *_, **__: varlen._FLASH_ATTENTION_BACKEND)
+
+
+@pytest.mark.parametrize("attention", ["full", "factorised", "causal"])
+def test_both_passes_in_bf16_on_cuda(cuda, attention):
+    layout, words = Packed.of(GRIDS), Packed.of_lengths([5, 3, 1])
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
+        model = VideoDiT(**CONFIG, attention=attention)
+        layout, words = layout.to("cuda"), words.to("cuda")
+        tokens, text = torch.randn(layout.tokens, 16), torch.randn(words.tokens, 24)
+        with Watch(size=layout.tokens * 48) as watch:
+            with torch.autocast("cuda", torch.bfloat16):
+                out = model(tokens, torch.rand(layout.rows), text, layout, words)
+            forward = dict(watch.wide)
+            run_backward(out, torch.ones_like(out))
+    assert out.dtype == torch.bfloat16 and out.device.type == "cuda"
+    assert watch.attentions == 4  # of itself and the text in each block, by the kernel for packs
+    assert not forward  # the blocks' tokens are bf16 all along
+    for name, p in model.named_parameters():
+        assert p.grad is not None and p.grad.dtype == torch.float32 and p.grad.shape == p.shape, name
+        assert p.grad.device.type == "cuda", name
+
+
+@contextmanager
+def stand_in():
+    """varlen_attn on CPUs, by the reference."""
+
+    def layouts(cu_q, cu_k):
+        return (Packed.of_lengths(cu.diff().tolist()) for cu in (cu_q, cu_k))
+
+    def forward(q, k, v, cu_q, cu_k, *_, **__):
+        out = BACKENDS["sdpa"](q, k, v, *layouts(cu_q, cu_k)).contiguous()
+        return out, q.new_zeros(q.shape[1], len(q), dtype=torch.float32), torch.zeros(2, dtype=torch.uint64)
+
+    def backward(grad, q, k, v, out, lse, cu_q, cu_k, *_, **__):
+        with torch.enable_grad():
+            q, k, v = (x.detach().contiguous().requires_grad_() for x in (q, k, v))
+            return torch.autograd.grad(BACKENDS["sdpa"](q, k, v, *layouts(cu_q, cu_k)), (q, k, v), grad)
+
+    ops = {varlen._varlen_attn: forward, varlen._varlen_attn_backward: backward}
+    for op, kernel in ops.items():
+        op.register_kernel("cpu", kernel)
+    with varlen._varlen_attn.set_kernel_enabled("cpu"), varlen._varlen_attn_backward.set_kernel_enabled("cpu"):
+        yield
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_path_of_gpus_gives_what_the_reference_does(cuda, monkeypatch, compiled):
+    torch.manual_seed(0)
+    model = VideoDiT(**CONFIG)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    other = copy.deepcopy(model)
+    if compiled:
+        for block in other.blocks:
+            block.compile(fullgraph=True, dynamic=True, backend="aot_eager")
+    with stand_in(), torch._dynamo.config.patch(error_on_recompile=compiled):
+        for grids in (GRIDS, [(2, 2, 2), (1, 4, 2), (2, 2, 4), (1, 2, 2)]):
+            layout, words = Packed.of(grids), Packed.of_lengths([5 + i for i in range(len(grids))])
+            inputs = torch.randn(layout.tokens, 16), torch.rand(layout.rows), torch.randn(words.tokens, 24)
+            outs = []
+            for net, backend in ((model, "sdpa"), (other, "torch")):
+                monkeypatch.setattr(transformer, "resolve_backend", lambda *_, b=backend: b)
+                net.zero_grad()
+                outs.append(net(*inputs, layout, words))
+                outs[-1].square().mean().backward()
+            torch.testing.assert_close(*outs)
+            for p, q in zip(model.parameters(), other.parameters(), strict=True):
+                torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6)
