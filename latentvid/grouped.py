@@ -21,6 +21,7 @@ QUERY_MULTIPLE = 32  # segments whose lengths round up to the same multiple are 
 KEY_MULTIPLE = 16  # keys are padded (and masked) to it: the CPU's softmax is 8 times slower on rows of 12 than of 16
 FEW_QUERIES = 32  # up to so many queries, padded keys cost more than the quicker softmax saves
 KEY_STEPS = 4  # and in a group to at most 1/4 more than a segment has
+SOFTMAX_MULTIPLE = 32  # rows of other lengths take the CPU's softmax in half precision up to 10 times as long as fp32
 BLOCK_ELEMENTS = 1 << 21  # scores that `grouped` works on at a time: 4 MB in bf16, within a CPU's last cache
 TURNED = 512  # from so many queries and keys on, p^T g is computed as (g^T p)^T: up to 1.3 times quicker on CPUs
 
@@ -30,7 +31,7 @@ class _Rows:
     """Where the tokens of n segments stand, as a batch of L places each.
 
     Segments of one length that stand side by side are a run, without an index; else `index` [n,L] names the rows, one
-    past the end for padding, and `padded` [n,L] is True there (None without padding).
+past the end for padding, and `padded` is True there: bool [n,P], of the last P places (None without padding).
     """
 
     starts: Sequence[int]
@@ -48,10 +49,9 @@ class _Rows:
             return cls(starts, counts, length, None, None)
         offset = torch.arange(length, device=x.device)
         count, start = (torch.tensor(values, device=x.device)[:, None] for values in (counts, starts))
-        past = offset >= count
-        return cls(
-            starts, counts, length, torch.where(past, len(x), start + offset), past if min(counts) < length else None
-        )
+        past, least = offset >= count, min(counts)
+        index = torch.where(past, len(x), start + offset)
+        return cls(starts, counts, length, index, past[:, least:] if least < length else None)
 
     @property
     def segments(self) -> int:
@@ -86,7 +86,7 @@ class _Rows:
             out.narrow(0, start, count).flatten(1).copy_(piece.flatten(0, 1)[:, :count].t())
 
     def over_heads(self, heads: int) -> Tensor | None:
-        """`padded` for each head: [n*A,L]."""
+        """`padded` for each head: [n*A,P]."""
         return None if self.padded is None else self.padded.repeat_interleave(heads, dim=0)
 
 
@@ -144,8 +144,22 @@ def _probabilities(q: Tensor, k: Tensor, padded: Tensor | None, space: Tensor) -
     p = space[: q.shape[0] * q.shape[1] * k.shape[1]].view(q.shape[0], q.shape[1], k.shape[1])
     torch.bmm(q, k.transpose(1, 2), out=p)
     if padded is not None:
-        p.masked_fill_(padded[:, None], float("-inf"))
-    return torch.ops.aten._softmax.out(p, -1, False, out=p)
+        p[..., -padded.shape[1] :].masked_fill_(padded[:, None], float("-inf"))
+    wide = _ready(p)
+    torch.ops.aten._softmax.out(wide, -1, False, out=wide)
+    return p if wide is p else p.copy_(wide)
+
+
+def _ready(x: Tensor) -> Tensor:
+    """x for a softmax over its last axis, which computes in fp32 whatever the dtype: in fp32 where that is faster."""
+    return x.float() if x.element_size() == 2 and x.shape[-1] % SOFTMAX_MULTIPLE else x
+
+
+def _softmax_backward(grad: Tensor, p: Tensor) -> Tensor:
+    """The gradient of the scores by that of the probabilities p, in its place."""
+    wide, of_p = _ready(grad), _ready(p)
+    torch.ops.aten._softmax_backward_data.out(wide, of_p, -1, of_p.dtype, grad_input=wide)
+    return grad if wide is grad else grad.copy_(wide)
 
 
 class _KeySums:
@@ -211,7 +225,7 @@ def grouped_attention_backward(
     for queries, keys in _groups(q, k, cu_q, cu_k):
         q_, g_, k_, v_ = queries.heads(q).mul_(scale), queries.heads(grad), keys.heads(k), keys.heads(v)
         if queries.padded is not None:  # a padded query, whose output has no gradient, adds nothing to any other
-            g_.masked_fill_(queries.over_heads(q.shape[1])[..., None], 0.0)
+            g_[:, -queries.padded.shape[1] :].masked_fill_(queries.over_heads(q.shape[1])[..., None], 0.0)
         padded = keys.over_heads(q.shape[1])
         dq_, dk_, dv_ = torch.empty_like(q_), _KeySums(k_, queries.length), _KeySums(v_, queries.length)
         space, other = (_space(q_, *q_.shape[:2], keys.length) for _ in range(2))
@@ -220,7 +234,7 @@ def grouped_attention_backward(
             p = _probabilities(of_q, of_k, None if padded is None else padded[b], space)
             dv_.add(b, p, of_g)
             ds = torch.bmm(of_g, v_[b].transpose(1, 2), out=other[: p.numel()].view_as(p))
-            torch.ops.aten._softmax_backward_data.out(ds, p, -1, p.dtype, grad_input=ds)
+            ds = _softmax_backward(ds, p)
             torch.bmm(ds, of_k, out=dq_[b, rows])
             dk_.add(b, ds, of_q)
         queries.put(dq_.mul_(scale), dq)

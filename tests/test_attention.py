@@ -66,7 +66,10 @@ def test_groups_hold_every_segment_once_and_blocks_hold_what_they_may(monkeypatc
     groups = list(grouped._groups(q, k, *(layout.cu_seqlens for layout in layouts)))
     for rows, x in ((rows, x) for pair in groups for rows, x in zip(pair, (q, k), strict=True)):
         assert rows.heads(x).shape == (rows.segments * 3, rows.length, 4)
-        assert rows.padded is None or torch.equal(rows.padded, rows.index == len(x))
+        past = torch.zeros(rows.segments, rows.length) > 0 if rows.index is None else rows.index == len(x)
+        masked = 0 if rows.padded is None else rows.padded.shape[1]  # only the last places can be padding
+        assert not past[:, : rows.length - masked].any()
+        assert rows.padded is None or torch.equal(rows.padded, past[:, -masked:])
     for side, x in enumerate((q, k)):
         taken, put = torch.zeros(len(x) + 1), torch.empty(len(x) + 1, 3, 4)
         for rows in (pair[side] for pair in groups):

@@ -31,7 +31,7 @@ Rotary = tuple[Tensor, Tensor]
 class AttentionPlan:
     """How a block's tokens stand for self-attention, whose segment i of the queries attends to segment i of the keys.
 
-    rotary: cosines and sines [T,1,K/2] of the tokens, in the order in which they attend.
+    rotary: the tables [T,1,K] of `layers.rotary_table`, in the order in which they attend.
     order, back: int64 [T]; tokens[order] is that order, and [back] undoes it. None where it is the pack's.
     gather: int64 [G], the keys of all query segments in turn, as rows of those cached followed by those of the pack;
         None where each key stands in one segment.

@@ -44,8 +44,8 @@ def gated_linear(gate: Tensor, value: Tensor, weight: Tensor, bias: Tensor) -> T
 def norm_rotary(x: Tensor, weight: Tensor, rotary: Rotary | None, eps: float = 1e-6) -> Tensor:
     """RMS norm over each head's features, then rotation of the pairs (x_i, x_{i+K/2}).
 
-    x [T,A,K], weight [K] -> [T,A,K]. QK-norm (Dehghani et al. 2023) and RoPE (Su et al. 2021); rotary is the cosines
-    and sines [T,1,K/2], None for normalising only. Keeps x.
+    x [T,A,K], weight [K] -> [T,A,K]. QK-norm (Dehghani et al. 2023) and RoPE (Su et al. 2021); rotary is that of
+    `layers.rotary_table`, None for normalising only. Keeps x.
     """
     return _NormRotary.apply(x, weight, *(rotary or (None, None)), eps)
 
@@ -185,12 +185,13 @@ def _turn(x: Tensor, inverse: Tensor, weight: Tensor, cos: Tensor | None, sin: T
     """The formula of norm_rotary, with the weight folded into the table, which is small."""
     if cos is None:
         return (x * weight.to(x.dtype)).mul_(inverse)
-    stay, turn = (((torch.cat([part, part], dim=-1)) * weight).to(x.dtype) for part in (cos, sin))  # [T,1,K]
-    out = x * stay
-    (first, second), (a, b), (turn_a, turn_b) = (y.chunk(2, dim=-1) for y in (out, x, turn))
-    first.addcmul_(b, turn_b, value=-1)
-    second.addcmul_(a, turn_a)
-    return out.mul_(inverse)
+    stay, turn = (cos * weight).to(x.dtype), (sin * _swap(weight)).to(x.dtype)  # [T,1,K]
+    return (x * stay).addcmul_(_swap(x), turn).mul_(inverse)
+
+
+def _swap(x: Tensor) -> Tensor:
+    """The halves of the last axis in each other's place; in one piece, as products of halves are slow."""
+    return x.roll(x.shape[-1] // 2, -1)
 
 
 def _turn_backward(
@@ -201,11 +202,7 @@ def _turn_backward(
     With n = x / rms(x), and z the gradient turned back: dx = (w z - n mean(n w z)) / rms(x), dw = sum(z n).
     """
     if cos is not None:
-        back = grad * torch.cat([cos, cos], dim=-1).to(x.dtype)
-        (first, second), (a, b), sin = back.chunk(2, dim=-1), grad.chunk(2, dim=-1), sin.to(x.dtype)
-        first.addcmul_(b, sin)
-        second.addcmul_(a, sin, value=-1)
-        grad = back
+        grad = (grad * cos.to(x.dtype)).addcmul_(_swap(grad), sin.to(x.dtype), value=-1)
     normed, w = x * inverse, weight.to(x.dtype)
     product = grad * normed
     mean = (product @ w / x.shape[-1])[..., None]  # [T,A,1]

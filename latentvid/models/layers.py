@@ -28,9 +28,11 @@ def timestep_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> T
 
 
 def rotary_table(position: Tensor, head_width: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [T,1,K/2] of 3D rotary positions (RoFormer, Su et al. 2021, one axis after another).
+    """3D rotary positions (RoFormer, Su et al. 2021, one axis after another): two tables [T,1,K], C and S.
 
-    position [T,3] is (frame, row, column); rows and columns get a third of the K/2 frequencies each, frames the rest.
+    x turned is x C + y S, where y is x with its halves in each other's place: C is (cos, cos), S is (-sin, sin) of the
+    K/2 angles. position [T,3] is (frame, row, column); rows and columns get a third of the K/2 frequencies each, frames
+    the rest.
     """
     pairs = head_width // 2
     space = pairs // 3
@@ -39,7 +41,8 @@ def rotary_table(position: Tensor, head_width: int, theta: float) -> tuple[Tenso
         frequency = theta ** (-torch.arange(n, device=position.device) / n)
         angles.append(position[:, axis, None] * frequency)
     angle = torch.cat(angles, dim=-1)[:, None]
-    return angle.cos(), angle.sin()
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 class TokenNorm(nn.LayerNorm):

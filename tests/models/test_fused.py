@@ -26,7 +26,7 @@ def normed_and_turned(x: Tensor, weight: Tensor, cos: Tensor | None = None, sin:
     x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * weight
     if cos is None:
         return x
-    a, b = x.chunk(2, dim=-1)
+    (a, b), cos, sin = x.chunk(2, dim=-1), cos.chunk(2, dim=-1)[1], sin.chunk(2, dim=-1)[1]
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
