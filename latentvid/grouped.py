@@ -31,7 +31,7 @@ class _Rows:
     """Where the tokens of n segments stand, as a batch of L places each.
 
     Segments of one length that stand side by side are a run, without an index; else `index` [n,L] names the rows, one
-past the end for padding, and `padded` is True there: bool [n,P], of the last P places (None without padding).
+    past the end for padding, and `padded` is True there: bool [n,P], of the last P places (None without padding).
     """
 
     starts: Sequence[int]
