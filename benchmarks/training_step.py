@@ -4,19 +4,18 @@
     python benchmarks/training_step.py --compile --out training_step.json  # blocks compiled too, the better one counts
     python benchmarks/training_step.py --grids 16x32x32 --rounds 2        # 16k tokens
 
-A step is forward, backward and fused AdamW on one clip. In bf16 a peer runs under autocast with fp32 weights, as ours
-does, and with bf16 weights and moments too, which no one can train with but which is faster; its best counts. All
-ways of all models run once to choose each one's best, which then run in turns: each ratio is of one turn, and the
-median of turns is shown. FLOPs are the model's (three times those of the forward pass, nothing for recomputation),
-counted by torch; the peak is what large matrix products reach in the same turns. "kept" is what a token makes autograd
-save in a block, in multiples of the width, without checkpointing; "memory" the peak of one eager step in a process of
-its own, over what it held before the model was made.
+A step is forward, backward and fused AdamW on one clip. In bf16 every model runs under autocast with fp32 weights, as
+one trains, and with bf16 weights and moments, which costs quality but is often faster; its best counts. All ways of all
+models run first to choose each one's best, which then run in turns: each ratio is of one turn, and the median of turns
+is shown. FLOPs are the model's (three times those of the forward pass, nothing for recomputation), counted by torch;
+the peak is what large matrix products reach in the same turns. "kept" is what a token makes autograd save in a block,
+in multiples of the width, without checkpointing; "memory" the peak of one eager step in a process of its own, over
+what it held before the model was made (Linux only). With --out, tables join those in the file.
 """
 
 import argparse
 import gc
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
+from latentvid.models.transformer import VideoDiT
 from latentvid.training.flops import TRAINING, peak_flops
 
 OURS = ("latentvid", "latentvid, factorised")
@@ -65,12 +65,14 @@ class Step:
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Ours as the trainer does; the others as diffusers advises (regional compilation)."""
-    if hasattr(model, "blocks") and hasattr(model, "sequence"):
+    """Ours as the trainer does; the others as diffusers advises, block by block, whole where it names no blocks."""
+    if isinstance(model, VideoDiT):
         for block in model.blocks:
             block.compile(fullgraph=True, dynamic=True)
-    else:
+    elif model._repeated_blocks:
         model.compile_repeated_blocks(dynamic=False)
+    else:
+        model.compile(dynamic=False)
 
 
 def seconds(call: Callable[[], None], clock: Callable[[], float]) -> float:
@@ -134,10 +136,17 @@ def memory_of(request: str) -> int:
     small()  # libraries and their buffers are loaded
     del small
     gc.collect()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from now
+    before = resident("VmRSS")
     step = Step(name, Shape(width, heads, depth, tuple(grid), text), way, compiled=False)
     step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    return resident("VmHWM") - before
+
+
+def resident(key: str) -> int:
+    """Bytes: VmRSS now, VmHWM at its highest since it was last reset."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(key))) * 1024
 
 
 def compare(names: list[str], shape: Shape, precision: str, args: argparse.Namespace) -> dict[str, dict]:
@@ -147,7 +156,7 @@ def compare(names: list[str], shape: Shape, precision: str, args: argparse.Names
     best: dict[str, Step] = {}
     for name in names:
         found = []
-        for way in WAYS[precision][: 1 if name in OURS else None]:
+        for way in WAYS[precision]:
             for compiled in (False, True)[: 1 + args.compile]:
                 torch._dynamo.reset()
                 step = Step(name, shape, way, compiled)
@@ -221,7 +230,9 @@ def main() -> None:
             print(table(rows), flush=True)
     if args.out:
         settings = {k: v for k, v in vars(args).items() if k not in ("out", "memory_of")}
-        args.out.write_text(json.dumps({"settings": settings, "tables": results}, indent=1) + "\n", encoding="utf-8")
+        tables = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
+        tables |= {name: {"settings": settings, "rows": rows} for name, rows in results.items()}
+        args.out.write_text(json.dumps(tables, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
