@@ -2,7 +2,7 @@
 
     python benchmarks/sampling.py                                   # ours, Wan 2.1 and CogVideoX, at 4x8x8
     python benchmarks/sampling.py --models "latentvid 8x32x32" LTX --side 512
-    python benchmarks/sampling.py --compile                         # blocks compiled; "first" is then a clip with that
+    python benchmarks/sampling.py --compile                         # and the same with compiled blocks, as more rows
 
 All have transformers of one width, depth and number of heads, a T5 encoder of one size (8 layers, width 512), the same
 prompt and negative prompt, as many Euler (CogVideoX: DDIM) steps, guided; each its own VAE at its published structure,
@@ -182,15 +182,14 @@ def theirs(args: argparse.Namespace, name: str) -> Maker:
 OURS = {"latentvid 4x8x8": ("4x8x8", PATCH), "latentvid 8x32x32": ("8x32x32", 1)}
 
 
-def make(args: argparse.Namespace, name: str) -> tuple[Maker, dict]:
+def make(args: argparse.Namespace, name: str, compiled: bool) -> tuple[Maker, dict]:
     """With what a clip of it takes: FLOPs by stage, and seconds of the first one with compiled blocks."""
     torch.manual_seed(0)
     maker = ours(args, *OURS[name]) if name in OURS else theirs(args, name)
     with FlopCounterMode(display=False) as counter:
         flops = maker(counter.get_total_flops)
     row = {"tokens": maker.tokens, "text_tokens": maker.text, "gflop": {k: v / 1e9 for k, v in flops.items()}}
-    if args.compile:
-        torch._dynamo.reset()
+    if compiled:
         compile_blocks(maker.pipeline.transformer)
         row["first_s"] = maker()["total"]
     return maker, row
@@ -199,10 +198,12 @@ def make(args: argparse.Namespace, name: str) -> tuple[Maker, dict]:
 def compare(args: argparse.Namespace) -> dict[str, dict]:
     makers, rows = {}, {}
     for name in args.models:
-        makers[name], rows[name] = make(args, name)
+        for compiled in (False, True)[: 1 + args.compile]:
+            label = f"{name}, compiled" if compiled else name
+            makers[label], rows[label] = make(args, name, compiled)
     rounds = []
     for i in range(args.rounds):
-        turn = args.models if i % 2 == 0 else args.models[::-1]
+        turn = list(makers) if i % 2 == 0 else list(makers)[::-1]
         rounds.append({name: makers[name]() for name in turn})
     first = args.models[0]
     for name, row in rows.items():
@@ -240,7 +241,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--fit-text", action="store_true", help="peers get the prompt without padding")
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="more rows, with compiled blocks")
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -250,7 +251,7 @@ def main() -> None:
     print(table(rows), flush=True)
     for name, row in rows.items():
         if "first_s" in row:
-            print(f"{name}: first clip with compiled blocks {row['first_s']:.1f} s")
+            print(f"{name}: first clip {row['first_s']:.1f} s")
     if args.out:
         args.out.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
