@@ -2,16 +2,17 @@
 
     python benchmarks/mixed_shapes.py --json benchmarks/mixed_shapes.json      # the table of docs/performance.md
 
-One data set (like Open-Sora 2.0's first stage, see `draw`), one network, real steps: forward, backward, AdamW. By turns,
-in one process, each way makes a step of its next batch; what counts is useful tokens a second, all steps together:
+One data set (like Open-Sora 2.0's first stage, see `draw`), one network, real steps: forward, backward, AdamW. By
+turns, in one process, each way makes a step of its next batch; what counts is useful tokens a second, all steps
+together:
 
 packing         latentvid: whole samples at their own size, as training's plan fills and balances the packs
 padding         batches of random samples, as many as fit if all were as large as the largest of the data set, padded to
                 the longest of the batch
 padding, sorted the same among samples of like length: windows of the data are sorted and cut into as many as fit
-buckets         batches of equal samples, as many as fit: each is cropped to the nearest of its resolution's aspect
-                ratios (of Open-Sora's table), and to a frame count of the table; what is cropped is no token of any way,
-                and what is left over of a bucket at the end of an epoch is a smaller batch
+buckets         batches of equal samples, as many as fit: each is cropped to the nearest of Open-Sora's aspect ratios
+                (those of its tables for 240p to 1080p); what is cropped is no token, and what is left over of a bucket
+                at the end of an epoch is a smaller batch
 
 Every way runs the same code of the network on the same kernels. What is padding takes part in all linear layers, as
 keys nobody attends to it, nor is it computed as such (as with kernels of variable length; a dense mask costs more).
@@ -40,8 +41,8 @@ from latentvid.diffusion.scheduler import LatentVideoScheduler
 from latentvid.models.transformer import VideoDiT
 from latentvid.packing import Grid, Packed
 
-STRIDE, FPS, MAX_FRAMES, TEXT, FEATURES = 32, 24, 65, 32, 64  # a token: 32x32 pixels of a latent frame
-RATIOS = (0.48, 0.5, 0.56, 0.63, 0.75, 1.0, 1.33, 1.6, 1.78, 2.0, 2.08)  # height / width: Open-Sora's table
+STRIDE, FPS, MAX_FRAMES, TEXT, FEATURES = 32, 24, 129, 32, 64  # a token: 32x32 pixels of a latent frame
+RATIOS = (0.39, 0.42, 0.48, 0.5, 0.52, 0.56, 0.66, 0.75, 1.0, 1.33, 1.52, 1.78, 1.92, 2.0, 2.1)  # height / width
 NATURAL = {1.0: 0.2, 9 / 16: 0.35, 16 / 9: 0.15, 3 / 4: 0.15, 3 / 2: 0.15}  # height / width: share of samples
 
 
@@ -58,20 +59,19 @@ class Data:
 
 
 def draw(count: int, seed: int) -> Data:
-    """30% images at 1024 (half of them), 768 or 256 pixels' area; clips of 256, whose lengths are lognormal (median 1.5
-    s, sigma 0.6; 5 to 65 frames at 24 a second); aspect ratios are those of `NATURAL`, give or take 5%.
+    """30% images at 1024 (half of them), 768 or 256 pixels' area; clips of 256, whose lengths are lognormal (median
+    3 s, sigma 0.6; 5 to 129 frames at 24 a second); aspect ratios are those of `NATURAL`, give or take 5%.
 
-    Half the lengths and an eighth of the positions a frame of packing.py's stage 1, for a network of an eighth of the
-    width: attention has about the same share of the work.
+    Packing.py's stage 1 with a quarter of the tokens: positions are twice as far apart.
     """
     rng = np.random.default_rng(seed)
     own, cropped = [], []
     for _ in range(count):
         image = rng.random() < 0.3
         side = int(rng.choice([1024, 768, 256], p=[0.5, 0.25, 0.25])) if image else 256
-        frames = 1 if image else int(np.clip(FPS * rng.lognormal(np.log(1.5), 0.6), 5, MAX_FRAMES))
+        frames = 1 if image else int(np.clip(FPS * rng.lognormal(np.log(3), 0.6), 5, MAX_FRAMES))
         ratio = rng.choice(list(NATURAL), p=list(NATURAL.values())) * np.exp(rng.normal(0, 0.05))
-        near = min(RATIOS, key=lambda r: abs(np.log(r / ratio)))
+        near = min(RATIOS, key=lambda r: abs(r - ratio))
         latent = 1 + (frames - 1) // 4
         for grids, shape in ((own, ratio), (cropped, near)):
             native = round(2048 * shape**0.5), round(2048 / shape**0.5)
@@ -275,11 +275,11 @@ def on_ranks(name: str, rows: dict[str, list[float]], ranks: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--samples", type=int, default=20_000)
-    parser.add_argument("--budget", type=int, default=4096, help="tokens of a batch at most")
+    parser.add_argument("--budget", type=int, default=8192, help="tokens of a batch at most")
     parser.add_argument("--width", type=int, default=384)
-    parser.add_argument("--depth", type=int, default=2)
+    parser.add_argument("--depth", type=int, default=1)
     parser.add_argument("--heads", type=int, default=6)
-    parser.add_argument("--batches", type=int, default=32, help="of each way and data set; a multiple of --ranks")
+    parser.add_argument("--batches", type=int, default=16, help="of each way and data set; a multiple of --ranks")
     parser.add_argument("--ranks", type=int, default=8)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the data sets; each is measured")
     parser.add_argument("--json", type=Path, help="where the figures go, added to those of other seeds there")
