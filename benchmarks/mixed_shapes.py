@@ -3,12 +3,12 @@
     python benchmarks/mixed_shapes.py --json benchmarks/mixed_shapes.json      # the table of docs/performance.md
 
 One data set (like Open-Sora 2.0's first stage, see `draw`), one network, real steps: forward, backward, AdamW. By
-turns, in one process, each way makes a step of its next batch; what counts is useful tokens a second, all steps
-together:
+turns, in one process, each way makes a step of a batch; what counts is useful tokens a second, all steps together:
 
 packing         latentvid: whole samples at their own size, as training's plan fills and balances the packs
-padding         batches of random samples, as many as fit if all were as large as the largest of the data set, padded to
-                the longest of the batch
+padding, fixed  batches of random samples, as many as fit if all were as large as the largest of the data set, padded to
+                that: one shape for all
+padding         the same batches, padded to the longest of the batch
 padding, sorted the same among samples of like length: windows of the data are sorted and cut into as many as fit
 buckets         batches of equal samples, as many as fit: each is cropped to the nearest of Open-Sora's aspect ratios
                 (those of its tables for 240p to 1080p); what is cropped is no token, and what is left over of a bucket
@@ -17,6 +17,7 @@ buckets         batches of equal samples, as many as fit: each is cropped to the
 Every way runs the same code of the network on the same kernels. What is padding takes part in all linear layers, as
 keys nobody attends to it, nor is it computed as such (as with kernels of variable length; a dense mask costs more).
 
+A way's batches are a sample of its epoch: ordered by cost, every so-manyth is taken (of packing, of the plan's steps).
 With --ranks, a step lasts as long as the slowest of so many ranks: of packing the packs of each step are those that the
 plan made for it; of the others, whose ranks draw for themselves, steps are put together from the batches measured, at
 random, 2,000 times. Text and memory are alike for all: 32 tokens a sample, at most --budget tokens in a batch.
@@ -25,9 +26,10 @@ random, 2,000 times. Text and memory are alike for all: 32 tokens a sample, at m
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -41,6 +43,7 @@ from latentvid.diffusion.scheduler import LatentVideoScheduler
 from latentvid.models.transformer import VideoDiT
 from latentvid.packing import Grid, Packed
 
+T = TypeVar("T")
 STRIDE, FPS, MAX_FRAMES, TEXT, FEATURES = 32, 24, 129, 32, 64  # a token: 32x32 pixels of a latent frame
 RATIOS = (0.39, 0.42, 0.48, 0.5, 0.52, 0.56, 0.66, 0.75, 1.0, 1.33, 1.52, 1.78, 1.92, 2.0, 2.1)  # height / width
 NATURAL = {1.0: 0.2, 9 / 16: 0.35, 16 / 9: 0.15, 3 / 4: 0.15, 3 / 2: 0.15}  # height / width: share of samples
@@ -80,16 +83,14 @@ def draw(count: int, seed: int) -> Data:
     return Data(own, cropped)
 
 
-# Each way yields batches: the grids of their samples.
+# Each way yields the batches of an epoch, the grids of their samples; packing the packs of each step.
 
 
-def packing(data: Data, budget: int, ranks: int, width: int) -> Iterator[list[Grid]]:
-    """The plan's steps of `ranks` packs, one pack after another."""
+def packing(data: Data, budget: int, ranks: int, width: int) -> Iterator[list[list[Grid]]]:
     tokens = data.tokens
     plan = Plan(tokens, budget=budget, packs=ranks, seed=0, cost=tokens + tokens**2 / (6 * width))
-    while True:
-        for pack in plan.next().packs:
-            yield sorted(data.own[draw.index] for draw in pack)
+    while plan.epoch < 1:
+        yield [sorted(data.own[draw.index] for draw in pack) for pack in plan.next().packs]
 
 
 def padding(data: Data, budget: int, seed: int = 0) -> Iterator[list[Grid]]:
@@ -127,6 +128,19 @@ def buckets(data: Data, budget: int, seed: int = 0) -> Iterator[list[Grid]]:
         yield batches[b]
 
 
+def cost(batch: Sequence[Grid], width: int) -> float:
+    """In linear layers' work for a token: attention is n / 6d more for each of n (see `Plan`)."""
+    tokens = np.prod(batch, axis=1)
+    return float((tokens + tokens**2 / (6 * width)).sum())
+
+
+def spread(things: Sequence[T], count: int, worth: Callable[[T], float]) -> list[T]:
+    """So many of them, of every worth alike, in random order."""
+    ordered = sorted(things, key=worth)
+    chosen = [ordered[int((i + 0.5) * len(ordered) / count)] for i in range(count)]
+    return [chosen[i] for i in np.random.default_rng(0).permutation(count)]
+
+
 # ------------------------------------------------------------------------------------------------------------ a batch
 
 
@@ -144,28 +158,29 @@ class Batch:
     real: Tensor | None
 
     @classmethod
-    def of(cls, grids: Sequence[Grid], padded: bool, seed: int = 0) -> "Batch":
+    def of(cls, grids: Sequence[Grid], padded_to: int | None = None, seed: int = 0) -> "Batch":
+        """padded_to: tokens that each sample gets (0: the longest's)."""
         source = torch.Generator().manual_seed(seed)
         true, text_layout = Packed.of(grids), Packed.of_lengths([TEXT] * len(grids))
         clean, noise = (torch.randn(true.tokens, FEATURES, generator=source) for _ in range(2))
         text = torch.randn(text_layout.tokens, 512, generator=source)
         timestep = torch.rand(len(grids), generator=source)[true.row_segment]
-        layout, real = pad(true) if padded else (true, None)
+        layout, real = (true, None) if padded_to is None else pad(true, padded_to or true.max_len)
         return cls(true, layout, text_layout, clean, noise, text, timestep, real)
 
 
-def pad(true: Packed) -> tuple[Packed, Tensor]:
-    """Every sample as long as the longest, its last token standing for the padding; and where the real tokens are."""
-    n, longest = true.segments, true.max_len
-    place = torch.arange(longest).expand(n, -1)
+def pad(true: Packed, to: int) -> tuple[Packed, Tensor]:
+    """Every sample with so many tokens, its last one standing for the padding; and where the real tokens are."""
+    n = true.segments
+    place = torch.arange(to).expand(n, -1)
     length = torch.tensor(true.lengths)[:, None]
     of = (
         true.cu_seqlens[:-1, None] + torch.minimum(place, length - 1)
     ).flatten()  # the token that stands at each place
     layout = Packed(
-        cu_seqlens=torch.arange(n + 1, dtype=torch.int32) * longest,
-        max_len=longest,
-        lengths=[longest] * n,
+        cu_seqlens=torch.arange(n + 1, dtype=torch.int32) * to,
+        max_len=to,
+        lengths=[to] * n,
         position=true.position[of],
         segment=true.segment[of],
         row=true.row[of],
@@ -240,24 +255,21 @@ class Trainer:
 def measure(args: argparse.Namespace, seed: int) -> dict[str, dict[str, list[float]]]:
     """Of each way, useful tokens, tokens computed and seconds of each batch."""
     data, trainer = draw(args.samples, seed), Trainer(args.width, args.depth, args.heads)
-    feeds = {
-        "packing": packing(data, args.budget, args.ranks, args.width),
-        "padding": padding(data, args.budget),
-        "padding, sorted": padding_sorted(data, args.budget),
-        "buckets": buckets(data, args.budget),
-    }
-    found: dict[str, dict[str, list[float]]] = {n: {"useful": [], "computed": [], "seconds": []} for n in feeds}
-    for turn in range(-1, args.batches):  # the first warms up
-        for name, feed in feeds.items():
-            if turn == -1:
-                trainer.step(Batch.of(next(buckets(data, args.budget)), "padding" in name))
-                continue
-            batch = Batch.of(next(feed), "padding" in name)
-            for key, value in {
-                "useful": batch.true.tokens,
-                "computed": batch.layout.tokens,
-                "seconds": trainer.step(batch),
-            }.items():
+    steps = list(packing(data, args.budget, args.ranks, args.width))
+    steps = spread(steps, args.batches // args.ranks, lambda step: cost(sum(step, []), args.width))
+    chosen = {"packing": [pack for step in steps for pack in step]}
+    for name, way in {"padding": padding, "padding, sorted": padding_sorted, "buckets": buckets}.items():
+        chosen[name] = spread(list(way(data, args.budget)), args.batches, lambda batch: cost(batch, args.width))
+    chosen["padding, fixed"] = chosen["padding"]
+    to = {"padding, fixed": int(data.tokens.max()), "padding": 0, "padding, sorted": 0}
+    found: dict[str, dict[str, list[float]]] = {n: {"useful": [], "computed": [], "seconds": []} for n in chosen}
+    for name, batches in chosen.items():
+        trainer.step(Batch.of(batches[0], to.get(name)))  # warms up
+    for turn in range(args.batches):
+        for name, batches in chosen.items():
+            batch = Batch.of(batches[turn], to.get(name))
+            figures = {"useful": batch.true.tokens, "computed": batch.layout.tokens, "seconds": trainer.step(batch)}
+            for key, value in figures.items():
                 found[name][key].append(value)
     return found
 

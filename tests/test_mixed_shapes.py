@@ -27,15 +27,16 @@ def test_a_padded_batch_has_the_losses_and_gradients_of_a_pack(mixed):
     with torch.no_grad():
         for parameter in trainer.model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    for padded in (False, True):
-        batch = mixed.Batch.of(GRIDS, padded)
-        assert batch.layout.tokens == (4 * 72 if padded else 6 + 64 + 72 + 60) and batch.true.tokens == 202
+    for padded_to, tokens in ((None, 202), (0, 4 * 72), (80, 4 * 80)):
+        batch = mixed.Batch.of(GRIDS, padded_to)
+        assert batch.layout.tokens == tokens and batch.true.tokens == 202
         losses = trainer.losses(batch)
         trainer.model.zero_grad()
         losses.sum().backward()
         found.append([losses.detach(), *(p.grad.clone() for p in trainer.model.parameters())])
-    for packed, padded in zip(*found, strict=True):
-        torch.testing.assert_close(padded, packed, rtol=1e-4, atol=1e-5 * packed.abs().max().item() + 1e-7)
+    for packed, *others in zip(*found, strict=True):
+        for padded in others:
+            torch.testing.assert_close(padded, packed, rtol=1e-4, atol=1e-5 * packed.abs().max().item() + 1e-7)
 
 
 def test_every_way_takes_whole_samples_within_the_budget(mixed):
@@ -45,8 +46,10 @@ def test_every_way_takes_whole_samples_within_the_budget(mixed):
         assert Counter(grid for batch in batches for grid in batch) == Counter(grids)  # an epoch, none lost
         assert all(len(batch) * max(np.prod(batch, axis=1)) <= budget for batch in batches)
     assert all(len(set(batch)) == 1 for batch in mixed.buckets(data, budget))
-    for batch in islice(mixed.packing(data, budget, ranks=2, width=384), 20):
-        assert set(batch) <= set(data.own) and sum(np.prod(batch, axis=1)) <= budget
+    for step in islice(mixed.packing(data, budget, ranks=2, width=384), 20):
+        assert len(step) == 2
+        assert all(set(pack) <= set(data.own) and sum(np.prod(pack, axis=1)) <= budget for pack in step)
+    assert sorted(mixed.spread(range(100), 4, float)) == [12, 37, 62, 87]
 
 
 def test_a_step_lasts_as_long_as_its_slowest_rank(mixed):
