@@ -2,10 +2,11 @@
 
     python3 benchmarks/gpu.py [--minutes 10] [--only WORD ...] [--json FILE] [--tiny] [--list]
 
-Needs torch, diffusers, timm, einops and what these need; the package itself need not be installed, and nothing is
-fetched. Each row is a process of its own, so that one that runs out of memory ends alone. The rows that matter most
-come first, and what the minutes did not suffice for is listed. Rows that FILE holds already, of the same device and
-torch, are not run again: start the command again for the rest. --only takes rows whose names hold one of the words.
+The package itself need not be installed, and nothing is fetched. Rows need torch and einops; those of models diffusers,
+timm and transformers too: a row whose packages are not there says which, and the others go on. Each row is a process of
+its own, so that one that runs out of memory ends alone. The rows that matter most come first, and what the minutes did
+not suffice for is listed. Rows that FILE holds already, of the same device and torch, are not run again: start the
+command again for the rest. --only takes rows whose names hold one of the words.
 
 A step is forward, backward and AdamW, its loss a mean of squares; ours with fp32 weights under bf16 autocast, peers
 with bf16 weights and moments. MFU is of the model's FLOPs alone (recomputing does not count), against the rate of bf16
@@ -27,18 +28,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 ROOT = Path(__file__).resolve().parent.parent
-NEEDED = (
-    "torch",
-    "torchvision",
-    "numpy",
-    "diffusers",
-    "transformers",
-    "timm",
-    "einops",
-    "safetensors",
-    "yaml",
-    "psutil",
-)
+BARE = ("torch", "numpy", "einops")
+MODELS = (*BARE, "diffusers", "transformers", "timm", "safetensors", "yaml", "psutil")
+NEEDS = {"attention": BARE, "step": MODELS, "peer": MODELS, "vae": (*MODELS, "torchvision")}  # by kinds of rows
 NETWORKS = {  # width, depth, heads
     "0.1B": (512, 18, 4),
     "0.4B": (1024, 18, 8),
@@ -53,25 +45,26 @@ TINY_MIXED = [(4, 4, 4), (2, 4, 4), (1, 4, 4)]
 PEERS = ("Wan", "LTX", "CogVideoX", "Hunyuan", "Mochi", "Latte")
 VAES = ("4x8x8", "8x32x32")
 PEER_VAES = ("AutoencoderKLWan", "AutoencoderKLLTXVideo", "AutoencoderKLHunyuanVideo")
+MISSING = "packages that are not there:"
 LEAST = 45  # seconds left under which no row is started
 LONGEST = 150  # seconds a row may take
 
 
 class Row(NamedTuple):
     name: str
-    kind: str  # a key of gpu_rows.KINDS
+    kind: str  # a key of gpu_bench.MODULES
     arguments: dict[str, Any]
 
 
-def step(size: str, pack: str, recompute: bool, tiny: bool) -> Row:
+def step(size: str, pack: str, recompute: bool, tiny: bool, backend: str = "auto") -> Row:
     if pack == "long":  # one clip of 32k tokens
         grids = [TINY_CLIP if tiny else (32, 32, 32)]
     elif pack == "mixed":
         grids = TINY_MIXED if tiny else MIXED
     else:
         grids = [TINY_CLIP if tiny else CLIP] * PACKS[pack]
-    name = f"step {size} {pack}{' recompute' if recompute else ''}"
-    return Row(name, "step", {"grids": grids, "recompute": recompute, **network(size, tiny)})
+    name = f"step {size} {pack}{' recompute' if recompute else ''}{'' if backend == 'auto' else f' {backend}'}"
+    return Row(name, "step", {"grids": grids, "recompute": recompute, "backend": backend, **network(size, tiny)})
 
 
 def peer(name: str, pack: str, recompute: bool, tiny: bool) -> Row:
@@ -109,6 +102,7 @@ def rows(tiny: bool) -> list[Row]:
     """All of them, what matters most first."""
     found = [attention(tiny), step("1B", "32k", False, tiny), step("1B", "32k", True, tiny)]
     found += [peer(name, "32k", True, tiny) for name in PEERS]
+    found += [step("1B", "32k", False, tiny, "sdpa")]  # a call a segment, by the kernel that the peers have
     found += [step(size, "32k", recompute, tiny) for size in ("3B", "0.4B", "0.1B") for recompute in (True, False)]
     found += [vae(name, frames, tiny) for frames in (17, 129) for name in VAES]
     found += [step("1B", pack, False, tiny) for pack in ("16k", "long", "mixed")]
@@ -130,8 +124,11 @@ def command(row: Row, tiny: bool) -> list[str]:
 
 def run(row: Row, tiny: bool, seconds: float) -> dict[str, Any]:
     """The row's figures, or {"failed": why}; "late" and what it had until then where the time did not suffice."""
+    missing = [name for name in NEEDS[row.kind] if importlib.util.find_spec(name) is None]
+    if missing:
+        return {"failed": f"{MISSING} {', '.join(missing)}"}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    settings = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    settings = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command(row, tiny), env=os.environ | settings, stdout=output, stderr=errors)
         try:
@@ -182,7 +179,7 @@ def lines(name: str, found: dict[str, Any]) -> list[str]:
         return [
             figures(
                 name,
-                f"{backend}: {'agrees' if part['self']['agrees'] and part['cross']['agrees'] else 'DIFFERS'}",
+                f"{backend}{verdict(part)}",
                 part,
                 "",
                 part.get("of_matmul"),
@@ -191,6 +188,12 @@ def lines(name: str, found: dict[str, Any]) -> list[str]:
         ] + [f"| {name} | {backend}: {why} | | | | |" for backend, why in found["absent"].items()]
     sides = [(side, found[side]) for side in ("encode", "decode") if side in found]
     return [figures(name, side, p, f"{p['frames_per_s']:,.1f} frames/s", p["of_matmul"]) for side, p in sides]
+
+
+def verdict(part: dict[str, Any]) -> str:
+    """Whether a backend agrees with the reference, which has nothing to agree with."""
+    sides = [part[side]["agrees"] for side in ("self", "cross") if side in part]
+    return "" if not sides else ": agrees" if all(sides) else ": DIFFERS"
 
 
 def figures(name: str, what: str, part: dict[str, Any], speed: str, share: float | None) -> str:
@@ -240,11 +243,8 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="the rows' names, in their order")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        parser.error(f"missing packages: {', '.join(missing)}; where nothing can be fetched, bring their wheels")
     if arguments.row:
-        from gpu_rows import measure
+        from gpu_bench import measure
 
         show = lambda found: print(json.dumps(found), flush=True)  # noqa: E731
         show(measure(**json.loads(arguments.row), report=show))

@@ -1,6 +1,8 @@
 """benchmarks/gpu.py on any machine: its rows at tiny sizes, and what it makes of rows that fail."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,9 +22,9 @@ def gpu(monkeypatch):
 
 @pytest.fixture
 def rows(gpu):
-    import gpu_rows
+    import gpu_bench
 
-    return gpu_rows
+    return gpu_bench
 
 
 def measured(gpu, rows, name: str) -> tuple[dict, list[dict]]:
@@ -79,6 +81,14 @@ def test_attention_backends_are_compared_and_a_wrong_one_is_seen(gpu, rows, monk
     found, _ = measured(gpu, rows, "attention")
     assert not found["agree"] and "DIFFERS" in "\n".join(gpu.lines("attention", found))
 
+    def broken(*_):
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setitem(attention.BACKENDS, "grouped", broken)
+    found, _ = measured(gpu, rows, "attention")
+    said = "\n".join(gpu.lines("attention", found))
+    assert "grouped: FAILS: RuntimeError: no kernel image" in said and "| attention | sdpa |" in said
+
 
 @pytest.mark.parametrize("name", ["Wan", "LTX", "CogVideoX", "Hunyuan", "Mochi", "Latte"])
 def test_peers_make_a_step_of_the_same_tokens(gpu, rows, name):
@@ -128,12 +138,33 @@ def test_what_there_is_no_time_for_is_listed(gpu, monkeypatch, capsys):
     assert "left out" in said and "vae 4x8x8 129 x 720 x 1280" in said and "not done within" in said
 
 
-def test_missing_packages_and_unknown_rows_are_named(gpu, monkeypatch, capsys):
+def test_rows_without_their_packages_say_so_and_the_others_go_on(gpu, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(gpu.NEEDS, "vae", ("torch", "not_there", "nor_this"))
+    one = 'print(\'{"encode": {"seconds": 1, "frames_per_s": 2, "of_matmul": 0.5}}\')'
+    monkeypatch.setattr(gpu, "command", lambda row, tiny: [sys.executable, "-c", one])
+    file = tmp_path / "rows.json"
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--only", "vae 4x8x8 17", "step 1B 8k", "--json", str(file)])
+    gpu.main()
+    said = capsys.readouterr().out
+    assert "| vae 4x8x8 17 x 720 x 1280 | packages that are not there: not_there, nor_this |" in said
+    assert "| step 1B 8k | encode |" in said
+    monkeypatch.setitem(gpu.NEEDS, "vae", ("torch",))
+    gpu.main()
+    assert "not there" not in capsys.readouterr().out  # with them it is run
+
+
+def test_the_attention_row_needs_no_package_of_models(gpu):
+    code = "import sys, gpu_attention; print([n for n in sys.argv[1:] if n in sys.modules])"
+    others = sorted(set(gpu.MODELS) - set(gpu.BARE) - {"psutil", "yaml"})
+    path = os.pathsep.join([str(BENCHMARKS), str(BENCHMARKS.parent)])
+    done = subprocess.run(
+        [sys.executable, "-c", code, *others], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_unknown_rows_are_named(gpu, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--only", "nothing"])
     with pytest.raises(SystemExit):
         gpu.main()
     assert "no row's name holds nothing" in capsys.readouterr().err
-    monkeypatch.setattr(gpu, "NEEDED", ("torch", "not_there"))
-    with pytest.raises(SystemExit):
-        gpu.main()
-    assert "missing packages: not_there" in capsys.readouterr().err

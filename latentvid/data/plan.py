@@ -75,21 +75,24 @@ class _Source:
     def __init__(self, stream: Stream, sizes: np.ndarray, seed: int, number: int) -> None:
         """sizes: samples of the read that begins with each sample; 0 for those that begin none."""
         index = np.asarray(stream.index, dtype=np.int64)
-        self.samples, self.index, self.weight = len(index), index[sizes[index] > 0], float(stream.weight)
+        self.samples, self.weight = len(index), float(stream.weight)
+        self.index = index if _single(sizes) else index[sizes[index] > 0]
         self.seed, self.number = seed, number
         self.drawn = self.tokens = 0  # samples, and tokens of these
         self._sizes = sizes
-        self._epoch, self._order, self._begins = -1, self.index, self.index
+        self._epoch, self._order, self._begins = -1, None, None
 
     def peek(self) -> int:
         """First sample of the next read."""
         epoch, place = divmod(self.drawn, self.samples)
         if epoch != self._epoch:
             generator = np.random.default_rng((self.seed, _ORDER, self.number, epoch))
-            self._epoch, self._order = epoch, generator.permutation(self.index)
-            sizes = self._sizes[self._order]
-            self._begins = np.cumsum(sizes) - sizes  # samples of the epoch before each read
-        return int(self._order[np.searchsorted(self._begins, place)])
+            self._epoch, self._order = epoch, None  # the last one makes room
+            self._order = generator.permutation(self.index)
+            if not _single(self._sizes):
+                sizes = self._sizes[self._order]
+                self._begins = np.cumsum(sizes) - sizes  # samples of the epoch before each read
+        return int(self._order[place if self._begins is None else np.searchsorted(self._begins, place)])
 
 
 class Plan:
@@ -170,7 +173,12 @@ class Plan:
 
     def _group(self, reads: np.ndarray | None, streams: list[Stream]) -> None:
         """Samples, tokens and cost of the read that begins with each sample; 0 for those that begin none."""
-        reads = np.arange(len(self.tokens)) if reads is None else np.asarray(reads)
+        if reads is None:
+            self._sizes = np.broadcast_to(np.int64(1), self.tokens.shape)  # no memory of its own
+            self._read_tokens, self._read_cost = self.tokens, self.cost
+            self._largest = max(int(self.tokens[stream.index].max()) for stream in streams)
+            return
+        reads = np.asarray(reads)
         if reads.shape != self.tokens.shape or reads[0] != 0 or not np.isin(np.diff(reads), (0, 1)).all():
             raise ValueError(f"reads must number {len(self.tokens)} samples, ascending from 0 without gaps")
         first = np.flatnonzero(np.diff(reads, prepend=-1))
@@ -303,7 +311,7 @@ class Plan:
 
     def _identify(self) -> dict[str, Any]:
         mix = [part for source in self._sources for part in (source.index, np.array([source.weight]))]
-        together = {} if (self._sizes == 1).all() else {"reads": _print([self._sizes])}
+        together = {} if _single(self._sizes) or (self._sizes == 1).all() else {"reads": _print([self._sizes])}
         return {
             "samples": len(self.tokens),
             "tokens": int(self.tokens.sum()),
@@ -344,6 +352,11 @@ class Plan:
                 "which windows are read together changed since this run began: set data.frames_per_read back "
                 "(null where the run had none), or start a new run.dir"
             )
+
+
+def _single(sizes: np.ndarray) -> bool:
+    """Whether each sample is a read of its own, as told by no reads at all."""
+    return sizes.strides == (0,)
 
 
 def _print(arrays: Sequence[np.ndarray]) -> str:
