@@ -184,14 +184,10 @@ def _inverse_rms(x: Tensor, eps: float) -> Tensor:
 def _turn(x: Tensor, inverse: Tensor, weight: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
     """The formula of norm_rotary, with the weight folded into the table, which is small."""
     if cos is None:
-        return (x * weight.to(x.dtype)).mul_(inverse)
+        return x * weight.to(x.dtype) * inverse
     stay, turn = (cos * weight).to(x.dtype), (sin * _swap(weight)).to(x.dtype)  # [T,1,K]
-    return (x * stay).addcmul_(_swap(x), turn).mul_(inverse)
-
-
-def _swap(x: Tensor) -> Tensor:
-    """The halves of the last axis in each other's place; in one piece, as products of halves are slow."""
-    return x.roll(x.shape[-1] // 2, -1)
+    turned = (x * stay).addcmul_(_swap(x), turn)
+    return turned * inverse  # not in place: torch 2.11 compiles no gradient for a function whose output was written to
 
 
 def _turn_backward(
