@@ -204,7 +204,7 @@ def peak_bytes(
 def dit_pass_bytes(
     config: Mapping[str, Any], grids: Sequence[Grid], text_lengths: Sequence[int], checkpointing: bool
 ) -> PassBytes:
-    """`memory.pass_bytes` in bf16 of a `VideoDiT` of this config, whatever its size: counted at two depths.
+    """`memory.pass_bytes` in bf16 on a GPU of a `VideoDiT` of this config, whatever its size: counted at two depths.
 
     grids, text_lengths: token grid and text tokens of each sample of the pack (or of one device's piece).
     """
@@ -239,4 +239,4 @@ def _at_depth(
 
     train = SimpleNamespace(mixed_precision="bf16", steps=1)
     task = SimpleNamespace(model=model, loss=loss, config=SimpleNamespace(train=train))
-    return pass_bytes(task, None, checkpointing)
+    return pass_bytes(task, None, checkpointing, gpu=True)

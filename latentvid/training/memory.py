@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
+from ..models import transformer
 from ..models.budget import Lifetimes
 from .optim import Part
 
@@ -74,24 +75,26 @@ class PassBytes(NamedTuple):
     staying: int
 
 
-def activation_bytes(task: Any, pack: Any) -> Activations:
+def activation_bytes(task: Any, pack: Any, gpu: bool = False) -> Activations:
     """What training on this pack keeps, parameters left out and autocast's copies of them counted.
+
+    gpu: with the attention that bf16 on CUDA has, which keeps queries and keys before and after their norms.
 
     Counted on tensors without storage: neither the time nor the memory of the pass is spent, nor a GPU needed.
     """
-    kept = _saved_bytes(task, pack, checkpointing=False)
+    kept = _saved_bytes(task, pack, False, gpu)
     if not task.model._supports_gradient_checkpointing:
         return Activations(kept, None)
-    inputs = _saved_bytes(task, pack, checkpointing=True)
+    inputs = _saved_bytes(task, pack, True, gpu)
     return Activations(kept, inputs + (kept - inputs) // len(task.model.blocks))
 
 
-def pass_bytes(task: Any, pack: Any, checkpointing: bool) -> PassBytes:
+def pass_bytes(task: Any, pack: Any, checkpointing: bool, gpu: bool = False) -> PassBytes:
     """What training on this pack takes when it takes most, without compiled blocks (which take less).
 
     Counted as `activation_bytes` does. What kernels take inside is not seen.
     """
-    with _fake(task, checkpointing) as parameters:
+    with _fake(task, checkpointing, gpu) as parameters:
         count = _Peaks(torch.device("cpu"))
 
         def have(p: Tensor) -> None:
@@ -138,28 +141,29 @@ def _autocast(task: Any) -> Callable:
 
 
 @contextmanager
-def _fake(task: Any, checkpointing: bool) -> Iterator[list[nn.Parameter]]:
+def _fake(task: Any, checkpointing: bool, gpu: bool) -> Iterator[list[nn.Parameter]]:
     """Inside, nothing that is computed has storage, and the model's parameters are these, which have none either."""
     known = [p for p in task.model.parameters() if isinstance(p, FakeTensor)]
     mode = known[0].fake_mode if known else FakeTensorMode(allow_non_fake_inputs=True)
     bare = {id(p): p.detach() if known else mode.from_tensor(p.detach()) for p in task.model.parameters()}
     made = {id(p): nn.Parameter(bare[id(p)], p.requires_grad) for p in task.model.parameters()}
     places = [(m, name, p) for m in task.model.modules() for name, p in m._parameters.items() if p is not None]
-    # "auto" on the CPU keeps what the GPU's kernels keep: queries, keys, values and the output
     settings = {"attention_backend": "auto", "gradient_checkpointing": checkpointing}
+    # what has no storage needs no GPU for its attention
+    choice = {"resolve_backend": (lambda *_: "torch") if gpu else transformer.resolve_backend}
     try:
         for module, name, p in places:
             module._parameters[name] = made[id(p)]
-        with _set(task.model, settings), mode:
+        with _set(task.model, settings), _set(transformer, choice), mode:
             yield [p for p in made.values() if p.requires_grad]
     finally:
         for module, name, p in places:
             module._parameters[name] = p
 
 
-def _saved_bytes(task: Any, pack: Any, checkpointing: bool) -> int:
+def _saved_bytes(task: Any, pack: Any, checkpointing: bool, gpu: bool) -> int:
     kept: dict[int, Any] = {}  # storages; held, so that none takes another's address
-    with _fake(task, checkpointing):
+    with _fake(task, checkpointing, gpu):
         own = {p.untyped_storage()._cdata for p in task.model.parameters()}
 
         def keep(x: Tensor) -> Tensor:
@@ -174,8 +178,8 @@ def _saved_bytes(task: Any, pack: Any, checkpointing: bool) -> int:
 
 
 @contextmanager
-def _set(model: nn.Module, settings: dict[str, Any]) -> Iterator[None]:
-    """Inside, those of the attributes that the model has are as given."""
+def _set(model: Any, settings: dict[str, Any]) -> Iterator[None]:
+    """Inside, those of the attributes that it has are as given."""
     before = {key: getattr(model, key) for key in settings if hasattr(model, key)}
     try:
         for key in before:

@@ -179,8 +179,9 @@ def _memory(config: TrainingConfig, task: Any, plan: Plan, simulation: Simulatio
     share = config.train.sequence_parallel
     packs = [task.blank_pack(grids) for grids in simulation.packs]
     ways = (False, True) if task.model._supports_gradient_checkpointing else (False,)
-    kept = max(activation_bytes(task, pack).kept for pack in packs) / share
-    passes = [_largest([pass_bytes(task, pack, way) for pack in packs], share) for way in ways]
+    gpu = device.type == "cuda" and config.train.mixed_precision == "bf16"
+    kept = max(activation_bytes(task, pack, gpu).kept for pack in packs) / share
+    passes = [_largest([pass_bytes(task, pack, way, gpu) for pack in packs], share) for way in ways]
     trained = sum(4 * p.numel() for p in task.model.parameters() if p.requires_grad)
     block = max((size(block) for block in getattr(task.model, "blocks", ())), default=size(task.model))
     rows = [("", "weights", "gradients", "optimiser", "average", "activations", "most", "most, recomputing")]
