@@ -99,7 +99,7 @@ def test_equal_segments_side_by_side_are_taken_without_an_index():
 
 
 def test_only_many_queries_have_their_keys_padded():
-    """Padding costs a copy for each key, and saves time for each query: short segments through time stay as they are."""
+    """Padding costs a copy for each key and saves time for each query: short segments through time stay as they are."""
     for of_q, length in ([5] * 9, 5), ([50] * 9, grouped.KEY_MULTIPLE):
         (q, k, _), layouts = inputs(of_q, [5] * 9)
         ((_, keys),) = grouped._groups(q, k, *(layout.cu_seqlens for layout in layouts))

@@ -12,8 +12,8 @@ import torch
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from torch import Tensor
 
-from latentvid.data.transforms import fit
-from latentvid.errors import ClipError
+from ..errors import ClipError
+from .transforms import fit
 
 T = TypeVar("T")
 

@@ -190,6 +190,11 @@ def _turn(x: Tensor, inverse: Tensor, weight: Tensor, cos: Tensor | None, sin: T
     return turned * inverse  # not in place: torch 2.11 compiles no gradient for a function whose output was written to
 
 
+def _swap(x: Tensor) -> Tensor:
+    """The halves of the last axis in each other's place; in one piece, as products of halves are slow."""
+    return x.roll(x.shape[-1] // 2, -1)
+
+
 def _turn_backward(
     grad: Tensor, x: Tensor, inverse: Tensor, weight: Tensor, cos: Tensor | None, sin: Tensor | None
 ) -> tuple[Tensor, Tensor]:
