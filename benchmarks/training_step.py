@@ -10,7 +10,7 @@ models run first to choose each one's best, which then run in turns: each ratio 
 is shown. FLOPs are the model's (three times those of the forward pass, nothing for recomputation), counted by torch;
 the peak is what large matrix products reach in the same turns. "kept" is what a token makes autograd save in a block,
 in multiples of the width, without checkpointing; "memory" the peak of one eager step in a process of its own, over
-what it held before the model was made (Linux only). With --out, tables join those in the file.
+what it held before the model was made (Linux only). With --out, rows join those of the file.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from latentvid.training.flops import TRAINING, peak_flops
 
 OURS = ("latentvid", "latentvid, factorised")
 CPU = torch.device("cpu")
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 WAYS = {"fp32": ("fp32",), "bf16": ("autocast", "weights")}  # by precision
 
 
@@ -75,10 +76,11 @@ def compile_blocks(model: nn.Module) -> None:
         model.compile(dynamic=False)
 
 
-def seconds(call: Callable[[], None], clock: Callable[[], float]) -> float:
-    start = clock()
+def seconds(call: Callable[[], None], clock: str) -> float:
+    now = CLOCKS[clock]
+    start = now()
     call()
-    return clock() - start
+    return now() - start
 
 
 def flops(name: str, shape: Shape) -> int:
@@ -149,53 +151,74 @@ def resident(key: str) -> int:
     return int(next(line.split()[1] for line in lines if line.startswith(key))) * 1024
 
 
-def compare(names: list[str], shape: Shape, precision: str, args: argparse.Namespace) -> dict[str, dict]:
-    """One table: every model at one shape and precision."""
-    clock = time.process_time if args.clock == "cpu" else time.perf_counter
+def fastest(name: str, shape: Shape, ways: list[str], args: argparse.Namespace) -> Step:
+    """The model in the way that does a step soonest; each has run once or more."""
+    found = []
+    for way in ways:
+        for compiled in (False, True)[: 1 + args.compile]:
+            step = Step(name, shape, way, compiled)
+            step()  # the first is slower, and compiles
+            if len(ways) == 1 and not args.compile:
+                return step
+            found.append((min(seconds(step, args.clock) for _ in range(2)), len(found), step))
+            print(f"  {name}, {step.label}: {shape.tokens / found[-1][0]:.0f} tokens/s", file=sys.stderr)
+    return min(found)[2]
+
+
+def measure_speed(shape: Shape, precision: str, args: argparse.Namespace) -> dict[str, dict]:
+    """Rows by model, from rounds in which each model does a step."""
+    names, ways = args.models, [way for way in WAYS[precision] if precision == "fp32" or way in args.ways]
     counted = {name: flops(name, shape) for name in names}
-    best: dict[str, Step] = {}
-    for name in names:
-        found = []
-        for way in WAYS[precision]:
-            for compiled in (False, True)[: 1 + args.compile]:
-                torch._dynamo.reset()
-                step = Step(name, shape, way, compiled)
-                step()  # the first is slower, and compiles
-                found.append((min(seconds(step, clock) for _ in range(2)), len(found), step))
-                print(f"  {name}, {step.label}: {shape.tokens / found[-1][0]:.0f} tokens/s", file=sys.stderr)
-        best[name] = min(found)[2]
+    best = {name: fastest(name, shape, ways, args) for name in names}
     rounds = []
     for i in range(args.rounds):
         peak = peak_flops(CPU, "no" if precision == "fp32" else "bf16")[0]
         turn = names if i % 2 == 0 else names[::-1]
-        rounds.append({"peak": peak} | {name: seconds(best[name], clock) for name in turn})
-    peak = statistics.median(r["peak"] for r in rounds)
+        rounds.append({"peak": peak} | {name: seconds(best[name], args.clock) for name in turn})
     rows = {}
     for name in names:
         against = OURS[1] if name in FACTORISED else OURS[0]
-        time_of = statistics.median(r[name] for r in rounds)
-        way = best[name].way
         rows[name] = {
             "way": best[name].label,
-            "tokens_per_s": shape.tokens / time_of,
+            "tokens_per_s": shape.tokens / statistics.median(r[name] for r in rounds),
             "ours_over_it": statistics.median(r[name] / r[against] for r in rounds) if against in names else None,
             "gflop_per_token": counted[name] / shape.tokens / 1e9,
             "of_peak": statistics.median(counted[name] / r[name] / r["peak"] for r in rounds),
-            "peak_gflops": peak / 1e9,
-            "kept": kept(name, shape, way),
-            "memory_mb": measure_memory(name, shape, way) / 1e6,
+            "peak_gflops": statistics.median(r["peak"] for r in rounds) / 1e9,
             "seconds": [r[name] for r in rounds],
+            "threads": args.threads,
         }
     return rows
 
 
+def measure_saving(shape: Shape, precision: str, args: argparse.Namespace) -> dict[str, dict]:
+    """Rows by model, of eager steps with fp32 weights."""
+    way = WAYS[precision][0]
+    return {
+        name: {"kept": kept(name, shape, way), "memory_mb": measure_memory(name, shape, way) / 1e6}
+        for name in args.models
+    }
+
+
+PARTS = {"speed": measure_speed, "memory": measure_saving}
+COLUMNS = {
+    "way": "{}",
+    "tokens_per_s": "{:.0f}",
+    "ours_over_it": "{:.2f}",
+    "gflop_per_token": "{:.3f}",
+    "of_peak": "{:.2f}",
+    "kept": "{:.1f}",
+    "memory_mb": "{:.0f}",
+}
+
+
 def table(rows: dict[str, dict]) -> str:
     lines = ["| model | its best way | tokens/s | ours over it | GFLOP/token | of peak | kept, widths | memory, MB |"]
-    lines.append("|---|---|---|---|---|---|---|---|")
-    for name, row in rows.items():
-        ratio = "" if row["ours_over_it"] is None else f"{row['ours_over_it']:.2f}"
-        figures = f"{row['tokens_per_s']:.0f} | {ratio} | {row['gflop_per_token']:.3f} | {row['of_peak']:.2f}"
-        lines.append(f"| {name} | {row['way']} | {figures} | {row['kept']:.1f} | {row['memory_mb']:.0f} |")
+    lines.append("|---" * 8 + "|")
+    for name in filter(rows.get, NETS):
+        values = ((rows[name].get(key), form) for key, form in COLUMNS.items())
+        cells = ["" if value is None else form.format(value) for value, form in values]
+        lines.append(f"| {' | '.join([name, *cells])} |")
     return "\n".join(lines)
 
 
@@ -210,8 +233,10 @@ def main() -> None:
     parser.add_argument("--text", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--ways", nargs="+", default=list(WAYS["bf16"]), choices=WAYS["bf16"], help="to try in bf16")
     parser.add_argument("--compile", action="store_true", help="try compiled blocks too")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: processor time, of all threads")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: processor time, of all threads")
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -219,19 +244,17 @@ def main() -> None:
     if args.memory_of:
         print(memory_of(args.memory_of))
         return
-    results = {}
+    torch._dynamo.config.recompile_limit = 256  # models and ways share the code of a block
+    tables = json.loads(args.out.read_text(encoding="utf-8")) if args.out and args.out.exists() else {}
     for precision in args.precisions:
         for text in args.grids:
-            grid = tuple(map(int, text.split("x")))
-            shape = Shape(args.width, args.heads, args.depth, grid, args.text)
-            rows = results[f"{precision} {shape.tokens}"] = compare(args.models, shape, precision, args)
-            peak = next(iter(rows.values()))["peak_gflops"]
-            print(f"\n{precision}, {shape.tokens} tokens, {args.threads} thread(s), peak {peak:.0f} GFLOP/s\n")
-            print(table(rows), flush=True)
+            shape = Shape(args.width, args.heads, args.depth, tuple(map(int, text.split("x"))), args.text)
+            rows = tables.setdefault(f"{precision}, {shape.tokens} tokens", {})
+            for part in args.parts:
+                for name, row in PARTS[part](shape, precision, args).items():
+                    rows[name] = rows.get(name, {}) | row
+            print(f"\n{precision}, {shape.tokens} tokens, {args.threads} thread(s)\n\n{table(rows)}", flush=True)
     if args.out:
-        settings = {k: v for k, v in vars(args).items() if k not in ("out", "memory_of")}
-        tables = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
-        tables |= {name: {"settings": settings, "rows": rows} for name, rows in results.items()}
         args.out.write_text(json.dumps(tables, indent=1) + "\n", encoding="utf-8")
 
 
