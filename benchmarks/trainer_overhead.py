@@ -1,7 +1,7 @@
 """What the trainer costs beside forward, backward and optimiser: its own loop against a bare one, step by step.
 
     python benchmarks/trainer_overhead.py --json benchmarks/trainer_overhead.json             # one process
-    accelerate launch --cpu --num_processes 2 ... benchmarks/trainer_overhead.py --json ...   # ranks of DDP
+    accelerate launch --num_processes 2 ... benchmarks/trainer_overhead.py --json ...         # ranks of DDP
 
 A real run (`TrainingRun.loop` over a cache of made-up latents of images and clips: a transformer of 50 million
 parameters, the default pack, moving average of the weights, logs) in which every step is followed by one of a bare
