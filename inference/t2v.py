@@ -31,6 +31,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--frames", type=int, help="1 + 4k, by the VAE's stride in time (default: the model's)")
     parser.add_argument("--height", type=int, help="pixels (default: the model's)")
     parser.add_argument("--width", type=int, help="pixels (default: the model's)")
+    parser.add_argument("--compile", action="store_true", help="compile the network: for runs of several minutes")
     return parser.parse_args()
 
 
@@ -39,7 +40,7 @@ def main() -> None:
     words = {name: getattr(args, name) for name in ("frames", "height", "width", "negative_prompt", "seed")}
     if args.prompts is None:
         command.check_output(args.output, args.fps)
-        pipeline = load_pipeline(args.model, args.device)
+        pipeline = load_pipeline(args.model, args.device, compiled=args.compile)
         result = pipeline(args.prompt, sampling=command.sampling_of(args, pipeline), **words)
         for i, (clip, prompt) in enumerate(zip(result.frames, args.prompt, strict=True)):
             command.write(command.numbered(args.output, i, len(result.frames)), clip, args.fps or result.fps, prompt)
@@ -48,7 +49,7 @@ def main() -> None:
         raise UserError(f"--output {args.output}: with --prompts give a folder")
     command.check_fps(args.fps)
     state = process_state()
-    pipeline = load_pipeline(args.model, args.device or state.device)
+    pipeline = load_pipeline(args.model, args.device or state.device, compiled=args.compile)
     rows = read_prompts(args.prompts, pipeline, **words)
     more = {"fps": args.fps, "tokens_per_pack": args.tokens_per_pack}
     sample_prompts(pipeline, rows, args.output, command.sampling_of(args, pipeline), state, **more)

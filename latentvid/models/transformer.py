@@ -49,6 +49,7 @@ class VideoDiT(ModelMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]
+    _repeated_blocks = ["Block"]  # of diffusers' compile_repeated_blocks
 
     @register_to_config
     def __init__(

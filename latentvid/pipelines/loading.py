@@ -14,8 +14,13 @@ from ..models.transformer import VideoDiT
 from .latent_video import LatentVideoPipeline
 
 
-def load_pipeline(folder: str | Path, device: torch.device | str | None = None) -> LatentVideoPipeline:
-    """A saved pipeline, on `device` (by default CUDA where there is one). Raises UserError."""
+def load_pipeline(
+    folder: str | Path, device: torch.device | str | None = None, *, compiled: bool = False
+) -> LatentVideoPipeline:
+    """A saved pipeline, on `device` (by default CUDA where there is one). Raises UserError.
+
+    compiled: the first step compiles the transformer's blocks, once for clips of all shapes.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"there is no model folder {folder}: train one (make demo), or give --model")
@@ -39,4 +44,6 @@ def load_pipeline(folder: str | Path, device: torch.device | str | None = None) 
         pipeline = LatentVideoPipeline.from_pretrained(folder, local_files_only=True, **parts)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder} cannot be loaded: {' '.join(str(error).split()):.300}") from error
+    if compiled:
+        pipeline.transformer.compile_repeated_blocks(fullgraph=True, dynamic=True)
     return pipeline.to(device)
