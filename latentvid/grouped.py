@@ -11,6 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 import torch
@@ -41,16 +42,17 @@ class _Rows:
     padded: Tensor | None
 
     @classmethod
-    def of(cls, starts: Sequence[int], counts: Sequence[int], length: int, x: Tensor) -> _Rows:
+    def of(cls, starts: Sequence[int], counts: Sequence[int], length: int, total: int, device: torch.device) -> _Rows:
+        """Of a tensor that has `total` rows."""
         if all(
             count == length and start == starts[0] + i * length
             for i, (start, count) in enumerate(zip(starts, counts, strict=True))
         ):
             return cls(starts, counts, length, None, None)
-        offset = torch.arange(length, device=x.device)
-        count, start = (torch.tensor(values, device=x.device)[:, None] for values in (counts, starts))
+        offset = torch.arange(length, device=device)
+        count, start = (torch.tensor(values, device=device)[:, None] for values in (counts, starts))
         past, least = offset >= count, min(counts)
-        index = torch.where(past, len(x), start + offset)
+        index = torch.where(past, total, start + offset)
         return cls(starts, counts, length, index, past[:, least:] if least < length else None)
 
     @property
@@ -90,28 +92,40 @@ class _Rows:
         return None if self.padded is None else self.padded.repeat_interleave(heads, dim=0)
 
 
-def _groups(q: Tensor, k: Tensor, cu_q: Tensor, cu_k: Tensor) -> Iterator[tuple[_Rows, _Rows]]:
+def _groups(q: Tensor, k: Tensor, cu_q: Tensor, cu_k: Tensor) -> tuple[tuple[_Rows, _Rows], ...]:
     """Segments of about equal length together: their queries, and their keys."""
-    bounds_q, bounds_k = cu_q.tolist(), cu_k.tolist()
+    bounds_q, bounds_k = tuple(cu_q.tolist()), tuple(cu_k.tolist())
     if len(bounds_q) != len(bounds_k) or bounds_q[-1] != len(q) or bounds_k[-1] != len(k):
         raise ValueError(
             f"layouts of {len(bounds_q) - 1} segments with {bounds_q[-1]} queries and {len(bounds_k) - 1} segments "
             f"with {bounds_k[-1]} keys do not fit {len(q)} queries and {len(k)} keys"
         )
+    return _grouping(bounds_q, bounds_k, q.device)
+
+
+@lru_cache(maxsize=16)  # every block of a network asks for the same ones, in both passes
+def _grouping(
+    bounds_q: tuple[int, ...], bounds_k: tuple[int, ...], device: torch.device
+) -> tuple[tuple[_Rows, _Rows], ...]:
     counts_q, counts_k = ([b - a for a, b in pairwise(bounds)] for bounds in (bounds_q, bounds_k))
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for i, (count_q, count_k) in enumerate(zip(counts_q, counts_k, strict=True)):
         step = max(KEY_MULTIPLE, 2 ** ((count_k - 1).bit_length() - 1) // KEY_STEPS)
         groups[_round_up(count_q, QUERY_MULTIPLE), _round_up(count_k, step)].append(i)
+    rows = []
     for members in groups.values():
         length = max(counts_q[i] for i in members)
         keys = max(counts_k[i] for i in members)
         if length > FEW_QUERIES:
             keys = _round_up(keys, KEY_MULTIPLE)
-        yield (
-            _Rows.of([bounds_q[i] for i in members], [counts_q[i] for i in members], length, q),
-            _Rows.of([bounds_k[i] for i in members], [counts_k[i] for i in members], keys, k),
+        sides = (bounds_q, counts_q, length), (bounds_k, counts_k, keys)
+        rows.append(
+            tuple(
+                _Rows.of([bounds[i] for i in members], [counts[i] for i in members], most, bounds[-1], device)
+                for bounds, counts, most in sides
+            )
         )
+    return tuple(rows)
 
 
 def _round_up(n: int, multiple: int) -> int:
