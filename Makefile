@@ -5,13 +5,15 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 SEED := 0
 DEMO := $(if $(filter 0,$(SEED)),runs/demo,runs/demo-seed$(SEED))
+# glibc keeps what a step frees for the next one: without it each step takes thousands of new pages from the system
+MALLOC := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=2147483648 MALLOC_TOP_PAD_=67108864
 # with a GPU one process drives it; without, one process a core (two at most) is faster than threads
 ifneq ($(shell command -v nvidia-smi),)
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 else ifeq ($(shell nproc),1)
-LAUNCH := OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true $(BIN)/python
+LAUNCH := $(MALLOC) OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true $(BIN)/python
 else
-LAUNCH := OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true $(BIN)/accelerate launch --multi_gpu --num_processes 2 \
+LAUNCH := $(MALLOC) OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true $(BIN)/accelerate launch --multi_gpu --num_processes 2 \
   --num_machines 1 --main_process_port 0 --mixed_precision no --dynamo_backend no
 endif
 
