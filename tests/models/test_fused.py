@@ -131,6 +131,9 @@ def test_sums_over_many_tokens_in_bf16_are_of_fp32():
     gated_residual(x, x, gate, row).sum().backward()
     modulated_norm(torch.randn_like(x), shift, scale, row).sum().backward()
     assert torch.equal(gate.grad, torch.full_like(gate, 5000)) and torch.equal(shift.grad, gate.grad)
+    weight = torch.ones(K, requires_grad=True)
+    norm_rotary(torch.ones(5000, A, K, dtype=torch.bfloat16), weight, None).sum().backward()
+    torch.testing.assert_close(weight.grad, torch.full_like(weight, 5000.0 * A), rtol=0.005, atol=0)
 
 
 def kept_by(call, module: nn.Module) -> dict[int, torch.UntypedStorage]:
