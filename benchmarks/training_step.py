@@ -186,7 +186,6 @@ def measure_speed(shape: Shape, precision: str, args: argparse.Namespace) -> dic
             "of_peak": statistics.median(counted[name] / r[name] / r["peak"] for r in rounds),
             "peak_gflops": statistics.median(r["peak"] for r in rounds) / 1e9,
             "seconds": [r[name] for r in rounds],
-            "threads": args.threads,
         }
     return rows
 
@@ -247,13 +246,15 @@ def main() -> None:
     torch._dynamo.config.recompile_limit = 256  # models and ways share the code of a block
     tables = json.loads(args.out.read_text(encoding="utf-8")) if args.out and args.out.exists() else {}
     for precision in args.precisions:
+        only = f" ({args.ways[0]})" if precision == "bf16" and len(args.ways) == 1 else ""
         for text in args.grids:
             shape = Shape(args.width, args.heads, args.depth, tuple(map(int, text.split("x"))), args.text)
-            rows = tables.setdefault(f"{precision}, {shape.tokens} tokens", {})
+            title = f"{precision}{only}, {shape.tokens} tokens, {args.threads} thread(s)"
+            rows = tables.setdefault(title, {})
             for part in args.parts:
                 for name, row in PARTS[part](shape, precision, args).items():
                     rows[name] = rows.get(name, {}) | row
-            print(f"\n{precision}, {shape.tokens} tokens, {args.threads} thread(s)\n\n{table(rows)}", flush=True)
+            print(f"\n{title}\n\n{table(rows)}", flush=True)
     if args.out:
         args.out.write_text(json.dumps(tables, indent=1) + "\n", encoding="utf-8")
 
