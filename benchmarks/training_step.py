@@ -249,7 +249,7 @@ def main() -> None:
         only = f" ({args.ways[0]})" if precision == "bf16" and len(args.ways) == 1 else ""
         for text in args.grids:
             shape = Shape(args.width, args.heads, args.depth, tuple(map(int, text.split("x"))), args.text)
-            title = f"{precision}{only}, {shape.tokens} tokens, {args.threads} thread(s)"
+            title = f"{precision}{only}, {shape.tokens} tokens, depth {shape.depth}, {args.threads} thread(s)"
             rows = tables.setdefault(title, {})
             for part in args.parts:
                 for name, row in PARTS[part](shape, precision, args).items():
