@@ -141,6 +141,7 @@ def test_the_path_of_gpus_gives_what_the_reference_does(cuda, monkeypatch, compi
     varlen._varlen_attn.register_kernel("cpu", attend)  # stays: torch has none for CPUs
     varlen._varlen_attn_backward.register_kernel("cpu", attend_back)
     torch.manual_seed(0)
+    torch._dynamo.reset()
     model = VideoDiT(**{**CONFIG, "depth": 1 if compiled else 2})
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.2)
