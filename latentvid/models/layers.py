@@ -102,6 +102,7 @@ class PackedAttention(nn.Module):
     def __init__(self, width: int, heads: int, context_width: int | None = None) -> None:
         super().__init__()
         self.heads = heads
+        self.joined = True  # norms are part of attention's function; False runs them as modules, which gathers weights
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width if context_width is None else context_width, 2 * width)
         self.query_norm = HeadNorm(width // heads)
@@ -127,11 +128,9 @@ class PackedAttention(nn.Module):
                 packed_attention(self.query_norm(q, rotary), k, v, layout, context_layout, backend).flatten(-2)
             )
         k, v = self._keys_values(context)
-        if backend in EXPLICIT and sequence is None and cache is None and gather is None:
-            weights, bounds = (
-                (self.query_norm.weight, self.key_norm.weight),
-                (layout.cu_seqlens, context_layout.cu_seqlens),
-            )
+        if self.joined and backend in EXPLICIT and sequence is None and cache is None and gather is None:
+            weights = self.query_norm.weight, self.key_norm.weight
+            bounds = layout.cu_seqlens, context_layout.cu_seqlens
             return self.out(normed_attention(q, k, v, weights, rotary, bounds, backend).flatten(-2))
         q, k = self.query_norm(q, rotary), self.key_norm(k, rotary)
         if cache is not None:

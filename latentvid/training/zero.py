@@ -12,6 +12,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..models.layers import PackedAttention
 from .config import TrainingConfig
 from .pieces import Piece
 from .strategy import Fsdp2, Strategy, Whole, on_device
@@ -178,6 +179,12 @@ class Zero3(Zero):
 
     name = "ZeRO-3"
     gathers = True
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        for module in self.module.modules():
+            if isinstance(module, PackedAttention):
+                module.joined = False  # a weight is there only while its own module runs
 
     def _watch_norm(self) -> None:
         from deepspeed.runtime.utils import combine_grad_norm_groups
