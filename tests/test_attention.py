@@ -45,12 +45,12 @@ def test_backends_are_softmax_within_segments(backend):
 
 
 @quick
-@given(lengths, st.data(), st.sampled_from([1, 12, 1 << 22]), st.sampled_from([1, 3, 512]))
-def test_grouped_equals_sdpa(of_q, data, block_elements, turned):
+@given(lengths, st.data(), st.sampled_from([1, 48, 1 << 24]), st.sampled_from([1, 3, 512]))
+def test_grouped_equals_sdpa(of_q, data, block_bytes, turned):
     """Self-attention and ragged cross-attention, in any order of lengths, whole and cut into blocks of queries."""
     ragged = data.draw(st.lists(st.integers(1, 9), min_size=len(of_q), max_size=len(of_q)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grouped, "BLOCK_ELEMENTS", block_elements)
+        patch.setattr(grouped, "BLOCK_BYTES", block_bytes)
         patch.setattr(grouped, "TURNED", turned)
         for of_k in (of_q, ragged):
             tensors, layouts = inputs(of_q, of_k)
@@ -59,7 +59,7 @@ def test_grouped_equals_sdpa(of_q, data, block_elements, turned):
 
 
 def test_groups_hold_every_segment_once_and_blocks_hold_what_they_may(monkeypatch):
-    monkeypatch.setattr(grouped, "BLOCK_ELEMENTS", 100)
+    monkeypatch.setattr(grouped, "BLOCK_BYTES", 400)
     monkeypatch.setattr(grouped, "KEY_MULTIPLE", 4)
     monkeypatch.setattr(grouped, "QUERY_MULTIPLE", 4)
     monkeypatch.setattr(grouped, "_grouping", grouped._grouping.__wrapped__)  # what is remembered is of other multiples
@@ -80,10 +80,10 @@ def test_groups_hold_every_segment_once_and_blocks_hold_what_they_may(monkeypatc
         assert (taken[:-1] == 1).all() and torch.equal(put[:-1], x)
     counts = []
     for queries, keys in groups:
-        batch = torch.zeros(queries.segments * 3, queries.length)
-        blocks = list(grouped._blocks(*batch.shape, keys.length))
+        batch = torch.zeros(queries.segments * 3, queries.length, 4)
+        blocks = list(grouped._blocks(batch, keys.length))
         for heads, rows in blocks:
-            assert batch[heads, rows].numel() * keys.length <= 100
+            assert batch[heads, rows, 0].numel() * keys.length * batch.element_size() <= 400
             batch[heads, rows] += 1
         assert (batch == 1).all()
         counts.append(len(blocks))

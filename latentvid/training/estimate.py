@@ -179,17 +179,19 @@ def peak_bytes(
         packs: that the device works on in a step, one after another.
         bucket: bytes in which ZeRO sums gradients.
 
-    Gradients of the only pack come while its activations leave; those of packs before it are there already. DDP holds
-    its buckets from the start. FSDP2 keeps gradients whole between the packs of a step, and in computing holds
-    `GATHERED_BLOCKS` more blocks than `state` says. ZeRO-3 holds its gradients' shards always, and leaves up to
-    `LIVE_WEIGHTS` gathered, as it turned out twice over. Raises ValueError for another strategy.
+    Gradients of the only pack come while its activations leave; those of packs before it are there already. DDP's are
+    in its buckets, which it holds from the start. FSDP2 keeps gradients whole between the packs of a step, and in
+    computing holds `GATHERED_BLOCKS` more blocks than `state` says. ZeRO-3 holds its gradients' shards always, and
+    leaves up to `LIVE_WEIGHTS` gathered, as it turned out twice over. Raises ValueError for another strategy.
     """
     fixed = state.weights + state.optimizer + state.average
     part = state.gradients / trained
     alone = max(passing.forward, passing.leaving + part * (passing.staying - passing.leaving))
     later = max(passing.forward, passing.leaving)  # beside gradients
-    if strategy in ("single", "DDP", "ZeRO-1"):  # gradients are whole: part is 1
-        beside = {"single": 0, "DDP": trained, "ZeRO-1": bucket}[strategy]
+    if strategy == "DDP":
+        return fixed + trained + later
+    if strategy in ("single", "ZeRO-1"):  # gradients are whole: part is 1
+        beside = {"single": 0, "ZeRO-1": bucket}[strategy]
         return fixed + beside + (alone if packs == 1 else later + trained)
     if strategy == "FSDP2":
         return fixed + GATHERED_BLOCKS * block + (alone if packs == 1 else later + trained)

@@ -7,7 +7,12 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, parse_flag_from_env
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    parse_flag_from_env,
+)
 
 from ..data.plan import Plan
 from ..errors import UserError
@@ -62,12 +67,15 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     """
     trackers = [] if config.run.dry_run else list(config.log.trackers)
     deepspeed = parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
+    # gradients live in DDP's buckets (`Strategy.update` leaves them there), not beside them: 4 bytes a parameter less
+    handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
+    if deepspeed and not torch.cuda.is_available():  # without it DeepSpeed on CPUs leaves each process alone
+        handlers.append(InitProcessGroupKwargs(backend="gloo"))
     accelerator = Accelerator(
         mixed_precision="no",
         log_with=trackers or None,
         project_config=ProjectConfiguration(project_dir=str(config.run.dir), logging_dir=str(config.run.dir / "logs")),
-        # without it DeepSpeed on CPUs leaves each process alone
-        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if deepspeed and not torch.cuda.is_available() else [],
+        kwargs_handlers=handlers,
     )
     check_world(accelerator.num_processes)
     check_strategy(accelerator)

@@ -80,7 +80,7 @@ class Strategy:
         good = self._good(norms["grad_norm"]) and all(map(math.isfinite, norms.values()))
         if good:
             self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=self.name != "DDP")  # whose gradients stay in its buckets
         return norms, good
 
     def _good(self, norm: float) -> bool:
