@@ -39,6 +39,7 @@ def demo(tmp_path_factory, tiny_t5) -> Callable[..., Path]:
         "vae": root / "vae",
         "text_encoder": tiny_t5,
         "data.latents": root / "latents",
+        "validation.manifest": root / "data" / "val.jsonl",
         "data.packs_per_step": 4,
         "train.mixed_precision": "no",
         "train.steps": STEPS,
