@@ -1,0 +1,64 @@
+"""The README's commands for clips of one's own, as they stand there, in a folder that holds nothing else."""
+
+import re
+import runpy
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from latentvid.data.video import probe
+from latentvid.data.writing import write_video
+
+ROOT = Path(__file__).parents[1]
+SMALL = {  # beside what the README says: so that it takes seconds
+    "vae/train_vae.py": "--model.widths=[8,8,16] --model.encoder_depths=[1,1,1] --model.decoder_depths=[1,1,1] "
+    "--train.steps=2 --data.tokens_per_pack=1280",
+    "train/train_dit.py": "--model.width=32 --model.depth=1 --model.heads=2 --train.steps=2 --data.tokens_per_pack=512",
+}
+
+
+def commands(section: str) -> Iterator[list[str]]:
+    """The words of each command in a section of the README."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split(f"\n## {section}\n")[1].split("\n## ")[0]
+    for line in re.sub(r"\\\n", " ", text).splitlines():
+        if line.startswith("       .venv/bin/"):
+            yield shlex.split(line)
+
+
+@pytest.fixture
+def my_clips(tmp_path, monkeypatch) -> Path:
+    """The folder in which the README's commands run, with four clips and a picture in my_clips/."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    noise = torch.Generator().manual_seed(0)
+    for i, (frames, name) in enumerate([(9, "a.mp4"), (13, "b.mp4"), (9, "c.mp4"), (20, "d.mp4"), (1, "e.png")]):
+        clip = torch.randint(0, 255, (frames, 136, 144 + 16 * i, 3), dtype=torch.uint8, generator=noise)
+        write_video(tmp_path / "my_clips" / name, clip, 8)
+        (tmp_path / "my_clips" / name).with_suffix(".txt").write_text(f"a red {i} moves up")
+    return tmp_path
+
+
+def test_clips_of_ones_own_become_a_pipeline(run, my_clips, tiny_t5, monkeypatch):
+    seen = []
+    for program, *words in commands("Train on your own clips"):
+        words = [word.replace("google/flan-t5-base", str(tiny_t5)) for word in words]
+        if program == ".venv/bin/python":
+            module, *rest = words[1:]
+            monkeypatch.setattr(sys, "argv", [module, *rest])
+            runpy.run_module(module, run_name="__main__")
+            seen.append(module)
+            continue
+        launch, script, *rest = words
+        assert (program, launch) == (".venv/bin/accelerate", "launch")
+        status, _, said = run(script, *rest, *SMALL.get(script, "").split())
+        assert status == 0, said
+        seen.append(script)
+    assert seen == ["latentvid.data.manifest", "vae/train_vae.py", "vae/encode_latents.py", "train/train_dit.py"]
+    output = my_clips / "made.mp4"
+    model = ("--model", "runs/mine/dit_run/pipeline", "--prompt", "a red 7", "--output", output)
+    assert run("inference/t2v.py", *model, "--frames", 9, "--height", 64, "--width", 96, "--steps", 1)[0] == 0
+    assert (probe(output).frames, probe(output).width) == (9, 96)
