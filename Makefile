@@ -50,8 +50,8 @@ format: setup
 demo: setup
 	@mkdir -p $(DEMO)
 	@test -f $(DEMO)/started || date +%s > $(DEMO)/started
-	test -f $(DEMO)/data/train.jsonl || $(BIN)/python -m latentvid.data.digits $(DEMO)/data --seed $(SEED)
-	test -f $(DEMO)/t5/model.safetensors || $(BIN)/python train/train_text_encoder.py $(DEMO)/t5 \
+	test -f $(DEMO)/data/train.jsonl || OMP_NUM_THREADS=1 $(BIN)/python -m latentvid.data.digits $(DEMO)/data --seed $(SEED)
+	test -f $(DEMO)/t5/model.safetensors || OMP_NUM_THREADS=1 $(BIN)/python train/train_text_encoder.py $(DEMO)/t5 \
 	  --captions $(DEMO)/data/train.jsonl --seed $(SEED)
 	$(LAUNCH) vae/train_vae.py configs/vae/demo.yaml --run.dir=$(DEMO)/vae_run --run.seed=$(SEED) \
 	  --data.manifest=$(DEMO)/data/train.jsonl --validation.manifest=$(DEMO)/data/val.jsonl
