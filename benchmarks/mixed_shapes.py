@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentvid.attention import BACKENDS, EXPLICIT, Explicit, grouped_attention, grouped_attention_backward
+from latentvid.attention import BACKENDS, EXPLICIT, grouped_attention, grouped_attention_backward
 from latentvid.data.plan import Plan
 from latentvid.data.transforms import legal_size
 from latentvid.diffusion.objective import loss_per_sample
@@ -200,17 +200,18 @@ class Masked:
     real: Tensor
     bounds: Tensor
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor) -> tuple[Tensor, Tensor]:
         if cu_k is not cu_q:  # attention to text, which is packed
             return grouped_attention(q, k, v, cu_q, cu_k)
         return grouped_attention(q, k[self.real], v[self.real], cu_q, self.bounds)
 
     def backward(
-        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor
+        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, *kept: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         if cu_k is not cu_q:
-            return grouped_attention_backward(grad, q, k, v, cu_q, cu_k)
-        dq, *of_keys = grouped_attention_backward(grad, q, k[self.real], v[self.real], cu_q, self.bounds)
+            return grouped_attention_backward(grad, q, k, v, cu_q, cu_k, *kept)
+        real = q, k[self.real], v[self.real], cu_q, self.bounds
+        dq, *of_keys = grouped_attention_backward(grad, *real, *kept)
         return dq, *(torch.zeros_like(k).index_copy_(0, self.real, d) for d in of_keys)
 
 
@@ -221,7 +222,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
         self.scheduler = LatentVideoScheduler()
         self.masked, self.bf16 = Masked(), bf16
-        EXPLICIT["masked"] = Explicit(self.masked.forward, self.masked.backward)
+        EXPLICIT["masked"] = EXPLICIT["grouped"]._replace(forward=self.masked.forward, backward=self.masked.backward)
         BACKENDS["masked"] = None  # never called: attention here always has a backward pass of its own
 
     def losses(self, batch: Batch) -> Tensor:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import UserError
-from .grouped import grouped_attention, grouped_attention_backward
+from .grouped import grouped_attention, grouped_attention_backward, kept
 from .packing import Segments
 
 
@@ -50,7 +50,7 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, layout_q: Segments, layout_kv: Segme
 
 
 def _grouped(q: Tensor, k: Tensor, v: Tensor, layout_q: Segments, layout_kv: Segments) -> Tensor:
-    return grouped_attention(q, k, v, layout_q.cu_seqlens, layout_kv.cu_seqlens)
+    return grouped_attention(q, k, v, layout_q.cu_seqlens, layout_kv.cu_seqlens)[0]
 
 
 BACKENDS = {"torch": _torch, "flash": _flash, "grouped": _grouped, "sdpa": _sdpa}
@@ -82,12 +82,16 @@ def resolve_backend(name: str, device: torch.device | str, dtype: torch.dtype) -
 
 
 class Explicit(NamedTuple):
-    """A backend on (q, k, v, bounds of the queries' segments, of the keys'), and its gradients of q, k, v by that of
-    the output, which comes first of the arguments."""
+    """A backend on (q, k, v, bounds of the queries' segments, of the keys') -> (output, more).
 
-    forward: Callable[..., Tensor]
+    kept: of these two, what the backward pass takes, or None in its place. backward: gradients of q, k, v by that of
+    the output, which comes first of its arguments; what is kept comes last.
+    """
+
+    forward: Callable[..., tuple[Tensor, Tensor]]
+    kept: Callable[[Tensor, Tensor], tuple[Tensor | None, Tensor | None]]
     backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 
-# backends whose backward pass needs only their inputs, which can then be made again rather than kept
-EXPLICIT = {"grouped": Explicit(grouped_attention, grouped_attention_backward)}
+# backends whose backward pass takes q, k and v as they are, which can then be made again rather than kept
+EXPLICIT = {"grouped": Explicit(grouped_attention, kept, grouped_attention_backward)}

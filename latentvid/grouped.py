@@ -1,5 +1,8 @@
 """The attention backend `grouped`: segments of about equal length as one product, in the dtype of its inputs.
 
+On CPUs segments in fp32 go through torch's own fused kernel, one by one, which is up to 2 times faster than products;
+in bf16 it is up to 10 times slower.
+
 Custom operators, so that compiled blocks hold each as one opaque node: no graph break, no recompile per layout.
 
 Axes: T query tokens, S key tokens, A heads, K head width; of a group, n segments of L queries and M keys each.
@@ -8,128 +11,18 @@ Axes: T query tokens, S key tokens, A heads, K head width; of a group, n segment
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-QUERY_MULTIPLE = 32  # segments whose lengths round up to the same multiple are one group: few, large products
-KEY_MULTIPLE = 16  # keys are padded (and masked) to it: the CPU's softmax is 8 times slower on rows of 12 than of 16
-FEW_QUERIES = 32  # up to so many queries, padded keys cost more than the quicker softmax saves
-KEY_STEPS = 4  # and in a group to at most 1/4 more than a segment has
+from .grouping import Rows, segment_groups
+
 SOFTMAX_MULTIPLE = 32  # rows of other lengths take the CPU's softmax in half precision up to 10 times as long as fp32
 BLOCK_BYTES = 4 << 20  # of scores that `grouped` works on at a time: within a CPU's last cache
+FUSED_TOKENS = 32  # queries and keys of a segment from which torch's fused kernel is faster in fp32 than products
 TURNED = 512  # from so many queries and keys on, p^T g is computed as (g^T p)^T: up to 1.3 times quicker on CPUs
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Where the tokens of n segments stand, as a batch of L places each.
-
-    Segments of one length that stand side by side are a run, without an index; else `index` [n,L] names the rows, one
-    past the end for padding, and `padded` is True there: bool [n,P], of the last P places (None without padding).
-    """
-
-    starts: Sequence[int]
-    counts: Sequence[int]
-    length: int
-    index: Tensor | None
-    padded: Tensor | None
-
-    @classmethod
-    def of(cls, starts: Sequence[int], counts: Sequence[int], length: int, total: int, device: torch.device) -> _Rows:
-        """Of a tensor that has `total` rows."""
-        if all(
-            count == length and start == starts[0] + i * length
-            for i, (start, count) in enumerate(zip(starts, counts, strict=True))
-        ):
-            return cls(starts, counts, length, None, None)
-        offset = torch.arange(length, device=device)
-        count, start = (torch.tensor(values, device=device)[:, None] for values in (counts, starts))
-        past, least = offset >= count, min(counts)
-        index = torch.where(past, total, start + offset)
-        return cls(starts, counts, length, index, past[:, least:] if least < length else None)
-
-    @property
-    def segments(self) -> int:
-        return len(self.starts)
-
-    def run(self, x: Tensor) -> Tensor:
-        """These rows of x [T,A,K] where they are a run: [n,L,A,K]."""
-        return x.narrow(0, self.starts[0], self.segments * self.length).unflatten(0, (self.segments, self.length))
-
-    def heads(self, x: Tensor) -> Tensor:
-        """A copy of these rows of x [T,A,K], head by head: [n*A,L,K]; what is padding repeats the last row."""
-        if self.index is None:
-            rows = self.run(x)
-        else:
-            rows = x.index_select(0, self.index.clamp(max=len(x) - 1).flatten()).unflatten(0, self.index.shape)
-        out = x.new_empty(self.segments, x.shape[1], self.length, x.shape[2])
-        return out.copy_(rows.transpose(1, 2)).flatten(0, 1)
-
-    def put(self, part: Tensor, out: Tensor) -> None:
-        """Writes part [n*A,L,K] to its rows of out [T+1,A,K], padding to the last."""
-        rows = part.unflatten(0, (self.segments, -1)).transpose(1, 2)  # [n,L,A,K]
-        if self.index is None:
-            self.run(out).copy_(rows)
-        else:
-            out.index_copy_(0, self.index.flatten(), rows.flatten(0, 1).to(out.dtype))
-
-    def put_turned(self, part: Tensor, out: Tensor) -> None:
-        """`put` of part [n*A,K,L]: as one matrix a segment, which is the quick way to transpose."""
-        for start, count, piece in zip(
-            self.starts, self.counts, part.to(out.dtype).unflatten(0, (self.segments, -1)), strict=True
-        ):
-            out.narrow(0, start, count).flatten(1).copy_(piece.flatten(0, 1)[:, :count].t())
-
-    def over_heads(self, heads: int) -> Tensor | None:
-        """`padded` for each head: [n*A,P]."""
-        return None if self.padded is None else self.padded.repeat_interleave(heads, dim=0)
-
-
-def _groups(q: Tensor, k: Tensor, cu_q: Tensor, cu_k: Tensor) -> tuple[tuple[_Rows, _Rows], ...]:
-    """Segments of about equal length together: their queries, and their keys."""
-    bounds_q, bounds_k = tuple(cu_q.tolist()), tuple(cu_k.tolist())
-    if len(bounds_q) != len(bounds_k) or bounds_q[-1] != len(q) or bounds_k[-1] != len(k):
-        raise ValueError(
-            f"layouts of {len(bounds_q) - 1} segments with {bounds_q[-1]} queries and {len(bounds_k) - 1} segments "
-            f"with {bounds_k[-1]} keys do not fit {len(q)} queries and {len(k)} keys"
-        )
-    return _grouping(bounds_q, bounds_k, q.device)
-
-
-@lru_cache(maxsize=16)  # every block of a network asks for the same ones, in both passes
-def _grouping(
-    bounds_q: tuple[int, ...], bounds_k: tuple[int, ...], device: torch.device
-) -> tuple[tuple[_Rows, _Rows], ...]:
-    counts_q, counts_k = ([b - a for a, b in pairwise(bounds)] for bounds in (bounds_q, bounds_k))
-    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for i, (count_q, count_k) in enumerate(zip(counts_q, counts_k, strict=True)):
-        step = max(KEY_MULTIPLE, 2 ** ((count_k - 1).bit_length() - 1) // KEY_STEPS)
-        groups[_round_up(count_q, QUERY_MULTIPLE), _round_up(count_k, step)].append(i)
-    rows = []
-    for members in groups.values():
-        length = max(counts_q[i] for i in members)
-        keys = max(counts_k[i] for i in members)
-        if length > FEW_QUERIES:
-            keys = _round_up(keys, KEY_MULTIPLE)
-        sides = (bounds_q, counts_q, length), (bounds_k, counts_k, keys)
-        rows.append(
-            tuple(
-                _Rows.of([bounds[i] for i in members], [counts[i] for i in members], most, bounds[-1], device)
-                for bounds, counts, most in sides
-            )
-        )
-    return tuple(rows)
-
-
-def _round_up(n: int, multiple: int) -> int:
-    return -(-n // multiple) * multiple
 
 
 def _blocks(q: Tensor, keys: int) -> Iterator[tuple[slice, slice]]:
@@ -203,16 +96,69 @@ class _KeySums:
         else:
             total.add_(torch.bmm(first, second))
 
-    def put(self, rows: _Rows, out: Tensor) -> None:
+    def put(self, rows: Rows, out: Tensor) -> None:
         (rows.put_turned if self.turned else rows.put)(self.total, out)
 
 
+# --- the fused kernel ------------------------------------------------------------------------------------------------
+
+
+def _may_fuse(q: Tensor) -> bool:
+    return q.device.type == "cpu" and q.element_size() >= 4
+
+
+def _fuses(q: Tensor, queries: Rows, keys: Rows) -> bool:
+    return _may_fuse(q) and min(*queries.counts, *keys.counts) >= FUSED_TOKENS
+
+
+def _sums(q: Tensor) -> Tensor:
+    """Room for the logarithms of the sums of exponentials [T,A], which the fused kernel's backward pass takes."""
+    return q.new_zeros(q.shape[0] if _may_fuse(q) else 0, q.shape[1], dtype=torch.promote_types(q.dtype, torch.float32))
+
+
+def _side_by_side(x: Tensor) -> Tensor:
+    """The kernel reads a head's features where the first one's neighbours should be."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, queries: Rows, keys: Rows, out: Tensor, sums: Tensor) -> None:
+    q, k, v = map(_side_by_side, (q, k, v))
+    rows = (queries.each(q), keys.each(k), keys.each(v), queries.each(out), queries.each(sums))
+    for *segment, to_out, to_sums in zip(*rows, strict=True):
+        part, logarithms = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*segment)
+        to_out.copy_(part)
+        to_sums.copy_(logarithms)
+
+
+def _fused_backward(
+    given: Sequence[Tensor], queries: Rows, keys: Rows, kept: Sequence[Tensor], gradients: Sequence[Tensor]
+) -> None:
+    """given: gradient of the output, q, k, v; kept: output, sums. Writes to the gradients of q, k, v."""
+    sides = (queries, queries, keys, keys, queries, queries, queries, keys, keys)
+    tensors = *map(_side_by_side, given), *kept, *gradients
+    for segment in zip(*(side.each(x) for side, x in zip(sides, tensors, strict=True)), strict=True):
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        for to, part in zip(segment[6:], kernel(*segment[:6], 0.0, False), strict=True):
+            to.copy_(part)
+
+
+# --- the operators ---------------------------------------------------------------------------------------------------
+
+
 @torch.library.custom_op("latentvid::grouped_attention", mutates_args=())
-def grouped_attention(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor) -> Tensor:
-    """The backend `grouped` on [T,A,K] and [S,A,K]; the segments' bounds are int32 [n+1]."""
+def grouped_attention(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor) -> tuple[Tensor, Tensor]:
+    """The backend `grouped` on [T,A,K] and [S,A,K]; the segments' bounds are int32 [n+1].
+
+    Returns the output [T,A,K], and what its backward pass takes beside: [T,A], or [0,A] where it takes nothing, not
+    even the output.
+    """
     out = q.new_empty(len(q) + 1, *q.shape[1:])  # the last row takes what padded queries write
+    sums = _sums(q)
     scale = 1.0 / math.sqrt(q.shape[-1])
-    for queries, keys in _groups(q, k, cu_q, cu_k):
+    for queries, keys in segment_groups(q, k, cu_q, cu_k):
+        if _fuses(q, queries, keys):
+            _fused(q, k, v, queries, keys, out, sums)
+            continue
         q_, k_, v_ = queries.heads(q).mul_(scale), keys.heads(k), keys.heads(v)
         padded, part = keys.over_heads(q.shape[1]), torch.empty_like(q_)
         space = _space(q_, keys.length)
@@ -220,25 +166,28 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tenso
             p = _probabilities(q_[b, rows], k_[b], None if padded is None else padded[b], space)
             torch.bmm(p, v_[b], out=part[b, rows])
         queries.put(part, out)
-    return out[:-1]
+    return out[:-1], sums
 
 
 @grouped_attention.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor) -> Tensor:
-    return torch.empty_like(q, memory_format=torch.contiguous_format)
+def _(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(q, memory_format=torch.contiguous_format), _sums(q)
 
 
 @torch.library.custom_op("latentvid::grouped_attention_backward", mutates_args=())
 def grouped_attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, out: Tensor | None, sums: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v by that of the output [T,A,K].
+    """Gradients of q, k and v by that of the output [T,A,K]; out and sums as `kept` says.
 
     Probabilities are computed again rather than kept: memory stays linear in the tokens.
     """
     dq, dk, dv = (x.new_empty(len(x) + 1, *x.shape[1:]) for x in (q, k, v))  # the last row takes what is padding
     scale = 1.0 / math.sqrt(q.shape[-1])
-    for queries, keys in _groups(q, k, cu_q, cu_k):
+    for queries, keys in segment_groups(q, k, cu_q, cu_k):
+        if _fuses(q, queries, keys):
+            _fused_backward((grad, q, k, v), queries, keys, (out, sums), (dq, dk, dv))
+            continue
         q_, g_, k_, v_ = queries.heads(q).mul_(scale), queries.heads(grad), keys.heads(k), keys.heads(v)
         if queries.padded is not None:  # a padded query, whose output has no gradient, adds nothing to any other
             g_[:, -queries.padded.shape[1] :].masked_fill_(queries.over_heads(q.shape[1])[..., None], 0.0)
@@ -260,15 +209,21 @@ def grouped_attention_backward(
 
 
 @grouped_attention_backward.register_fake
-def _(grad, q, k, v, cu_q, cu_k):
+def _(grad, q, k, v, cu_q, cu_k, out, sums):
     return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
 
 
+def kept(out: Tensor, sums: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Of what `grouped_attention` returns, what its backward pass takes."""
+    return (out, sums) if sums.shape[0] else (None, None)
+
+
 def _setup(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs)
+    ctx.save_for_backward(*inputs, *kept(*output))
+    ctx.mark_non_differentiable(output[1])
 
 
-def _backward(ctx, grad: Tensor):
+def _backward(ctx, grad: Tensor, _):
     return *grouped_attention_backward(grad, *ctx.saved_tensors), None, None
 
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import latentvid.grouped as grouped
+import latentvid.grouping as grouping
 from latentvid.attention import BACKENDS, packed_attention, resolve_backend
 from latentvid.errors import UserError
 from latentvid.packing import Packed
@@ -45,13 +46,15 @@ def test_backends_are_softmax_within_segments(backend):
 
 
 @quick
-@given(lengths, st.data(), st.sampled_from([1, 48, 1 << 24]), st.sampled_from([1, 3, 512]))
-def test_grouped_equals_sdpa(of_q, data, block_bytes, turned):
-    """Self-attention and ragged cross-attention, in any order of lengths, whole and cut into blocks of queries."""
+@given(lengths, st.data(), st.sampled_from([1, 48, 1 << 24]), st.sampled_from([1, 3, 512]), st.sampled_from([1, 4, 32]))
+def test_grouped_equals_sdpa(of_q, data, block_bytes, turned, long):
+    """Self-attention and ragged cross-attention, in any order of lengths: whole, cut into blocks of queries, and by the
+    fused kernel."""
     ragged = data.draw(st.lists(st.integers(1, 9), min_size=len(of_q), max_size=len(of_q)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grouped, "BLOCK_BYTES", block_bytes)
         patch.setattr(grouped, "TURNED", turned)
+        patch.setattr(grouped, "FUSED_TOKENS", long)
         for of_k in (of_q, ragged):
             tensors, layouts = inputs(of_q, of_k)
             for got, want in zip(run("grouped", tensors, layouts), run("sdpa", tensors, layouts), strict=True):
@@ -60,11 +63,13 @@ def test_grouped_equals_sdpa(of_q, data, block_bytes, turned):
 
 def test_groups_hold_every_segment_once_and_blocks_hold_what_they_may(monkeypatch):
     monkeypatch.setattr(grouped, "BLOCK_BYTES", 400)
-    monkeypatch.setattr(grouped, "KEY_MULTIPLE", 4)
-    monkeypatch.setattr(grouped, "QUERY_MULTIPLE", 4)
-    monkeypatch.setattr(grouped, "_grouping", grouped._grouping.__wrapped__)  # what is remembered is of other multiples
+    monkeypatch.setattr(grouping, "KEY_MULTIPLE", 4)
+    monkeypatch.setattr(grouping, "QUERY_MULTIPLE", 4)
+    monkeypatch.setattr(
+        grouping, "_by_bounds", grouping._by_bounds.__wrapped__
+    )  # what is remembered is of other multiples
     (q, k, _), layouts = inputs([6, 2, 7, 4, 4, 1], [5, 3, 4, 8, 8, 1], heads=3)
-    groups = list(grouped._groups(q, k, *(layout.cu_seqlens for layout in layouts)))
+    groups = list(grouping.segment_groups(q, k, *(layout.cu_seqlens for layout in layouts)))
     for rows, x in ((rows, x) for pair in groups for rows, x in zip(pair, (q, k), strict=True)):
         assert rows.heads(x).shape == (rows.segments * 3, rows.length, 4)
         past = torch.zeros(rows.segments, rows.length) > 0 if rows.index is None else rows.index == len(x)
@@ -92,18 +97,18 @@ def test_groups_hold_every_segment_once_and_blocks_hold_what_they_may(monkeypatc
 
 def test_equal_segments_side_by_side_are_taken_without_an_index():
     (q, k, _), layouts = inputs([40, 40, 40], [32, 32, 32])
-    ((queries, keys),) = grouped._groups(q, k, *(layout.cu_seqlens for layout in layouts))
+    ((queries, keys),) = grouping.segment_groups(q, k, *(layout.cu_seqlens for layout in layouts))
     assert queries.index is None and keys.index is None and queries.length == 40 and keys.length == 32
     (q, k, _), layouts = inputs([40, 39], [32, 32])
-    ((queries, keys),) = grouped._groups(q, k, *(layout.cu_seqlens for layout in layouts))
+    ((queries, keys),) = grouping.segment_groups(q, k, *(layout.cu_seqlens for layout in layouts))
     assert queries.padded.sum() == 1 and keys.index is None
 
 
 def test_only_many_queries_have_their_keys_padded():
     """Padding costs a copy for each key and saves time for each query: short segments through time stay as they are."""
-    for of_q, length in ([5] * 9, 5), ([50] * 9, grouped.KEY_MULTIPLE):
+    for of_q, length in ([5] * 9, 5), ([50] * 9, grouping.KEY_MULTIPLE):
         (q, k, _), layouts = inputs(of_q, [5] * 9)
-        ((_, keys),) = grouped._groups(q, k, *(layout.cu_seqlens for layout in layouts))
+        ((_, keys),) = grouping.segment_groups(q, k, *(layout.cu_seqlens for layout in layouts))
         assert keys.length == length and (keys.index is None) == (length == 5)
 
 
@@ -118,7 +123,9 @@ def test_grouped_in_bf16_is_near_fp32(turned, monkeypatch):
         assert (got.float() - want).norm() < 2e-2 * want.norm()
 
 
-def test_strided_inputs_give_the_same():
+@pytest.mark.parametrize("long", [1, 512])
+def test_strided_inputs_give_the_same(long, monkeypatch):
+    monkeypatch.setattr(grouped, "FUSED_TOKENS", long)
     tensors, layouts = inputs([3, 5, 3], [4, 1, 2])
     strided = [x.detach().transpose(0, 2).contiguous().transpose(0, 2).requires_grad_() for x in tensors]
     assert not strided[0].is_contiguous()
@@ -126,13 +133,27 @@ def test_strided_inputs_give_the_same():
         torch.testing.assert_close(got, want)
 
 
-def test_custom_operators_keep_torchs_contract():
+@pytest.mark.parametrize("long", [1, 512])
+def test_custom_operators_keep_torchs_contract(long, monkeypatch):
+    monkeypatch.setattr(grouped, "FUSED_TOKENS", long)
     tensors, layouts = inputs([3, 5, 3], [4, 1, 2])
     cu = [layout.cu_seqlens for layout in layouts]
-    torch.library.opcheck(torch.ops.latentvid.grouped_attention.default, (*tensors, *cu))
+    forward, backward = (getattr(torch.ops.latentvid, f"grouped_attention{end}").default for end in ("", "_backward"))
+    torch.library.opcheck(forward, (*tensors, *cu))
     plain = [x.detach() for x in tensors]
-    grad = torch.randn_like(plain[0])
-    torch.library.opcheck(torch.ops.latentvid.grouped_attention_backward.default, (grad, *plain, *cu))
+    grad, found = torch.randn_like(plain[0]), grouped.kept(*forward(*plain, *cu))
+    torch.library.opcheck(backward, (grad, *plain, *cu, *found))
+
+
+def test_only_segments_in_fp32_take_the_fused_kernel(monkeypatch):
+    """Which is slower than products in bf16, and on very short ones."""
+    calls = []
+    monkeypatch.setattr(grouped, "_fused", lambda q, *_: calls.append(q.dtype))
+    for dtype in (torch.float32, torch.bfloat16):
+        for lengths in ([grouped.FUSED_TOKENS - 1], [grouped.FUSED_TOKENS]):
+            tensors, layouts = inputs(lengths, lengths, dtype=dtype)
+            packed_attention(*(x.detach() for x in tensors), *layouts, "grouped")
+    assert calls == [torch.float32]
 
 
 def test_layouts_that_do_not_fit_are_refused():

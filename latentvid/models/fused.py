@@ -234,17 +234,19 @@ class _NormedAttention(torch.autograd.Function):
     @_as_given
     def forward(ctx, q, k, v, weight_q, weight_k, cos, sin, bounds_q, bounds_k, backend: str, eps: float) -> Tensor:
         of_q, of_k = (q, _inverse_rms(q, eps), weight_q, cos, sin), (k, _inverse_rms(k, eps), weight_k, cos, sin)
-        ctx.save_for_backward(*of_q, *of_k, v, bounds_q, bounds_k)
+        run = EXPLICIT[backend]
+        out, more = run.forward(_turn(*of_q), _turn(*of_k), v, *_both(bounds_q, bounds_k))
+        ctx.save_for_backward(*of_q, *of_k, v, bounds_q, bounds_k, *run.kept(out, more))
         ctx.backend = backend
-        return EXPLICIT[backend].forward(_turn(*of_q), _turn(*of_k), v, *_both(bounds_q, bounds_k))
+        return out
 
     @staticmethod
     @once_differentiable
     @_as_given
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *both, v, bounds_q, bounds_k = ctx.saved_tensors
+        *both, v, bounds_q, bounds_k, out, more = ctx.saved_tensors
         of_q, of_k, bounds = both[:5], both[5:], _both(bounds_q, bounds_k)
-        dq, dk, dv = EXPLICIT[ctx.backend].backward(grad, _turn(*of_q), _turn(*of_k), v, *bounds)
+        dq, dk, dv = EXPLICIT[ctx.backend].backward(grad, _turn(*of_q), _turn(*of_k), v, *bounds, out, more)
         (dq, d_weight_q), (dk, d_weight_k) = _turn_backward(dq, *of_q), _turn_backward(dk, *of_k)
         return dq, dk, dv, d_weight_q, d_weight_k, *(None,) * 6
 

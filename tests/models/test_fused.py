@@ -11,6 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 import latentvid.models.fused as pieces
+from latentvid import grouped
 from latentvid.models.attention_plan import make_plans
 from latentvid.models.fused import gated_linear, gated_residual, modulated_norm, norm_rotary, normed_attention
 from latentvid.models.layers import Block, SwiGLU, rotary_table
@@ -100,8 +101,10 @@ def run(piece, tensors: list[Tensor]) -> list[Tensor]:
     return [out, *torch.autograd.grad(out, tensors, weight)]
 
 
+@pytest.mark.parametrize("tokens", [1, 32])  # tokens of a segment from which attention is a kernel of its own
 @pytest.mark.parametrize("name", CASES)
-def test_a_piece_is_its_formula(name):
+def test_a_piece_is_its_formula(name, tokens, monkeypatch):
+    monkeypatch.setattr(grouped, "FUSED_TOKENS", tokens)
     shapes, fused, plain = CASES[name]
     tensors = inputs(shapes, torch.float64)
     for got, want in zip(run(fused, tensors), run(plain, tensors), strict=True):
