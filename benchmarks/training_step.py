@@ -6,8 +6,8 @@
 
 A step is forward, backward and fused AdamW on one clip. In bf16 every model runs under autocast with fp32 weights, as
 one trains, and with bf16 weights and moments, which costs quality but is often faster; its best counts. All ways of all
-models run first to choose each one's best, which then run in turns: each ratio is of one turn, and the median of turns
-is shown. FLOPs are the model's (three times those of the forward pass, nothing for recomputation), counted by torch;
+models run in turns: the way with the best median is a model's, each ratio is of one turn, and the median of turns is
+shown. FLOPs are the model's (three times those of the forward pass, nothing for recomputation), counted by torch;
 the peak is what large matrix products reach in the same turns. "kept" is what a token makes autograd save in a block,
 in multiples of the width, without checkpointing; "memory" the peak of one eager step in a process of its own, over
 what it held before the model was made (Linux only). With --out, rows join those of the file.
@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -151,35 +151,34 @@ def resident(key: str) -> int:
     return int(next(line.split()[1] for line in lines if line.startswith(key))) * 1024
 
 
-def fastest(name: str, shape: Shape, ways: list[str], args: argparse.Namespace) -> Step:
-    """The model in the way that does a step soonest; each has run once or more."""
-    found = []
-    for way in ways:
-        for compiled in (False, True)[: 1 + args.compile]:
-            step = Step(name, shape, way, compiled)
-            step()  # the first is slower, and compiles
-            if len(ways) == 1 and not args.compile:
-                return step
-            found.append((min(seconds(step, args.clock) for _ in range(2)), len(found), step))
-            print(f"  {name}, {step.label}: {shape.tokens / found[-1][0]:.0f} tokens/s", file=sys.stderr)
-    return min(found)[2]
+def candidates(name: str, shape: Shape, ways: list[str], compiled: Sequence[bool]) -> list[Step]:
+    """The model in each way, each of which has run once: the first step is slower, and compiles."""
+    found = [Step(name, shape, way, how) for way in ways for how in compiled]
+    for step in found:
+        step()
+    return found
 
 
 def measure_speed(shape: Shape, precision: str, args: argparse.Namespace) -> dict[str, dict]:
     """Rows by model, from rounds in which each model does a step."""
     names, ways = args.models, [way for way in WAYS[precision] if precision == "fp32" or way in args.ways]
     counted = {name: flops(name, shape) for name in names}
-    best = {name: fastest(name, shape, ways, args) for name in names}
+    steps = {name: candidates(name, shape, ways, (False, True)[: 1 + args.compile]) for name in names}
     rounds = []
     for i in range(args.rounds):
         peak = peak_flops(CPU, "no" if precision == "fp32" else "bf16")[0]
         turn = names if i % 2 == 0 else names[::-1]
-        rounds.append({"peak": peak} | {name: seconds(best[name], args.clock) for name in turn})
+        took = {(name, step.label): seconds(step, args.clock) for name in turn for step in steps[name]}
+        rounds.append({"peak": peak, **took})
+    typical = {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
+    best = {name: min((step.label for step in steps[name]), key=lambda label: typical[name, label]) for name in names}
+    rounds = [{"peak": r["peak"], **{name: r[name, best[name]] for name in names}} for r in rounds]
     rows = {}
     for name in names:
         against = OURS[1] if name in FACTORISED else OURS[0]
         rows[name] = {
-            "way": best[name].label,
+            "way": best[name],
+            "each_way": {step.label: shape.tokens / typical[name, step.label] for step in steps[name]},
             "tokens_per_s": shape.tokens / statistics.median(r[name] for r in rounds),
             "ours_over_it": statistics.median(r[name] / r[against] for r in rounds) if against in names else None,
             "gflop_per_token": counted[name] / shape.tokens / 1e9,
