@@ -47,14 +47,14 @@ def test_backends_are_softmax_within_segments(backend):
 
 @quick
 @given(lengths, st.data(), st.sampled_from([1, 48, 1 << 24]), st.sampled_from([1, 3, 512]), st.sampled_from([1, 4, 32]))
-def test_grouped_equals_sdpa(of_q, data, block_bytes, turned, long):
+def test_grouped_equals_sdpa(of_q, data, block_bytes, turned, fused_tokens):
     """Self-attention and ragged cross-attention, in any order of lengths: whole, cut into blocks of queries, and by the
     fused kernel."""
     ragged = data.draw(st.lists(st.integers(1, 9), min_size=len(of_q), max_size=len(of_q)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grouped, "BLOCK_BYTES", block_bytes)
         patch.setattr(grouped, "TURNED", turned)
-        patch.setattr(grouped, "FUSED_TOKENS", long)
+        patch.setattr(grouped, "FUSED_TOKENS", fused_tokens)
         for of_k in (of_q, ragged):
             tensors, layouts = inputs(of_q, of_k)
             for got, want in zip(run("grouped", tensors, layouts), run("sdpa", tensors, layouts), strict=True):
@@ -65,9 +65,8 @@ def test_groups_hold_every_segment_once_and_blocks_hold_what_they_may(monkeypatc
     monkeypatch.setattr(grouped, "BLOCK_BYTES", 400)
     monkeypatch.setattr(grouping, "KEY_MULTIPLE", 4)
     monkeypatch.setattr(grouping, "QUERY_MULTIPLE", 4)
-    monkeypatch.setattr(
-        grouping, "_by_bounds", grouping._by_bounds.__wrapped__
-    )  # what is remembered is of other multiples
+    # what it remembers is of other multiples
+    monkeypatch.setattr(grouping, "_by_bounds", grouping._by_bounds.__wrapped__)
     (q, k, _), layouts = inputs([6, 2, 7, 4, 4, 1], [5, 3, 4, 8, 8, 1], heads=3)
     groups = list(grouping.segment_groups(q, k, *(layout.cu_seqlens for layout in layouts)))
     for rows, x in ((rows, x) for pair in groups for rows, x in zip(pair, (q, k), strict=True)):
@@ -123,9 +122,9 @@ def test_grouped_in_bf16_is_near_fp32(turned, monkeypatch):
         assert (got.float() - want).norm() < 2e-2 * want.norm()
 
 
-@pytest.mark.parametrize("long", [1, 512])
-def test_strided_inputs_give_the_same(long, monkeypatch):
-    monkeypatch.setattr(grouped, "FUSED_TOKENS", long)
+@pytest.mark.parametrize("fused_tokens", [1, 512])
+def test_strided_inputs_give_the_same(fused_tokens, monkeypatch):
+    monkeypatch.setattr(grouped, "FUSED_TOKENS", fused_tokens)
     tensors, layouts = inputs([3, 5, 3], [4, 1, 2])
     strided = [x.detach().transpose(0, 2).contiguous().transpose(0, 2).requires_grad_() for x in tensors]
     assert not strided[0].is_contiguous()
@@ -133,9 +132,9 @@ def test_strided_inputs_give_the_same(long, monkeypatch):
         torch.testing.assert_close(got, want)
 
 
-@pytest.mark.parametrize("long", [1, 512])
-def test_custom_operators_keep_torchs_contract(long, monkeypatch):
-    monkeypatch.setattr(grouped, "FUSED_TOKENS", long)
+@pytest.mark.parametrize("fused_tokens", [1, 512])
+def test_custom_operators_keep_torchs_contract(fused_tokens, monkeypatch):
+    monkeypatch.setattr(grouped, "FUSED_TOKENS", fused_tokens)
     tensors, layouts = inputs([3, 5, 3], [4, 1, 2])
     cu = [layout.cu_seqlens for layout in layouts]
     forward, backward = (getattr(torch.ops.latentvid, f"grouped_attention{end}").default for end in ("", "_backward"))

@@ -191,7 +191,7 @@ def peak_bytes(
     if strategy == "DDP":
         return fixed + trained + later
     if strategy in ("single", "ZeRO-1"):  # gradients are whole: part is 1
-        beside = {"single": 0, "ZeRO-1": bucket}[strategy]
+        beside = bucket if strategy == "ZeRO-1" else 0
         return fixed + beside + (alone if packs == 1 else later + trained)
     if strategy == "FSDP2":
         return fixed + GATHERED_BLOCKS * block + (alone if packs == 1 else later + trained)

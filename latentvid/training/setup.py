@@ -67,7 +67,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     """
     trackers = [] if config.run.dry_run else list(config.log.trackers)
     deepspeed = parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
-    # gradients live in DDP's buckets (`Strategy.update` leaves them there), not beside them: 4 bytes a parameter less
+    # gradients live in DDP's buckets (`Strategy.keeps_gradients`), not beside them: 4 bytes a parameter less
     handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
     if deepspeed and not torch.cuda.is_available():  # without it DeepSpeed on CPUs leaves each process alone
         handlers.append(InitProcessGroupKwargs(backend="gloo"))

@@ -36,6 +36,7 @@ class Strategy:
     name: str
     sharded = False  # processes hold different elements
     gathers = False  # they meet in every forward pass
+    keeps_gradients = False  # between steps, as tensors that are written again
 
     def __init__(self, accelerator: Accelerator, config: TrainingConfig, model: nn.Module, optimizer) -> None:
         self.accelerator, self.module = accelerator, model
@@ -80,7 +81,7 @@ class Strategy:
         good = self._good(norms["grad_norm"]) and all(map(math.isfinite, norms.values()))
         if good:
             self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=self.name != "DDP")  # whose gradients stay in its buckets
+        self.optimizer.zero_grad(set_to_none=not self.keeps_gradients)
         return norms, good
 
     def _good(self, norm: float) -> bool:
@@ -108,6 +109,11 @@ class Whole(Strategy):
     @property
     def name(self) -> str:
         return "DDP" if self.accelerator.num_processes > 1 else "single"
+
+    @property
+    def keeps_gradients(self) -> bool:
+        """DDP's are views of its buckets, which are there from the start."""
+        return self.accelerator.num_processes > 1
 
     def _owner(self, parameter: Tensor) -> bool:
         return self.accelerator.is_main_process
@@ -148,6 +154,7 @@ class Fsdp2(Whole):
     """
 
     name = "FSDP2"
+    keeps_gradients = False
     sharded = gathers = True
 
     def _set_up(self, config: TrainingConfig) -> None:
