@@ -11,6 +11,7 @@ Axes: T query tokens, S key tokens, A heads, K head width; of a group, n segment
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -20,38 +21,60 @@ from torch.utils.flop_counter import register_flop_formula
 from .grouping import Rows, segment_groups
 
 SOFTMAX_MULTIPLE = 32  # rows of other lengths take the CPU's softmax in half precision up to 10 times as long as fp32
-BLOCK_BYTES = 4 << 20  # of scores that `grouped` works on at a time: within a CPU's last cache
+BLOCK_BYTES = 4 << 20  # of a head's scores that `grouped` works on at a time: within a CPU's last cache
 FUSED_TOKENS = 32  # queries and keys of a segment from which torch's fused kernel is faster in fp32 than products
-TURNED = 512  # from so many queries and keys on, p^T g is computed as (g^T p)^T: up to 1.3 times quicker on CPUs
+TURNED = 2048  # from so many queries and keys on, p^T g is computed as (g^T p)^T: up to 1.3 times as fast on CPUs
 
 
 def _blocks(q: Tensor, keys: int) -> Iterator[tuple[slice, slice]]:
-    """Pieces of a batch of heads q [b,L,K], each whole or some of its queries, of at most BLOCK_BYTES of scores.
+    """Pieces of a batch of heads q [b,L,K], each whole or some of their queries, all of the same heads one by one.
 
-    All blocks of one head follow each other.
+    A head has at most BLOCK_BYTES of scores; there are as many heads as processor threads at least, each of which then
+    multiplies whole matrices: 1.1 times as fast as sharing one.
     """
     batch, queries, _ = q.shape
     most = BLOCK_BYTES // q.element_size()
     length = min(queries, max(1, most // keys))
-    heads = max(1, most // (length * keys)) if length == queries else 1
+    heads = max(most // (length * keys), torch.get_num_threads() if q.device.type == "cpu" else 1)
     for first in range(0, batch, heads):
         for start in range(0, queries, length):
             yield slice(first, min(first + heads, batch)), slice(start, min(start + length, queries))
 
 
-def _space(q: Tensor, keys: int) -> Tensor:
-    """Room for the scores of any block of q [b,L,K], so that pages are taken once."""
-    block = next(_blocks(q, keys))
-    return q.new_empty(math.prod(part.stop for part in block) * keys)
+class _Scratch(threading.local):
+    """Room for the scores of a block, kept from call to call on CPUs: to take its pages anew costs 5% of a pass."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[int, Tensor] = {}
+
+    def take(self, q: Tensor, keys: int, which: int = 0) -> Tensor:
+        """Room for any block of q [b,L,K], flat and in q's dtype; that of another `which` is another."""
+        block = next(_blocks(q, keys))
+        count = math.prod(part.stop for part in block) * keys
+        if q.device.type != "cpu":
+            return q.new_empty(count)
+        size = count * q.element_size()
+        if which not in self.buffers or self.buffers[which].nbytes < size:
+            with torch.inference_mode(False):  # or training could not write to it
+                self.buffers[which] = torch.empty(max(size, BLOCK_BYTES), dtype=torch.uint8, device="cpu")
+        return self.buffers[which][:size].view(q.dtype)
 
 
-def _probabilities(q: Tensor, k: Tensor, padded: Tensor | None, space: Tensor) -> Tensor:
-    """Softmax of the products of scaled queries [b,L,K] and keys [b,M,K], in `space`: [b,L,M].
+_scratch = _Scratch()
+
+
+def _product(a: Tensor, b: Tensor, scale: float, out: Tensor) -> None:
+    """scale a b, for batches of matrices, which need not be contiguous."""
+    torch.baddbmm(out, a, b, beta=0, alpha=scale, out=out)  # with beta 0 nothing is read of out, not even a NaN
+
+
+def _probabilities(q: Tensor, k: Tensor, scale: float, padded: Tensor | None, space: Tensor) -> Tensor:
+    """Softmax of the scaled products of queries [b,L,K] and keys [b,M,K], in `space`: [b,L,M].
 
     Sums and exponentials are fp32 inside the operator, whatever the dtype.
     """
     p = space[: q.shape[0] * q.shape[1] * k.shape[1]].view(q.shape[0], q.shape[1], k.shape[1])
-    torch.bmm(q, k.transpose(1, 2), out=p)
+    _product(q, k.transpose(1, 2), scale, p)
     if padded is not None:
         p[..., -padded.shape[1] :].masked_fill_(padded[:, None], float("-inf"))
     wide = _ready(p)
@@ -72,32 +95,36 @@ def _softmax_backward(grad: Tensor, p: Tensor) -> Tensor:
 
 
 class _KeySums:
-    """Sums of a^T b over blocks of queries, for a [b,L,M] and b [b,L,K]: what the gradients of keys are."""
+    """Scaled sums of a^T b over blocks of queries, for a [b,L,M] and b [b,L,K]: what the gradients of keys are."""
 
-    def __init__(self, x: Tensor, q: Tensor) -> None:
-        """x [n*A,M,K]: the keys; q [n*A,L,K]: the queries."""
-        batch, keys, width = x.shape
-        self.turned = min(q.shape[1], keys) >= TURNED
-        (_, rows) = next(_blocks(q, keys))
-        self.once = rows.stop == q.shape[1]
-        shape = (batch, width, keys) if self.turned else (batch, keys, width)
+    def __init__(self, keys: Rows, q: Tensor, scale: float, out: Tensor) -> None:
+        """q [n*A,L,K]: the queries; out [S+1,A,K]: where the gradients go."""
+        batch, queries, width = q.shape
+        self.keys, self.scale, self.out = keys, scale, out
+        self.turned = min(queries, keys.length) >= TURNED
+        (_, rows) = next(_blocks(q, keys.length))
+        self.once = rows.stop == queries
+        if self.once and not self.turned:
+            self.total = keys.room(out)
+            return
+        shape = (batch, width, keys.length) if self.turned else (batch, keys.length, width)
         # sums of blocks are fp32 at least
         self.total = (
-            x.new_empty(shape) if self.once else x.new_zeros(shape, dtype=torch.promote_types(x.dtype, torch.float32))
+            q.new_empty(shape) if self.once else q.new_zeros(shape, dtype=torch.promote_types(q.dtype, torch.float32))
         )
 
     def add(self, heads: slice, a: Tensor, b: Tensor) -> None:
         total, first, second = self.total[heads], *((b, a) if self.turned else (a, b))
         first = first.transpose(1, 2)
         if self.once:
-            torch.bmm(first, second, out=total)
+            _product(first, second, self.scale, total)
         elif total.dtype == a.dtype:
-            total.baddbmm_(first, second)
+            total.baddbmm_(first, second, alpha=self.scale)
         else:
-            total.add_(torch.bmm(first, second))
+            total.add_(torch.bmm(first, second), alpha=self.scale)
 
-    def put(self, rows: Rows, out: Tensor) -> None:
-        (rows.put_turned if self.turned else rows.put)(self.total, out)
+    def put(self) -> None:
+        (self.keys.put_turned if self.turned else self.keys.put)(self.total, self.out)
 
 
 # --- the fused kernel ------------------------------------------------------------------------------------------------
@@ -159,11 +186,11 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tenso
         if _fuses(q, queries, keys):
             _fused(q, k, v, queries, keys, out, sums)
             continue
-        q_, k_, v_ = queries.heads(q).mul_(scale), keys.heads(k), keys.heads(v)
-        padded, part = keys.over_heads(q.shape[1]), torch.empty_like(q_)
-        space = _space(q_, keys.length)
+        q_, k_, v_ = queries.heads(q), keys.heads(k), keys.heads(v)
+        padded, part = keys.over_heads(q.shape[1]), queries.room(out)
+        space = _scratch.take(q_, keys.length)
         for b, rows in _blocks(q_, keys.length):
-            p = _probabilities(q_[b, rows], k_[b], None if padded is None else padded[b], space)
+            p = _probabilities(q_[b, rows], k_[b], scale, None if padded is None else padded[b], space)
             torch.bmm(p, v_[b], out=part[b, rows])
         queries.put(part, out)
     return out[:-1], sums
@@ -188,23 +215,23 @@ def grouped_attention_backward(
         if _fuses(q, queries, keys):
             _fused_backward((grad, q, k, v), queries, keys, (out, sums), (dq, dk, dv))
             continue
-        q_, g_, k_, v_ = queries.heads(q).mul_(scale), queries.heads(grad), keys.heads(k), keys.heads(v)
+        q_, g_, k_, v_ = queries.heads(q), queries.heads(grad), keys.heads(k), keys.heads(v)
         if queries.padded is not None:  # a padded query, whose output has no gradient, adds nothing to any other
             g_[:, -queries.padded.shape[1] :].masked_fill_(queries.over_heads(q.shape[1])[..., None], 0.0)
         padded = keys.over_heads(q.shape[1])
-        dq_, dk_, dv_ = torch.empty_like(q_), _KeySums(k_, q_), _KeySums(v_, q_)
-        space, other = (_space(q_, keys.length) for _ in range(2))
+        dq_, dk_, dv_ = queries.room(dq), _KeySums(keys, q_, scale, dk), _KeySums(keys, q_, 1.0, dv)
+        space, other = (_scratch.take(q_, keys.length, i) for i in range(2))
         for b, rows in _blocks(q_, keys.length):
             of_q, of_g, of_k = q_[b, rows], g_[b, rows], k_[b]
-            p = _probabilities(of_q, of_k, None if padded is None else padded[b], space)
+            p = _probabilities(of_q, of_k, scale, None if padded is None else padded[b], space)
             dv_.add(b, p, of_g)
             ds = torch.bmm(of_g, v_[b].transpose(1, 2), out=other[: p.numel()].view_as(p))
             ds = _softmax_backward(ds, p)
-            torch.bmm(ds, of_k, out=dq_[b, rows])
+            _product(ds, of_k, scale, dq_[b, rows])
             dk_.add(b, ds, of_q)
-        queries.put(dq_.mul_(scale), dq)
-        dk_.put(keys, dk)
-        dv_.put(keys, dv)
+        queries.put(dq_, dq)
+        dk_.put()
+        dv_.put()
     return dq[:-1], dk[:-1], dv[:-1]
 
 

@@ -46,19 +46,63 @@ def test_backends_are_softmax_within_segments(backend):
 
 
 @quick
-@given(lengths, st.data(), st.sampled_from([1, 48, 1 << 24]), st.sampled_from([1, 3, 512]), st.sampled_from([1, 4, 32]))
-def test_grouped_equals_sdpa(of_q, data, block_bytes, turned, fused_tokens):
-    """Self-attention and ragged cross-attention, in any order of lengths: whole, cut into blocks of queries, and by the
-    fused kernel."""
+@given(
+    lengths,
+    st.data(),
+    st.sampled_from([1, 48, 1 << 24]),
+    st.sampled_from([1, 3, 512]),
+    st.sampled_from([1, 4, 32]),
+    st.sampled_from([1, 12, 1 << 16]),
+)
+def test_grouped_equals_sdpa(of_q, data, block_bytes, turned, fused_tokens, alone):
+    """Self-attention and ragged cross-attention, in any order of lengths: whole, cut into blocks of queries, by the
+    fused kernel, and with large segments by themselves."""
     ragged = data.draw(st.lists(st.integers(1, 9), min_size=len(of_q), max_size=len(of_q)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grouped, "BLOCK_BYTES", block_bytes)
         patch.setattr(grouped, "TURNED", turned)
         patch.setattr(grouped, "FUSED_TOKENS", fused_tokens)
+        patch.setattr(grouping, "ALONE", alone)
+        grouping._by_bounds.cache_clear()  # what it remembers is of another threshold
         for of_k in (of_q, ragged):
-            tensors, layouts = inputs(of_q, of_k)
+            tensors, layouts = inputs(of_q, of_k, heads=3)
             for got, want in zip(run("grouped", tensors, layouts), run("sdpa", tensors, layouts), strict=True):
                 torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    grouping._by_bounds.cache_clear()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_block_has_as_many_heads_as_there_are_threads(threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(grouped, "BLOCK_BYTES", 4 * 5 * 10)
+    blocks = list(grouped._blocks(torch.empty(6, 10, 4), keys=10))  # half a head's scores fit
+    assert len(blocks) == 2 * 6 / threads
+    assert {(heads.stop - heads.start, rows.stop - rows.start) for heads, rows in blocks} == {(threads, 5)}
+
+
+def test_large_segments_are_groups_of_their_own(monkeypatch):
+    monkeypatch.setattr(grouping, "_by_bounds", grouping._by_bounds.__wrapped__)
+    (q, k, _), layouts = inputs([512, 512, 30, 29], [512, 512, 30, 29])
+    groups = grouping.segment_groups(q, k, *(layout.cu_seqlens for layout in layouts))
+    assert [queries.starts for queries, _ in groups] == [[0], [512], [1024, 1054]]
+    out = torch.empty(len(q) + 1, 2, 4)
+    for queries, _ in groups:
+        here = queries.room(out).untyped_storage().data_ptr() == out.untyped_storage().data_ptr()
+        assert here == (queries.segments == 1)  # nothing to copy
+
+
+def test_what_attention_keeps_from_call_to_call_serves_sampling_and_training():
+    """A tensor made under inference mode cannot be written to by training."""
+    grouped._scratch.buffers.clear()
+    tensors, layouts = inputs([9, 4], [9, 4], dtype=torch.bfloat16)
+    with torch.inference_mode():
+        packed_attention(*tensors, *layouts, "grouped")
+    first = run("grouped", tensors, layouts)
+    assert set(grouped._scratch.buffers) == {0, 1}
+    for buffer in grouped._scratch.buffers.values():
+        buffer.fill_(255)  # NaN in every dtype: nothing of a call before is read
+    for got, want in zip(run("grouped", tensors, layouts), first, strict=True):
+        assert torch.equal(got, want) and got.isfinite().all()
 
 
 def test_groups_hold_every_segment_once_and_blocks_hold_what_they_may(monkeypatch):
@@ -105,10 +149,12 @@ def test_equal_segments_side_by_side_are_taken_without_an_index():
 
 def test_only_many_queries_have_their_keys_padded():
     """Padding costs a copy for each key and saves time for each query: short segments through time stay as they are."""
-    for of_q, length in ([5] * 9, 5), ([50] * 9, grouping.KEY_MULTIPLE):
-        (q, k, _), layouts = inputs(of_q, [5] * 9)
-        ((_, keys),) = grouping.segment_groups(q, k, *(layout.cu_seqlens for layout in layouts))
-        assert keys.length == length and (keys.index is None) == (length == 5)
+    multiple, many = grouping.KEY_MULTIPLE, grouping.MANY_KEYS
+    cases = (5, 5, 5), (50, 5, multiple), (50, many - 1, many), (50, many + 1, many + 2 * multiple)
+    for queries, keys, length in cases:
+        (q, k, _), layouts = inputs([queries] * 9, [keys] * 9)
+        ((_, rows),) = grouping.segment_groups(q, k, *(layout.cu_seqlens for layout in layouts))
+        assert rows.length == length and (rows.index is None) == (length == keys)
 
 
 @pytest.mark.parametrize("turned", [1, 512])

@@ -207,9 +207,9 @@ def test_a_piece_under_cudas_autocast_keeps_its_dtype(name, cuda_autocast):
     assert out.dtype == torch.bfloat16 and out.device.type == "cuda"
 
 
-def test_sums_of_rows_are_the_same_on_every_device():
-    """Where additions are atomic, sums are a matrix product instead."""
-    x = torch.randn(T, D)
-    want = torch.stack([x[row == ROW].sum(0) for row in range(4)])
-    torch.testing.assert_close(pieces._row_sums(x, ROW, 4), want)
-    torch.testing.assert_close(pieces._row_product(x, ROW, 4), want)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sums_of_rows_are_wide_inside(dtype):
+    x = torch.cat([torch.full((300, D), 1.0), torch.randn(T, D)]).to(dtype)  # one by one, bf16 counts to 256 only
+    row = torch.cat([torch.full((300,), 2), ROW])
+    want = torch.stack([x[row == r].double().sum(0) for r in range(4)]).to(dtype)
+    torch.testing.assert_close(pieces._row_sums(x, row, 4), want)
