@@ -90,12 +90,29 @@ def _wide(x: Tensor) -> torch.dtype:
 
 
 def _row_sums(x: Tensor, row: Tensor, rows: int) -> Tensor:
-    """Sums of x [T,D] over the tokens of each row: [R,D], in x's dtype with sums inside in fp32 at least.
+    """Sums of x [T,D] over the tokens of each row: [R,D], with sums inside in fp32 at least."""
+    if x.device.type != "cpu":  # atomic additions to few rows wait for each other, in an order that is not fixed
+        return _row_product(x, row, rows)
+    # the compiler would make atomic additions of it, number by number: 10 times as slow
+    return (_row_sums_op if torch.compiler.is_compiling() else _added_rows)(x, row, rows)
 
-    As a matrix product: added up by index, they take 2 to 4 times as long on CPUs, more in compiled blocks, and on CUDA
-    they wait for each other in an order that is not fixed.
-    """
+
+def _row_product(x: Tensor, row: Tensor, rows: int) -> Tensor:
+    """_row_sums as a matrix product, in x's dtype."""
     return (row == torch.arange(rows, device=x.device)[:, None]).to(x.dtype) @ x
+
+
+def _added_rows(x: Tensor, row: Tensor, rows: int) -> Tensor:
+    wide = x.to(_wide(x))
+    return wide.new_zeros(rows, x.shape[1]).index_add_(0, row, wide)
+
+
+_row_sums_op = torch.library.custom_op("latentvid::row_sums", _added_rows, mutates_args=())
+
+
+@_row_sums_op.register_fake
+def _(x: Tensor, row: Tensor, rows: int) -> Tensor:
+    return x.new_empty(rows, x.shape[1], dtype=_wide(x))
 
 
 def _affine(x: Tensor) -> tuple[Tensor | None, Tensor | None]:

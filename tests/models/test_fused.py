@@ -209,7 +209,13 @@ def test_a_piece_under_cudas_autocast_keeps_its_dtype(name, cuda_autocast):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_sums_of_rows_are_wide_inside(dtype):
+    """By addition on CPUs, by a matrix product where additions are atomic, as one operator in compiled blocks."""
     x = torch.cat([torch.full((300, D), 1.0), torch.randn(T, D)]).to(dtype)  # one by one, bf16 counts to 256 only
     row = torch.cat([torch.full((300,), 2), ROW])
-    want = torch.stack([x[row == r].double().sum(0) for r in range(4)]).to(dtype)
-    torch.testing.assert_close(pieces._row_sums(x, row, 4), want)
+    want = torch.stack([x[row == r].double().sum(0) for r in range(4)])
+    for sums in (pieces._row_sums, pieces._row_product, pieces._row_sums_op):
+        torch.testing.assert_close(sums(x, row, 4).double(), want, **TOLERANCE[dtype])
+    torch.library.opcheck(pieces._row_sums_op, (x, row, 4))
+
+
+TOLERANCE = {torch.float32: {"rtol": 1e-5, "atol": 1e-4}, torch.bfloat16: {"rtol": 1e-2, "atol": 1e-2}}
