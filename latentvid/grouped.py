@@ -18,19 +18,18 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from .grouping import Rows, segment_groups
+from .grouping import SOFTMAX_MULTIPLE, Rows, segment_groups
 
-SOFTMAX_MULTIPLE = 32  # rows of other lengths take the CPU's softmax in half precision up to 10 times as long as fp32
 BLOCK_BYTES = 4 << 20  # of a head's scores that `grouped` works on at a time: within a CPU's last cache
 FUSED_TOKENS = 32  # queries and keys of a segment from which torch's fused kernel is faster in fp32 than products
 TURNED = 2048  # from so many queries and keys on, p^T g is computed as (g^T p)^T: up to 1.3 times as fast on CPUs
 
 
 def _blocks(q: Tensor, keys: int) -> Iterator[tuple[slice, slice]]:
-    """Pieces of a batch of heads q [b,L,K], each whole or some of their queries, all of the same heads one by one.
+    """Pieces of a batch of heads q [b,L,K]: some heads, and of these all queries or some, block after block.
 
-    A head has at most BLOCK_BYTES of scores; there are as many heads as processor threads at least, each of which then
-    multiplies whole matrices: 1.1 times as fast as sharing one.
+    A head has at most BLOCK_BYTES of scores in a block. On CPUs a block has as many heads as there are threads at
+    least, so that each multiplies whole matrices: up to 1.1 times as fast as all of them sharing one.
     """
     batch, queries, _ = q.shape
     most = BLOCK_BYTES // q.element_size()
@@ -42,12 +41,12 @@ def _blocks(q: Tensor, keys: int) -> Iterator[tuple[slice, slice]]:
 
 
 class _Scratch(threading.local):
-    """Room for the scores of a block, kept from call to call on CPUs: to take its pages anew costs 5% of a pass."""
+    """Room for the scores of a block, kept from call to call on CPUs: to give its pages back takes 3% of a pass."""
 
     def __init__(self) -> None:
         self.buffers: dict[int, Tensor] = {}
 
-    def take(self, q: Tensor, keys: int, which: int = 0) -> Tensor:
+    def take(self, q: Tensor, keys: int, which: int) -> Tensor:
         """Room for any block of q [b,L,K], flat and in q's dtype; that of another `which` is another."""
         block = next(_blocks(q, keys))
         count = math.prod(part.stop for part in block) * keys
@@ -188,7 +187,7 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tenso
             continue
         q_, k_, v_ = queries.heads(q), keys.heads(k), keys.heads(v)
         padded, part = keys.over_heads(q.shape[1]), queries.room(out)
-        space = _scratch.take(q_, keys.length)
+        space = _scratch.take(q_, keys.length, 0)
         for b, rows in _blocks(q_, keys.length):
             p = _probabilities(q_[b, rows], k_[b], scale, None if padded is None else padded[b], space)
             torch.bmm(p, v_[b], out=part[b, rows])

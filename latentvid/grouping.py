@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 QUERY_MULTIPLE = 32  # segments whose lengths round up to the same multiple are one group: few, large products
-KEY_MULTIPLE = 16  # keys are padded (and masked) to it: the CPU's softmax is 8 times slower on rows of 12 than of 16,
-MANY_KEYS = 128  # and from so many on to twice that, which it takes in half precision as it is: up to 1.9 times as fast
+KEY_MULTIPLE = 16  # keys are padded (and masked) to it: the CPU's softmax is 8 times slower on rows of 12 than of 16
+SOFTMAX_MULTIPLE = 32  # rows of other lengths take the CPU's softmax in half precision up to 10 times as long as fp32
+MANY_KEYS = 128  # from so many on keys are padded to that instead: up to 1.9 times as fast
 FEW_QUERIES = 32  # up to so many queries, padded keys cost more than the quicker softmax saves
 ALONE = 1 << 17  # pairs of a query and a key from which a segment is a group of its own: its products are large enough
 KEY_STEPS = 4  # and in a group to at most 1/4 more than a segment has
@@ -125,7 +126,7 @@ def _by_bounds(
         length = max(counts_q[i] for i in members)
         keys = max(counts_k[i] for i in members)
         if length > FEW_QUERIES:
-            keys = _round_up(keys, KEY_MULTIPLE if keys < MANY_KEYS else 2 * KEY_MULTIPLE)
+            keys = _round_up(keys, KEY_MULTIPLE if keys < MANY_KEYS else SOFTMAX_MULTIPLE)
         sides = (bounds_q, counts_q, length), (bounds_k, counts_k, keys)
         rows.append(
             tuple(
