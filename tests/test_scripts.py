@@ -109,7 +109,7 @@ def test_t2v_wants_a_prompt(run):
         (["--data.latents=gone"], "gone holds no finished latent cache"),
         (["--vae=gone"], "gone holds no VAE"),
         (["--text_encoder=gone/t5"], "gone/t5"),
-        (["--train.ema=2"], "train: ema=2.0 must be at least 0 and below 1"),
+        (["--train.ema=2"], "train.ema=2: must be a finite number at least 0 and below 1"),
     ],
 )
 def test_train_dit_refuses(options, message, run, dit_config, tmp_path):
@@ -147,5 +147,5 @@ def test_the_demos_configurations_are_valid(config):
         cls, build = DitConfig, partial(build_model, VideoDiT)
     loaded = load_config(cls, ROOT / "configs" / config)
     build(loaded.model, "model")
-    with pytest.raises(UserError, match="model: .*widht"):
+    with pytest.raises(UserError, match=r"model\.widht: .*did you mean width"):
         build({**loaded.model, "widht": 3}, "model")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..limits import check_values
 from ..packing import Packed
 from .scheduler import LatentVideoScheduler
 from .solvers import Predict
@@ -39,13 +40,11 @@ class Guidance:
     zero_init: int = 0
 
     def __post_init__(self) -> None:
+        values = {"guidance": self.scale, "guidance_rescale": self.rescale, "zero_init": self.zero_init}
+        check_values("", values | {"guidance_interval": self.interval})
         low, high = self.interval or (0.0, 1.0)
         if not 0 <= low < high <= 1:
             raise UserError(f"guidance interval {low} to {high}: give noise levels 0 <= low < high <= 1")
-        if not 0 <= self.rescale <= 1:
-            raise UserError(f"guidance rescale {self.rescale}: give a number from 0 to 1")
-        if self.zero_init < 0:
-            raise UserError(f"zero_init {self.zero_init}: give a number of steps, 0 or more")
 
     def scales(self, t: Tensor) -> Tensor:
         """The scale at each of the noise levels t, of its shape: 1 outside of the interval and where all is given."""

@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from ..limits import check_fields
+
 
 @dataclass(frozen=True, kw_only=True)
 class GivenFrames:
@@ -29,7 +31,8 @@ class GivenFrames:
     independent: float = 0.0
 
     def __post_init__(self) -> None:
-        if min(self.shares.values()) < 0 or not sum(self.shares.values()):
+        check_fields(self, "given")
+        if not sum(self.shares.values()):
             raise ValueError(f"shares {self.shares} must be at least 0, and one of them above")
 
     @property

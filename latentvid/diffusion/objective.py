@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..limits import check_fields
 from ..packing import Packed
 from .path import Path
 
@@ -63,8 +64,7 @@ class Weighting:
     bias: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.gamma <= 0:
-            raise ValueError(f"gamma {self.gamma} must be positive")
+        check_fields(self, "weighting")
 
     def check(self, target: str, path: Path) -> None:
         """Raises ValueError where the weight has no bound."""

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..limits import check_fields
+
 
 def shift(t: Tensor, factor: float) -> Tensor:
     """Moves levels toward noise: t' = a t / (1 + (a - 1) t) (Stable Diffusion 3, Esser et al. 2024, eq. 23)."""
@@ -40,12 +42,7 @@ class TimestepSampling:
     base_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if self.shift <= 0 or self.std <= 0:
-            raise ValueError(f"shift {self.shift} and std {self.std} must be positive")
-        if not -1 <= self.scale <= 2 / (math.pi - 2):
-            raise ValueError(f"scale {self.scale} of the mode sampling must lie in [-1, {2 / (math.pi - 2):.4f}]")
-        if self.base_tokens is not None and self.base_tokens < 1:
-            raise ValueError(f"base_tokens {self.base_tokens} must be at least 1")
+        check_fields(self, "timesteps")
 
     def draw(self, generator: torch.Generator, tokens: int | None = None, count: int = 1) -> Tensor:
         """Noise levels in (0,1] [count] for a sample of so many tokens."""

@@ -22,6 +22,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from ..errors import UserError
+from ..limits import check_arguments
 from .autoencoder import CausalVideoAutoencoder
 from .diffusers_vae import CogVideoXVae, DiffusersVae, HunyuanVideoVae, LTXVideoVae, WanVae
 from .saved import class_name, load_component
@@ -60,6 +61,7 @@ def build_vae(arguments: Mapping[str, Any], section: str) -> Vae:
     name = arguments.pop("_class_name", OURS)
     if name not in CLASSES:
         raise UserError(f"{section}._class_name {name!r} is unknown: one of {', '.join(CLASSES)}")
+    check_arguments(CLASSES[name].__init__, arguments, section)
     if name == OURS:
         arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
     try:

@@ -10,8 +10,10 @@ from typing import Any, Literal
 from ..diffusion.masks import GivenFrames
 from ..diffusion.objective import Weighting
 from ..diffusion.timesteps import TimestepSampling
+from ..limits import check_fields
 
 Weights = Literal["ema", "raw"]
+STEP_TOKENS = 2**31  # most tokens in a step: some hundred times what the largest published runs take
 
 
 def _help(text: str, **kwargs: Any) -> Any:
@@ -23,13 +25,6 @@ def several(value: Path | Sequence[Path] | None) -> tuple[Path, ...]:
     return () if value is None else (value,) if isinstance(value, Path) else tuple(value)
 
 
-def _at_least(section: Any, **least: float) -> None:
-    for name, low in least.items():
-        value = getattr(section, name)
-        if value is not None and not value >= low:
-            raise ValueError(f"{name}={value} must be at least {low}")
-
-
 @dataclass(kw_only=True)
 class Run:
     dir: Path = _help("folder where everything of the run goes")
@@ -37,7 +32,7 @@ class Run:
     dry_run: bool = _help("say what the run would be, and stop; --dry-run for short", default=False)
 
     def __post_init__(self) -> None:
-        _at_least(self, seed=0)
+        check_fields(self, "run")
 
 
 @dataclass(kw_only=True)
@@ -64,12 +59,11 @@ class Data:
     timeout_s: float = _help("a clip that takes longer to read hangs, and is replaced by another", default=120.0)
 
     def __post_init__(self) -> None:
-        _at_least(self, max_frames=1, frames_per_read=1, max_area=1)
-        _at_least(self, tokens_per_pack=1, packs_per_step=1, workers=0, timeout_s=1e-3)
-        if any(weight <= 0 for weight in self.weights):
-            raise ValueError(f"weights={list(self.weights)} must be above 0")
-        if self.image_share is not None and not 0 <= self.image_share <= 1:
-            raise ValueError(f"image_share={self.image_share} must be between 0 and 1")
+        check_fields(self, "data")
+        if (tokens := self.tokens_per_pack * self.packs_per_step) > STEP_TOKENS:
+            raise ValueError(
+                f"tokens_per_pack x packs_per_step = {tokens:,} tokens a step: must be at most {STEP_TOKENS:,}"
+            )
 
 
 @dataclass(kw_only=True)
@@ -85,11 +79,11 @@ class Optim:
     warmup: int = _help("steps of linear warm-up", default=100)
     schedule: Literal["cosine", "constant"] = _help("after the warm-up", default="cosine")
     final: float = _help("cosine: last learning rate over the peak", default=0.01)
-    clip: float = _help("largest gradient norm", default=1.0)
+    clip: float = _help("largest gradient norm; 0 is no clipping", default=1.0)
     skip_norm: float | None = _help("steps whose gradient norm is above it are skipped; null skips none", default=None)
 
     def __post_init__(self) -> None:
-        _at_least(self, lr=0, vector_lr=0, weight_decay=0, warmup=0, final=0, clip=0, skip_norm=0)
+        check_fields(self, "optim")
 
 
 @dataclass(kw_only=True)
@@ -106,9 +100,7 @@ class Train:
     sequence_parallel: int = _help("processes that share each pack (Ulysses); must divide model.heads", default=1)
 
     def __post_init__(self) -> None:
-        _at_least(self, steps=1, sequence_parallel=1, max_bad_steps=1)
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema={self.ema} must be at least 0 and below 1")
+        check_fields(self, "train")
 
 
 @dataclass(kw_only=True)
@@ -119,7 +111,7 @@ class Checkpointing:
     background: bool = _help("write while training goes on (holds a copy in host memory)", default=False)
 
     def __post_init__(self) -> None:
-        _at_least(self, every=0, keep_last=1, keep_every=0)
+        check_fields(self, "checkpoint")
 
 
 @dataclass(kw_only=True)
@@ -139,7 +131,7 @@ class Samples:
     weights: tuple[Weights, ...] = _help("which make them: the moving average, the optimiser's", default=("ema",))
 
     def __post_init__(self) -> None:
-        _at_least(self, every=0)
+        check_fields(self, "samples")
 
 
 @dataclass(kw_only=True)
@@ -156,7 +148,6 @@ class DitSamples(Samples):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least(self, frames=1, height=1, width=1, steps=1)
         if self.every and not self.prompts:
             raise ValueError("every is set but prompts is empty: say what to show")
 
@@ -179,7 +170,7 @@ class Validation:
     )
 
     def __post_init__(self) -> None:
-        _at_least(self, every=0, samples=1, seed=0)
+        check_fields(self, "validation")
         if not self.weights or len(set(self.weights)) < len(self.weights):
             raise ValueError(f"weights={list(self.weights)}: name ema, raw or both")
         if self.every and not self._data:
@@ -204,7 +195,6 @@ class DitValidation(Validation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least(self, bins=1, clips=2)
         if self.scores and self.manifest is None:
             raise ValueError(f"scores={list(self.scores)} need held-out clips with captions: give their manifest")
 
@@ -231,10 +221,6 @@ class TrainingConfig:
 @dataclass(kw_only=True)
 class VaeData(Data):
     crop: int | None = _help("side of the random square cut from each window; null is whole frames", default=None)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _at_least(self, crop=1)
 
 
 @dataclass(kw_only=True)
@@ -265,9 +251,7 @@ class VaeLoss:
     critic: dict[str, Any] = _help("arguments of PatchCritic's constructor", default_factory=dict)
 
     def __post_init__(self) -> None:
-        names = ("l1", "charbonnier", "mse", "temporal", "kl", "lpips", "adversarial", "r1")
-        _at_least(self, **dict.fromkeys(names, 0), lpips_frames=1, adversarial_start=0, adversarial_lr=0)
-        _at_least(self, adaptive_max=0, r1_sigma=0)
+        check_fields(self, "loss")
         if not (self.l1 or self.charbonnier or self.mse):
             raise ValueError("l1, charbonnier and mse are all 0: one of them must ask for the pixels")
 
@@ -285,6 +269,7 @@ class VaeConfig(TrainingConfig):
     statistics_samples: int = _help("windows over which the latents' mean and deviation are measured", default=512)
 
     def __post_init__(self) -> None:
+        check_fields(self, "")
         if self.freeze_encoder and self.init is None:
             raise ValueError("freeze_encoder needs init: the folder of the VAE whose decoder to train")
 
@@ -295,11 +280,6 @@ class DitData(Data):
         "cache made by vae/encode_latents.py, or several; null encodes the manifest's clips as it trains", default=None
     )
     caption_dropout: float = _help("share of samples trained without their caption, for guidance", default=0.1)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.caption_dropout <= 1:
-            raise ValueError(f"caption_dropout={self.caption_dropout} must be between 0 and 1")
 
 
 @dataclass(kw_only=True)

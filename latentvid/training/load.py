@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .values import MISSING, Text, build, default_of, section_of, show, type_name
+from ..limits import RangeError, shown
+from .values import MISSING, Text, build, default_of, section_of, type_name
 from .yaml_files import ConfigError, dump_yaml, read_yaml
 
 T = TypeVar("T")
@@ -39,7 +40,7 @@ def _check_keys(cls: type, raw: Mapping[str, Any], prefix: str, root: type) -> N
             or difflib.get_close_matches(key, siblings + every, 1, 0.5)
         )
         fix = f"did you mean {near[0]}?" if near else f"valid keys here: {', '.join(siblings)}"
-        raise ConfigError(f"unknown key {key} (value {show(value)}): {fix}")
+        raise ConfigError(f"unknown key {key} (value {shown(value)}): {fix}")
 
 
 def _walk(cls: type, prefix: str) -> Iterator[tuple[str, Any, dataclasses.Field]]:
@@ -78,7 +79,10 @@ def load_config(cls: type[T], yaml_path: Path | str | None, overrides: Sequence[
     for override in overrides:
         _put(raw, override)
     _check_keys(cls, raw, "", cls)
-    return build(cls, raw, "")
+    try:
+        return build(cls, raw, "")
+    except RangeError as error:
+        raise ConfigError(str(error)) from None
 
 
 def help_text(cls: type, usage: str, doc: str | None = None) -> str:
@@ -86,8 +90,8 @@ def help_text(cls: type, usage: str, doc: str | None = None) -> str:
     rows = []
     for key, hint, field in _walk(cls, ""):
         default = default_of(field, hint)
-        shown = "required" if default is MISSING else f"default {show(_serial(default))}"
-        rows.append((f"--{key}", type_name(hint), shown, field.metadata.get("help", "")))
+        usual = "required" if default is MISSING else f"default {shown(_serial(default))}"
+        rows.append((f"--{key}", type_name(hint), usual, field.metadata.get("help", "")))
     widths = [max((len(row[i]) for row in rows), default=0) for i in range(2)]
     lines = [f"  {k:<{widths[0]}}  {t:<{widths[1]}}  {d}{'; ' + h if h else ''}" for k, t, d, h in rows]
     return "\n".join([f"usage: {usage}", *(["", doc.strip()] if doc else []), "", "keys:", *lines])

@@ -14,6 +14,7 @@ from ..data.clips import ClipSource
 from ..data.plan import Draw
 from ..errors import UserError
 from ..evaluation.sheet import Row
+from ..limits import check_arguments
 from .config import TrainingConfig
 from .optim import Part
 
@@ -98,6 +99,7 @@ def shares(count: int, rank: int, world: int) -> list[tuple[int, bool]]:
 
 def build_model(cls: type, arguments: dict, section: str):
     """`cls(**arguments)`; a wrong name or value becomes a UserError that names the section."""
+    check_arguments(cls.__init__, arguments, section)
     try:
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()})
     except (TypeError, ValueError) as error:

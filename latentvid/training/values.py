@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
+from ..errors import UserError
+from ..limits import check, shown
 from .yaml_files import ConfigError, merge, parse_yaml
 
 T = TypeVar("T")
@@ -83,7 +85,7 @@ def _convert(value: Any, hint: Any, key: str, default: Any = MISSING) -> Any:
     if isinstance(value, Text):
         value = _from_text(value, hint, key)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    wrong = ConfigError(f"{key}={show(value)}: expected {type_name(hint)}, got {type(value).__name__}")
+    wrong = ConfigError(f"{key}={shown(value)}: expected {type_name(hint)}, got {type(value).__name__}")
     if hint is Any:
         return _plain(value, key)
     if len(_members(hint)) > 1:
@@ -98,7 +100,7 @@ def _convert(value: Any, hint: Any, key: str, default: Any = MISSING) -> Any:
                 return option
         near = difflib.get_close_matches(str(value), [str(a) for a in args], 1)
         hint_text = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ConfigError(f"{key}={show(value)}: expected one of {', '.join(map(repr, args))}{hint_text}")
+        raise ConfigError(f"{key}={shown(value)}: expected one of {', '.join(map(repr, args))}{hint_text}")
     if origin is dict or hint is dict:
         if not isinstance(value, dict) or not all(isinstance(k, str) for k in value):
             raise wrong
@@ -111,9 +113,10 @@ def _convert(value: Any, hint: Any, key: str, default: Any = MISSING) -> Any:
     if value is None and hint is type(None):
         return None
     try:
-        return _scalar(value, hint)
-    except ValueError:
+        value = _scalar(value, hint)
+    except (ValueError, OverflowError):
         raise wrong from None
+    return check(key, value, whole=hint is int) if hint in (int, float) else value
 
 
 def _convert_union(value: Any, hint: Any, key: str, default: Any, wrong: ConfigError) -> Any:
@@ -152,11 +155,6 @@ def _plain(value: Any, key: str) -> Any:
     return value
 
 
-def show(value: Any) -> str:
-    """A value as messages show it."""
-    return repr(str(value)) if isinstance(value, str) else repr(value)
-
-
 def build(cls: type[T], raw: Mapping[str, Any], prefix: str, default: T | None = None) -> T:
     """``cls`` from ``raw``; keys that are not there keep ``default``'s values, or the fields' own."""
     hints = typing.get_type_hints(cls)
@@ -176,7 +174,7 @@ def build(cls: type[T], raw: Mapping[str, Any], prefix: str, default: T | None =
             raise ConfigError(f"{key} ({kind}) is required: set it in the YAML file or with --{key}=VALUE")
     try:
         return cls(**values)
-    except ConfigError:
+    except UserError:
         raise
     except ValueError as error:
         raise ConfigError(f"{prefix}: {error}" if prefix else str(error)) from None

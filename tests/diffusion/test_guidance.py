@@ -52,9 +52,9 @@ def test_rescale_is_that_of_lin_et_al(rescale):
     ("options", "message"),
     [
         ({"interval": (0.6, 0.4)}, "guidance interval 0.6 to 0.4"),
-        ({"interval": (0.0, 1.2)}, "guidance interval 0.0 to 1.2"),
-        ({"rescale": 1.5}, "guidance rescale 1.5"),
-        ({"zero_init": -1}, "zero_init -1"),
+        ({"interval": (0.0, 1.2)}, r"guidance_interval\[1\]=1.2: must be"),
+        ({"rescale": 1.5}, "guidance_rescale=1.5: must be a finite number from 0 to 1"),
+        ({"zero_init": -1}, "zero_init=-1: must be a whole number from 0"),
     ],
 )
 def test_impossible_guidance_is_named(options, message):

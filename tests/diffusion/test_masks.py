@@ -60,7 +60,8 @@ def test_short_clips_always_have_something_to_learn(kind, frames):
             assert mask == [True, False]
 
 
-@pytest.mark.parametrize("shares", [{"plain": 0.0}, {"first": -0.5}])
-def test_impossible_shares_are_named(shares):
+def test_impossible_shares_are_named():
     with pytest.raises(ValueError, match="must be at least 0, and one of them above"):
-        GivenFrames(**shares)
+        GivenFrames(plain=0.0)
+    with pytest.raises(ValueError, match="given.first=-0.5: must be a finite number from 0"):
+        GivenFrames(first=-0.5)

@@ -140,7 +140,7 @@ def test_a_weight_without_bound_is_refused_by_name():
             Weighting(kind="snr").check("x", path)
         Weighting(kind="snr").check("v", path)
     Weighting(kind="snr").check("x", DDPM())
-    with pytest.raises(ValueError, match="gamma 0 must be positive"):
+    with pytest.raises(ValueError, match="weighting.gamma=0: must be a finite number above 0"):
         Weighting(gamma=0)
 
 

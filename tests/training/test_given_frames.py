@@ -141,7 +141,7 @@ def test_combinations_that_make_sense_train(scheduler, kind, dit_config, tmp_pat
 def test_impossible_shares_are_named():
     with pytest.raises(ValueError, match="must be at least 0, and one of them above"):
         GivenFrames(plain=0.0)
-    with pytest.raises(ValueError, match="must be at least 0"):
+    with pytest.raises(ValueError, match="given.first=-1: must be a finite number from 0 to"):
         GivenFrames(first=-1.0)
 
 

@@ -111,7 +111,7 @@ def test_command_line_values_take_their_fields_type(tmp_path, override, key, wan
         ("optim: {betas: [1, 2, 3]}", "", ["optim.betas", "tuple[float, float]", "3 values"]),
         ("optim: {name: adamv}", "", ["optim.name='adamv'", "'muon'", "did you mean 'adamw'?"]),
         ("optim: 3", "", ["optim=3", "expected Optim"]),
-        ("", "--optim.lr=-1", ["optim: lr=-1.0 must be above 0"]),
+        ("", "--optim.lr=-1", ["optim.lr=-1: must be a finite number above 0 and at most 10"]),
         ("sizes: [[1, x]]", "", ["sizes[0][1]='x'", "expected int"]),
         ("steps: 1.5", "", ["steps=1.5", "expected int | 'auto'"]),
         ("- 1", "", ["must hold a mapping"]),
