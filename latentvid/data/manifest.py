@@ -24,9 +24,10 @@ import numpy as np
 import pyarrow
 from tqdm import tqdm
 
+from latentvid.data.kinds import IMAGE_ENDINGS, VIDEO_ENDINGS
 from latentvid.data.samples import Dropped, Rows, Sample, Samples, dropped_by_reason
 from latentvid.data.tables import READERS, WRITERS, ManifestError
-from latentvid.data.video import IMAGE_ENDINGS, VIDEO_ENDINGS, VideoInfo, probe
+from latentvid.data.video import VideoInfo, probe
 from latentvid.errors import ClipError, user_errors
 from latentvid.files import written_whole
 

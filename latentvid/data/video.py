@@ -17,15 +17,13 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from latentvid.data.containers import is_cut
+from latentvid.data.kinds import IMAGE_ENDINGS
 from latentvid.data.packets import Packets, frame_times, truncated
 from latentvid.data.pixels import Frames, Windows, quarter_turns
 from latentvid.data.transforms import fit
 from latentvid.errors import ClipError
 
 T = TypeVar("T")
-
-IMAGE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
-VIDEO_ENDINGS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".ts", ".mpg", ".mpeg"})
 
 # packets of these codecs may be invisible or hold two frames, so that only decoding counts frames
 _PACKETS_ARE_NOT_FRAMES = frozenset({"vp8", "mpeg4", "msmpeg4v3"})

@@ -19,8 +19,8 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from PIL import Image
 from torch import Tensor
 
+from latentvid.data.kinds import VIDEO_ENDINGS
 from latentvid.data.pixels import ACCURATE
-from latentvid.data.video import VIDEO_ENDINGS
 from latentvid.errors import UserError
 from latentvid.files import written_whole
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..data.kinds import IMAGE_ENDINGS, VIDEO_ENDINGS
 from ..data.transforms import fit, legal_frames, legal_size
-from ..data.video import IMAGE_ENDINGS, VIDEO_ENDINGS, probe, read_frames
+from ..data.video import probe, read_frames
 from ..errors import ClipError, UserError
 
 

@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from ..data.kinds import IMAGE_ENDINGS
 from ..data.transforms import fit, legal_size
-from ..data.video import IMAGE_ENDINGS, VideoInfo, probe, read_frames
+from ..data.video import VideoInfo, probe, read_frames
 from ..data.writing import copies_audio, mp4_writer, write_video
 from ..diffusion.guidance import Guidance
 from ..diffusion.solvers import SOLVERS
