@@ -258,8 +258,9 @@ def check_arguments(function: Callable, values: Mapping[str, Any], section: str)
     Raises RangeError for a name that it does not take (with the nearest that it does), a value of another type than
     its annotation, and a number out of its range.
     """
-    known = {name for name, p in inspect.signature(function).parameters.items() if p.kind is not p.VAR_KEYWORD}
-    known -= {"self", "args"}
+    several = inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL
+    parameters = inspect.signature(function).parameters
+    known = {name: p.default for name, p in parameters.items() if p.kind not in several and name != "self"}
     try:
         hints = typing.get_type_hints(function)
     except (NameError, TypeError):  # annotations of another package that cannot be resolved
@@ -268,8 +269,10 @@ def check_arguments(function: Callable, values: Mapping[str, Any], section: str)
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             fix = f"did you mean {near[0]}?" if near else f"it takes {', '.join(sorted(known))}"
-            raise RangeError(f"{section}.{name}: there is no such argument: {fix}")
-        if name in hints and not _fits(value, hints[name]):
+            owner = function.__qualname__.partition(".")[0]
+            raise RangeError(f"{section}: {owner}: there is no argument {name}: {fix}")
+        as_default = type(value) is type(known[name])  # annotations may be wrong: `force_upcast: float = True`
+        if name in hints and not as_default and not _fits(value, hints[name]):
             raise RangeError(f"{section}.{name}={shown(value)}: must be {_described(hints[name])}")
     check_values(section, values)
 

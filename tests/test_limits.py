@@ -165,7 +165,7 @@ def _network(width: int = 4, ratio: float = 2.0, widths: tuple[int, ...] = (1,),
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"widht": 3}, r"model.widht: there is no such argument: did you mean width\?"),
+        ({"widht": 3}, r"model: _network: there is no argument widht: did you mean width\?"),
         ({"width": "3"}, "model.width='3': must be a whole number"),
         ({"width": True}, "model.width=True: must be a whole number"),
         ({"width": 3.5}, "model.width=3.5: must be a whole number"),

@@ -147,5 +147,5 @@ def test_the_demos_configurations_are_valid(config):
         cls, build = DitConfig, partial(build_model, VideoDiT)
     loaded = load_config(cls, ROOT / "configs" / config)
     build(loaded.model, "model")
-    with pytest.raises(UserError, match=r"model\.widht: .*did you mean width"):
+    with pytest.raises(UserError, match="model: .*widht: did you mean width"):
         build({**loaded.model, "widht": 3}, "model")

@@ -245,7 +245,7 @@ def test_ours_is_built_and_passed_through_as_it_is(tiny_vae):
     [
         ({"_class_name": "AutoencoderKLWhan"}, rf"model\._class_name 'AutoencoderKLWhan'.*one of {', '.join(CLASSES)}"),
         (WAN | {"base_dims": 3}, "model: AutoencoderKLWan: .*base_dims"),
-        (WAN | {"base_dim": "wide"}, "model: AutoencoderKLWan: "),
+        (WAN | {"base_dim": "wide"}, "model.base_dim='wide': must be a whole number"),
         (WAN | {"temperal_downsample": [True]}, "model: AutoencoderKLWan: "),
         (WAN | {"temperal_downsample": [True] * 3}, "temporal stride of 8: .* works with 4 only"),
         (WAN | {"in_channels": 12, "out_channels": 12}, "12 pixel channels: only RGB"),
