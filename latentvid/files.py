@@ -1,10 +1,14 @@
-"""Files that appear under their name only when whole."""
+"""Files that appear under their name only when whole, with the modes that the user's umask asks for."""
 
+import contextlib
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from .errors import UserError
 
 
 @contextmanager
@@ -18,6 +22,62 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         yield beside
+        follow_umask(beside)
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def follow_umask(path: str | os.PathLike) -> None:
+    """Gives a file, or every file under a folder, the mode that the umask asks for: safetensors writes 0600."""
+    path = Path(path)
+    mode = 0o666 & ~_umask()
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file() and not file.is_symlink():
+            with contextlib.suppress(OSError):  # a file system that keeps no modes
+                os.chmod(file, mode)
+
+
+def _umask() -> int:
+    """As the system tells it; to ask Python for it is to set it, for all threads."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return int(re.search(r"^Umask:\s*([0-7]+)", status, re.MULTILINE)[1], 8)
+    except (OSError, TypeError):
+        mask = os.umask(0o077)
+        os.umask(mask)
+        return mask
+
+
+def check_writable(folder: str | os.PathLike, fix: str = "give another folder, or mend this one") -> None:
+    """Raises UserError unless a file can be written in the folder, which is made if need be: before hours of work."""
+    folder = Path(folder)
+    probe = folder / f".{uuid.uuid4().hex}.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"x")  # a full disk still makes empty files
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror or error}): {fix}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
+def leads_out(path: Path, root: Path) -> bool:
+    """Whether a link takes `path` out of the folder `root`."""
+    return not path.resolve().is_relative_to(root.resolve())
+
+
+def file_fault(path: Path, root: Path | None = None) -> str | None:
+    """Why a path that should be a file, and lie in the folder `root`, must not be opened; None where it may be.
+
+    To open a pipe, a socket or a device can hang for ever.
+    """
+    try:
+        if root is not None and leads_out(path, root):
+            return "is a link that leads out of its folder"
+        if path.is_file():
+            return None
+        return "is missing" if not path.exists() else "is a folder" if path.is_dir() else "is no regular file"
+    except (OSError, RuntimeError) as error:  # the second: links in a circle
+        return f"cannot be looked at ({error})"

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
+import time
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, parse_flag_from_env
 
 from .errors import UserError
+
+T = TypeVar("T")
+
+PATIENCE = 86_400.0  # seconds
+_meetings = itertools.count()  # the same on all processes, which meet in the same order
 
 CPU_LAUNCH = (
     "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {n} --num_machines 1 "
@@ -57,3 +67,58 @@ def process_state() -> PartialState:
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     check_world(state.num_processes)
     return state
+
+
+def meet() -> None:
+    """Waits until all processes are here, a day if need be, for work that some have more of than others.
+
+    A collective will not do: NCCL and gloo end it, and with it the run, after ten minutes.
+    """
+    if _alone():
+        return
+    store, key = _store(), f"latentvid/{next(_meetings)}"
+    if store.add(f"{key}/here", 1) == torch.distributed.get_world_size():
+        store.set(f"{key}/all", "")
+    _wait(store, f"{key}/all")
+
+
+def from_main(make: Callable[[], T]) -> T:
+    """What `make` gives on the main process (plain JSON), for all; they wait for it as in `meet`.
+
+    A UserError there is raised by all.
+    """
+    if _alone():
+        return make()
+    store, key = _store(), f"latentvid/{next(_meetings)}"
+    if torch.distributed.get_rank() == 0:
+        try:
+            made = make()
+        except UserError as error:
+            store.set(key, json.dumps({"error": str(error)}))
+            raise
+        store.set(key, json.dumps({"made": made}))
+        return made
+    _wait(store, key)
+    found = json.loads(store.get(key))
+    if "error" in found:
+        raise UserError(found["error"])
+    return found["made"]
+
+
+def _alone() -> bool:
+    return not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1
+
+
+def _store() -> torch.distributed.Store:
+    """Where the processes found each other; torch has no public name for it."""
+    return torch.distributed.distributed_c10d._get_default_store()
+
+
+def _wait(store: torch.distributed.Store, key: str) -> None:
+    """Looks again and again: one long wait would hold the store, which torch's own threads need."""
+    end, pause = time.monotonic() + PATIENCE, 0.001
+    while not store.check([key]):
+        if time.monotonic() > end:
+            raise TimeoutError(f"the other processes did not come within {PATIENCE / 3600:.0f} hours")
+        time.sleep(pause)
+        pause = min(1.5 * pause, 0.5)

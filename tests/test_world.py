@@ -1,0 +1,79 @@
+"""Processes that wait for each other without a collective, whose time limit would end the run."""
+
+import threading
+from itertools import count
+
+import pytest
+import torch
+
+from latentvid import world
+from latentvid.errors import UserError
+
+
+@pytest.fixture
+def group(monkeypatch):
+    """`group(n, program)` runs `program(rank)` in n threads as the processes of a launch; what each gave or raised."""
+    mine, store = threading.local(), torch.distributed.HashStore()
+
+    class Meetings:
+        def __next__(self):
+            return next(mine.numbers)
+
+    monkeypatch.setattr(world, "_meetings", Meetings())
+    monkeypatch.setattr(world, "_store", lambda: store)
+    monkeypatch.setattr(world, "_alone", lambda: False)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: mine.rank)
+
+    def run(size, program):
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: size)
+        found = [None] * size
+
+        def one(rank):
+            mine.rank, mine.numbers = rank, count()
+            try:
+                found[rank] = program(rank)
+            except UserError as error:
+                found[rank] = f"error: {error}"
+
+        threads = [threading.Thread(target=one, args=(rank,)) for rank in range(size)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        return found
+
+    return run
+
+
+def test_all_wait_for_the_last(group):
+    arrived = []
+    late = threading.Event()
+
+    def program(rank):
+        if rank == 2:
+            assert late.wait(10)
+        arrived.append(rank)
+        if len(arrived) == 2:
+            late.set()
+        world.meet()
+        return len(arrived)
+
+    assert group(3, program) == [3, 3, 3]
+
+
+def test_the_main_ones_choice_and_its_errors_are_everyones(group):
+    def refuse():
+        raise UserError("the folder is in use")
+
+    def program(rank):
+        first = world.from_main(lambda: {"name": f"of {rank}"})
+        world.meet()
+        return first["name"], world.from_main(refuse) if rank < 9 else None
+
+    assert group(2, lambda rank: world.from_main(lambda: [rank])) == [[0], [0]]
+    assert group(3, program) == ["error: the folder is in use"] * 3
+
+
+def test_alone_there_is_nobody_to_wait_for():
+    world.meet()
+    assert world.from_main(lambda: 7) == 7
