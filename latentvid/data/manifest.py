@@ -1,8 +1,9 @@
 """Manifests: which clips and images to train on, with their captions.
 
-A manifest is a table with one row per file, as JSON lines (.jsonl), CSV (.csv) or Parquet (.parquet). Columns `path`
-(relative to the manifest's folder, or absolute) and `caption` are required; `frames`, `fps`, `height`, `width` are
-found by opening the files where they are missing; any other column is kept where it is asked for.
+A manifest is a table with one row per file, as JSON lines (.jsonl), CSV (.csv), TSV (.tsv) or Parquet (.parquet).
+Columns `path` (relative to the manifest's folder, or absolute; or `file_name`) and `caption` (or `text`) are required,
+or others by name; `frames`, `fps`, `height`, `width` are found by opening the files where they are missing; any other
+column is kept where it is asked for.
 
     python -m latentvid.data.manifest FOLDER OUT.jsonl     # makes one from a folder of clips with NAME.txt beside each
 """
@@ -10,31 +11,47 @@ found by opening the files where they are missing; any other column is kept wher
 from __future__ import annotations
 
 import argparse
-import math
 import os
-import stat
 from collections.abc import Collection, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, astuple, dataclass, field
-from functools import partial
-from itertools import compress
 from typing import Any
 
-import numpy as np
 import pyarrow
-from tqdm import tqdm
 
-from latentvid.data.kinds import IMAGE_ENDINGS, VIDEO_ENDINGS
+from latentvid.data.captions import LARGEST, is_garbage, one_line
+from latentvid.data.facts import FACTS, UNKNOWN, Memory, look_at_files
 from latentvid.data.samples import Dropped, Rows, Sample, Samples, dropped_by_reason
-from latentvid.data.tables import READERS, WRITERS, ManifestError
-from latentvid.data.video import VideoInfo, probe
-from latentvid.errors import ClipError, user_errors
+from latentvid.data.scan import find_captioned
+from latentvid.data.tables import ENDINGS, READERS, WRITERS, ManifestError, check_is_file, no_column
+from latentvid.errors import user_errors
 from latentvid.files import written_whole
+from latentvid.limits import range_of
 
-_REQUIRED = ("path", "caption")
-_FACTS = ("frames", "fps", "height", "width")
-_UNKNOWN = (0, math.nan, 0, 0)
+LARGEST_SIDE = 2**16  # pixels
 _MAKE_ONE = "make one with `python -m latentvid.data.manifest FOLDER OUT.jsonl`"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a manifest hold the file and its caption; None: by their usual names."""
+
+    path: str | None = None
+    caption: str | None = None
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return ("path", "file_name") if self.path is None else (self.path,)
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        return ("caption", "text") if self.caption is None else (self.caption,)
+
+    @property
+    def required(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        return self.paths, self.captions
+
+
+USUAL = Columns()
 
 
 @dataclass(frozen=True)
@@ -65,45 +82,71 @@ class Manifest:
 
 
 def read_manifest(
-    path: str | os.PathLike, *, check_files: bool = True, extra: Collection[str] = (), threads: int = 8
+    path: str | os.PathLike,
+    *,
+    columns: Columns = USUAL,
+    check_files: bool = True,
+    extra: Collection[str] = (),
+    threads: int = 8,
 ) -> Manifest:
     """Reads a manifest by its ending; `check_files` looks at every file's existence and size (nothing is decoded).
 
     extra: further columns to keep, as far as there are such. A million rows take about 12 s and 300 MB.
-    Rows that cannot be used are dropped and listed by reason: "missing", "empty-file", "empty-caption", "bad-row"
-    (no path, or a number that is none) and what `probe` finds where it must open a file ("unreadable", "truncated",
-    "no-video"). Raises ManifestError where the manifest is missing, has another ending, is malformed (line number),
-    lacks a required column, or has no usable row.
+    Captions are one line each, whatever white space they have. Rows that cannot be used are dropped and listed by
+    reason: "missing", "empty-file", "more-frames-than-bytes", "empty-caption", "caption-encoding" (characters that only
+    come of a wrong encoding), "caption-too-long", "bad-row" (no path, or a number that is none) and what `probe` finds
+    where it must open a file ("unreadable", "truncated", "no-video", ...). Raises ManifestError where the manifest is
+    missing, has another ending, is malformed (line number), lacks a required column, or has no usable row.
     """
     path = os.path.abspath(path)
     reader = READERS.get(os.path.splitext(path)[1].lower())
     if os.path.isdir(path):
         raise ManifestError(f"{path} is a folder, not a manifest; {_MAKE_ONE}")
     if reader is None:
-        raise ManifestError(f"{path}: a manifest ends in .jsonl, .csv or .parquet; {_MAKE_ONE}")
+        raise ManifestError(f"{path}: a manifest ends in {ENDINGS}; {_MAKE_ONE}")
     if not os.path.exists(path):
         raise ManifestError(f"{path}: there is no such manifest; correct the path or {_MAKE_ONE}")
+    check_is_file(path)
+    wanted = {*columns.paths, *columns.captions, *FACTS, *extra}
     try:
-        rows, dropped, kept = _parse(path, reader(path, {*_REQUIRED, *_FACTS, *extra}, _REQUIRED), extra)
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+        rows, dropped, kept = _parse(path, reader(path, wanted, columns.required), columns, extra)
+    except UnicodeError as error:
+        raise ManifestError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
     except (pyarrow.ArrowException, OSError) as error:
         raise ManifestError(f"{path} cannot be read ({error}); write it again") from error
-    manifest = _inspect(path, rows, dropped, kept, check_files, threads)
+    found, kept = look_at_files(rows, dropped, kept, check_files=check_files, threads=threads, memory=Memory(path))
+    manifest = Manifest(path, found, dropped, kept)
     if not manifest.samples:
         raise ManifestError(f"{path} has no usable row; mend these and try again\n{manifest.summary()}")
     return manifest
 
 
+def check_output(path: str | os.PathLike) -> None:
+    """Raises ManifestError unless a manifest can be written there: known before the work, not after it."""
+    path = os.path.abspath(path)
+    if os.path.splitext(path)[1].lower() not in WRITERS:
+        raise ManifestError(f"{path}: a manifest ends in {ENDINGS}")
+    if os.path.isdir(path):
+        raise ManifestError(f"{path} is a folder; give the name of a file")
+    if os.path.exists(path):
+        check_is_file(path)
+    try:
+        with written_whole(f"{path}.try") as beside:
+            beside.touch()
+        os.unlink(f"{path}.try")
+    except OSError as error:
+        raise ManifestError(f"{path} cannot be written ({error.strerror}); give another place") from error
+
+
 def write_manifest(path: str | os.PathLike, rows: Iterable[Sample | Mapping[str, Any]]) -> None:
-    """Writes rows (with the columns of `Sample` and any more) by the ending .jsonl, .csv or .parquet.
+    """Writes rows (with the columns of `Sample` and any more) by its ending.
 
     Absolute paths inside the manifest's folder become relative to it, so that the folder can be moved.
     """
     path = os.path.abspath(path)
     writer = WRITERS.get(os.path.splitext(path)[1].lower())
     if writer is None:
-        raise ManifestError(f"{path}: a manifest ends in .jsonl, .csv or .parquet")
+        raise ManifestError(f"{path}: a manifest ends in {ENDINGS}")
     folder = os.path.join(os.path.dirname(path), "")
     table = [asdict(row) if isinstance(row, Sample) else dict(row) for row in rows]
     for row in table:
@@ -115,29 +158,15 @@ def write_manifest(path: str | os.PathLike, rows: Iterable[Sample | Mapping[str,
 def scan_folder(folder: str | os.PathLike, *, threads: int = 8) -> Manifest:
     """Finds the videos and images under `folder`, in the order of their paths, and opens each to count its frames.
 
-    The caption of NAME.mp4 is the first line with text in NAME.txt beside it; files without one are dropped
-    ("no-caption", "empty-caption"). Raises ManifestError where nothing is usable.
+    The caption of NAME.mp4 is the whole text of NAME.txt beside it, in one line; what is left out is counted by the
+    reasons of `find_captioned` and `read_manifest`. Raises ManifestError where nothing is usable.
     """
     folder = os.path.abspath(folder)
     if not os.path.isdir(folder):
         raise ManifestError(f"{folder} is not a folder; give the folder that holds the clips")
-    rows, dropped = Rows(folder), Dropped()
-    for place, _, names in sorted(os.walk(folder)):
-        for name in sorted(names):
-            stem, ending = os.path.splitext(os.path.join(place, name))
-            if ending.lower() not in IMAGE_ENDINGS | VIDEO_ENDINGS or name.startswith("."):
-                continue
-            try:
-                with open(stem + ".txt", encoding="utf-8-sig", errors="replace") as file:
-                    caption = next((line.strip() for line in file if line.strip()), "")
-            except OSError:
-                dropped.add(stem + ending, "no-caption")
-                continue
-            if caption:
-                rows.add(os.path.relpath(stem + ending, folder), caption, *_UNKNOWN)
-            else:
-                dropped.add(stem + ending, "empty-caption")
-    manifest = _inspect(folder, rows, dropped, {}, check_files=True, threads=threads)
+    rows, dropped = find_captioned(folder)
+    samples, _ = look_at_files(rows, dropped, {}, check_files=True, threads=threads)
+    manifest = Manifest(folder, samples, dropped)
     if not manifest.samples:
         hint = "a caption for NAME.mp4 goes into NAME.txt beside it"
         raise ManifestError(f"no usable clip or image; {hint}\n{manifest.summary()}")
@@ -148,40 +177,57 @@ def scan_folder(folder: str | os.PathLike, *, threads: int = 8) -> Manifest:
 
 
 def _parse(
-    source: str, table: Iterable[tuple[int, dict[str, Any]]], extra: Collection[str]
+    source: str, table: Iterable[tuple[int, dict[str, Any]]], columns: Columns, extra: Collection[str]
 ) -> tuple[Rows, Dropped, dict[str, list[Any]]]:
-    folder = os.path.dirname(source)
-    rows, dropped = Rows(folder), Dropped()
+    rows, dropped = Rows(os.path.dirname(source)), Dropped()
     kept: dict[str, list[Any]] = {}
-    seen: set[str] = set()
+    seen: dict[str, None] = {}  # columns, of the first rows that are needed to have met the required ones
     line = 0
     for line, row in table:
-        if len(seen) < 2:
-            seen.update(row.keys() & set(_REQUIRED))
-        path, caption = row.get("path"), row.get("caption")
-        if not isinstance(path, str) or not path.strip():
+        if not all(any(name in seen for name in group) for group in columns.required):
+            seen |= dict.fromkeys(list(row)[:100])
+        path, caption = (_first(row, names) for names in columns.required)
+        place = os.path.join(rows.folder, path) if isinstance(path, str) else ""
+        if not place or not path.strip():
             dropped.add(f"line {line}", "bad-row")
-        elif caption is None or (isinstance(caption, str) and not caption.strip()):
-            dropped.add(os.path.join(folder, path), "empty-caption")
-        elif not isinstance(caption, str) or (facts := _facts(row)) is None:
-            dropped.add(os.path.join(folder, path), "bad-row")
+        elif (reason := _fault(caption)) is not None:
+            dropped.add(f"{place}, row {line}", reason)
+        elif (facts := _facts(row)) is None:
+            dropped.add(f"{place}, row {line}", "bad-row")
         else:
             for name in extra:
                 if name in row or name in kept:
                     kept.setdefault(name, [None] * len(rows)).append(row.get(name))
-            rows.add(path, caption.strip(), *facts)
+            rows.add(path, one_line(caption), *facts, row=line)
     if line == 0:
         raise ManifestError(f"{source} has no rows; {_MAKE_ONE}")
-    for name in _REQUIRED:
-        if name not in seen:
-            raise ManifestError(f"{source} has no column `{name}`; every row needs `path` and `caption`")
+    for group in columns.required:
+        if not any(name in seen for name in group):
+            raise ManifestError(no_column(source, group, seen))
     return rows, dropped, kept
 
 
+def _first(row: dict[str, Any], names: Iterable[str]) -> Any:
+    return next((row[name] for name in names if row.get(name) is not None), None)
+
+
+def _fault(caption: Any) -> str | None:
+    """Why a caption cannot be used, if so."""
+    if caption is None:
+        return "empty-caption"
+    if not isinstance(caption, str):
+        return "bad-row"
+    if len(caption) > LARGEST:
+        return "caption-too-long"
+    if not one_line(caption):
+        return "empty-caption"
+    return "caption-encoding" if is_garbage(one_line(caption)) else None
+
+
 def _facts(row: dict[str, Any]) -> tuple[int, float, int, int] | None:
-    """frames, fps, height, width of a row, _UNKNOWN where missing; None where senseless."""
+    """frames, fps, height, width of a row, UNKNOWN where missing; None where senseless."""
     values = []
-    for name, unknown in zip(_FACTS, _UNKNOWN, strict=True):
+    for name, unknown in zip(FACTS, UNKNOWN, strict=True):
         value = row.get(name)
         if value is None or value == "" or value != value:  # the last: NaN, as tables write a missing number
             values.append(unknown)
@@ -190,7 +236,8 @@ def _facts(row: dict[str, Any]) -> tuple[int, float, int, int] | None:
             number = float(value)
         except (TypeError, ValueError, OverflowError):
             return None
-        if isinstance(value, bool) or not (name != "fps") <= number < 2**31:
+        most = {"frames": range_of("frames").high, "fps": 2**31}.get(name, LARGEST_SIDE)
+        if isinstance(value, bool) or not (name != "fps") <= number <= most:
             return None
         if name != "fps":
             if number != int(number):
@@ -200,76 +247,14 @@ def _facts(row: dict[str, Any]) -> tuple[int, float, int, int] | None:
     return tuple(values)
 
 
-# ------------------------------------------------------------------------------------------------- looking at files
-
-
-def _inspect(
-    source: str, rows: Rows, dropped: Dropped, extra: dict[str, list[Any]], check_files: bool, threads: int
-) -> Manifest:
-    """Looks at the files as far as asked or needed, and keeps what can be used."""
-    samples = rows.samples()
-    kept = np.ones(len(samples), bool)
-
-    def drop(i: int, reason: str) -> None:
-        kept[i] = False
-        dropped.add(samples.path(i), reason)
-
-    with ThreadPoolExecutor(threads) as pool:
-        if check_files:
-            chunks = [range(begin, min(begin + 2048, len(samples))) for begin in range(0, len(samples), 2048)]
-            for faults in pool.map(partial(_file_faults, samples), chunks):
-                for i, reason in faults:
-                    drop(i, reason)
-        unknown = np.isnan(samples.fps) | (np.minimum(samples.frames, np.minimum(samples.height, samples.width)) == 0)
-        unknown = np.flatnonzero(unknown & kept)
-        waves = [unknown[begin : begin + 1024] for begin in range(0, len(unknown), 1024)]
-        results = (result for wave in waves for result in pool.map(_probe_or_reason, map(samples.path, wave)))
-        for i, result in tqdm(zip(unknown, results, strict=True), "probing", len(unknown), unit="file", disable=None):
-            if isinstance(result, VideoInfo):
-                _fill(samples, i, result)
-            else:
-                drop(i, result)
-    if not kept.all():
-        samples = samples.where(kept)
-        extra = {name: list(compress(column, kept)) for name, column in extra.items()}
-    return Manifest(source, samples, dropped, extra)
-
-
-def _fill(samples: Samples, i: int, info: VideoInfo) -> None:
-    for name, unknown in zip(_FACTS, _UNKNOWN, strict=True):
-        column = getattr(samples, name)
-        if column[i] == unknown or column[i] != column[i]:
-            column[i] = getattr(info, name)
-
-
-def _file_faults(samples: Samples, chunk: range) -> list[tuple[int, str]]:
-    return [(i, fault) for i in chunk if (fault := _file_fault(samples.path(i)))]
-
-
-def _file_fault(path: str) -> str | None:
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):  # ValueError: a path with a null character
-        return "missing"
-    if not stat.S_ISREG(status.st_mode):
-        return "missing"
-    return None if status.st_size else "empty-file"
-
-
-def _probe_or_reason(path: str) -> VideoInfo | str:
-    try:
-        return probe(path)
-    except ClipError as error:
-        return error.reason
-
-
 @user_errors()
 def main() -> None:
     """Makes a manifest of a folder."""
     parser = argparse.ArgumentParser(prog="python -m latentvid.data.manifest", description="Manifest of a folder.")
     parser.add_argument("folder", help="folder of videos and images, each with its caption in NAME.txt beside it")
-    parser.add_argument("output", help="manifest to write: .jsonl, .csv or .parquet")
+    parser.add_argument("output", help=f"manifest to write: {ENDINGS}")
     arguments = parser.parse_args()
+    check_output(arguments.output)
     manifest = scan_folder(arguments.folder)
     write_manifest(arguments.output, manifest.samples)
     print(manifest.summary())

@@ -24,12 +24,15 @@ class Sample:
     width: int
 
 
+_NUMBERS = ("frames", "fps", "height", "width", "row")
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Samples(Column[Sample]):
     """Samples of one or several manifests; sample i came from manifest `source[i]`, whose folder is `folders[source]`.
 
     paths (relative to the folder, or absolute), captions: [N] texts. source: uint16 [N].
-    frames, height, width: int32 [N]. fps: float64 [N].
+    frames, height, width: int32 [N]. fps: float64 [N]. row: int32 [N], in the manifest; 0 where there is none.
     """
 
     folders: tuple[str, ...]
@@ -40,6 +43,7 @@ class Samples(Column[Sample]):
     fps: np.ndarray
     height: np.ndarray
     width: np.ndarray
+    row: np.ndarray
 
     @classmethod
     def joined(cls, parts: Sequence[Samples]) -> Samples:
@@ -51,7 +55,7 @@ class Samples(Column[Sample]):
             np.concatenate([part.source + np.uint16(start) for part, start in zip(parts, starts, strict=False)]),
             Strings.joined([part.paths for part in parts]),
             Strings.joined([part.captions for part in parts]),
-            *(np.concatenate([getattr(p, name) for p in parts]) for name in ("frames", "fps", "height", "width")),
+            *(np.concatenate([getattr(p, name) for p in parts]) for name in _NUMBERS),
         )
 
     def where(self, mask: np.ndarray) -> Samples:
@@ -63,7 +67,7 @@ class Samples(Column[Sample]):
             self.folders,
             self.source[mask],
             *texts,
-            *(c[mask] for c in (self.frames, self.fps, self.height, self.width)),
+            *(getattr(self, name)[mask] for name in _NUMBERS),
         )
 
     def __len__(self) -> int:
@@ -71,6 +75,10 @@ class Samples(Column[Sample]):
 
     def path(self, i: int) -> str:
         return os.path.join(self.folders[self.source[i]], self.paths[i])
+
+    def name(self, i: int) -> str:
+        """The path and, where there is one, the row: where to mend it."""
+        return self.path(i) + (f", row {self.row[i]}" if self.row[i] else "")
 
     @property
     def is_image(self) -> np.ndarray:
@@ -109,12 +117,18 @@ def dropped_by_reason(dropped: Iterable[tuple[str, str]], examples: int = 3) -> 
     for path, reason in dropped:
         counts[reason] = counts.get(reason, 0) + 1
         if counts[reason] <= examples:
-            first.setdefault(reason, []).append(path)
+            first.setdefault(reason, []).append(_shown(path))
     lines = []
     for reason, count in sorted(counts.items(), key=lambda item: -item[1]):
         more = ", ..." if count > examples else ""
         lines.append(f"  dropped {count} ({reason}): {', '.join(first.get(reason, []))}{more}")
     return lines
+
+
+def _shown(path: str) -> str:
+    """A path in one line that any terminal takes."""
+    text = path.encode("utf-8", "backslashreplace").decode()
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 class Rows:
@@ -124,17 +138,19 @@ class Rows:
         self.folder = folder
         self.paths, self.captions = Strings(), Strings()
         self.facts = tuple(map(array, "idii"))  # frames, fps, height, width
+        self.row = array("i")
 
-    def add(self, path: str, caption: str, *facts: float) -> None:
+    def add(self, path: str, caption: str, *facts: float, row: int = 0) -> None:
         self.paths.append(path)
         self.captions.append(caption)
         for column, value in zip(self.facts, facts, strict=True):
             column.append(value)
+        self.row.append(row)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def samples(self) -> Samples:
-        frames, fps, height, width = map(np.array, self.facts)
+        frames, fps, height, width, row = map(np.array, (*self.facts, self.row))
         source = np.zeros(len(self), np.uint16)
-        return Samples((self.folder,), source, self.paths, self.captions, frames, fps, height, width)
+        return Samples((self.folder,), source, self.paths, self.captions, frames, fps, height, width, row)

@@ -1,63 +1,133 @@
-"""The tables that manifests are kept in: JSON lines, CSV and Parquet.
+"""The tables that manifests are kept in: JSON lines, CSV, TSV and Parquet.
 
 A reader gives (line or row number from 1, row as a dict with at least the columns asked for, where there are such)
-one after the other, of a table that must have the columns `required`; a writer takes a list of dicts.
+one after the other, of a table that must have a column of each group of names in `required`; a writer takes a list of
+dicts. Texts are UTF-8, or UTF-16 or UTF-32 where that is certain.
 """
 
 import csv
 import json
-from collections.abc import Collection, Iterator, Sequence
+import os
+import stat
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow
 import pyarrow.parquet
 
+from latentvid.data.captions import encoding_of
 from latentvid.errors import UserError
+
+LONGEST_LINE = 1 << 24  # bytes; longer ones are no rows
+MOST_ROWS = 1 << 27  # some parquet of a few kilobytes says that it has billions
+
+Required = Sequence[Sequence[str]]  # groups of names, of each of which a table must have one
 
 
 class ManifestError(UserError):
     """A manifest that cannot be used as a whole; the message names it and the fix."""
 
 
-def _read_jsonl(path: str, wanted: Collection[str], required: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if line.isspace():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ManifestError(f"{path}, line {number}: not valid JSON ({error.msg}); mend that line") from error
-            if not isinstance(row, dict):
-                shape = ", ".join(f'"{name}": ...' for name in required)
-                raise ManifestError(f"{path}, line {number}: not an object; write {{{shape}}}")
-            yield number, row
+def check_is_file(path: str) -> None:
+    """Raises ManifestError for what opening would wait for, or never end to read."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+        raise ManifestError(f"{path} is {kind}, not a file: write the table into a file, and name that")
 
 
-def _read_csv(path: str, wanted: Collection[str], required: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
+def _lines(path: str) -> Iterator[str]:
+    """The lines of a text, with their ends."""
+    with open(path, "rb") as file:
+        encoding = encoding_of(file.read(4096))
+    if encoding.startswith("utf-8"):
+        with open(path, "rb") as file:
+            yield from _decoded(path, file)
+        return
+    with open(path, encoding=encoding, newline="\n") as file:
+        number = 0
         try:
-            names = [name.strip() for name in next(reader, [])]
-            _check_columns(path, names, required)
-            for cells in reader:
-                if cells and len(cells) != len(names):
-                    raise ManifestError(
-                        f"{path}, line {reader.line_num}: {len(cells)} cells under {len(names)} columns; "
-                        "put texts that contain commas in double quotes"
-                    )
-                if cells:
-                    yield reader.line_num, dict(zip(names, cells, strict=True))
-        except csv.Error as error:
-            raise ManifestError(f"{path}, line {reader.line_num}: not valid CSV ({error}); mend that line") from error
+            while line := file.readline(LONGEST_LINE):
+                number += 1
+                _check_length(path, number, line)
+                yield line
+        except UnicodeError as error:
+            where = f"{path}, after line {number}"
+            raise ManifestError(f"{where}: not {encoding.upper()} text ({error}); save it as UTF-8") from error
 
 
-def _read_parquet(path: str, wanted: Collection[str], required: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _decoded(path: str, file: BinaryIO) -> Iterator[str]:
+    number = 0
+    while data := file.readline(LONGEST_LINE):
+        number += 1
+        _check_length(path, number, data)
+        try:
+            line = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ManifestError(
+                f"{path}, line {number}: not UTF-8 text ({error.reason}); save the file as UTF-8 (iconv -f ENCODING "
+                "-t UTF-8)"
+            ) from error
+        yield line.removeprefix("\ufeff") if number == 1 else line
+
+
+def _check_length(path: str, number: int, line: str | bytes) -> None:
+    if len(line) == LONGEST_LINE:
+        raise ManifestError(f"{path}, line {number}: is longer than any row ({LONGEST_LINE:,} bytes); mend that line")
+
+
+def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"`{next(n for n in names if names.count(n) > 1)}` stands there twice")
+    return row
+
+
+def _read_jsonl(path: str, wanted: Collection[str], required: Required) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(_lines(path), 1):
+        if line.isspace():
+            continue
+        try:
+            row = json.loads(line, object_pairs_hook=_no_doubles)
+        except (ValueError, RecursionError) as error:
+            why = getattr(error, "msg", None) or str(error)
+            raise ManifestError(f"{path}, line {number}: not valid JSON ({why:.200}); mend that line") from error
+        if not isinstance(row, dict):
+            shape = ", ".join(f'"{names[0]}": ...' for names in required)
+            raise ManifestError(f"{path}, line {number}: not an object; write {{{shape}}}")
+        yield number, row
+
+
+def _read_csv(
+    path: str, wanted: Collection[str], required: Required, delimiter: str = ","
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.reader(_lines(path), strict=True, delimiter=delimiter)
+    try:
+        names = [name.strip() for name in next(reader, [])]
+        _check_columns(path, names, wanted, required)
+        for cells in reader:
+            if cells and len(cells) != len(names):
+                raise ManifestError(
+                    f"{path}, line {reader.line_num}: {len(cells)} cells under {len(names)} columns; "
+                    f"put texts that contain {'tabs' if delimiter != ',' else 'commas'} in double quotes"
+                )
+            if cells:
+                yield reader.line_num, dict(zip(names, cells, strict=True))
+    except csv.Error as error:
+        raise ManifestError(f"{path}, line {reader.line_num}: not valid CSV ({error}); mend that line") from error
+
+
+def _read_parquet(path: str, wanted: Collection[str], required: Required) -> Iterator[tuple[int, dict[str, Any]]]:
     number = 0
     with pyarrow.parquet.ParquetFile(path) as file:
-        _check_columns(path, file.schema_arrow.names, required)
-        names = [name for name in file.schema_arrow.names if name in wanted]
+        if file.metadata.num_rows > MOST_ROWS:
+            raise ManifestError(f"{path} says that it has {file.metadata.num_rows:,} rows; write it in several files")
+        names = file.schema_arrow.names
+        _check_columns(path, names, wanted, required)
+        names = [name for name in names if name in wanted]
         for batch in file.iter_batches(batch_size=8192, columns=names, use_threads=False):
             names = batch.schema.names
             for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
@@ -66,12 +136,21 @@ def _read_parquet(path: str, wanted: Collection[str], required: Sequence[str]) -
     pyarrow.default_memory_pool().release_unused()  # 100 MB after a million rows
 
 
-def _check_columns(path: str, names: list[str], required: Sequence[str]) -> None:
-    for name in required:
-        if name not in names:
-            raise ManifestError(
-                f"{path} has no column `{name}` (it has: {', '.join(names) or 'none'}); add or rename it"
-            )
+def _check_columns(path: str, names: list[str], wanted: Collection[str], required: Required) -> None:
+    for name in wanted:
+        if names.count(name) > 1:
+            raise ManifestError(f"{path} has {names.count(name)} columns `{name}`; leave one")
+    for group in required:
+        if not any(name in names for name in group):
+            raise ManifestError(no_column(path, group, names))
+
+
+def no_column(path: str, group: Sequence[str], names: Iterable[str]) -> str:
+    """What to say where a table has none of these columns."""
+    others = f" (nor {', '.join(f'`{name}`' for name in group[1:])})" if group[1:] else ""
+    has = ", ".join(names) or "none"
+    has = has if has.isprintable() else ascii(has)
+    return f"{path} has no column `{group[0]}`{others} (it has: {has:.300}); add or rename it"
 
 
 def _write_jsonl(path: Path, table: list[dict[str, Any]]) -> None:
@@ -79,9 +158,10 @@ def _write_jsonl(path: Path, table: list[dict[str, Any]]) -> None:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table)
 
 
-def _write_csv(path: Path, table: list[dict[str, Any]]) -> None:
+def _write_csv(path: Path, table: list[dict[str, Any]], delimiter: str = ",") -> None:
     with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in table for name in row)))
+        names = list(dict.fromkeys(name for row in table for name in row))
+        writer = csv.DictWriter(file, names, delimiter=delimiter)
         writer.writeheader()
         writer.writerows(table)
 
@@ -92,5 +172,16 @@ def _write_parquet(path: Path, table: list[dict[str, Any]]) -> None:
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
 
 
-READERS = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
-WRITERS = {".jsonl": _write_jsonl, ".csv": _write_csv, ".parquet": _write_parquet}
+READERS = {
+    ".jsonl": _read_jsonl,
+    ".csv": _read_csv,
+    ".tsv": partial(_read_csv, delimiter="\t"),
+    ".parquet": _read_parquet,
+}
+WRITERS = {
+    ".jsonl": _write_jsonl,
+    ".csv": _write_csv,
+    ".tsv": partial(_write_csv, delimiter="\t"),
+    ".parquet": _write_parquet,
+}
+ENDINGS = ".jsonl, .csv, .tsv or .parquet"

@@ -2,14 +2,16 @@
 
 import csv
 import json
+import os
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
 
-from latentvid.data.manifest import Sample, main, read_manifest, scan_folder, write_manifest
+from latentvid.data.manifest import Columns, Sample, main, read_manifest, scan_folder, write_manifest
 from latentvid.data.tables import ManifestError
+from latentvid.data.video import probe
 from latentvid.data.writing import write_video
 
 
@@ -32,9 +34,9 @@ def save(path, rows):
     names = list(dict.fromkeys(name for row in rows for name in row))
     if path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    elif path.suffix == ".csv":
+    elif path.suffix in (".csv", ".tsv"):
         with open(path, "w", newline="") as file:
-            writer = csv.DictWriter(file, names)
+            writer = csv.DictWriter(file, names, delimiter="," if path.suffix == ".csv" else "\t")
             writer.writeheader()
             writer.writerows(rows)
     else:
@@ -42,7 +44,7 @@ def save(path, rows):
     return path
 
 
-@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "tsv", "parquet"])
 def test_rows_are_read_probed_and_bad_ones_dropped(clips, ending):
     rows = [
         {"path": "sub/a.mp4", "caption": "one, with a comma", "frames": 9, "fps": 8.0, "height": 16, "width": 24},
@@ -67,14 +69,14 @@ def test_rows_are_read_probed_and_bad_ones_dropped(clips, ending):
     ]
     assert manifest.extra == {"label": ["n0", "n2", "n8"]}
     reasons = sorted((path.rpartition("/")[2], reason) for path, reason in manifest.dropped)
-    lines = {"jsonl": "line 11", "csv": "line 12", "parquet": "line 11"}
+    of_text = int(ending in ("csv", "tsv"))  # where the names of the columns are a line
     assert reasons == [
-        ("b.mp4", "bad-row"),
-        ("b.mp4", "empty-caption"),
-        ("b.mp4", "empty-caption"),
+        (f"b.mp4, row {10 + of_text}", "bad-row"),
+        (f"b.mp4, row {5 + of_text}", "empty-caption"),
+        (f"b.mp4, row {6 + of_text}", "empty-caption"),
         ("cut.mp4", "truncated"),
         ("gone.mp4", "missing"),
-        (lines[ending], "bad-row"),
+        (f"line {11 + of_text}", "bad-row"),
         ("text.mp4", "unreadable"),
         ("zero.mp4", "empty-file"),
     ]
@@ -95,16 +97,29 @@ def test_files_are_not_looked_at_when_not_asked(tmp_path):
     ("name", "text", "message"),
     [
         ("absent.jsonl", None, "no such manifest"),
-        ("table.txt", "x", r"\.jsonl, \.csv or \.parquet"),
+        ("table.txt", "x", r"\.jsonl, \.csv, \.tsv or \.parquet"),
         ("empty.jsonl", "\n", "no rows"),
         ("empty.csv", "path,caption\n", "no rows"),
         ("broken.jsonl", '{"path": "a", "caption": "b"}\n{"path": \n', "line 2: not valid JSON"),
         ("list.jsonl", "[1]\n", "line 1: not an object"),
-        ("columns.jsonl", '{"path": "a", "text": "b"}\n', "no column `caption`"),
-        ("columns.csv", "file,caption\na,b\n", r"no column `path` \(it has: file, caption\)"),
+        (
+            "columns.jsonl",
+            '{"path": "a", "words": "b"}\n',
+            r"no column `caption` \(nor `text`\) \(it has: path, words\)",
+        ),
+        ("columns.csv", "file,caption\na,b\n", r"no column `path` \(nor `file_name`\) \(it has: file, caption\)"),
+        ("twice.csv", "path,caption,caption\na,b,c\n", "has 2 columns `caption`"),
+        ("twice.jsonl", '{"path": "a", "path": "b", "caption": "c"}\n', "line 1: .*`path` stands there twice"),
+        ("deep.jsonl", '{"path": ' + "[" * 100_000, "line 1: not valid JSON"),
+        ("digits.jsonl", '{"path": "a", "caption": "b", "frames": 1' + "0" * 5000 + "}\n", "line 1: not valid JSON"),
+        ("rubbish.jsonl", bytes(range(256)) * 9, "rubbish.jsonl, line 1: not"),
+        ("rubbish.csv", bytes(range(256)) * 9, r"rubbish.csv has no column `path` .*it has: '.x00"),
+        ("rubbish.parquet", bytes(range(256)) * 9, "cannot be read"),
+        ("long.jsonl", "[" + " " * (1 << 24), "line 1: is longer than any row"),
+        ("half.jsonl", b'\xff\xfe{\0"', "UTF-16"),
         ("ragged.csv", "path,caption\na.mp4,a dog, running\n", "line 2: 3 cells under 2 columns.*double quotes"),
         ("broken.parquet", "PAR1 this is none", "cannot be read"),
-        ("latin.jsonl", b'{"path": "a", "caption": "caf\xe9"}\n', "UTF-8"),
+        ("latin.jsonl", b'\n{"path": "a", "caption": "caf\xe9"}\n', "line 2: not UTF-8"),
         ("bad.jsonl", '{"path": "a.mp4", "caption": "b"}\n', r"(?s)no usable row.*dropped 1 \(missing\): .*a\.mp4"),
     ],
 )
@@ -121,7 +136,7 @@ def test_a_folder_is_not_a_manifest(tmp_path):
         read_manifest(tmp_path)
 
 
-@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "tsv", "parquet"])
 def test_what_is_written_is_read_and_moves_with_its_folder(clips, tmp_path, ending):
     rows = [
         {"path": str(clips / "b.mp4"), "caption": 'say "é", then', "frames": 5, "fps": 12.0, "height": 16, "width": 24},
@@ -132,7 +147,7 @@ def test_what_is_written_is_read_and_moves_with_its_folder(clips, tmp_path, endi
     manifest = read_manifest(tmp_path / "new" / f"m.{ending}", check_files=False)
     assert list(manifest.samples) == [Sample(**rows[0]), Sample(str(tmp_path / "new/x.mp4"), "inside", 9, 8.0, 32, 32)]
     assert len(list((tmp_path / "new").iterdir())) == 1
-    with pytest.raises(ManifestError, match=r"\.jsonl, \.csv or \.parquet"):
+    with pytest.raises(ManifestError, match=r"\.jsonl, \.csv, \.tsv or \.parquet"):
         write_manifest(tmp_path / "m.xlsx", rows)
 
 
@@ -148,7 +163,7 @@ def test_scanning_a_folder_from_the_command_line(clips, tmp_path, monkeypatch, c
     assert list(manifest.samples) == list(scan_folder(clips).samples)
     assert {sample.path.removeprefix(f"{clips}/"): sample.caption for sample in manifest.samples} == {
         "c.png": "a picture",
-        "sub/a.mp4": "the first line",
+        "sub/a.mp4": "the first line another",
     }
     for text in ("1 clips and 1 images", "(no-caption): ", "b.mp4", "(empty-caption)", "(truncated)", "(empty-file)"):
         assert text in printed
@@ -158,3 +173,103 @@ def test_scanning_a_folder_from_the_command_line(clips, tmp_path, monkeypatch, c
     assert stopped.value.code == 2 and "is not a folder" in capsys.readouterr().err
     with pytest.raises(ManifestError, match="NAME.txt"):
         scan_folder(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "tsv"])
+def test_encodings_that_are_certain_are_read(clips, ending, encoding):
+    path = save(clips / f"encoded.{ending}", [{"path": "b.mp4", "caption": "caf\u00e9 \u4e00"}])
+    path.write_bytes(path.read_text().encode(encoding))
+    assert [s.caption for s in read_manifest(path).samples] == ["caf\u00e9 \u4e00"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows"),
+    [
+        (Columns(), [{"file_name": "b.mp4", "text": "one"}]),  # as Hugging Face's metadata.csv has it
+        (Columns(), [{"path": "b.mp4", "caption": "one", "text": "two"}]),
+        (Columns("video", "words"), [{"video": "b.mp4", "words": "one", "caption": "two", "path": "x.mp4"}]),
+        (Columns(caption="words"), [{"file_name": "b.mp4", "words": "one"}]),
+    ],
+)
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_columns_are_found_by_their_usual_names_or_by_those_that_are_given(clips, ending, columns, rows):
+    manifest = read_manifest(save(clips / f"columns.{ending}", rows), columns=columns)
+    assert [(s.path, s.caption) for s in manifest.samples] == [(str(clips / "b.mp4"), "one")]
+
+
+def test_captions_are_one_line_and_what_comes_of_wrong_encodings_is_dropped_by_its_row(clips):
+    captions = [
+        "two\n\nlines\there ",
+        "caf\ufffd",
+        "a dog\x92s",
+        "x\0y",
+        "half \ud83d of one",
+        "z" * (1 << 20) + "z",
+        "\ufeff",
+    ]
+    manifest = read_manifest(save(clips / "odd.jsonl", [{"path": "b.mp4", "caption": text} for text in captions]))
+    assert [s.caption for s in manifest.samples] == ["two lines here"]
+    place = f"{clips}/b.mp4, row"
+    assert list(manifest.dropped) == [
+        *((f"{place} {row}", "caption-encoding") for row in (2, 3, 4, 5)),
+        (f"{place} 6", "caption-too-long"),
+        (f"{place} 7", "empty-caption"),
+    ]
+
+
+def test_facts_that_no_file_can_have_are_dropped(clips):
+    sizes = {"frames": 5, "fps": 12.0, "height": 16, "width": 24}
+    odd = [{"frames": 2**31}, {"frames": 9_999_999}, {"height": 10**9}, {"width": -1}, {"fps": float("inf")}, {}]
+    rows = [{"path": "b.mp4", "caption": "x", **sizes, **each} for each in odd]
+    rows += [{"path": "line\nbreak\0.mp4", "caption": "x", **sizes}, {"path": "\udcff.mp4", "caption": "x", **sizes}]
+    manifest = read_manifest(save(clips / "facts.jsonl", rows))
+    assert len(manifest.samples) == 1
+    reasons = sorted(reason for _, reason in manifest.dropped)
+    assert reasons == ["bad-row"] * 4 + ["missing"] * 2 + ["more-frames-than-bytes"]
+    assert "line\\nbreak" in manifest.summary() and "\n" not in manifest.summary().splitlines()[3]
+
+
+@pytest.mark.parametrize("name", ["m.jsonl", "m.csv", "m.parquet"])
+def test_what_is_no_file_is_not_opened(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ManifestError, match=f"{name} is a pipe, not a file"):
+        read_manifest(tmp_path / name)
+
+
+def test_what_probing_found_is_remembered_until_the_file_changes(clips, tmp_path, monkeypatch):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "b.mp4").write_bytes((clips / "b.mp4").read_bytes())
+    table = save(folder / "m.jsonl", [{"path": "b.mp4", "caption": "x"}])
+    opened = []
+    monkeypatch.setattr("latentvid.data.facts.probe", lambda path: opened.append(path) or probe(path))
+    first = list(read_manifest(table).samples)
+    assert list(read_manifest(table).samples) == first and len(opened) == 1
+    folder.rename(tmp_path / "moved")  # what is known goes with its folder
+    folder, table = tmp_path / "moved", tmp_path / "moved" / "m.jsonl"
+    read_manifest(table)
+    assert len(opened) == 1
+    (folder / "b.mp4").write_bytes((clips / "sub/a.mp4").read_bytes())
+    assert [s.frames for s in read_manifest(table).samples] == [9] and len(opened) == 2
+    memory = folder / ".m.jsonl.facts.jsonl"
+    memory.write_bytes(memory.read_bytes()[:-40] + b"\n[1]\n\xff\n{}\n")
+    assert [s.frames for s in read_manifest(table).samples] == [9] and len(opened) == 3
+    assert sorted(path.name for path in folder.iterdir()) == [memory.name, "b.mp4", "m.jsonl"]
+
+
+@pytest.mark.parametrize(("output", "message"), [("m.xlsx", "ends in"), ("", "ends in"), ("dir.csv", "is a folder")])
+def test_a_manifest_that_cannot_be_written_is_found_before_the_work(
+    clips, tmp_path, monkeypatch, capsys, output, message
+):
+    (tmp_path / "dir.csv").mkdir()
+    monkeypatch.setattr("latentvid.data.manifest.scan_folder", lambda *_: pytest.fail("looked at the clips"))
+    monkeypatch.setattr("sys.argv", ["manifest", str(clips), str(tmp_path / output)])
+    with pytest.raises(SystemExit):
+        main()
+    assert message in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("sys.argv", ["manifest", str(clips), str(tmp_path / "file" / "m.jsonl")])
+    with pytest.raises(SystemExit):
+        main()
+    assert "cannot be written (" in capsys.readouterr().err

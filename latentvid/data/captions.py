@@ -1,0 +1,90 @@
+"""Captions as text: read where their encoding is certain, in one line, or refused by reason."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import re
+import stat
+
+from ..errors import ClipError
+
+LARGEST = 1 << 20  # bytes of a NAME.txt: a book is no caption
+
+# marks at the beginning of a file; UTF-32's little-endian one begins as UTF-16's does
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+# no caption holds these, text that was read in a wrong encoding does: control characters, halves of surrogate pairs,
+# what stands for the undecodable, and a mark read in the wrong order of bytes
+_GARBAGE = re.compile("[\0-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff\ufffd-\uffff]")
+
+
+def encoding_of(head: bytes) -> str:
+    """The encoding of a text by its first bytes (a multiple of 4, or all): what its mark says, UTF-16 or UTF-32 where
+    zero bytes give them away, else UTF-8, which either decodes or is none."""
+    for mark, name in _MARKS:
+        if head.startswith(mark):
+            return name
+    if 0 not in head or len(head) % 2:
+        return "utf-8"
+    quarters = [head[n::4] for n in range(4)]
+    if not len(head) % 4 and not any(map(any, quarters[2:])):
+        return "utf-32-le"
+    if not len(head) % 4 and not any(map(any, quarters[:2])):
+        return "utf-32-be"
+    even, odd = head[0::2], head[1::2]
+    if even.count(0) <= 0.1 * len(even) and odd.count(0) >= 0.7 * len(odd):
+        return "utf-16-le"
+    if odd.count(0) <= 0.1 * len(odd) and even.count(0) >= 0.7 * len(even):
+        return "utf-16-be"
+    return "utf-8"
+
+
+def one_line(text: str) -> str:
+    """The whole text, its lines joined by single spaces."""
+    return " ".join(text.replace("\ufeff", " ").split())
+
+
+def is_garbage(text: str) -> bool:
+    """Does it hold characters that only come of a wrong encoding?"""
+    return _GARBAGE.search(text) is not None
+
+
+def read_caption(path: str | os.PathLike) -> str:
+    """The whole text of a file in one line.
+
+    UTF-8, with or without a mark, and UTF-16 and UTF-32 where they are certain. Raises ClipError: "no-caption" where
+    there is no such file, "empty-caption", "caption-encoding" and "caption-too-long" (a file above 1 MiB).
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for ever
+            raise ClipError(path, "no-caption", "is no file: put the caption's text there")
+        if status.st_size > LARGEST:
+            raise ClipError(path, "caption-too-long", f"has {status.st_size:,} bytes: shorten the caption")
+        with open(path, "rb") as file:
+            data = file.read(LARGEST)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ClipError):
+            raise
+        raise ClipError(path, "no-caption", f"cannot be read ({error}): write the caption there") from error
+    try:
+        text = one_line(data.decode(encoding_of(data)))
+    except UnicodeDecodeError as error:
+        raise _encoding(path) from error
+    if is_garbage(text):
+        raise _encoding(path)
+    if not text:
+        raise ClipError(path, "empty-caption", "holds no text: write the caption there")
+    return text
+
+
+def _encoding(path: str | os.PathLike) -> ClipError:
+    return ClipError(
+        path, "caption-encoding", "is not UTF-8 text, and what else it is cannot be told: save it as UTF-8"
+    )

@@ -1,0 +1,204 @@
+"""Looking at a table's files: which can be used, and the facts that the table lacks.
+
+What a file had to be opened for is remembered beside the manifest, in .NAME.facts.jsonl, by the file's size and time of
+change: it is found out once, by one process, and not at every start of every process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from itertools import compress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ..claims import claim, claimed_by, holder
+from ..errors import ClipError
+from .samples import Dropped, Rows, Samples
+from .video import VideoInfo, probe
+
+logger = logging.getLogger(__name__)
+
+FACTS = ("frames", "fps", "height", "width")
+UNKNOWN = (0, math.nan, 0, 0)
+VERSION = 2  # of what `probe` says: raise it when the same file may be said to be something else
+WAVE = 1024  # files between two looks at what is remembered
+
+
+class Memory:
+    """What is known of the files of a manifest: {path as the manifest has it: (size, mtime_ns, VideoInfo)}.
+
+    A folder that cannot be written to has it in the user's cache folder instead. Lines that are damaged, or of another
+    version, do not count.
+    """
+
+    def __init__(self, manifest: str) -> None:
+        self.file = Path(manifest).with_name(f".{os.path.basename(manifest)}.facts.jsonl")
+        if not os.access(self.file.parent, os.W_OK):
+            cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+            self.file = Path(cache, "latentvid", f"{hashlib.sha256(manifest.encode()).hexdigest()[:32]}.facts.jsonl")
+
+    def read(self) -> dict[str, tuple[int, int, VideoInfo]]:
+        found = {}
+        try:
+            lines = self.file.read_bytes().splitlines()
+        except OSError:
+            return found
+        for line in lines:
+            try:
+                row = json.loads(line)
+                if row.pop("version") == VERSION:
+                    path, size, mtime_ns = (row.pop(key) for key in ("path", "size", "mtime_ns"))
+                    found[path] = size, mtime_ns, VideoInfo(**row)
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                continue
+        return found
+
+    def add(self, rows: Iterable[tuple[str, os.stat_result, VideoInfo]]) -> None:
+        lines = [
+            json.dumps({"path": path, "size": s.st_size, "mtime_ns": s.st_mtime_ns, **asdict(info), "version": VERSION})
+            for path, s, info in rows
+        ]
+        place = os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            os.write(place, "".join(f"{line}\n" for line in lines).encode())
+        finally:
+            os.close(place)
+
+
+def look_at_files(
+    rows: Rows,
+    dropped: Dropped,
+    extra: dict[str, list[Any]],
+    *,
+    check_files: bool,
+    threads: int,
+    memory: Memory | None = None,
+) -> tuple[Samples, dict[str, list[Any]]]:
+    """The samples that can be used, with all their facts, and their part of `extra`; what is dropped is added."""
+    samples = rows.samples()
+    kept = np.ones(len(samples), bool)
+
+    def drop(i: int, reason: str) -> None:
+        kept[i] = False
+        dropped.add(samples.path(i), reason)
+
+    with ThreadPoolExecutor(threads) as pool:
+        if check_files:
+            chunks = [range(begin, min(begin + 2048, len(samples))) for begin in range(0, len(samples), 2048)]
+            for faults in pool.map(partial(_file_faults, samples), chunks):
+                for i, reason in faults:
+                    drop(i, reason)
+        unknown = np.isnan(samples.fps) | (np.minimum(samples.frames, np.minimum(samples.height, samples.width)) == 0)
+        for i, result in _facts_of(samples, np.flatnonzero(unknown & kept), pool, memory):
+            if isinstance(result, VideoInfo):
+                _fill(samples, i, result)
+            else:
+                drop(i, result)
+    if not kept.all():
+        samples = samples.where(kept)
+        extra = {name: list(compress(column, kept)) for name, column in extra.items()}
+    return samples, extra
+
+
+def _facts_of(
+    samples: Samples, asked: np.ndarray, pool: ThreadPoolExecutor, memory: Memory | None
+) -> Iterator[tuple[int, VideoInfo | str]]:
+    """(sample, its facts, or why there are none) of each that is asked for."""
+    if memory is not None and len(asked):
+        known, asked = _recalled(samples, asked, memory)
+        yield from known
+    if memory is None or not len(asked):
+        yield from _probed(samples, asked, pool, None)
+        return
+    try:
+        memory.file.parent.mkdir(parents=True, exist_ok=True)
+        lock = claim(memory.file)
+        if lock is None:
+            logger.warning("%s: waiting for %s, which opens the files that it lacks", memory.file, holder(memory.file))
+            lock = claimed_by(memory.file)
+    except OSError as error:
+        logger.warning("what the files are cannot be remembered (%s): each start opens them again", error)
+        yield from _probed(samples, asked, pool, None)
+        return
+    with lock:  # another process may have found out meanwhile
+        known, asked = _recalled(samples, asked, memory)
+        yield from known
+        yield from _probed(samples, asked, pool, memory)
+
+
+def _recalled(
+    samples: Samples, asked: np.ndarray, memory: Memory
+) -> tuple[list[tuple[int, VideoInfo | str]], np.ndarray]:
+    """What is remembered of the files as they are now, and the samples that it says nothing of."""
+    found, known, others = memory.read(), [], []
+    for i in asked:
+        size, mtime_ns, info = found.get(samples.paths[i], (None, None, None))
+        if info is not None:
+            try:
+                status = os.stat(samples.path(i))
+            except OSError:
+                info = None
+            else:
+                info = info if (status.st_size, status.st_mtime_ns) == (size, mtime_ns) else None
+        known.append((i, info)) if info is not None else others.append(i)
+    return known, np.array(others, asked.dtype)
+
+
+def _probed(
+    samples: Samples, asked: np.ndarray, pool: ThreadPoolExecutor, memory: Memory | None
+) -> Iterator[tuple[int, VideoInfo | str]]:
+    bar = tqdm(total=len(asked), desc="probing", unit="file", disable=None if len(asked) else True)
+    for begin in range(0, len(asked), WAVE):
+        wave = asked[begin : begin + WAVE]
+        before = {int(i): os.stat(samples.path(i)) for i in wave if os.path.exists(samples.path(i))}
+        new = []
+        for i, result in zip(wave, pool.map(_probe_or_reason, map(samples.path, wave)), strict=True):
+            bar.update()
+            if isinstance(result, VideoInfo):
+                new.append((samples.paths[i], before.get(int(i)), result))
+            yield i, result
+        if memory is not None:
+            memory.add(row for row in new if row[1] is not None)
+    bar.close()
+
+
+def _fill(samples: Samples, i: int, info: VideoInfo) -> None:
+    for name, unknown in zip(FACTS, UNKNOWN, strict=True):
+        column = getattr(samples, name)
+        if column[i] == unknown or column[i] != column[i]:
+            column[i] = getattr(info, name)
+
+
+def _file_faults(samples: Samples, chunk: range) -> list[tuple[int, str]]:
+    return [(i, fault) for i in chunk if (fault := _file_fault(samples.path(i), int(samples.frames[i])))]
+
+
+def _file_fault(path: str, frames: int) -> str | None:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a path with a null character
+        return "missing"
+    if not stat.S_ISREG(status.st_mode):
+        return "missing"
+    if not status.st_size:
+        return "empty-file"
+    return "more-frames-than-bytes" if frames > status.st_size else None
+
+
+def _probe_or_reason(path: str) -> VideoInfo | str:
+    try:
+        return probe(path)
+    except ClipError as error:
+        return error.reason

@@ -1,0 +1,88 @@
+"""Finding the videos and images of a folder, each with its caption beside it; what is not used is counted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from ..errors import ClipError
+from .captions import read_caption
+from .facts import UNKNOWN
+from .kinds import IMAGE_ENDINGS, VIDEO_ENDINGS
+from .samples import Dropped, Rows
+
+MEDIA = IMAGE_ENDINGS | VIDEO_ENDINGS
+
+
+def find_captioned(folder: str) -> tuple[Rows, Dropped]:
+    """The files with captions under `folder`, in the order of their paths, and what is left out, by reason.
+
+    The caption of NAME.mp4 is the whole text of NAME.txt beside it, in one line. Folders behind links are followed.
+    Reasons: those of `read_caption`, "name-encoding", "hidden" (a media file whose name, or folder's, begins with a dot),
+    "unknown-ending" (a file with a caption, but not known as a video or image), "no-clip" (a caption without a file),
+    "folder-twice" (a link to a folder that is here already) and "unreadable-folder".
+    """
+    rows, dropped = Rows(folder), Dropped()
+    for place, names in sorted(_folders(folder, dropped)):
+        hidden = any(part.startswith(".") for part in os.path.relpath(place, folder).split(os.sep) if part != ".")
+        captions = {os.path.splitext(name)[0]: name for name in names if name.lower().endswith(".txt")}
+        used = set()
+        for name in sorted(names):
+            stem, ending = os.path.splitext(name)
+            path = os.path.join(place, name)
+            if name in captions.values():
+                continue
+            if ending.lower() not in MEDIA:
+                if stem in captions and not hidden:
+                    used.add(stem)
+                    dropped.add(path, "unknown-ending")
+            elif hidden or name.startswith("."):
+                dropped.add(path, "hidden")
+            else:
+                used.add(stem)
+                _add(rows, dropped, path, captions.get(stem))
+        for stem in sorted(captions.keys() - used if not hidden else ()):
+            if not stem.startswith("."):
+                dropped.add(os.path.join(place, captions[stem]), "no-clip")
+    return rows, dropped
+
+
+def _add(rows: Rows, dropped: Dropped, path: str, caption: str | None) -> None:
+    if caption is None:
+        dropped.add(path, "no-caption")
+        return
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        dropped.add(path, "name-encoding")
+        return
+    try:
+        rows.add(
+            os.path.relpath(path, rows.folder), read_caption(os.path.join(os.path.dirname(path), caption)), *UNKNOWN
+        )
+    except ClipError as error:
+        dropped.add(path, error.reason)
+
+
+def _folders(folder: str, dropped: Dropped) -> Iterator[tuple[str, list[str]]]:
+    """Each folder once, with the names of its files. Those that are here by themselves go before links to them."""
+    seen: set[tuple[int, int]] = set()
+    links: list[str] = []
+    turn = [folder]
+    while turn or links:
+        place = turn.pop() if turn else links.pop(0)
+        try:
+            status = os.stat(place)
+            if (status.st_dev, status.st_ino) in seen:
+                dropped.add(place, "folder-twice")
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(place) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError:
+            dropped.add(place, "unreadable-folder")
+            continue
+        inside = [entry for entry in entries if entry.is_dir()]
+        turn += [entry.path for entry in inside if not entry.is_symlink()]
+        links += [entry.path for entry in inside if entry.is_symlink()]
+        yield place, [entry.name for entry in entries if not entry.is_dir()]
