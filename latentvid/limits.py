@@ -214,7 +214,7 @@ RANGES: dict[str, Range] = {
 
 def range_of(name: str, whole: bool = False) -> Range:
     """The range of the number of that name; what is not in the table must be `ANY`, or `ANY_WHOLE`."""
-    plain = re.sub(r"\[\d+\]", "", name.lstrip("-")).replace("-", "_")
+    plain = re.sub(r"\[\d+\]", "", name.rpartition(": ")[2].lstrip("-")).replace("-", "_")
     parts = plain.split(".")
     ends = (".".join(parts[i:]) for i in range(len(parts)))
     found = next((RANGES[end] for end in ends if end in RANGES), None)
@@ -237,7 +237,7 @@ def check(name: str, value: N, whole: bool | None = None) -> N:
 def check_values(section: str, values: Mapping[str, Any]) -> None:
     """Checks each number of a mapping, in its lists too; what is no number (None, a flag, a text) is left to others."""
     for key, value in values.items():
-        name = f"{section}.{key}" if section else str(key)
+        name = _below(section, key)
         if isinstance(value, Mapping):
             check_values(name, value)
         elif isinstance(value, list | tuple):
@@ -252,9 +252,10 @@ def check_fields(section: Any, name: str) -> None:
     check_values(name, {key: value for key, value in own.items() if not dataclasses.is_dataclass(value)})
 
 
-def check_arguments(function: Callable, values: Mapping[str, Any], section: str) -> None:
+def check_arguments(function: Callable, values: Mapping[str, Any], section: str, *, others: bool = False) -> None:
     """Checks the arguments of a call, by the function's signature and the table, before it is made.
 
+    section: where they stand, `model`, or a file and ": ". others: values of other names are checked as numbers alone.
     Raises RangeError for a name that it does not take (with the nearest that it does), a value of another type than
     its annotation, and a number out of its range.
     """
@@ -267,13 +268,15 @@ def check_arguments(function: Callable, values: Mapping[str, Any], section: str)
         hints = {}
     for name, value in values.items():
         if name not in known:
+            if others:
+                continue
             near = difflib.get_close_matches(name, known, 1)
             fix = f"did you mean {near[0]}?" if near else f"it takes {', '.join(sorted(known))}"
             owner = function.__qualname__.partition(".")[0]
-            raise RangeError(f"{section}: {owner}: there is no argument {name}: {fix}")
+            raise RangeError(f"{section.removesuffix(': ')}: {owner}: there is no argument {name}: {fix}")
         as_default = type(value) is type(known[name])  # annotations may be wrong: `force_upcast: float = True`
         if name in hints and not as_default and not _fits(value, hints[name]):
-            raise RangeError(f"{section}.{name}={shown(value)}: must be {_described(hints[name])}")
+            raise RangeError(f"{_below(section, name)}={shown(value)}: must be {_described(hints[name])}")
     check_values(section, values)
 
 
@@ -318,6 +321,10 @@ def _described(hint: Any) -> str:
     if origin in (tuple, list):
         return f"a list, each {_described(args[0])}"
     return _PLAIN.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _below(section: str, key: Any) -> str:
+    return f"{section}{key}" if not section or section.endswith(": ") else f"{section}.{key}"
 
 
 def _figure(value: float) -> str:

@@ -14,9 +14,10 @@ import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5EncoderModel
 
 from latentvid.errors import UserError
+from latentvid.limits import check_values
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 TOKENIZERS = ("tokenizer.json", "spiece.model")
@@ -181,6 +182,26 @@ def _check_folder(folder: Path) -> None:
         raise TextError(
             f"{folder} has no tokenizer ({' or '.join(TOKENIZERS)}): save the tokenizer into the same folder"
         )
+    check_config(folder)
+
+
+def check_config(folder: Path) -> None:
+    """Raises UserError for a config.json whose numbers are impossible, or tell of more than the weights beside it."""
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("no JSON object")
+        check_values(f"{file}: ", config)
+        with torch.device("meta"):
+            count = sum(p.numel() for p in T5EncoderModel(T5Config(**config)).parameters())
+    except UserError:
+        raise
+    except Exception as error:  # transformers raises its validator's own errors, which differ by version
+        raise TextError(f"{file} makes no T5 ({' '.join(str(error).split()):.200}): copy it again") from error
+    held = sum(weights.stat().st_size for weights in folder.glob("*.safetensors"))
+    if count > held:
+        raise TextError(f"{file} tells of a T5 of {count:,} parameters, and its weights have {held:,} bytes: copy both")
 
 
 def _hub(name: str) -> dict[str, bool]:

@@ -24,6 +24,7 @@ from torch import nn
 from ..errors import UserError
 from ..limits import check_arguments
 from .autoencoder import CausalVideoAutoencoder
+from .building import check_memory
 from .diffusers_vae import CogVideoXVae, DiffusersVae, HunyuanVideoVae, LTXVideoVae, WanVae
 from .saved import class_name, load_component
 
@@ -65,7 +66,10 @@ def build_vae(arguments: Mapping[str, Any], section: str) -> Vae:
     if name == OURS:
         arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
     try:
+        check_memory(CLASSES[name], arguments, section)
         return as_vae(CLASSES[name](**arguments))
+    except UserError:
+        raise
     except (TypeError, ValueError, IndexError, AssertionError, RuntimeError) as error:
         raise UserError(f"{section}: {name}: {' '.join(str(error).split()) or type(error).__name__}") from error
 

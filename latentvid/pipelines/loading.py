@@ -7,10 +7,12 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
+from ..diffusion.scheduler import LatentVideoScheduler
 from ..errors import UserError
 from ..models.interchange import load_vae, raw_vae
-from ..models.saved import WEIGHTS, load_component, need, read_json
+from ..models.saved import WEIGHTS, load_component, need, read_arguments, read_json
 from ..models.transformer import VideoDiT
+from ..text import check_config
 from .latent_video import LatentVideoPipeline
 
 
@@ -31,6 +33,12 @@ def load_pipeline(
             raise UserError(f"{folder} has no {name} (see model_index.json): it is another kind of pipeline")
     if not list((folder / "text_encoder").glob(WEIGHTS)):
         raise UserError(f"{folder / 'text_encoder'} has no weights ({WEIGHTS}): the export or the copy is not finished")
+    check_config(folder / "text_encoder")
+    read_arguments(LatentVideoPipeline.__init__, folder / "model_index.json")
+    need(
+        folder / "scheduler" / "scheduler_config.json", f"{folder} has no scheduler (scheduler_config.json is missing)"
+    )
+    read_arguments(LatentVideoScheduler.__init__, folder / "scheduler" / "scheduler_config.json")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=device)

@@ -15,6 +15,7 @@ from ..data.plan import Draw
 from ..errors import UserError
 from ..evaluation.sheet import Row
 from ..limits import check_arguments
+from ..models.building import check_memory
 from .config import TrainingConfig
 from .optim import Part
 
@@ -100,7 +101,12 @@ def shares(count: int, rank: int, world: int) -> list[tuple[int, bool]]:
 def build_model(cls: type, arguments: dict, section: str):
     """`cls(**arguments)`; a wrong name or value becomes a UserError that names the section."""
     check_arguments(cls.__init__, arguments, section)
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
     try:
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()})
+        if issubclass(cls, nn.Module):
+            check_memory(cls, arguments, section)
+        return cls(**arguments)
+    except UserError:
+        raise
     except (TypeError, ValueError) as error:
         raise UserError(f"{section}: {error}") from None

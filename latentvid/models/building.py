@@ -1,0 +1,28 @@
+"""Whether a network can be built at all, found out before memory is taken for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import UserError
+from .budget import free_bytes
+
+
+def parameters_of(cls: type[nn.Module], arguments: Mapping[str, Any]) -> int:
+    """How many parameters `cls(**arguments)` would have; nothing is allocated, no random numbers are drawn."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in cls(**arguments).parameters())
+
+
+def check_memory(cls: type[nn.Module], arguments: Mapping[str, Any], section: str) -> None:
+    """Raises UserError where the fp32 weights of `cls(**arguments)` are more than this machine can hold."""
+    count, free = parameters_of(cls, arguments), free_bytes(torch.device("cpu"))
+    if 4 * count > free:
+        raise UserError(
+            f"{section}: a {cls.__name__} of these sizes has {count:,} parameters, {4 * count / 2**30:,.1f} GiB in "
+            f"fp32, and {free / 2**30:,.1f} GiB are free here: make it smaller"
+        )
