@@ -201,7 +201,10 @@ def check_config(folder: Path) -> None:
         raise TextError(f"{file} makes no T5 ({' '.join(str(error).split()):.200}): copy it again") from error
     held = sum(weights.stat().st_size for weights in folder.glob("*.safetensors"))
     if count > held:
-        raise TextError(f"{file} tells of a T5 of {count:,} parameters, and its weights have {held:,} bytes: copy both")
+        raise TextError(
+            f"text encoder {folder} cannot be loaded as a T5: config.json tells of {count:,} parameters, and the "
+            f"weights have {held:,} bytes: copy both again"
+        )
 
 
 def _hub(name: str) -> dict[str, bool]:

@@ -74,7 +74,7 @@ def read_arguments(function: Callable, file: Path) -> dict[str, Any]:
 def _check_size(cls: type[ModelMixin], config: dict[str, Any], folder: Path, held: int) -> None:
     """Raises UserError where the config tells of more parameters than weights of so many bytes can hold."""
     try:
-        count = parameters_of(cls, {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})
+        count = parameters_of(cls, config)
     except (TypeError, ValueError, IndexError, AssertionError, RuntimeError, ArithmeticError) as error:
         why = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{folder / 'config.json'} makes no {cls.__name__} ({why:.200}): copy it again") from error

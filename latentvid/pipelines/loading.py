@@ -35,10 +35,9 @@ def load_pipeline(
         raise UserError(f"{folder / 'text_encoder'} has no weights ({WEIGHTS}): the export or the copy is not finished")
     check_config(folder / "text_encoder")
     read_arguments(LatentVideoPipeline.__init__, folder / "model_index.json")
-    need(
-        folder / "scheduler" / "scheduler_config.json", f"{folder} has no scheduler (scheduler_config.json is missing)"
-    )
-    read_arguments(LatentVideoScheduler.__init__, folder / "scheduler" / "scheduler_config.json")
+    schedule = folder / "scheduler" / "scheduler_config.json"
+    need(schedule, f"{folder} has no scheduler ({schedule.name} is missing)")
+    read_arguments(LatentVideoScheduler.__init__, schedule)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=device)

@@ -29,7 +29,7 @@ from latentvid.training.task import build_model
         ("scheduler/scheduler_config.json", "num_train_timesteps", 10**12, "num_train_timesteps=1000000000000: must"),
         ("text_encoder/config.json", "num_layers", 10_000_000, "num_layers=10000000: must be a whole number"),
         ("text_encoder/config.json", "d_model", "wide", "makes no T5"),
-        ("text_encoder/config.json", "num_layers", 200, "tells of a T5 of .* parameters, and its weights have"),
+        ("text_encoder/config.json", "num_layers", 200, "config.json tells of .* parameters, and the weights have"),
         ("transformer/config.json", "depth", -1, "depth=-1: must be a whole number from 1 to"),
         ("transformer/config.json", "depth", 200, "tells of a VideoDiT of .* parameters, and its weights have"),
         ("transformer/config.json", "rope_theta", -1.0, "rope_theta=-1: must be a finite number"),
