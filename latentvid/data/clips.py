@@ -137,6 +137,11 @@ class ClipSource:
         return [row for _, _, dropped in self._parts for row in dropped]
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the manifests, in their order."""
+        return tuple(str(name) for name, _, _ in self._parts)
+
+    @property
     def source_of(self) -> np.ndarray:
         """uint16 [windows]: which manifest each came from."""
         return self.samples.source[self.windows.sample]

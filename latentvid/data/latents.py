@@ -156,12 +156,13 @@ class LatentCache:
 class LatentCaches:
     """Several caches as one, entry after entry; made with the same weights.
 
-    grids: latent (f,h,w) of each entry. source_of: uint16 [entries], the cache each is from.
+    grids: latent (f,h,w) of each entry. sources: the folders. source_of: uint16 [entries], the cache each is from.
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self.caches = [LatentCache(folder) for folder in folders]
         self.grids = [grid for cache in self.caches for grid in cache.grids]
+        self.sources = tuple(str(folder) for folder in folders)
         self.source_of = np.repeat(np.arange(len(self.caches), dtype=np.uint16), [len(cache) for cache in self.caches])
         self._first = np.cumsum([0, *(len(cache) for cache in self.caches)])
 

@@ -27,6 +27,7 @@ from .placing import place
 
 WINDOW_PACKS = 1024  # packs planned together: more balance better, and may leave as many draws in the saved state
 WINDOW_STEPS = 8  # but no fewer steps than this
+MOST_DRAWS = 2**16  # of a step, where the data set has fewer samples: planning takes some 10 us each
 _ORDER, _STEPS = 1, 2  # what a generator is for
 
 
@@ -39,10 +40,11 @@ class Draw(NamedTuple):
 
 class Stream(NamedTuple):
     """A source of samples: their indices in the data set, and its share of the tokens drawn (any positive number;
-    shares are divided by their sum)."""
+    shares are divided by their sum); its name, for people."""
 
     index: np.ndarray
     weight: float
+    name: str = "all"
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class _Source:
     def __init__(self, stream: Stream, sizes: np.ndarray, seed: int, number: int) -> None:
         """sizes: samples of the read that begins with each sample; 0 for those that begin none."""
         index = np.asarray(stream.index, dtype=np.int64)
-        self.samples, self.weight = len(index), float(stream.weight)
+        self.samples, self.weight, self.name = len(index), float(stream.weight), stream.name
         self.index = index if _single(sizes) else index[sizes[index] > 0]
         self.seed, self.number = seed, number
         self.drawn = self.tokens = 0  # samples, and tokens of these
@@ -109,8 +111,8 @@ class Plan:
             each stay within a read or two of its share at all times.
         reads: of each sample, ascending from 0: samples of the same number share a pack. Each for itself if not given.
 
-    Raises UserError where there is nothing to plan, a sample is larger than a pack, or a stream is empty or has no
-    weight; ValueError where `reads` are none, or a read is larger than a pack or lies in two streams.
+    Raises UserError where there is nothing to plan, a sample is larger than a pack, a step holds the data set many
+    times, or a stream is empty or has no weight; ValueError where `reads` are none, or a read is larger than a pack or lies in two streams.
     """
 
     def __init__(
@@ -135,6 +137,7 @@ class Plan:
         self._check(streams)
         self._group(reads, streams)
         total = sum(stream.weight for stream in streams)
+        self._bound_a_step(streams)
         self._sources = [
             _Source(s._replace(weight=s.weight / total), self._sizes, seed, n) for n, s in enumerate(streams)
         ]
@@ -157,7 +160,7 @@ class Plan:
             raise UserError(f"each of the {len(self.tokens)} samples needs one cost, finite and above 0")
         if not streams:
             raise UserError("there is no source of data to draw from: name at least one, or none to take all samples")
-        for n, (index, weight) in enumerate(streams):
+        for n, (index, weight, _) in enumerate(streams):
             if not len(index):
                 raise UserError(f"source {n} of the data has no sample left: mend it, or take it out of the mix")
             if not (math.isfinite(weight) and weight > 0):
@@ -193,6 +196,18 @@ class Plan:
         if self._largest > self.budget:
             raise ValueError(f"a pack holds {self.budget} tokens but the largest read has {self._largest}")
 
+    def _bound_a_step(self, streams: list[Stream]) -> None:
+        """Refuses a step of more draws than can be planned in moments, unless the data set is as large."""
+        samples = sum(len(stream.index) for stream in streams)
+        tokens = sum(int(self.tokens[stream.index].sum()) for stream in streams)
+        draws = self.packs * self.budget * samples // tokens
+        if draws > max(MOST_DRAWS, samples):
+            raise UserError(
+                f"a step of data.packs_per_step={self.packs:,} packs of data.tokens_per_pack={self.budget:,} tokens "
+                f"would draw the {samples:,} samples {draws / samples:,.0f} times over ({draws:,} draws): lower one of "
+                "them"
+            )
+
     # --- steps ---
 
     def next(self) -> Step:
@@ -207,6 +222,11 @@ class Plan:
     def epoch(self) -> float:
         """Passes over the samples of all streams together, in the steps handed out so far."""
         return sum(self._handed_out()) / self._samples
+
+    @property
+    def names(self) -> list[str]:
+        """Of the streams, in the order of `epochs`."""
+        return [source.name for source in self._sources]
 
     @property
     def epochs(self) -> list[float]:

@@ -238,6 +238,7 @@ class VaeLoss:
         "its weights (.safetensors, or a folder with NET.safetensors); null: torchvision's, if they are here",
         default=None,
     )
+    lpips_optional: bool = _help("train without lpips, with a warning, where its weights are not here", default=False)
     lpips_frames: int = _help("frames of a clip that it looks at, drawn anew each time", default=4)
     adversarial: float = _help("weight of the critic's verdict; 0 trains no critic", default=0.0)
     adversarial_start: int = _help("step from which the critic learns; it is heard optim.warmup later", default=0)

@@ -102,7 +102,7 @@ class DitTask:
         self.cache = self.source = self.clips = None
         if data.latents is not None:
             self.cache = LatentCaches(several(data.latents))
-            self.source_of = self.cache.source_of
+            self.sources, self.source_of = self.cache.sources, self.cache.source_of
             self.is_image = np.array([grid[0] == 1 for grid in self.cache.grids])
             self.cache.check({"vae": module_fingerprint(self.vae, self.vae.config), "text": self.text.fingerprint()})
             self.null_text = self.cache.null_text()
@@ -116,7 +116,8 @@ class DitTask:
                 flip=data.flip,
             )
             self.source = self.clips = open_sources(several(data.manifest), transform, timeout_s=data.timeout_s)
-            self.source_of, self.is_image = self.source.source_of, self.source.is_image
+            self.sources, self.source_of = self.source.sources, self.source.source_of
+            self.is_image = self.source.is_image
             latent_grids = self.source.shapes.map(lambda shape: self.vae.latent_grid(*shape))
         else:
             raise UserError(

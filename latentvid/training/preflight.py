@@ -137,8 +137,8 @@ def _shapes(task: Any) -> str:
 def _packs(config: TrainingConfig, task: Any, plan: Plan, simulation: Simulation, ranks: int) -> str:
     s, steps = simulation, config.train.steps
     per_epoch = steps_per_epoch(task, s)
-    passes = ", ".join(f"{steps * epochs:,.2f}" for epochs in s.epochs)
-    sources = [f"  passes over each source: {passes}"] if len(s.epochs) > 1 else []
+    passes = [f"    {steps * epochs:,.2f} {name}" for name, epochs in zip(plan.names, s.epochs, strict=True)]
+    sources = ["  passes over each source:", *passes] if len(s.epochs) > 1 else []
     shared = f", each shared by {config.train.sequence_parallel} processes" * (config.train.sequence_parallel > 1)
     return "\n".join(
         [

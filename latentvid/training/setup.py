@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     InitProcessGroupKwargs,
     ProjectConfiguration,
+    is_tensorboard_available,
+    is_wandb_available,
     parse_flag_from_env,
 )
 
@@ -55,7 +58,7 @@ def make_plan(config: TrainingConfig, task: Task) -> Plan:
         packs=data.packs_per_step,
         seed=config.run.seed,
         cost=task.costs,
-        streams=make_streams(task.source_of, task.is_image, data.weights, data.image_share),
+        streams=make_streams(task.sources, task.source_of, task.is_image, data.weights, data.image_share),
         reads=reads,
     )
 
@@ -65,6 +68,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
 
     Its own mixed precision stays off: autocast of the forward pass is the strategy's.
     """
+    check_trackers(config.log.trackers)
     trackers = [] if config.run.dry_run else list(config.log.trackers)
     deepspeed = parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
     # gradients live in DDP's buckets (`Strategy.keeps_gradients`), not beside them: 4 bytes a parameter less
@@ -82,8 +86,27 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     load_whole(accelerator)
     if trackers:
         init = {"wandb": {"dir": str(config.run.dir)}} if "wandb" in trackers else {}
-        accelerator.init_trackers(config.log.project, init_kwargs=init)
+        try:
+            accelerator.init_trackers(config.log.project, init_kwargs=init)
+        except Exception as error:  # of another package: no key, no network, no place to write
+            why = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(
+                f"log.trackers={list(config.log.trackers)} cannot start ({why:.300}): mend it (wandb: `wandb login`, or "
+                "WANDB_MODE=offline), or leave it out"
+            ) from error
     return accelerator
+
+
+def check_trackers(trackers: Sequence[str]) -> None:
+    """Raises UserError for one that is not installed: accelerate would leave it out without a word."""
+    installed = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
+    for name in trackers:
+        if not installed[name]():
+            left = [other for other in trackers if other != name]
+            raise UserError(
+                f"log.trackers names {name}, which is not installed: pip install {name}, or set "
+                f"log.trackers=[{','.join(left)}]"
+            )
 
 
 def check_same_run(config: TrainingConfig) -> None:

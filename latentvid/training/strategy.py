@@ -40,7 +40,8 @@ class Strategy:
 
     def __init__(self, accelerator: Accelerator, config: TrainingConfig, model: nn.Module, optimizer) -> None:
         self.accelerator, self.module = accelerator, model
-        self.clip, self.skip_above = config.optim.clip, config.optim.skip_norm
+        self.clip = config.optim.clip or math.inf  # 0 is off
+        self.skip_above = config.optim.skip_norm
         self.precision = torch.bfloat16 if config.train.mixed_precision == "bf16" else None
         self.apart = [group["part"] for group in optimizer.param_groups if group["part"]]
         self._set_up(config)

@@ -26,7 +26,8 @@ class Task(Protocol):
     model: nn.Module
     tokens: np.ndarray  # of each sample, for the plan
     costs: np.ndarray  # of each sample, in any unit: what balances packs
-    source_of: np.ndarray  # the source (manifest or cache) of each sample
+    sources: tuple[str, ...]  # names of the manifests or caches, also of those that no sample is left of
+    source_of: np.ndarray  # the source of each sample
     is_image: np.ndarray  # of each sample: one frame
     clips: ClipSource | None  # what reads files, if anything does
     apart: tuple[Part, ...]  # sub-modules of the model that learn beside the rest

@@ -89,7 +89,8 @@ class VaeTask:
         if settings.crop is not None and settings.crop % vae.spatial_stride:
             raise UserError(f"data.crop {settings.crop} is not a multiple of the VAE's stride {vae.spatial_stride}")
         self.source = self.clips = open_sources(manifests, transform, timeout_s=settings.timeout_s)
-        self.source_of, self.is_image = self.source.source_of, self.source.is_image
+        self.sources, self.source_of = self.source.sources, self.source.source_of
+        self.is_image = self.source.is_image
         self.grids = self.source.shapes.map(lambda shape: vae.latent_grid(*shape))
         self.tokens = self.grids.map(math.prod).array()
         self.costs = self.tokens.astype(float)  # convolutions
@@ -130,6 +131,11 @@ class VaeTask:
         except UserError as error:
             if loss.lpips_path is not None:
                 raise
+            if not loss.lpips_optional:
+                raise UserError(
+                    f"loss.lpips is {loss.lpips:g}, but {error}. To train without: loss.lpips=0, or "
+                    "loss.lpips_optional=true to leave it out where it is not there"
+                ) from None
             self.without_lpips = str(error)
             return None
         side, least = min(min(self.pixels(grid)[1:]) for grid in self.grids.counts()), SMALLEST[loss.lpips_net]

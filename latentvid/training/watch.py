@@ -107,9 +107,9 @@ class Watch:
             beside.write_text(json.dumps(self.best) + "\n", encoding="utf-8")
 
     def show(self, step: int) -> None:
-        """Writes samples, where the step is one of `samples.every`."""
+        """Writes samples, where the step is one of `samples.every` or the last."""
         settings = self.config.samples
-        if not settings.every or step % settings.every:
+        if not settings.every or (step % settings.every and step != self.config.train.steps):
             return
         for name in settings.weights:
             with self._weights(name) as model:

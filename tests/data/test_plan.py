@@ -280,3 +280,15 @@ def test_state_of_another_run_is_refused(tokens, change, message):
 def test_state_of_another_version_is_refused():
     with pytest.raises(UserError, match="another version"):
         Plan([1], budget=8, packs=1, seed=0).load_state_dict({"drawn": 3, "waiting": [], "samples": 1})
+
+
+@pytest.mark.parametrize(("packs", "budget"), [(2**16, 2**15), (1, 2**26), (2**16, 256)])
+def test_a_step_that_would_hold_a_small_data_set_many_times_is_refused_at_once(packs, budget):
+    """Legal numbers whose product is not: planning such a step would take minutes and gigabytes."""
+    with pytest.raises(UserError, match=r"would draw the 100 samples [\d,]+ times over .*: lower one of them"):
+        Plan([48] * 100, budget=budget, packs=packs, seed=0)
+    Plan([48] * 100, budget=2**12, packs=2**9, seed=0)
+
+
+def test_a_step_may_be_as_large_as_the_data_set():
+    assert Plan(np.full(10**6, 3), budget=3 * 10**6, packs=1, seed=0).next().samples == 10**6

@@ -78,14 +78,15 @@ def test_each_source_is_named_and_ranks_must_share_a_step(dit_config, tmp_path):
     config = dit_config(tmp_path, "train.steps=100")
     task = DitTask(config, CPU)
     half = len(task.tokens) // 2
-    streams = [Stream(np.arange(half), 3.0), Stream(np.arange(half, len(task.tokens)), 1.0)]
+    streams = [Stream(np.arange(half), 3.0, "one.jsonl"), Stream(np.arange(half, len(task.tokens)), 1.0, "two")]
     plan = Plan(task.tokens, budget=256, packs=2, seed=0, streams=streams)
     simulated = simulate(task, plan, ranks=1)
     text = preflight(config, task, plan, world=1, device=CPU)
     for _ in range(simulated.steps):
         plan.next()
     assert simulated.epochs == pytest.approx([epochs / simulated.steps for epochs in plan.epochs])
-    assert f"passes over each source: {100 * simulated.epochs[0]:.2f}, {100 * simulated.epochs[1]:.2f}" in text
+    first, second = (f"{100 * epochs:.2f}" for epochs in simulated.epochs)
+    assert f"passes over each source:\n    {first} one.jsonl\n    {second} two\n" in text
     with pytest.raises(UserError, match="data.packs_per_step is 2, which 3 data-parallel ranks"):
         preflight(config, task, plan, world=3, device=CPU)
 

@@ -14,6 +14,7 @@ from latentvid.training.streams import make_streams
 from latentvid.training.trainer import train
 
 SOURCE = np.array([0] * 30 + [1] * 60 + [2] * 10)
+NAMES = ("a", "b", "c")
 IMAGE = np.arange(100) % 3 == 0
 IMAGE[90:] = False  # the last source has clips only
 
@@ -21,7 +22,7 @@ IMAGE[90:] = False  # the last source has clips only
 def shares(weights, image_share, steps=200) -> tuple[list[float], float]:
     """(share of each source, of images) of the tokens drawn."""
     tokens = np.where(IMAGE, 5, 20)
-    plan = Plan(tokens, budget=100, packs=2, seed=0, streams=make_streams(SOURCE, IMAGE, weights, image_share))
+    plan = Plan(tokens, budget=100, packs=2, seed=0, streams=make_streams(NAMES, SOURCE, IMAGE, weights, image_share))
     by_source, by_kind = Counter(), Counter()
     for _ in range(steps):
         for _, index in (draw for pack in plan.next().packs for draw in pack):
@@ -32,7 +33,7 @@ def shares(weights, image_share, steps=200) -> tuple[list[float], float]:
 
 
 def test_nothing_asked_draws_every_sample_once_an_epoch():
-    assert make_streams(SOURCE, IMAGE, (), None) is None
+    assert make_streams(NAMES, SOURCE, IMAGE, (), None) is None
 
 
 def test_sources_share_the_tokens_by_their_weights():
@@ -49,12 +50,31 @@ def test_images_have_their_share_and_sources_share_each_kind():
 
 
 def test_what_cannot_be_shared_is_said():
-    with pytest.raises(UserError, match=r"data\.weights has 2 values for 3 sources"):
-        make_streams(SOURCE, IMAGE, (1, 2), None)
+    with pytest.raises(UserError, match=r"data\.weights has 2 values for 3 sources \(a, b, c\)"):
+        make_streams(NAMES, SOURCE, IMAGE, (1, 2), None)
     with pytest.raises(UserError, match=r"image_share is 0\.3, but no image"):
-        make_streams(SOURCE, np.zeros(100, dtype=bool), (), 0.3)
+        make_streams(NAMES, SOURCE, np.zeros(100, dtype=bool), (), 0.3)
     with pytest.raises(UserError, match=r"image_share is 0\.3, but no clip"):
-        make_streams(SOURCE, np.ones(100, dtype=bool), (), 0.3)
+        make_streams(NAMES, SOURCE, np.ones(100, dtype=bool), (), 0.3)
+
+
+@pytest.mark.parametrize("empty", [0, 1, 2])
+def test_a_weight_is_its_sources_wherever_an_empty_one_stands(empty):
+    """An empty source shifts no weight to another: it is named, in any order."""
+    weights = (5.0, 6.0, 7.0)
+    there = SOURCE != empty
+    with pytest.raises(UserError, match=rf"data\.weights gives {5 + empty} to {NAMES[empty]}, of which no sample is left"):
+        make_streams(NAMES, SOURCE[there], IMAGE[there], weights, None)
+    with pytest.raises(UserError, match="has 2 values for 3 sources"):
+        make_streams(NAMES, SOURCE[there], IMAGE[there], weights[:2], None)
+    assert make_streams(NAMES, SOURCE[there], IMAGE[there], (), None) is None
+
+
+def test_streams_carry_the_names_of_their_sources():
+    mixed = make_streams(NAMES, SOURCE, IMAGE, (1, 1, 2), 0.4)
+    assert [stream.name for stream in mixed] == ["a (images)", "b (images)", "a (clips)", "b (clips)", "c (clips)"]
+    with pytest.raises(UserError, match="gives 2 to c, of which no sample is left"):
+        make_streams(NAMES, SOURCE, IMAGE, (1, 1, 2), 1.0)  # it has clips only
 
 
 def test_a_mix_of_caches_trains_and_goes_on_where_it_was(dit_config, tiny_latents, tmp_path):

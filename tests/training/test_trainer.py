@@ -319,6 +319,26 @@ def test_an_exploding_gradient_is_skipped_and_counted(dit_config, tmp_path):
         train(dit_config(tmp_path / "none", "train.max_bad_steps=2", "optim.skip_norm=1e-9"), DitTask)
 
 
+def test_clip_0_is_no_clipping(dit_config, tmp_path):
+    """Not a largest norm of 0, which would hold the weights where they are."""
+    for name, clip in (("off", 0), ("far", 1e6)):
+        train(dit_config(tmp_path / name, f"optim.clip={clip}", "train.steps=3", "checkpoint.every=0"), DitTask)
+    off, far = tmp_path / "off", tmp_path / "far"
+    assert [r["loss"] for r in read_metrics(off)] == [r["loss"] for r in read_metrics(far)]
+    assert same(*(load_file(run / "checkpoints/step-00000003/model.safetensors") for run in (off, far)))
+
+
+def test_the_last_step_has_a_sheet_and_a_measurement_whatever_their_intervals(dit_config, tiny_latents, tmp_path):
+    shown = ("samples.every=2", "samples.prompts=[a]", f"validation.latents={tiny_latents}", "validation.every=2")
+    few = ("validation.samples=2", "validation.bins=1", "validation.weights=[raw]")
+    train(dit_config(tmp_path, "train.steps=3", *shown, *few), DitTask)
+    assert sorted(file.name for file in (tmp_path / "samples").glob("step-*-ema.png")) == [
+        "step-000002-ema.png",
+        "step-000003-ema.png",
+    ]
+    assert [r["step"] for r in read_metrics(tmp_path, "validation.jsonl")] == [2, 3]
+
+
 def test_bad_steps_in_a_row_stop_the_run(dit_config, tmp_path):
     config = dit_config(tmp_path, "train.steps=40", "checkpoint.every=1", "data.packs_per_step=1")
     bad = set(range(3, 12)) | set(range(14, 40))  # nine in a row are let pass

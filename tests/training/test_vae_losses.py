@@ -180,9 +180,11 @@ def test_the_last_layer_is_the_decoders_own_output():
     assert last_layer(nn.Sequential(nn.Conv3d(1, 2, 1), nn.Conv3d(2, 1, 1), nn.LayerNorm(3))).shape == (1, 2, 1, 1, 1)
 
 
-def test_lpips_that_is_not_there_is_left_out_aloud_but_not_one_that_was_named(vae_config, tmp_path, monkeypatch):
+def test_lpips_that_is_not_there_is_an_error_unless_it_may_be_left_out(vae_config, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    task = VaeTask(vae_config(tmp_path, "loss.lpips=0.3"), CPU)
+    with pytest.raises(UserError, match=r"loss\.lpips is 0\.3, but LPIPS \(vgg\) has no weights here.*lpips_optional=true"):
+        VaeTask(vae_config(tmp_path, "loss.lpips=0.3"), CPU)
+    task = VaeTask(vae_config(tmp_path, "loss.lpips=0.3", "loss.lpips_optional=true"), CPU)
     assert task.objective.lpips is None and not task.frozen
     assert "warning: trained without loss.lpips=0.3: LPIPS (vgg) has no weights here" in task.summary()
     with pytest.raises(UserError, match=r"no LPIPS weights at .*gone\.safetensors"):
