@@ -112,7 +112,8 @@ class Plan:
         reads: of each sample, ascending from 0: samples of the same number share a pack. Each for itself if not given.
 
     Raises UserError where there is nothing to plan, a sample is larger than a pack, a step holds the data set many
-    times, or a stream is empty or has no weight; ValueError where `reads` are none, or a read is larger than a pack or lies in two streams.
+    times, or a stream is empty or has no weight; ValueError where `reads` are none, or a read is larger than a pack or
+    lies in two streams.
     """
 
     def __init__(

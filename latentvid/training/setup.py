@@ -91,8 +91,8 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
         except Exception as error:  # of another package: no key, no network, no place to write
             why = " ".join(str(error).split()) or type(error).__name__
             raise UserError(
-                f"log.trackers={list(config.log.trackers)} cannot start ({why:.300}): mend it (wandb: `wandb login`, or "
-                "WANDB_MODE=offline), or leave it out"
+                f"log.trackers={list(config.log.trackers)} cannot start ({why:.300}): mend it (wandb: `wandb login`, "
+                "or WANDB_MODE=offline), or leave it out"
             ) from error
     return accelerator
 
