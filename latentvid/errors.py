@@ -1,9 +1,11 @@
 """Errors that a user can mend: one clear message with the fix, never a traceback."""
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 
 class UserError(ValueError):
@@ -32,15 +34,64 @@ def _restore_clip_error(path: str, reason: str, text: str) -> ClipError:
     return error
 
 
+ENDED_BY_USER = 130  # as shells have it for SIGINT
+PIPE_CLOSED = 141  # and for SIGPIPE
+_FIXES = {
+    errno.ENOSPC: "make room, and start again",
+    errno.EDQUOT: "make room in your quota, and start again",
+    errno.EROFS: "choose a folder that can be written to",
+    errno.EACCES: "choose one that you may use, or change its permissions",
+    errno.EPERM: "choose one that you may use, or change its permissions",
+    errno.EMFILE: "raise the limit of open files (ulimit -n 4096)",
+    errno.ENFILE: "close other programs, or raise the system's limit of open files",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ENOMEM: "close other programs, or ask for less at once",
+}
+
+
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Wrap a script's ``main`` (``@user_errors()`` or ``with user_errors():``).
 
-    A :class:`UserError` becomes ``error: message`` on stderr and exit status 2; anything else is a bug and keeps its
-    traceback.
+    A :class:`UserError` becomes ``error: message`` on stderr and exit status 2, and so does what the machine refuses:
+    memory, files, rights. Ctrl-C and a closed pipe end quietly. Anything else is a bug and keeps its traceback.
     """
     try:
         yield
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        _end("interrupted", ENDED_BY_USER)
+    except BrokenPipeError:  # whoever read the output has gone, such as `| head`
+        _close_output()
+        raise SystemExit(PIPE_CLOSED) from None
+    except Exception as error:
+        said = message_of(error)
+        if said is None:
+            raise
+        _end(said, 2)
+
+
+def message_of(error: BaseException) -> str | None:
+    """What to tell a user of an error in one line; None for a bug."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return text
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in text:
+        return f"out of memory ({text or 'refused by the system'}): ask for less at once, or for smaller sizes"
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes | os.PathLike) else ""
+        fix = _FIXES.get(error.errno)
+        return f"{where}{error.strerror or os.strerror(error.errno)}{f': {fix}' if fix else ''}"
+    return None
+
+
+def _end(message: str, status: int) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    raise SystemExit(status) from None
+
+
+def _close_output() -> None:
+    """Keeps Python from failing once more as it flushes what nobody reads."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):  # not a file: nothing is flushed to it
+        sys.stdout = None

@@ -280,9 +280,12 @@ def check_arguments(function: Callable, values: Mapping[str, Any], section: str,
     check_values(section, values)
 
 
-def number(name: str) -> Callable[[str], float]:
-    """Reads the number of that name from a command line's text: the `type` of an argument."""
-    found = range_of(name)
+def number(name: str, whole: bool = False) -> Callable[[str], float]:
+    """Reads the number of that name from a command line's text: the `type` of an argument.
+
+    whole: it must be an int where the table does not say so.
+    """
+    found = range_of(name, whole)
 
     def read(text: str) -> float:
         try:

@@ -20,6 +20,7 @@ MAY_IMPORT = {  # parts of the package that a part may import; what is not liste
     "files": {"errors"},
     "lock": {"errors"},
     "limits": {"errors"},
+    "command_line": {"limits"},
     "rng": set(),
     "packing": {"errors"},
     "world": {"errors"},

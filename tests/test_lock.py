@@ -38,11 +38,13 @@ def ended() -> int:
 
 def test_one_holder_at_a_time_who_is_named(tmp_path):
     with FolderLock(tmp_path / "run"):
-        with pytest.raises(
-            UserError, match=rf"run is in use by process {os.getpid()} on .*, since 20.*another run\.dir"
+        with (
+            pytest.raises(
+                UserError, match=rf"run is in use by process {os.getpid()} on .*, since 20.*another run\.dir"
+            ),
+            FolderLock(tmp_path / "run", fix="give another run.dir"),
         ):
-            with FolderLock(tmp_path / "run", fix="give another run.dir"):
-                pass
+            pass
         assert [p.name for p in (tmp_path / "run").iterdir()] == [NAME]
     assert not list((tmp_path / "run").iterdir())
     with FolderLock(tmp_path / "run"):

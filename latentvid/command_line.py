@@ -1,0 +1,68 @@
+"""The grammar that all programs share, beside what a program takes.
+
+An option is `--name value` or `--name=value`, written whole; dashes and underscores in a name are the same. Numbers
+have the ranges of `limits`. What is wrong is one line, `error: ...`, and exit status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+from .limits import number
+
+_OPTION = re.compile(r"--[A-Za-z][\w.-]*")
+_ARGUMENT = re.compile(r"argument (--[\w-]+|\S+?)(?:/\S+)?: (.*)", re.DOTALL)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, with the one grammar. `type=int` and `type=float` mean the number of the option's name."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False} | kwargs
+        super().__init__(*args, **kwargs)
+
+    def _get_value(self, action: argparse.Action, text: str) -> Any:
+        if action.type in (int, float):
+            action.type = number(action.dest, whole=action.type is int)
+        return super()._get_value(action, text)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> Any:
+        given = list(sys.argv[1:] if args is None else args)
+        end = given.index("--") if "--" in given else len(given)
+        options = {name for name in self._option_string_actions if name.startswith("--")}
+        read = [self._known(text, options) for text in given[:end]]
+        return super().parse_known_args(read + given[end:], namespace)
+
+    def _known(self, text: str, options: Iterable[str]) -> str:
+        """An argument with the name of its option as the program has it."""
+        name, equals, value = text.partition("=")
+        if not _OPTION.fullmatch(name):
+            return text
+        found = {plain(option): option for option in options}.get(plain(name))
+        if found is None:
+            self.error(f"unknown option {name}: {nearest(name, options)}")
+        return f"{found}{equals}{value}"
+
+    def error(self, message: str) -> NoReturn:
+        if found := _ARGUMENT.fullmatch(message):
+            name, said = found.groups()
+            message = f"{name} {said}" if ": must be" in said or said.startswith("expected") else f"{name}: {said}"
+        print(f"error: {message} (see {self.prog} --help)", file=sys.stderr, flush=True)
+        raise SystemExit(2)
+
+
+def plain(name: str) -> str:
+    """An option's name without what does not count in it."""
+    return name.replace("_", "-")
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """A hint at the option that was meant; where none is near, all."""
+    options = sorted(options)
+    near = difflib.get_close_matches(plain(name), options, 1)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(options)}"

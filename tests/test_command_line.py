@@ -1,0 +1,110 @@
+"""One grammar for all programs, and one line where something is wrong."""
+
+import errno
+import sys
+
+import pytest
+
+from latentvid.command_line import Parser
+from latentvid.errors import ClipError, UserError, user_errors
+
+
+def parser() -> Parser:
+    made = Parser(prog="x.py", description="Makes.")
+    made.add_argument("--steps", type=int)
+    made.add_argument("--guidance-rescale", type=float)
+    made.add_argument("--fps", type=float)
+    made.add_argument("--many", type=int)
+    made.add_argument("--interval", type=float, nargs=2)
+    made.add_argument("--prompt", action="append")
+    made.add_argument("clips", nargs="*")
+    return made
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["--guidance-rescale", "0.5", "a"],
+        ["--guidance_rescale", "0.5", "a"],
+        ["--guidance-rescale=0.5", "a"],
+        ["--guidance_rescale=0.5", "--", "a"],
+        ["a", "--guidance_rescale=0.5"],
+    ],
+)
+def test_dashes_and_underscores_spaces_and_equals_are_the_same(line):
+    found = parser().parse_args(line)
+    assert (found.guidance_rescale, found.clips) == (0.5, ["a"])
+
+
+def test_values_are_left_as_they_are():
+    found = parser().parse_args(["--prompt=--a_b", "--prompt", "c_d=--e_f", "--many", "-7", "--", "--g_h"])
+    assert (found.prompt, found.many, found.clips) == (["--a_b", "c_d=--e_f"], -7, ["--g_h"])
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (["--stpes", "3"], "unknown option --stpes: did you mean --steps?"),
+        (["--guidance_rescal=1"], "unknown option --guidance_rescal: did you mean --guidance-rescale?"),
+        (["--ste", "3"], "unknown option --ste: did you mean --steps?"),
+        (["--zzzzzz"], "unknown option --zzzzzz: there are --fps, "),
+        (["--steps", "0"], "--steps 0: must be a whole number from 1 to 10,000"),
+        (["--steps", "2.5"], "--steps 2.5: must be a whole number"),
+        (["--steps", "9" * 5000], "--steps 9999999999"),
+        (["--fps", "nan"], "--fps nan: must be a finite number from 0.001 to 1,000"),
+        (["--fps=-inf"], "--fps -inf: must be a finite number"),
+        (["--guidance-rescale", "x"], "--guidance-rescale x: must be a finite number from 0 to 1"),
+        (["--many", "99999999999999999999"], "--many 99999999999999999999: must be a whole number from"),
+        (["--interval", "0", "nan"], "--interval nan: must be a finite number"),
+        (["--steps"], "--steps expected one argument"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_status_2(line, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parser().parse_args(line)
+    text = capsys.readouterr().err
+    assert stop.value.code == 2 and text.startswith(f"error: {said}") and text.count("\n") == 1 and len(text) < 300
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch names its own."""
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (UserError("no such\nclip"), 2, "error: no such clip"),
+        (ClipError("a.mp4", "truncated", "is cut off"), 2, "error: a.mp4: is cut off"),
+        (KeyboardInterrupt(), 130, "error: interrupted"),
+        (MemoryError(), 2, "error: out of memory"),
+        (OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), 2, "error: out of memory (CUDA out of"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 2, "error: out of memory"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "out/a.mp4"),
+            2,
+            "error: out/a.mp4: No space left on device: ",
+        ),
+        (OSError(errno.EROFS, "Read-only file system", "out"), 2, "error: out: Read-only file system: choose a folder"),
+        (OSError(errno.EMFILE, "Too many open files"), 2, "error: Too many open files: raise the limit"),
+        (PermissionError(errno.EACCES, "Permission denied", b"out"), 2, "error: out: Permission denied: "),
+        (OSError(errno.EIO, "Input/output error", 3), 2, "error: Input/output error"),
+    ],
+)
+def test_every_program_ends_with_one_line(error, status, said, capsys):
+    with pytest.raises(SystemExit) as stop, user_errors():
+        raise error
+    text = capsys.readouterr().err
+    assert stop.value.code == status and text.startswith(said) and text.count("\n") == 1
+
+
+def test_a_closed_pipe_ends_quietly(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    with pytest.raises(SystemExit) as stop, user_errors():
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+    assert stop.value.code == 141 and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("bug", [KeyError("a"), RuntimeError("shapes differ"), OSError("no number")])
+def test_bugs_keep_their_traceback(bug):
+    with pytest.raises(type(bug)), user_errors():
+        raise bug
