@@ -87,7 +87,7 @@ reference-footage: setup
 	what these hold is said in docs/reference/footage.md" >&2; exit 2; }
 	test -f $(FOOTAGE)/data/prompts.jsonl || $(BIN)/python benchmarks/footage.py --clips $(CLIPS) --out $(FOOTAGE)/data
 	OMP_NUM_THREADS=1 $(BIN)/python vae/train_vae.py configs/vae/footage.yaml
-	$(BIN)/python vae/evaluate.py --vae $(FOOTAGE)/ours/vae $(FOOTAGE)/data/held_out --size 128 --max-clips 32 \
+	$(BIN)/python vae/evaluate.py --vae $(FOOTAGE)/ours/vae $(FOOTAGE)/data/held_out --size 128 --max-clips 32 --mixed-precision no \
 	  --lpips $(WEIGHTS)/lpips --out $(FOOTAGE)/vae_scores
 	$(LAUNCH) vae/encode_latents.py --manifest $(FOOTAGE)/data/dit_train.jsonl --vae $(FOOTAGE)/ours/vae \
 	  --text-encoder $(T5) --patch 2 --max-area 15360 --out $(FOOTAGE)/latents

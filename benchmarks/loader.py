@@ -286,7 +286,7 @@ def latents(manifest: Path, repeats: int, max_area: int) -> dict[str, list[float
     statistics = {"latents_mean": [0.0] * 8, "latents_std": [1.0] * 8}
     vae = CausalVideoAutoencoder(latent_channels=8, widths=(16, 32, 32), patch=2, **statistics)
     vae.save_pretrained(folder / "vae")
-    sizes = {"max_frames": FRAMES, "max_area": max_area, "patch": 2, "batch": 4, "bf16": False}
+    sizes = {"max_frames": FRAMES, "max_area": max_area, "patch": 2, "batch": 4, "mixed_precision": "no"}
     begun = time.process_time()
     encode_manifest(EncodeConfig(manifest, folder / "vae", str(folder / "t5"), folder / "latents", **sizes))
     made = time.process_time() - begun

@@ -18,6 +18,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
+from latentvid import precision
+
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
@@ -36,6 +38,14 @@ def seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fp32_is_faster():
+    """What is left to `auto` computes in fp32: no test depends on the kind of its processor."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precision, "_speed", lambda device: precision.Speed(0.5, 0.5))
+        yield
 
 
 @pytest.fixture
@@ -100,7 +110,7 @@ def tiny_latents(tmp_path_factory, digits_data, tiny_vae, tiny_t5) -> Path:
     from latentvid.training.encode import EncodeConfig, encode_manifest
 
     folder = tmp_path_factory.mktemp("cache") / "latents"
-    sizes = {"max_frames": 17, "max_area": None, "patch": 2, "batch": 4, "bf16": False}
+    sizes = {"max_frames": 17, "max_area": None, "patch": 2, "batch": 4, "mixed_precision": "no"}
     encode_manifest(EncodeConfig(digits_data / "train.jsonl", tiny_vae, str(tiny_t5), folder, **sizes))
     return folder
 

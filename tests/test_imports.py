@@ -13,7 +13,7 @@ PACKAGE = ROOT / "latentvid"
 FILES = sorted(PACKAGE.rglob("*.py"))
 SCRIPT_FOLDERS = ("vae", "train", "inference", "benchmarks", "tests")
 
-BASE = {"errors", "files", "limits", "lock", "rng", "packing"}
+BASE = {"errors", "files", "limits", "lock", "rng", "packing", "precision"}
 MAY_IMPORT = {  # parts of the package that a part may import; what is not listed may import all
     "claims": set(),
     "errors": set(),
@@ -22,6 +22,7 @@ MAY_IMPORT = {  # parts of the package that a part may import; what is not liste
     "limits": {"errors"},
     "command_line": {"limits"},
     "rng": set(),
+    "precision": {"errors"},
     "packing": {"errors"},
     "world": {"errors"},
     "sequence": {"errors", "packing", "world"},
@@ -32,7 +33,7 @@ MAY_IMPORT = {  # parts of the package that a part may import; what is not liste
     "models": BASE | {"attention", "sequence", "models"},
     "diffusion": BASE | {"diffusion"},
     "data": BASE | {"claims", "data"},
-    "pipelines": BASE | {"attention", "text", "models", "diffusion", "data", "pipelines"},
+    "pipelines": BASE | {"world", "attention", "text", "models", "diffusion", "data", "pipelines"},
 }
 
 

@@ -54,8 +54,15 @@ def test_the_ending_and_max_frames_choose_what_is_written(folder, tmp_path, monk
 
 def test_bf16_gives_nearly_the_same_pixels(folder, tmp_path, monkeypatch, capsys):
 
-    for name, more in (("fp32", ()), ("bf16", ("--bf16",))):
-        arguments = ("--vae", folder / "vae", folder / "image.png", "--output", tmp_path / f"{name}.png")
+    for name, more in (("fp32", ("no",)), ("bf16", ("bf16",))):
+        arguments = (
+            "--vae",
+            folder / "vae",
+            folder / "image.png",
+            "--output",
+            tmp_path / f"{name}.png",
+            "--mixed-precision",
+        )
         assert run(monkeypatch, *arguments, *more) == 0
     exact, fast = (read_frames(tmp_path / f"{name}.png").float() for name in ("fp32", "bf16"))
     assert 0 < (exact - fast).abs().max() <= 8

@@ -9,6 +9,7 @@ goes on where it was. Several processes share the work.
 import argparse
 from pathlib import Path
 
+from latentvid import precision
 from latentvid.errors import user_errors
 from latentvid.training.encode import EncodeConfig, encode_manifest
 
@@ -23,10 +24,8 @@ def main() -> None:
     parser.add_argument("--max-area", type=int, default=None, help="largest height x width in pixels (default: native)")
     parser.add_argument("--patch", type=int, default=2, help="patch size of the transformer to be trained (default 2)")
     parser.add_argument("--batch", type=int, default=16, help="clips encoded together (default 16)")
-    parser.add_argument("--fp32", action="store_true", help="encode in fp32 instead of bf16")
-    args = parser.parse_args()
-    options = {key: value for key, value in vars(args).items() if key != "fp32"}
-    print(encode_manifest(EncodeConfig(**options, bf16=not args.fp32)), flush=True)
+    precision.add_argument(parser)
+    print(encode_manifest(EncodeConfig(**vars(parser.parse_args()))), flush=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import argparse
 import re
 from pathlib import Path
 
+from latentvid import precision
 from latentvid.errors import user_errors
 from latentvid.evaluation.vae_scores import VaeScoresConfig, score_vae, table
 
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=17, help="of a clip (default 17)")
     parser.add_argument("--size", type=size, help="HEIGHTxWIDTH, scaled and cropped (default: each file's own)")
     parser.add_argument("--max-clips", type=int, help="shared among the files (default: all)")
+    precision.add_argument(parser, more="scores that are to be compared need the same")
     result = score_vae(VaeScoresConfig(**vars(parser.parse_args())))
     print(table(result), flush=True)
 

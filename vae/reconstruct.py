@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from latentvid import precision
 from latentvid.errors import UserError, user_errors
 from latentvid.evaluation.whole_file import reconstruct_file
 from latentvid.models.interchange import load_vae
@@ -22,13 +23,14 @@ def main() -> None:
     parser.add_argument("--vae", type=Path, required=True, help="folder of the autoencoder")
     parser.add_argument("--output", type=Path, required=True, help="several inputs get -0, -1 ... in the name")
     parser.add_argument("--max-frames", type=int, help="frames of each input, from its start (default: all)")
-    parser.add_argument("--bf16", action="store_true", help="compute in bf16: some 0.3 dB worse, in half the time")
+    precision.add_argument(parser, more="bf16 is some 0.3 dB worse")
     args = parser.parse_args()
     if args.max_frames is not None and args.max_frames < 1:
         raise UserError(f"--max-frames {args.max_frames}: ask for at least 1 frame")
     vae = load_vae(args.vae).to("cuda" if torch.cuda.is_available() else "cpu")
-    if args.bf16:
-        vae = vae.bfloat16()
+    computed = precision.choose(args.mixed_precision, vae.device)
+    print(precision.describe(computed, vae.device), flush=True)
+    vae = vae.bfloat16() if computed == "bf16" else vae
     for i, path in enumerate(args.inputs):
         stem = args.output.stem if len(args.inputs) == 1 else f"{args.output.stem}-{i}"
         output = args.output.with_name(stem + args.output.suffix)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from .. import precision
 from ..data.digits import SIZES, Label, prompts
 from ..data.manifest import Sample, read_manifest
 from ..data.transforms import resize_and_crop, to_uint8
@@ -31,7 +33,8 @@ from ..files import written_whole
 from ..pipelines.latent_video import LatentVideoPipeline
 from ..pipelines.loading import load_pipeline
 from ..pipelines.sampling import Sampling
-from ..world import process_state
+from ..precision import Computed, MixedPrecision, choose, describe, dtype_of
+from ..world import by_main, process_state
 from .judge import Judge, Verdict
 from .reconstruction import evaluate, reconstruct
 from .scores import judged, shuffled_both, table
@@ -48,7 +51,7 @@ PARTS = ".scoring"  # folder in RUN where the processes leave their shares
 class DemoConfig:
     """Arguments of the command. `prompts` and `heldout` count clips; `chunk` clips are sampled as one pack.
 
-    steps, guidance: of sampling; None is the pipeline's own.
+    steps, guidance: of sampling; None is the pipeline's own. mixed_precision: of sampling; reconstructions are in fp32.
     """
 
     run: Path
@@ -58,6 +61,7 @@ class DemoConfig:
     chunk: int = 28
     steps: int | None = None
     guidance: float | None = None
+    mixed_precision: MixedPrecision = "auto"
 
     def __post_init__(self) -> None:
         if min(self.prompts, self.heldout, self.chunk) < 1 or self.prompts < 2:
@@ -90,8 +94,8 @@ def jobs(counts: dict[str, int], chunk: int) -> list[Job]:
 class Demo:
     """A finished demo run: its prompts, its real held-out clips and its pipeline."""
 
-    def __init__(self, config: DemoConfig, device: torch.device) -> None:
-        self.config = config
+    def __init__(self, config: DemoConfig, device: torch.device, computed: Computed) -> None:
+        self.config, self.computed = config, computed
         self.val = read_labelled(config.run / "data" / "val.jsonl")
         self.val_pairs = read_labelled(config.run / "data" / "val_pairs.jsonl")
         self.prompts = {
@@ -122,7 +126,7 @@ class Demo:
         sampling = Sampling(
             steps=self.config.steps,
             guidance=None if scale is None else Guidance(scale=scale),
-            precision=torch.bfloat16,
+            precision=dtype_of(self.computed),
             progress=False,
         )
         return self.pipeline(texts, frames=FRAMES, height=heights, width=widths, seed=seed, sampling=sampling).frames
@@ -161,7 +165,10 @@ def video(sample: Sample) -> Tensor:
 def run_demo(config: DemoConfig) -> dict | None:
     """Does this process's share; the main process then writes the results and returns what scores.json holds."""
     state = process_state()
-    demo = Demo(config, state.device)
+    computed = by_main(lambda: choose(config.mixed_precision, state.device))
+    if state.is_main_process:
+        print(describe(computed, state.device), file=sys.stderr, flush=True)
+    demo = Demo(config, state.device, computed)
     parts = config.run / PARTS
     if state.is_main_process:
         shutil.rmtree(parts, ignore_errors=True)
@@ -194,6 +201,7 @@ def _write_scores(demo: Demo, clips: dict[str, list[Tensor]], fidelity: Tensor, 
         "chance_both": shuffled_both([(x.digit, x.direction) for x in labels["seen"]], labels["seen"]),
         "seconds": _seconds(config.run / "started"),
     }
+    scores["sampled_in"] = "fp32" if demo.computed == "no" else demo.computed
     scores["real"] = judged(*real, judge)
     scores["counts"] = demo.counts | {"real_seen": len(demo.val), "real_heldout": len(demo.val_pairs)}
     defaults = demo.pipeline.config
@@ -273,6 +281,7 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=DemoConfig.chunk, help="clips sampled together (default 28)")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the pipeline's)")
     parser.add_argument("--guidance", type=float, help="guidance scale (default: the pipeline's)")
+    precision.add_argument(parser)
     scores = run_demo(DemoConfig(**vars(parser.parse_args())))
     if scores is not None:
         print(table(scores), flush=True)

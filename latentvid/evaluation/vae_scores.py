@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 from tqdm import tqdm
 
@@ -22,6 +24,7 @@ from ..data.writing import write_video
 from ..errors import ClipError, UserError
 from ..files import written_whole
 from ..models.interchange import Vae, load_vae
+from ..precision import MixedPrecision, autocast, choose, describe
 from .fidelity import SSIM_WINDOW, Fidelity
 from .footage import Cut, Excerpt, cut_files, find_files
 from .frechet import Moments, frechet_distance
@@ -56,6 +59,7 @@ class VaeScoresConfig:
     lpips_net: Literal["alex", "vgg"] = "alex"
     i3d: Path | None = None
     max_clips: int | None = None
+    mixed_precision: MixedPrecision = "auto"
     shown: int = 8
 
     def __post_init__(self) -> None:
@@ -84,6 +88,7 @@ class Scorer:
     def __init__(self, config: VaeScoresConfig, device: torch.device) -> None:
         self.notes: list[str] = []
         self.vae: Vae = load_vae(config.vae).to(device)
+        self.computed = choose(config.mixed_precision, device)
         self.lpips = self.i3d = None
         try:
             self.lpips = load_lpips(config.lpips, config.lpips_net).to(device)
@@ -102,9 +107,11 @@ class Scorer:
     def score(self, excerpt: Excerpt) -> tuple[ClipScore, Tensor, Tensor]:
         """Its scores, and the original and the reconstruction, uint8 [F,H,W,3]. Raises ClipError."""
         pixels = excerpt.read().to(self.vae.device)
-        posterior = self.vae.encode(from_uint8(pixels)[None].to(self.vae.dtype)).latent_dist
+        with autocast(self.vae.device, self.computed):  # of the VAE alone: what measures it stays exact
+            posterior = self.vae.encode(from_uint8(pixels)[None]).latent_dist
+            copy = to_uint8(self.vae.decode(posterior.mode()).sample[0].float())
+        posterior = DiagonalGaussianDistribution(posterior.parameters.float())
         z = posterior.mode()
-        copy = to_uint8(self.vae.decode(z).sample[0])
         self.latents.add(z[0])
         fidelity = Fidelity()
         fidelity.add(pixels, copy)
@@ -153,7 +160,8 @@ def score_vae(config: VaeScoresConfig) -> dict[str, Any]:
 
     Returns what scores.json holds. Raises UserError for arguments that are wrong, and where no clip can be used.
     """
-    scorer = Scorer(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    scorer = Scorer(config, device)
     vae = scorer.vae
     cut = Cut(
         frames=config.frames,
@@ -175,6 +183,7 @@ def score_vae(config: VaeScoresConfig) -> dict[str, Any]:
             rows.append(show(config.out, len(rows), excerpt, score, original, copy))
     if not clips:
         raise UserError(f"no clip can be used: {'; '.join(why for _, why in skipped[:3]) or 'the files hold none'}")
+    print(describe(scorer.computed, device), file=sys.stderr, flush=True)
     result = summary(config, scorer, clips, skipped)
     config.out.mkdir(parents=True, exist_ok=True)
     for name, text in (
@@ -202,6 +211,7 @@ def summary(
         "vae": str(config.vae),
         "class": vae.config.get("_class_name", type(vae).__name__),
         "clips": len(clips),
+        "computed_in": "fp32" if scorer.computed == "no" else scorer.computed,
         "frames": config.frames,
         "size": config.size,
         "mean": {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from .. import precision
 from ..data.kinds import IMAGE_ENDINGS
 from ..data.transforms import fit, legal_size
 from ..data.video import VideoInfo, probe, read_frames
@@ -55,6 +57,7 @@ def arguments(doc: str, *, known: bool = False) -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of the first clip; the next has seed + 1, and so on")
     parser.add_argument("--fps", type=float, help="frames a second of the file (default: the input's, or the model's)")
     parser.add_argument("--device", help="cuda, cpu, ... (default: cuda where there is one)")
+    precision.add_argument(parser)
     if known:
         parser.add_argument(
             "--condition",
@@ -92,6 +95,10 @@ def sampling_of(args: argparse.Namespace, pipeline: LatentVideoPipeline) -> Samp
     asked = {name: tuple(v) if isinstance(v, list) else v for name, v in asked.items() if v is not None}
     options = {name: getattr(args, name) for name in ("condition", "reconstruction_weight") if hasattr(args, name)}
     guidance = Guidance(**{"scale": pipeline.config.guidance, **asked})
+    if args.mixed_precision != "auto" or getattr(args, "prompts", None) is None:  # --prompts looks first
+        computed = precision.choose(args.mixed_precision, pipeline.device)
+        print(precision.describe(computed, pipeline.device), file=sys.stderr, flush=True)
+        options["precision"] = precision.dtype_of(computed)
     return Sampling(steps=args.steps, solver=args.solver, guidance=guidance, **options)
 
 

@@ -27,6 +27,7 @@ from ..models.interchange import Vae, as_vae, raw_vae
 from ..models.key_value_cache import KeyValueCache
 from ..models.transformer import VideoDiT
 from ..packing import Grid, unpatchify
+from ..precision import choose, dtype_of
 from ..text import TextEncoder
 from .sampling import Batch, Request, Sampling, make_predict, record
 
@@ -281,7 +282,7 @@ class LatentVideoPipeline(DiffusionPipeline):
     def _autocast(self, precision: torch.dtype | None):
         device = self._execution_device.type
         if precision is None:
-            precision = torch.bfloat16 if device == "cuda" else torch.float32
+            precision = dtype_of(choose("auto", self._execution_device))
         return nullcontext() if precision == torch.float32 else torch.autocast(device, precision)
 
 

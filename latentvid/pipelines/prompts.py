@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow
 from accelerate import PartialState
@@ -24,7 +25,9 @@ from ..diffusion.guidance import Guidance
 from ..errors import UserError
 from ..files import written_whole
 from ..packing import Grid
+from ..precision import Computed, choose, describe, dtype_of
 from ..text import TextEncoder
+from ..world import by_main
 from .command import ENDINGS
 from .latent_video import LatentVideoPipeline
 from .sampling import Request, Sampling
@@ -154,8 +157,11 @@ def sample_prompts(
     Raises UserError, in every process, where the folder holds a clip of such a name that was made of something else.
     """
     fps = pipeline.config.fps if fps is None else fps
-    records = {row.file: asdict(row) | _settings(pipeline, sampling, fps) for row in rows}
     found = _read_index(folder / INDEX)
+    if sampling.precision is None:
+        computed = by_main(lambda: _computed(pipeline, folder, found))
+        sampling = replace(sampling, precision=dtype_of(computed))
+    records = {row.file: asdict(row) | _settings(pipeline, sampling, fps) for row in rows}
     done = {file for file in records if (folder / file).exists()}
     for file in sorted(done):
         if found.get(file) != records[file]:
@@ -178,6 +184,17 @@ def sample_prompts(
         for row, clip in zip(pack, pipeline.decode(latents, sampling.precision), strict=True):
             write_video(folder / row.file, clip, fps)
             print(f"{folder / row.file}: {row.prompt}", flush=True)
+
+
+def _computed(pipeline: LatentVideoPipeline, folder: Path, found: Mapping[str, Mapping[str, Any]]) -> Computed:
+    """What clips that are there were computed in, on any machine, or what is faster on this one."""
+    there = {record.get("precision") for file, record in found.items() if (folder / file).exists()}
+    for computed in get_args(Computed):
+        if there == {str(dtype_of(computed))}:
+            return computed
+    computed = choose("auto", pipeline.device)
+    print(describe(computed, pipeline.device), file=sys.stderr, flush=True)
+    return computed
 
 
 def _settings(pipeline: LatentVideoPipeline, sampling: Sampling, fps: float) -> dict[str, Any]:

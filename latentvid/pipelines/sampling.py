@@ -55,7 +55,7 @@ class Sampling:
     models that were trained so; what is known besides is put back, with noise, after each step ("replacement", which
     does so for all that is known). "reconstruction": that, and guidance by the gradient of the error in what is known
     (Ho et al. 2022), of weight `reconstruction_weight`. None: levels if the model was trained with given frames.
-    precision: autocast type of the networks; None is bf16 on CUDA and fp32 elsewhere.
+    precision: autocast type of the networks; None is bf16 where the device computes it faster, else fp32.
     """
 
     steps: int | None = None

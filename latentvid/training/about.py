@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 
 from ..data.plan import Plan
 from ..files import written_whole
+from .compute import Compute
 from .task import Task
 
 PACKAGES = ("latentvid", "torch", "torchvision", "timm", "diffusers", "transformers", "accelerate", "deepspeed", "av")
@@ -65,7 +67,9 @@ def plan_summary(task: Task, plan: Plan) -> dict[str, Any]:
     }
 
 
-def write_about(run: Path, task: Task, plan: Plan, parameters: int, *, step: int, strategy: str, world: int) -> None:
+def write_about(
+    run: Path, task: Task, plan: Plan, parameters: int, *, step: int, strategy: str, world: int, compute: Compute
+) -> None:
     """Writes RUN/run.json at a start from `step`; earlier starts stay listed where the run goes on."""
     file, now = run / "run.json", datetime.now(UTC).isoformat(timespec="seconds")
     before = json.loads(file.read_text(encoding="utf-8")) if step and file.is_file() else {}
@@ -75,6 +79,7 @@ def write_about(run: Path, task: Task, plan: Plan, parameters: int, *, step: int
         "machine": machine(),
         "strategy": strategy,
         "world": world,
+        "computes_in": asdict(compute),
         "parameters": parameters,
         "data": task.summary(),
         "plan": plan_summary(task, plan),

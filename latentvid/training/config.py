@@ -11,6 +11,7 @@ from ..diffusion.masks import GivenFrames
 from ..diffusion.objective import Weighting
 from ..diffusion.timesteps import TimestepSampling
 from ..limits import check_fields
+from ..precision import MixedPrecision
 
 Weights = Literal["ema", "raw"]
 STEP_TOKENS = 2**31  # most tokens in a step: some hundred times what the largest published runs take
@@ -89,7 +90,10 @@ class Optim:
 @dataclass(kw_only=True)
 class Train:
     steps: int = _help("length of the run", default=100_000)
-    mixed_precision: Literal["no", "bf16"] = _help("compute type; weights stay fp32", default="bf16")
+    mixed_precision: MixedPrecision = _help(
+        "what passes compute in (weights stay fp32); auto: bf16 where the device is measured to be faster in it",
+        default="auto",
+    )
     ema: float = _help("decay of the weights' moving average", default=0.999)
     loss_by: Literal["token", "sample"] = _help(
         "every token, or every sample, weighs the same in a step", default="token"

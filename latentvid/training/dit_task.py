@@ -34,6 +34,7 @@ from ..models.transformer import VideoDiT
 from ..packing import Grid, Packed, patchify, spans, token_grid
 from ..pipelines.latent_video import LatentVideoPipeline
 from ..pipelines.sampling import Sampling
+from ..precision import dtype_of
 from ..rng import generator
 from ..sequence import make_sequence_group, makers
 from ..text import TextEncoder
@@ -83,7 +84,7 @@ class DitTask:
                 )
         torch.manual_seed(self.config.run.seed)
         model = build_model(VideoDiT, {**self.config.model, **known}, "model")
-        model.attention_backend = resolve_backend(self.config.attention, self.device, self.half or torch.float32)
+        model.attention_backend = resolve_backend(self.config.attention, self.device, self.dtype)
         if self.sequence is not None and model.config.heads % self.sequence.size:
             raise UserError(
                 f"train.sequence_parallel is {self.sequence.size}, which does not divide model.heads, "
@@ -140,9 +141,9 @@ class DitTask:
         return 1 + (grid[0] - 1) * self.vae.temporal_stride, grid[1] * side, grid[2] * side
 
     @property
-    def half(self) -> torch.dtype | None:
-        """The compute type, where it is not fp32."""
-        return torch.bfloat16 if self.config.train.mixed_precision == "bf16" else None
+    def dtype(self) -> torch.dtype:
+        """The compute type."""
+        return dtype_of(self.config.train.mixed_precision)
 
     @cached_property
     def mean_text(self) -> float:
@@ -306,7 +307,7 @@ class DitTask:
         prompts = self.config.samples.prompts
         mine = shares(len(prompts), rank, world)
         wanted = [prompts[i] for i, _ in mine]
-        sampling = Sampling(precision=self.half, progress=False)
+        sampling = Sampling(precision=self.dtype, progress=False)
         clips = self.pipeline(model)(wanted, seed=mine[0][0], sampling=sampling).frames
         return {i: Row([clip], prompts[i]) for (i, counts), clip in zip(mine, clips, strict=True) if counts}
 

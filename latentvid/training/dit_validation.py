@@ -21,9 +21,9 @@ from ..models.interchange import Vae
 from ..packing import Grid
 from ..rng import generator
 from ..text import TextEncoder
+from .compute import compute_type
 from .dit_task import DitTask
 from .sampled_scores import SampledScores
-from .task import compute_type
 
 FIGURES = ("loss", "x_mse")
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -20,8 +22,9 @@ from ..data.latents import INDEX, Encoded, cache_key, module_fingerprint, read_s
 from ..data.manifest import dropped_by_reason, read_manifest
 from ..errors import ClipError, UserError
 from ..models.interchange import channels_last, load_vae
+from ..precision import Computed, MixedPrecision, autocast, choose, describe
 from ..text import TextEncoder
-from ..world import process_state
+from ..world import by_main, process_state
 
 SHARD = 256  # windows in a shard; the unit of work and of resuming
 
@@ -38,7 +41,7 @@ class EncodeConfig:
     max_area: int | None
     patch: int
     batch: int
-    bf16: bool
+    mixed_precision: MixedPrecision = "auto"
 
 
 class Encoder:
@@ -46,6 +49,7 @@ class Encoder:
 
     def __init__(self, config: EncodeConfig, device: torch.device) -> None:
         self.config, self.device = config, device
+        self.computed: Computed = "no"  # until `compute_in`
         self.vae = channels_last(load_vae(config.vae)).to(device)
         self.text = TextEncoder.from_pretrained(config.text_encoder).to(device)
         self.transform = Transform(
@@ -57,8 +61,17 @@ class Encoder:
         self.source = ClipSource(read_manifest(config.manifest), self.transform)
         windows = [(self.source.path(i), self.source.caption(i), asdict(w)) for i, w in enumerate(self.source.windows)]
         content = hashlib.sha256(json.dumps(windows).encode()).hexdigest()
-        transform = {**asdict(self.transform), "windows": content, "bf16": config.bf16}
-        self.key = cache_key(module_fingerprint(self.vae, self.vae.config), self.text.fingerprint(), transform)
+        transform = {**asdict(self.transform), "windows": content}
+        self._key = cache_key(module_fingerprint(self.vae, self.vae.config), self.text.fingerprint(), transform)
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """Of the cache; what its latents were computed in is a part of it."""
+        return self._key | {"transform": self._key["transform"] | {"bf16": self.computed == "bf16"}}
+
+    def compute_in(self, computed: Computed) -> Encoder:
+        self.computed = computed
+        return self
 
     def shard(self, indices: Sequence[int]) -> tuple[dict[int, Encoded], list[tuple[str, str]]]:
         """The entries of these windows, and (path, reason) of those that could not be read."""
@@ -82,7 +95,7 @@ class Encoder:
         """Clips of one shape."""
         indices, videos = zip(*group, strict=True)
         batch = torch.stack(videos).to(self.device).contiguous(memory_format=torch.channels_last_3d)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+        with autocast(self.device, self.computed):
             posterior = self.vae.encode(batch).latent_dist
         mean = self.vae.normalise(posterior.mean.float()).cpu()
         std = (
@@ -103,8 +116,10 @@ def encode_manifest(config: EncodeConfig) -> str:
     """
     state = process_state()
     encoder = Encoder(config, state.device)
+    encoder.compute_in(by_main(lambda: _settle(encoder)))
     config.out.mkdir(parents=True, exist_ok=True)
     if state.is_main_process:
+        print(describe(encoder.computed, state.device), file=sys.stderr, flush=True)
         (config.out / INDEX).unlink(missing_ok=True)  # until it is sealed again no training may open the cache
     count = len(encoder.source)
     shards = [range(start, min(start + SHARD, count)) for start in range(0, count, SHARD)]
@@ -119,6 +134,18 @@ def encode_manifest(config: EncodeConfig) -> str:
     if not state.is_main_process:
         return ""
     return _seal(config.out, encoder, len(shards))
+
+
+def _settle(encoder: Encoder) -> Computed:
+    """What to compute in: with `auto`, what shards of this cache that are there were computed in, on any machine."""
+    config, device = encoder.config, encoder.device
+    if config.mixed_precision == "auto":
+        shards = sorted(config.out.glob("shard-*.safetensors"))
+        for computed in get_args(Computed):
+            key = encoder.compute_in(computed).key
+            if any(read_shard(config.out, int(shard.stem.split("-")[1]), key) is not None for shard in shards):
+                return computed
+    return choose(config.mixed_precision, device)
 
 
 def _seal(out: Path, encoder: Encoder, shards: int) -> str:

@@ -20,6 +20,7 @@ from ..models.attention_plan import attended_pairs
 from ..models.interchange import Vae, arguments_of, build_vae
 from ..models.transformer import TIMESTEP_FEATURES
 from ..packing import Grid
+from ..precision import Computed, dtype_of
 
 # a training step over a forward pass: the backward pass makes two products for each of the forward's. Activations
 # computed again under gradient checkpointing do not count: MFU asks how fast the model trains (Chowdhery et al. 2022)
@@ -109,23 +110,22 @@ _DATASHEET: dict[str, tuple[float | None, float]] = {
     r"H100 \d+GB HBM3|H200|GH200 .*": (989, 67),
     r"B200": (2250, 75),
 }
-_DTYPES = {"bf16": torch.bfloat16, "no": torch.float32}
 
 
-def peak_flops(device: torch.device, precision: str) -> tuple[float, str]:
+def peak_flops(device: torch.device, precision: Computed) -> tuple[float, str]:
     """FLOP/s that `device` can do in `precision` ("bf16", or "no": fp32), and where the figure is from.
 
     By the datasheet (dense, no TF32) for the GPUs of the table; for any other device, CPUs included, the rate that
     large matrix products reach there now, with all of torch's threads. The random state stays as it is.
     """
-    column = list(_DTYPES).index(precision)
+    column = ("bf16", "no").index(precision)
     if device.type == "cuda":
         known = _datasheet(torch.cuda.get_device_name(device), column)
         if known is not None:
             return known, f"datasheet of {torch.cuda.get_device_name(device)}, {_named(precision)}"
     n = torch.get_num_threads()
     threads = f", {n} thread{'s' * (n > 1)}" if device.type == "cpu" else ""
-    return _measured(device, _DTYPES[precision]), f"measured on this {device.type}{threads}, {_named(precision)}"
+    return _measured(device, dtype_of(precision)), f"measured on this {device.type}{threads}, {_named(precision)}"
 
 
 def _named(precision: str) -> str:

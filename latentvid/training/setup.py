@@ -31,6 +31,7 @@ from .task import Task
 MAY_CHANGE = (
     "train.steps",
     "train.compile",
+    "train.mixed_precision",  # settled by `compute.settle`
     "train.max_bad_steps",
     "train.sequence_parallel",
     "data.workers",

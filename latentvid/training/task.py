@@ -88,11 +88,6 @@ class HeldOut(Protocol):
 MakeTask = Callable[[TrainingConfig, torch.device], Task]
 
 
-def compute_type(config: TrainingConfig, device: torch.device) -> torch.autocast:
-    """Inside, forward passes compute in `train.mixed_precision`, as in training."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=config.train.mixed_precision == "bf16")
-
-
 def shares(count: int, rank: int, world: int) -> list[tuple[int, bool]]:
     """This process's run of numbers of `count`, as many as the others'; False where it only repeats the last."""
     each = -(-count // world)

@@ -7,20 +7,22 @@ import logging
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from ..data.plan import Draw, Plan
 from ..data.quarantine import Quarantine
 from ..errors import UserError
 from ..files import written_whole
+from ..precision import describe, dtype_of
+from ..world import by_main
 from .about import write_about
 from .checkpoint import CheckpointStore
+from .compute import Compute, settle
 from .config import TrainingConfig
 from .efficiency import EfficiencyMeter, rank_balance
 from .ema import EMA
@@ -51,6 +53,7 @@ def train(config: TrainingConfig, make_task: MakeTask) -> None:
     with StopRequest() as stop:
         accelerator = make_accelerator(config)
         check_same_run(config)
+        asked, (config, compute) = config, settle(config, accelerator.device)
         task = make_task(config, accelerator.device)
         plan = make_plan(config, task)
         if config.run.dry_run:
@@ -61,13 +64,13 @@ def train(config: TrainingConfig, make_task: MakeTask) -> None:
             return
         if task.clips is not None:
             task.clips.quarantine = Quarantine(config.run.dir / "quarantine.jsonl")
-        run = TrainingRun(accelerator, config, task, plan, stop)
+        run = TrainingRun(accelerator, config, task, plan, compute, stop)
         run.resume()
         if accelerator.is_main_process:
             about = [task.summary(), run.watch.held_out and run.watch.held_out.summary(), run.summary()]
             print(*filter(None, about), sep="\n", file=sys.stderr, flush=True)
             with written_whole(config.run.dir / "config.yaml") as beside:
-                save_config(config, beside)
+                save_config(asked, beside)
             run.describe()
         product = config.run.dir / task.product
         if run.step >= config.train.steps and product.is_dir():
@@ -96,9 +99,16 @@ class TrainingRun:
     """Everything that a checkpoint holds, and the loop over it."""
 
     def __init__(
-        self, accelerator: Accelerator, config: TrainingConfig, task: Task, plan: Plan, stop: StopRequest
+        self,
+        accelerator: Accelerator,
+        config: TrainingConfig,
+        task: Task,
+        plan: Plan,
+        compute: Compute,
+        stop: StopRequest,
     ) -> None:
         self.accelerator, self.config, self.task, self.plan, self.stop = accelerator, config, task, plan, stop
+        self.compute = compute
         self.rank, self.world, self.main = (
             accelerator.process_index,
             accelerator.num_processes,
@@ -115,7 +125,7 @@ class TrainingRun:
             for block in task.model.blocks:
                 block.compile(fullgraph=True, dynamic=True)
         self.parameters = sum(p.numel() for p in task.model.parameters())  # before any strategy cuts them
-        optimizer = make_optimizer(task.model, config.optim, task.apart)
+        optimizer = make_optimizer(task.model, config.optim, task.apart, dtype_of(compute.newton_schulz))
         self.strategy = make_strategy(accelerator, config, task.model, optimizer, task.ragged)
         self.ema = EMA(self.strategy.pieces(), config.train.ema)
         self.watch = Watch(accelerator, config, task, self.strategy, self.ema)
@@ -133,7 +143,9 @@ class TrainingRun:
         """One line: how the run is spread, and where it begins."""
         where = f"going on from step {self.step}" if self.step else "from the start"
         peak = f"{self.meter.peak / self.world / 1e12:.3g} TFLOP/s a device ({self.peak_source})"
-        return f"{self.strategy.name}, {self.world} x {self.accelerator.device.type}, {where}; MFU is of {peak}"
+        precision = describe(self.compute.passes, self.accelerator.device)
+        spread = f"{self.strategy.name}, {self.world} x {self.accelerator.device.type}"
+        return f"{spread}, {where}; {precision}; MFU is of {peak}"
 
     def describe(self) -> None:
         """Writes run.json."""
@@ -145,6 +157,7 @@ class TrainingRun:
             step=self.step,
             strategy=self.strategy.name,
             world=self.world,
+            compute=self.compute,
         )
 
     # --- the loop ---
@@ -299,6 +312,7 @@ class TrainingRun:
             "bad_steps": self.bad_steps,
             "looked": self.watch.looked,
             "best": self.watch.best,
+            "computes_in": asdict(self.compute),
             "written_by": f"{self.strategy.name} x{self.world}",
         }
         if self.watch.best is not None:
@@ -314,7 +328,7 @@ class TrainingRun:
 
     def resume(self) -> None:
         """Goes on from the newest whole checkpoint, whatever strategy and number of processes wrote it."""
-        folder = newest_for_all(self.store, self.main, _from_main)
+        folder = newest_for_all(self.store, self.main, lambda name: by_main(lambda: name))
         if folder is None:
             return
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
@@ -328,12 +342,6 @@ class TrainingRun:
         self.plan.load_state_dict(state["plan"])
         self.step, self.skipped, self.bad_steps = state["step"], state["skipped_steps"], state["bad_steps"]
         self.watch.looked, self.watch.best = state.get("looked", self.step), state.get("best")
-
-
-def _from_main(value: Any) -> Any:
-    values = [value]
-    broadcast_object_list(values)
-    return values[0]
 
 
 def _need(able: bool, key: str, model: nn.Module) -> None:

@@ -27,10 +27,11 @@ from ..models.discriminator import PatchCritic, VaeWithCritic
 from ..models.interchange import Vae, build_vae, channels_last, load_vae
 from ..packing import Grid
 from ..rng import generator
+from .compute import compute_type
 from .config import VaeConfig, several
 from .flops import GridFlops, vae_flops
 from .optim import Part
-from .task import HeldOut, build_model, compute_type, shares
+from .task import HeldOut, build_model, shares
 from .vae_losses import VaeObjective
 from .vae_validation import HeldOutClips
 

@@ -32,7 +32,7 @@ def demo(tmp_path_factory, tiny_t5) -> Callable[..., Path]:
     shape = load_config(VaeConfig, ROOT / "configs/vae/demo.yaml", [f"data.manifest={manifest}"]).model
     torch.manual_seed(0)
     CausalVideoAutoencoder(**shape, latents_mean=(0.0,) * 8, latents_std=(1.0,) * 8).save_pretrained(root / "vae")
-    sizes = {"max_frames": 17, "max_area": None, "patch": 2, "batch": 16, "bf16": False}
+    sizes = {"max_frames": 17, "max_area": None, "patch": 2, "batch": 16, "mixed_precision": "no"}
     encode_manifest(EncodeConfig(manifest, root / "vae", str(tiny_t5), root / "latents", **sizes))
     base = {
         "run.seed": 0,

@@ -37,13 +37,13 @@ def test_two_processes_equal_one(dit_config, tiny_vae, tiny_t5, tiny_latents, tm
         "ddp",
         2,
         # windows of one frame: more than one shard, so that both processes have one
-        [ROOT / "vae/encode_latents.py", *parts, "--max-frames", "1", "--fp32"],
+        [ROOT / "vae/encode_latents.py", *parts, "--max-frames", "1", "--mixed-precision", "no"],
         [ROOT / "train/train_dit.py", tmp_path / "config.yaml"],
     )
 
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    config = EncodeConfig(manifest, tiny_vae, str(tiny_t5), tmp_path / "latents-one", 1, None, 2, 16, False)
+    config = EncodeConfig(manifest, tiny_vae, str(tiny_t5), tmp_path / "latents-one", 1, None, 2, 16, "no")
     encode_manifest(config)
     caches = [LatentCache(tmp_path / f"latents-{n}") for n in ("one", "two")]
     assert caches[0].key == caches[1].key and caches[0].grids == caches[1].grids and len(caches[0]) > 256

@@ -29,7 +29,7 @@ def config(digits_data, tiny_vae, tiny_t5, tmp_path, monkeypatch) -> EncodeConfi
         max_area=None,
         patch=2,
         batch=4,
-        bf16=False,
+        mixed_precision="no",
     )
 
 

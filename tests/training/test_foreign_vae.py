@@ -58,7 +58,7 @@ def test_a_transformer_trains_on_its_latents_and_the_pipeline_keeps_it(
 ):
     folder, cache = saved(arguments, tmp_path / "vae"), tmp_path / "latents"
     vae, manifest = load_vae(folder), digits_data / "train.jsonl"
-    sizes = {"max_frames": 17, "max_area": None, "patch": 1, "batch": 4, "bf16": False}
+    sizes = {"max_frames": 17, "max_area": None, "patch": 1, "batch": 4, "mixed_precision": "no"}
     encode_manifest(EncodeConfig(manifest, folder, str(tiny_t5), cache, **sizes))
     assert LatentCache(cache).load(0).mean.shape[0] == vae.latent_channels
     frames = 1 + vae.temporal_stride
