@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, broadcast_object_list, parse_flag_from_env
+from accelerate.utils import DistributedType, parse_flag_from_env
 
 from .errors import UserError
 
@@ -60,13 +60,6 @@ def check_strategy(accelerator: Accelerator) -> None:
     answer = int(accelerator.reduce(torch.ones((), device=accelerator.device), reduction="sum"))
     if answer != asked:
         raise UserError(f"the launcher started {asked} processes, but {answer} answer each other; {on_cpus}")
-
-
-def by_main(make: Callable[[], T]) -> T:
-    """What the main process makes, in every process of the launch."""
-    values = [make() if PartialState().is_main_process else None]
-    broadcast_object_list(values)
-    return values[0]
 
 
 def process_state() -> PartialState:

@@ -34,7 +34,7 @@ from ..pipelines.latent_video import LatentVideoPipeline
 from ..pipelines.loading import load_pipeline
 from ..pipelines.sampling import Sampling
 from ..precision import Computed, MixedPrecision, choose, describe, dtype_of
-from ..world import by_main, process_state
+from ..world import from_main, process_state
 from .judge import Judge, Verdict
 from .reconstruction import evaluate, reconstruct
 from .scores import judged, shuffled_both, table
@@ -165,7 +165,7 @@ def video(sample: Sample) -> Tensor:
 def run_demo(config: DemoConfig) -> dict | None:
     """Does this process's share; the main process then writes the results and returns what scores.json holds."""
     state = process_state()
-    computed = by_main(lambda: choose(config.mixed_precision, state.device))
+    computed = from_main(lambda: choose(config.mixed_precision, state.device))
     if state.is_main_process:
         print(describe(computed, state.device), file=sys.stderr, flush=True)
     demo = Demo(config, state.device, computed)

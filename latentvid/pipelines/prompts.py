@@ -27,7 +27,7 @@ from ..files import written_whole
 from ..packing import Grid
 from ..precision import Computed, choose, describe, dtype_of
 from ..text import TextEncoder
-from ..world import by_main
+from ..world import from_main
 from .command import ENDINGS
 from .latent_video import LatentVideoPipeline
 from .sampling import Request, Sampling
@@ -159,7 +159,7 @@ def sample_prompts(
     fps = pipeline.config.fps if fps is None else fps
     found = _read_index(folder / INDEX)
     if sampling.precision is None:
-        computed = by_main(lambda: _computed(pipeline, folder, found))
+        computed = from_main(lambda: _computed(pipeline, folder, found))
         sampling = replace(sampling, precision=dtype_of(computed))
     records = {row.file: asdict(row) | _settings(pipeline, sampling, fps) for row in rows}
     done = {file for file in records if (folder / file).exists()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar, get_args
 
@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from ..precision import Computed, autocast, choose, describe, speed
-from ..world import by_main
+from ..world import from_main
 from .checkpoint import CheckpointStore
 from .config import TrainingConfig
 
@@ -34,7 +34,7 @@ def settle(config: Config, device: torch.device) -> tuple[Config, Compute]:
     `auto` goes on in what the run began with, whatever is faster on this machine; a type asked for by name is taken
     from here on. Either is said where it differs. The main process looks and measures for all.
     """
-    compute = by_main(lambda: _settled(config, device))
+    compute = Compute(**from_main(lambda: asdict(_settled(config, device))))
     return replace(config, train=replace(config.train, mixed_precision=compute.passes)), compute
 
 

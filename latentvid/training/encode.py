@@ -24,7 +24,7 @@ from ..errors import ClipError, UserError
 from ..models.interchange import channels_last, load_vae
 from ..precision import Computed, MixedPrecision, autocast, choose, describe
 from ..text import TextEncoder
-from ..world import by_main, process_state
+from ..world import from_main, process_state
 
 SHARD = 256  # windows in a shard; the unit of work and of resuming
 
@@ -116,7 +116,7 @@ def encode_manifest(config: EncodeConfig) -> str:
     """
     state = process_state()
     encoder = Encoder(config, state.device)
-    encoder.compute_in(by_main(lambda: _settle(encoder)))
+    encoder.compute_in(from_main(lambda: _settle(encoder)))
     config.out.mkdir(parents=True, exist_ok=True)
     if state.is_main_process:
         print(describe(encoder.computed, state.device), file=sys.stderr, flush=True)

@@ -19,7 +19,7 @@ from ..data.quarantine import Quarantine
 from ..errors import UserError
 from ..files import written_whole
 from ..precision import describe, dtype_of
-from ..world import by_main
+from ..world import from_main
 from .about import write_about
 from .checkpoint import CheckpointStore
 from .compute import Compute, settle
@@ -328,7 +328,7 @@ class TrainingRun:
 
     def resume(self) -> None:
         """Goes on from the newest whole checkpoint, whatever strategy and number of processes wrote it."""
-        folder = newest_for_all(self.store, self.main, lambda name: by_main(lambda: name))
+        folder = newest_for_all(self.store, self.main, lambda name: from_main(lambda: name))
         if folder is None:
             return
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
