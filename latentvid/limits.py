@@ -96,6 +96,7 @@ RANGES: dict[str, Range] = {
     "data.weights": _above(0, 1e12),
     "image_share": _SHARE,
     "caption_dropout": _SHARE,
+    "unknown_share": _SHARE,
     "frames_per_read": _whole(1, 10**5),
     "tokens_per_pack": _whole(1, 2**26),
     "packs_per_step": _whole(1, 2**16),

@@ -5,9 +5,11 @@ Axis letters: S text tokens of all prompts together, Dt width of the encoder; B 
 
 import hashlib
 import json
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -19,8 +21,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5Enc
 from latentvid.errors import UserError
 from latentvid.limits import check_values
 
+logger = logging.getLogger(__name__)
+
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 TOKENIZERS = ("tokenizer.json", "spiece.model")
+TOKENIZED = 4096  # prompts at a time
 BATCH_TOKENS = 4096  # of one forward pass, padding included
 # What changes the states and is in no parameter's shape.
 _CONFIG_KEYS = (
@@ -46,6 +51,17 @@ class PackedText:
     def split(self) -> tuple[Tensor, ...]:
         """One [tokens, Dt] a prompt."""
         return self.states.split(self.lengths)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a prompt suits the encoder. tokens: how many, ``</s>`` included. unknown: its characters that the encoder has
+    no token for, white space aside; share: of all its characters. Prompts that differ in these alone have equal states.
+    """
+
+    tokens: int
+    unknown: str
+    share: float
 
 
 class TextEncoder:
@@ -112,11 +128,62 @@ class TextEncoder:
             if len(ids) > self.max_tokens:
                 raise TextError(
                     f"prompt of {len(ids)} tokens is longer than the text encoder's {self.max_tokens}; "
-                    f"shorten it: {prompt[:80]!r}{'...' if len(prompt) > 80 else ''}"
+                    f"shorten it: {_short(prompt)}"
                 )
             if not ids:
                 raise TextError(f"the tokenizer gives no token for the prompt {prompt!r}: it must append </s>")
         return every["input_ids"]
+
+    def fits(self, prompts: Sequence[str]) -> Iterator[Fit]:
+        """Of each prompt. Nothing is encoded: some 20,000 a second."""
+        tokenizer, unknown = self.tokenizer.backend_tokenizer, self.tokenizer.unk_token_id
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        for start in range(0, len(prompts), TOKENIZED):
+            chunk = list(prompts[start : start + TOKENIZED])
+            for prompt, found in zip(chunk, tokenizer.encode_batch(chunk), strict=True):
+                ids, lost = found.ids, ""
+                if unknown is not None and unknown in ids:
+                    spans = {span for i, span in zip(ids, found.offsets, strict=True) if i == unknown}
+                    lost = "".join("".join(prompt[begin:end].split()) for begin, end in sorted(spans))
+                yield Fit(len(ids), lost, len(lost) / max(1, len("".join(prompt.split()))))
+
+    def shortened(self, prompt: str) -> str:
+        """As many of the prompt's first words as the encoder takes, or of its characters where one word is too long."""
+        words = prompt.split()
+        if len(words) > 1:
+            most = self._most(len(words), lambda n: " ".join(words[:n]))
+            if most:
+                return " ".join(words[:most])
+        return prompt[: self._most(len(prompt), lambda n: prompt[:n])]
+
+    def _most(self, high: int, part: Callable[[int], str]) -> int:
+        """The largest n of at most `high` whose part fits, by halving."""
+        low = 0
+        while low < high:
+            middle = (low + high + 1) // 2
+            if next(self.fits([part(middle)])).tokens <= self.max_tokens:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def check(self, prompts: Iterable[str]) -> None:
+        """For prompts of a user: :class:`TextError` for one that is too long, or of which the encoder knows nothing; a
+        warning where it knows only a part."""
+        prompts = list(dict.fromkeys(prompts))
+        self.tokenize(prompts)
+        for prompt, fit in zip(prompts, self.fits(prompts), strict=True):
+            if fit.share == 1:
+                raise TextError(
+                    f"the text encoder knows no character of the prompt {_short(prompt)}: all such prompts are the same"
+                    " to it; write it in a language that the model was trained with"
+                )
+            if fit.unknown:
+                warn_once(
+                    f"the text encoder does not know {_short(''.join(dict.fromkeys(fit.unknown)))} in the prompt "
+                    f"{_short(prompt)}: it reads the rest"
+                )
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> PackedText:
@@ -153,6 +220,15 @@ class TextEncoder:
         config = {key: getattr(self.encoder.config, key, None) for key in _CONFIG_KEYS}
         digest.update(json.dumps([config, tokenizer], sort_keys=True).encode())
         return digest.hexdigest()
+
+
+@cache
+def warn_once(message: str) -> None:
+    logger.warning(message)
+
+
+def _short(prompt: str) -> str:
+    return f"{prompt[:80]!r}{'...' if len(prompt) > 80 else ''}"
 
 
 def _batches(lengths: Sequence[int]) -> list[list[int]]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..errors import ClipError, UserError
 from ..rng import generator
 from .columns import Column, Lookup, distinct_rows
-from .manifest import Manifest, read_manifest
+from .manifest import USUAL, Columns, Manifest, read_manifest
 from .plan import Draw
 from .quarantine import Hangs, Quarantine, Watched
 from .reads import group, runs
@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 Change = Callable[[Tensor], Tensor]  # uint8 [F,H,W,3] to the like
 
 TIMEOUT_S = 120.0  # a read that takes longer hangs
+MOST_WINDOWS = 2**27  # which take 4 GB
 FRAMES_PER_READ = 256  # decoded in one go at most, where windows are read in the order of their files
 MOST_BAD = 100  # files that one load tries in vain before the storage, not the files, must be what is broken
 
@@ -120,11 +121,13 @@ class ClipSource:
         side = transform.crop
         cut = (lambda n: n) if side is None else (lambda n: min(n, side))
         self.shapes = self.windows.sizes.map(lambda size: (size[0], cut(size[1]), cut(size[2])))
-        self._parts = []  # name, number of samples and what is dropped, of each manifest
+        self._parts = []  # name, number of samples, what is dropped and what else is to be said, of each manifest
+        self.unknown_captions = sum(manifest.unknown for manifest in manifests)
         for number, manifest in enumerate(manifests):
             small = np.flatnonzero(~fits & (self.samples.source == number))
             rows = ((self.samples.path(i), "smaller-than-one-stride") for i in small)
-            self._parts.append((manifest.source, len(manifest.samples), Dropped(chain(manifest.dropped, rows))))
+            dropped = Dropped(chain(manifest.dropped, rows))
+            self._parts.append((manifest.source, len(manifest.samples), dropped, manifest.notes))
         if not len(self.windows):
             raise UserError(f"no clip is left to train on; mend these and try again\n{self.summary()}")
 
@@ -134,7 +137,12 @@ class ClipSource:
     @property
     def dropped(self) -> list[tuple[str, str]]:
         """(path, reason) of what no window could be made of."""
-        return [row for _, _, dropped in self._parts for row in dropped]
+        return [row for _, _, dropped, _ in self._parts for row in dropped]
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be said of the captions, a line each."""
+        return [note for _, _, _, notes in self._parts for note in notes]
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -159,8 +167,9 @@ class ClipSource:
         """How many windows each manifest has, and by reason what was dropped of it."""
         windows = np.bincount(self.source_of, minlength=len(self._parts))
         lines = []
-        for count, (name, samples, dropped) in zip(windows, self._parts, strict=True):
+        for count, (name, samples, dropped, notes) in zip(windows, self._parts, strict=True):
             lines += [f"{name}: {count} windows of {samples} clips and images", *dropped_by_reason(dropped)]
+            lines += [f"  {note}" for note in notes]
         return "\n".join(lines)
 
     def caption(self, index: int) -> str:
@@ -299,10 +308,19 @@ class ClipSource:
 
 
 def open_sources(
-    paths: Sequence[str | os.PathLike], transform: Transform, *, timeout_s: float = TIMEOUT_S
+    paths: Sequence[str | os.PathLike],
+    transform: Transform,
+    *,
+    timeout_s: float = TIMEOUT_S,
+    columns: Columns = USUAL,
+    check: Callable[[Manifest], Manifest] = lambda manifest: manifest,
 ) -> ClipSource:
-    """All windows of several manifests, one manifest after another; `source_of` tells which came from which."""
-    return ClipSource([read_manifest(path) for path in paths], transform, timeout_s=timeout_s)
+    """All windows of several manifests, one manifest after another; `source_of` tells which came from which.
+
+    check: what each manifest goes through, such as a look at its captions.
+    """
+    manifests = [check(read_manifest(path, columns=columns)) for path in paths]
+    return ClipSource(manifests, transform, timeout_s=timeout_s)
 
 
 def _cut(samples: Samples, transform: Transform) -> tuple[Windows, np.ndarray]:
@@ -321,6 +339,12 @@ def _cut(samples: Samples, transform: Transform) -> tuple[Windows, np.ndarray]:
     frames = lengths.map(lambda row: legal_frames(*row, transform.temporal_stride)).array().astype(np.int32)
     shapes = distinct_rows(frames, size.of[kept]).map(lambda row: (row[0], *size.table[row[1]]))
     count = samples.frames[kept] // frames
+    if (total := int(count.sum(dtype=np.int64))) > MOST_WINDOWS:
+        most = int(np.argmax(count))
+        raise UserError(
+            f"{total:,} windows of {transform.max_frames} frames are more than {MOST_WINDOWS:,}: correct the `frames` "
+            f"of {samples.name(int(kept[most]))} ({samples.frames[kept[most]]:,}), or give fewer clips"
+        )
     of = np.repeat(np.arange(len(kept), dtype=np.int32), count)
     first = (np.cumsum(count) - count).astype(np.int32)
     start = (np.arange(len(of), dtype=np.int32) - first[of]) * frames[of]

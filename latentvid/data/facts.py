@@ -1,7 +1,7 @@
 """Looking at a table's files: which can be used, and the facts that the table lacks.
 
 What a file had to be opened for is remembered beside the manifest, in .NAME.facts.jsonl, by the file's size and time of
-change: it is found out once, by one process, and not at every start of every process.
+change, so that later starts, and the other processes of a run, need not open it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..claims import claim, claimed_by, holder
 from ..errors import ClipError
 from .samples import Dropped, Rows, Samples
 from .video import VideoInfo, probe
@@ -70,6 +69,7 @@ class Memory:
             json.dumps({"path": path, "size": s.st_size, "mtime_ns": s.st_mtime_ns, **asdict(info), "version": VERSION})
             for path, s, info in rows
         ]
+        self.file.parent.mkdir(parents=True, exist_ok=True)
         place = os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
             os.write(place, "".join(f"{line}\n" for line in lines).encode())
@@ -119,23 +119,7 @@ def _facts_of(
     if memory is not None and len(asked):
         known, asked = _recalled(samples, asked, memory)
         yield from known
-    if memory is None or not len(asked):
-        yield from _probed(samples, asked, pool, None)
-        return
-    try:
-        memory.file.parent.mkdir(parents=True, exist_ok=True)
-        lock = claim(memory.file)
-        if lock is None:
-            logger.warning("%s: waiting for %s, which opens the files that it lacks", memory.file, holder(memory.file))
-            lock = claimed_by(memory.file)
-    except OSError as error:
-        logger.warning("what the files are cannot be remembered (%s): each start opens them again", error)
-        yield from _probed(samples, asked, pool, None)
-        return
-    with lock:  # another process may have found out meanwhile
-        known, asked = _recalled(samples, asked, memory)
-        yield from known
-        yield from _probed(samples, asked, pool, memory)
+    yield from _probed(samples, asked, pool, memory)
 
 
 def _recalled(
@@ -170,7 +154,11 @@ def _probed(
                 new.append((samples.paths[i], before.get(int(i)), result))
             yield i, result
         if memory is not None:
-            memory.add(row for row in new if row[1] is not None)
+            try:
+                memory.add(row for row in new if row[1] is not None)
+            except OSError as error:
+                logger.warning("what the files are cannot be remembered (%s): each start opens them again", error)
+                memory = None
     bar.close()
 
 

@@ -58,13 +58,16 @@ USUAL = Columns()
 class Manifest:
     """The usable rows in the order of the file, the dropped ones as (path or line, reason), and columns asked for.
 
-    `extra[column][i]` belongs to `samples[i]`; None where a row did not have it.
+    `extra[column][i]` belongs to `samples[i]`; None where a row did not have it. notes: what else is to be said of the
+    rows, a line each. unknown: captions that mean nothing to the text encoder, as far as it was asked.
     """
 
     source: str
     samples: Samples
     dropped: Dropped
     extra: dict[str, list[Any]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    unknown: int = 0
 
     @classmethod
     def of(cls, source: str, samples: Iterable[Sample], dropped: Iterable[tuple[str, str]] = ()) -> Manifest:
@@ -78,7 +81,7 @@ class Manifest:
         """Counts of what is kept and, by reason, of what is dropped, with the first few of each."""
         images = int(self.samples.is_image.sum())
         lines = [f"{self.source}: {len(self.samples) - images} clips and {images} images"]
-        return "\n".join(lines + dropped_by_reason(self.dropped, examples))
+        return "\n".join([*lines, *dropped_by_reason(self.dropped, examples), *(f"  {note}" for note in self.notes)])
 
 
 def read_manifest(

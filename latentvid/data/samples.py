@@ -117,7 +117,7 @@ def dropped_by_reason(dropped: Iterable[tuple[str, str]], examples: int = 3) -> 
     for path, reason in dropped:
         counts[reason] = counts.get(reason, 0) + 1
         if counts[reason] <= examples:
-            first.setdefault(reason, []).append(_shown(path))
+            first.setdefault(reason, []).append(shown(path))
     lines = []
     for reason, count in sorted(counts.items(), key=lambda item: -item[1]):
         more = ", ..." if count > examples else ""
@@ -125,7 +125,7 @@ def dropped_by_reason(dropped: Iterable[tuple[str, str]], examples: int = 3) -> 
     return lines
 
 
-def _shown(path: str) -> str:
+def shown(path: str) -> str:
     """A path in one line that any terminal takes."""
     text = path.encode("utf-8", "backslashreplace").decode()
     return text if text.isprintable() else text.encode("unicode_escape").decode()

@@ -18,7 +18,7 @@ def find_captioned(folder: str) -> tuple[Rows, Dropped]:
     """The files with captions under `folder`, in the order of their paths, and what is left out, by reason.
 
     The caption of NAME.mp4 is the whole text of NAME.txt beside it, in one line. Folders behind links are followed.
-    Reasons: those of `read_caption`, "name-encoding", "hidden" (a media file whose name, or folder's, begins with a dot),
+    Reasons: those of `read_caption`, "name-encoding", "hidden" (a media file of which name or folder begin with a dot),
     "unknown-ending" (a file with a caption, but not known as a video or image), "no-clip" (a caption without a file),
     "folder-twice" (a link to a folder that is here already) and "unreadable-folder".
     """

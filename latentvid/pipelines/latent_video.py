@@ -202,6 +202,7 @@ class LatentVideoPipeline(DiffusionPipeline):
         guidance = sampling.guidance or Guidance(scale=self.config.guidance)
         if steps < 1 or not requests:
             raise UserError(f"{steps} steps and {len(requests)} prompts: at least one of each is needed")
+        self._text().check(text for request in requests for text in (request.prompt, request.negative_prompt))
         condition = self._condition(sampling.condition)
         model, scheduler = self.transformer.config, self.scheduler
         batch = Batch.of(

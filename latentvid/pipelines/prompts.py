@@ -74,11 +74,11 @@ def read_prompts(
     text, rows = TextEncoder(pipeline.text_encoder, pipeline.tokenizer), []
     lines: dict[str, int] = {}
     try:
-        for i, (line, cells) in enumerate(READERS[path.suffix.lower()](str(path), COLUMNS, ("prompt",))):
+        for i, (line, cells) in enumerate(READERS[path.suffix.lower()](str(path), COLUMNS, [("prompt",)])):
             try:
                 row = _row(cells, defaults | {"negative_prompt": negative_prompt, "seed": seed + i, "name": f"{i:05d}"})
                 pipeline.latent_grid(row.frames, row.height, row.width)
-                text.tokenize([row.prompt, row.negative_prompt])
+                text.check([row.prompt, row.negative_prompt])
                 if row.file in lines:
                     raise UserError(f"line {lines[row.file]} has the name {row.file} too: names must differ")
             except UserError as error:

@@ -26,6 +26,10 @@ def several(value: Path | Sequence[Path] | None) -> tuple[Path, ...]:
     return () if value is None else (value,) if isinstance(value, Path) else tuple(value)
 
 
+def _shown(paths: Path | Sequence[Path]) -> str:
+    return ", ".join(map(str, several(paths)))
+
+
 @dataclass(kw_only=True)
 class Run:
     dir: Path = _help("folder where everything of the run goes")
@@ -39,8 +43,10 @@ class Run:
 @dataclass(kw_only=True)
 class Data:
     manifest: Path | tuple[Path, ...] | None = _help(
-        "table of clips and captions (.jsonl, .csv or .parquet), or several: [a.jsonl, b.jsonl]", default=None
+        "table of clips and captions (.jsonl, .csv, .tsv or .parquet), or several: [a.jsonl, b.jsonl]", default=None
     )
+    path_column: str | None = _help("the manifests' column of files; null: path or file_name", default=None)
+    caption_column: str | None = _help("the manifests' column of captions; null: caption or text", default=None)
     weights: tuple[float, ...] = _help(
         "share of the tokens of each manifest (or cache), in any unit; empty draws every sample once an epoch",
         default=(),
@@ -199,6 +205,8 @@ class DitValidation(Validation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.latents is not None and self.manifest is not None and not self.scores:
+            raise ValueError("manifest and latents are both set, and one would not be looked at: leave one out")
         if self.scores and self.manifest is None:
             raise ValueError(f"scores={list(self.scores)} need held-out clips with captions: give their manifest")
 
@@ -286,12 +294,37 @@ class DitData(Data):
     )
     caption_dropout: float = _help("share of samples trained without their caption, for guidance", default=0.1)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value in (("manifest", self.manifest), ("flip", self.flip or None)):
+            if self.latents is not None and value is not None:
+                raise ValueError(
+                    f"{name} is set, but so is latents ({_shown(self.latents)}), which would be trained on instead: "
+                    f"set --data.latents=null to train on the manifest's clips, or leave {name} out"
+                )
+
+
+@dataclass(kw_only=True)
+class CaptionRules:
+    """What becomes of captions that the text encoder cannot take as they are."""
+
+    too_long: Literal["drop", "truncate"] = _help(
+        "captions of more tokens than the text encoder takes: leave the clip out, or the caption's end", default="drop"
+    )
+    unknown_share: float = _help(
+        "largest share of captions of which the text encoder does not know most characters; 1 allows all", default=0.1
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self, "caption")
+
 
 @dataclass(kw_only=True)
 class DitConfig(TrainingConfig):
     """`train/train_dit.py`."""
 
     data: DitData
+    caption: CaptionRules = field(default_factory=CaptionRules)
     vae: Path = _help("folder of the VAE")
     text_encoder: str = _help("folder or hub name of a T5 encoder with its tokenizer")
     scheduler: dict[str, Any] = _help("arguments of LatentVideoScheduler: path, target, ...", default_factory=dict)

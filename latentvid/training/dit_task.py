@@ -9,7 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attention import resolve_backend
-from ..data.clips import Transform, open_sources
+from ..data.clips import ClipSource, Transform
 from ..data.columns import Lookup
 from ..data.latents import LatentCaches, module_fingerprint
 from ..data.plan import Draw
@@ -38,9 +38,11 @@ from ..precision import dtype_of
 from ..rng import generator
 from ..sequence import make_sequence_group, makers
 from ..text import TextEncoder
+from .captions import check_captions
 from .config import DitConfig, several
 from .dit_pack import DitPack
 from .flops import GridFlops, dit_flops, vae_flops
+from .manifests import open_manifests
 from .task import HeldOut, build_model, shares
 
 
@@ -64,12 +66,19 @@ class DitTask:
         self.patch = self.model.config.patch
         self.features = self.model.config.latent_channels * self.patch**2
         if data:
+            self._check_prompts()
             self._open_data()
             self.tokens = self.grids.map(math.prod).array()
             # a block's attention is 4 D a pair of tokens, its linear layers about 24 D^2 a token
             c = self.model.config
             pairs = self.grids.map(lambda grid: attended_pairs(c.attention, c.depth, grid) / c.depth).array()
             self.costs = self.tokens + pairs / (6 * c.width)
+
+    def _check_prompts(self) -> None:
+        try:
+            self.text.check(self.config.samples.prompts)
+        except UserError as error:
+            raise UserError(f"samples.prompts: {error}") from None
 
     def __getstate__(self) -> dict[str, Any]:
         """What loader processes need to make packs: no network."""
@@ -116,7 +125,7 @@ class DitTask:
                 max_frames=data.max_frames,
                 flip=data.flip,
             )
-            self.source = self.clips = open_sources(several(data.manifest), transform, timeout_s=data.timeout_s)
+            self.source = self.clips = self.open_sources(several(data.manifest), transform)
             self.sources, self.source_of = self.source.sources, self.source.source_of
             self.is_image = self.source.is_image
             latent_grids = self.source.shapes.map(lambda shape: self.vae.latent_grid(*shape))
@@ -128,6 +137,11 @@ class DitTask:
             self.grids = latent_grids.map(lambda grid: token_grid(grid, self.patch))
         except ValueError as error:
             raise UserError(f"{error}: encode again with --patch {self.patch}, or set another model.patch") from None
+
+    def open_sources(self, paths: Sequence[Path], transform: Transform, drop_unknown: bool = False) -> ClipSource:
+        """As `clips.open_sources`, of what the text encoder can take, and opened by the main process first."""
+        check = partial(check_captions, text=self.text, rules=self.config.caption, drop_unknown=drop_unknown)
+        return open_manifests(paths, transform, self.config.data, check)
 
     def summary(self) -> str:
         return self.source.summary() if self.cache is None else self.cache.summary()

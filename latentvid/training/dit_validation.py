@@ -40,10 +40,11 @@ class HeldOutLatents(DitTask):
         self.__dict__.update(task.__dict__)  # the networks are shared
         settings = task.config.validation
         self.bins = settings.bins
+        manifest = settings.manifest if settings.latents is None else None
         self.config = replace(
             task.config,
             run=replace(task.config.run, seed=settings.seed),
-            data=replace(task.config.data, latents=settings.latents, manifest=settings.manifest, flip=False),
+            data=replace(task.config.data, latents=settings.latents, manifest=manifest, flip=False),
         )
         try:
             self._open_data()

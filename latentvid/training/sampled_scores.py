@@ -13,7 +13,7 @@ import numpy as np
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from ..data.clips import Transform, open_sources
+from ..data.clips import Transform
 from ..errors import ClipError, UserError
 from ..evaluation.bootstrap import summarise
 from ..evaluation.metrics import open_metrics
@@ -50,7 +50,7 @@ class SampledScores:
             max_area=data.max_area,
             max_frames=data.max_frames,
         )
-        self.source = open_sources([self.settings.manifest], transform, timeout_s=data.timeout_s)
+        self.source = task.open_sources([self.settings.manifest], transform, drop_unknown=True)
         videos = np.flatnonzero(~self.source.is_image)
         if len(videos) < 2:
             raise UserError(f"validation.scores need 2 held-out videos or more, and there are {len(videos)}")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.clips import Transform, open_sources
+from ..data.clips import Transform
 from ..data.plan import Draw
 from ..data.stacks import Stacks
 from ..data.transforms import to_uint8
@@ -30,6 +30,7 @@ from ..rng import generator
 from .compute import compute_type
 from .config import VaeConfig, several
 from .flops import GridFlops, vae_flops
+from .manifests import open_manifests
 from .optim import Part
 from .task import HeldOut, build_model, shares
 from .vae_losses import VaeObjective
@@ -89,7 +90,7 @@ class VaeTask:
         )
         if settings.crop is not None and settings.crop % vae.spatial_stride:
             raise UserError(f"data.crop {settings.crop} is not a multiple of the VAE's stride {vae.spatial_stride}")
-        self.source = self.clips = open_sources(manifests, transform, timeout_s=settings.timeout_s)
+        self.source = self.clips = open_manifests(manifests, transform, settings)
         self.sources, self.source_of = self.source.sources, self.source.source_of
         self.is_image = self.source.is_image
         self.grids = self.source.shapes.map(lambda shape: vae.latent_grid(*shape))

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..data.clips import open_sources
 from ..data.transforms import to_uint8
 from ..errors import UserError
 from ..evaluation.fidelity import SSIM_WINDOW, Fidelity
+from .manifests import open_manifests
 from .task import shares
 from .vae_losses import divergence, pixel_losses
 
@@ -36,7 +36,7 @@ class HeldOutClips:
         data = task.config.data
         try:
             transform = replace(task.source.transform, flip=False)
-            self.source = open_sources([self.settings.manifest], transform, timeout_s=data.timeout_s)
+            self.source = open_manifests([self.settings.manifest], transform, data)
         except UserError as error:
             raise UserError(f"validation: {error}") from error
         least = min(min(shape[1:]) for shape in self.source.shapes.counts())
