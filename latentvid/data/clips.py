@@ -147,7 +147,7 @@ class ClipSource:
     @property
     def sources(self) -> tuple[str, ...]:
         """Names of the manifests, in their order."""
-        return tuple(str(name) for name, _, _ in self._parts)
+        return tuple(str(name) for name, *_ in self._parts)
 
     @property
     def source_of(self) -> np.ndarray:

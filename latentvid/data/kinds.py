@@ -1,5 +1,5 @@
 """Which files are taken for videos and images: by the ending of their name when folders are searched, by their content
-when they are opened. What names other files (playlists, SDP, image sequences) or runs programs (EPS) is never opened."""
+when they are opened. What names other files (playlists, SDP, image sequences) or runs programs (EPS) is not opened."""
 
 IMAGE_ENDINGS = frozenset(
     [

@@ -210,7 +210,7 @@ def test_bad_rows_are_named(text, message, pipeline, tmp_path):
 
 def test_other_files_are_refused(pipeline, tmp_path):
     for name in ("none.csv", "p.txt"):
-        with pytest.raises(UserError, match=rf"--prompts .*{name}: give a file that ends in .jsonl, .csv, .tsv, .parquet"):
+        with pytest.raises(UserError, match=rf"--prompts .*{name}: give a file that ends in .jsonl, .csv, .tsv"):
             read_prompts(tmp_path / name, pipeline)
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n["a"]\n')
     with pytest.raises(UserError, match=r'line 2: not an object; write {"prompt": ...}'):
