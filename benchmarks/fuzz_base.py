@@ -39,8 +39,7 @@ def build(base: Path) -> None:
     (base / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
     captions = [{"file": row["path"].split("/")[1], "caption": row["caption"]} for row in table]
     (base / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in captions))
-    words = ["--manifest", base / "train.jsonl", "--vae", base / "vae", "--text-encoder", base / "t5"]
-    _run(base, "vae/encode_latents.py", *words, "--out", base / "latents", "--max-frames", FRAMES)
+    _run(base, "vae/encode_latents.py", *encoding(base, base / "latents"))
     _configurations(base)
     _run(base, "train/train_dit.py", base / "dit.yaml", "--run.dir=" + str(base / "dit_run"), "--train.steps=2",
          "--validation.every=2")  # fmt: skip
@@ -50,6 +49,12 @@ def build(base: Path) -> None:
     write_dataset(base / "digits", train=8, val=2)
     shutil.copy(base / "digits/train.jsonl", base / "labels.jsonl")
     make_pipelines(base)
+
+
+def encoding(base: Path, out: object, manifest: Path | None = None, vae: Path | None = None) -> list[str]:
+    """The arguments of vae/encode_latents.py."""
+    words = ["--manifest", str(manifest or base / "train.jsonl"), "--vae", str(vae or base / "vae")]
+    return [*words, "--text-encoder", str(base / "t5"), "--out", str(out), "--max-frames", str(FRAMES)]
 
 
 CLIPS = (("one", "mp4"), ("two", "gif"), ("three", "png"), ("four", "webp"), ("five", "jpg"), ("six", "mkv"))
@@ -69,6 +74,7 @@ def make_clips(folder: Path) -> None:
     _as_mkv(folder / "one.mp4", folder / "six.mkv")
     for name, _ in CLIPS:
         (folder / f"{name}.txt").write_text("a red 7 moves up")
+    Image.new("L", (SIDE, SIDE), 255).save(folder.parent / "mask.png")
     (folder.parent / "huge.png").write_bytes(png_of(13_000, 13_000, 13_000))
     (folder.parent / "liar.png").write_bytes(png_of(2**31 - 1, 2**31 - 1, 10))
 

@@ -11,12 +11,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fuzz_base import encoding
 from fuzz_draw import NEGATIVE, NOT_FINITE, TEXTS, Draw, copy_tree, spoil_tensors, write_json, write_table
 from fuzz_run import Case
-from fuzz_training import ENCODE, EXPORT, SCORE
+from fuzz_training import DIT, ENCODE, EXPORT, MANIFEST, REPORT, SCORE, VAE
 from safetensors.torch import load_file, save_file
 
-T2V = "inference/t2v.py"
+T2V, DIGITS, COMPARE = "inference/t2v.py", "-m latentvid.data.digits", "-m latentvid.evaluation.compare"
 OURS = ("model_index.json", "scheduler_config.json")
 PLANTED = "from pathlib import Path\n\nPath('planted').touch()\n\n\nclass Thing:\n    pass\n"
 
@@ -112,6 +113,14 @@ def prompts(draw: Draw, base: Path, folder: Path) -> Case:
         path.write_bytes(data)
     elif kind == "file":
         what, must = draw.file(path), "fail"
+    if draw.chance(0.15):
+        write_table(path, [{"prompt": "a red 7", "seed": 3}], None)
+        (folder / "clips").mkdir()
+        index = folder / "clips" / "results.jsonl"
+        write_json(index, draw.json({"file": "00000.mp4", "prompt": "a red 7", "steps": 1, "fps": 8.0})[0])
+        (folder / "clips" / "00000.mp4").touch()
+        what, must = f"{index.name} in the folder: " + (draw.file(index) if draw.chance(0.5) else "another"), None
+        names = (index.name, "clips", "00000.mp4")
     words = ["--model", str(base / "pipeline"), "--prompts", str(path), "--output", "clips", "--steps", "1"]
     return Case(T2V, words, f"{ending}: {what or shaped}", names, must)
 
@@ -133,9 +142,25 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     SCORE: ("frames", "max-clips", "pictures", "bootstrap"),
     EXPORT: ("step",),
     "train/train_text_encoder.py": ("steps", "seed"),
+    DIGITS: ("train", "val", "seed"),
+    COMPARE: ("pairs", "seed", "attention"),
 }
 WHOLE = ("steps", "zero-init", "seed", "frames", "height", "width", "window", "context", "between", "factor", "patch")
-WHOLE = (*WHOLE, "tokens-per-pack", "max-frames", "max-area", "batch", "max-clips", "pictures", "bootstrap", "step")
+WHOLE = (
+    *WHOLE,
+    "tokens-per-pack",
+    "max-frames",
+    "max-area",
+    "batch",
+    "max-clips",
+    "pictures",
+    "bootstrap",
+    "step",
+    "train",
+    "val",
+    "pairs",
+    "attention",
+)
 
 
 def _valid(program: str, base: Path) -> list[str]:
@@ -148,15 +173,16 @@ def _valid(program: str, base: Path) -> list[str]:
         "inference/extend.py": [*model, "--clip", one, "--frames", "4"],
         "inference/interpolate.py": [*model, "--first", pictures[0], "--last", pictures[1], "--between", "3"],
         "inference/edit.py": [*model, "--clip", one, "--frames", "5", "--mode", "sdedit"],
-        "inference/inpaint.py": [*model, "--clip", one, "--frames", "5", "--mask", pictures[0]],
+        "inference/inpaint.py": [*model, "--clip", one, "--frames", "5", "--mask", str(base / "mask.png")],
         "inference/long.py": [*model, "--frames", "9"],
-        ENCODE: ["--manifest", str(base / "train.jsonl"), "--vae", str(base / "vae"), "--text-encoder",
-                 str(base / "t5"), "--out", "cache", "--max-frames", "5"],
+        ENCODE: encoding(base, "cache"),
         "vae/reconstruct.py": [one, "--vae", str(base / "vae"), "--output", "out.mp4"],
         "vae/evaluate.py": [one, "--vae", str(base / "vae"), "--out", "scores"],
         SCORE: [str(base / "clips"), "--metrics", "flicker", "--bootstrap", "0", "--out", "scores"],
         EXPORT: [str(base / "dit_run"), "out"],
         "train/train_text_encoder.py": ["t5", "--captions", str(base / "labels.jsonl")],
+        DIGITS: ["digits", "--train", "2", "--val", "2"],
+        COMPARE: [str(base / "clips"), str(base / "clips"), "--out", "page"],
     }[program]  # fmt: skip
 
 
@@ -178,6 +204,8 @@ def option(draw: Draw, base: Path, folder: Path) -> Case:
             del words[at : at + 2]
         words += ["--clip", str(base / "clips/one.mp4")]
     said = (f"--{name}", name, name.replace("-", "_"), *([value] if len(value) > 1 else []))
+    if name in ("window", "context", "between"):
+        said = (*said, "frames")
     return Case(program, [*words, f"--{name}={value}"], f"--{name}={value[:50]}", said, "fail" if bad else None)
 
 
@@ -268,7 +296,25 @@ def scores(draw: Draw, base: Path, folder: Path) -> Case:
     return Case(SCORE, words, f"{path.name}: {what}", (path.name, "scores", "rows"))
 
 
+def storage(draw: Draw, base: Path, folder: Path) -> Case:
+    """A program on a disk that is full, or with few open files."""
+    program = draw.choice((*OPTIONS, DIT, VAE, REPORT, MANIFEST))
+    words = {
+        DIT: [str(base / "dit.yaml"), "--run.dir=run", f"--data.workers={draw.choice((0, 2))}"],
+        VAE: [str(base / "vae.yaml"), "--run.dir=run", f"--data.workers={draw.choice((0, 2))}"],
+        REPORT: [str(base / "dit_run"), "--out", "page.html"],
+        MANIFEST: [str(base / "clips"), "table.jsonl"],
+    }.get(program) or _valid(program, base)
+    if draw.chance(0.5):
+        most = draw.choice((30, 300, 3000, 12_000, 30_000))
+        names = ("too large", "space", "written", "write")
+        return Case(program, words, f"a disk with room for {most} bytes", names, file_bytes=most)
+    most = draw.choice((24, 32, 48, 64))
+    return Case(program, words, f"{most} open files", ("open files", "ulimit"), open_files=most)
+
+
 AREAS = {
+    "storage": (5, storage),
     "pipeline": (16, pipeline),
     "prompts": (9, prompts),
     "number": (12, option),

@@ -47,7 +47,8 @@ class Case:
 
     program: a script, or a module after "-m ". what: what was spoilt, in words. names: one of them must stand in a
     refusal. must: "fail"; "pass"; "say": fail, or name it; None: both will do. keeps: files that a refusal must leave
-    as they are. work_first: words in the output by which a refusal comes too late.
+    as they are. work_first: words in the output by which a refusal comes too late. file_bytes, open_files: the most
+    that the system gives it: what a full disk or a small `ulimit -n` look like.
     """
 
     program: str
@@ -57,6 +58,8 @@ class Case:
     must: str | None = None
     keeps: tuple[Path, ...] = ()
     work_first: str | None = None
+    file_bytes: int | None = None
+    open_files: int | None = None
 
 
 def run_program(program: str, arguments: list[str]) -> int:
@@ -172,6 +175,9 @@ def start(number: int, folder: Path, make: Callable[[], Case]) -> Running:
         record = {k: v for k, v in vars(case).items() if k != "keeps"} | {"kept": kept}
         (folder / "case.json").write_text(json.dumps(record))
         os.chdir(folder)
+        for limit, most in ((resource.RLIMIT_FSIZE, case.file_bytes), (resource.RLIMIT_NOFILE, case.open_files)):
+            if most is not None:
+                resource.setrlimit(limit, (most, most))
         return run_program(case.program, case.arguments)
 
     return Running(number, fork(work, folder, memory=MEMORY), folder, time.monotonic())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from fuzz_base import encoding
 from fuzz_draw import Draw, copy_tree, spoil_tensors, write_json
 from fuzz_run import Case
 from fuzz_training import DIT, ENCODE, EXPORT, REPORT, VAE, words_of
@@ -42,6 +43,16 @@ def cache(draw: Draw, base: Path, folder: Path) -> Case:
     else:
         what = spoil_tensors(draw, shard)
         must = "fail"
+    if draw.chance(0.2):  # encoded once more, into what is there
+        words = [
+            "--manifest",
+            str(base / "train.jsonl"),
+            "--vae",
+            str(base / "vae"),
+            "--text-encoder",
+            str(base / "t5"),
+        ]
+        return Case(ENCODE, [*words, "--out", str(copy), "--max-frames", "9"], f"{kind}: {what}", (*names, copy.name))
     return Case(
         DIT, [str(base / "dit.yaml"), "--run.dir=run", f"--data.latents={copy}"], f"{kind}: {what}", names, must
     )
@@ -73,8 +84,8 @@ def encoders(draw: Draw, base: Path, folder: Path) -> Case:
         words = [str(base / "dit.yaml"), "--run.dir=run", f"--vae={folders['vae']}", f"--text_encoder={folders['t5']}"]
         names = (*names, "stale")
     elif program == ENCODE:
-        words = ["--manifest", str(base / "train.jsonl"), "--vae", str(folders["vae"]), "--out", "cache"]
-        words += ["--text-encoder", str(folders["t5"]), "--max-frames", "5"]
+        words = encoding(base, "cache", vae=folders["vae"])
+        words[words.index("--text-encoder") + 1] = str(folders["t5"])
     else:
         words = [str(base / "clips/one.mp4"), "--vae", str(copy), "--output", "out.mp4"]
     return Case(program, words, f"{part}/{path.name}: {what}", names, must)
@@ -90,9 +101,8 @@ def checkpoint(draw: Draw, base: Path, folder: Path) -> Case:
     steps = sorted((run / "checkpoints").iterdir())
     keeps = (run / "metrics.jsonl",)
     every = draw.chance(0.6)
-    target = draw.choice(
-        ("checkpoint", "checkpoint", "checkpoint", "config.yaml", "run.json", "metrics.jsonl", "best.json")
-    )
+    others = ("config.yaml", "run.json", "metrics.jsonl", "best.json", "validation.jsonl", "quarantine.jsonl")
+    target = draw.choice((*["checkpoint"] * 5, *others))
     must: str | None = None
     if target == "checkpoint":
         name = draw.choice(sorted(p.name for p in steps[-1].iterdir()))
@@ -108,7 +118,7 @@ def checkpoint(draw: Draw, base: Path, folder: Path) -> Case:
     else:
         path = run / target
         if not path.exists():
-            path = run / "run.json"
+            path.write_text(json.dumps({"path": "one.mp4", "reason": "hangs"}) + "\n")
         names = (path.name, "run.dir")
         what = f"{path.name}: " + _spoil_member(draw, path, draw.choice(("bytes", "file", "json")), folder)
         keeps = () if path.name == "metrics.jsonl" else keeps

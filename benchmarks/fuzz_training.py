@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fuzz_base import CLIPS
+from fuzz_base import CLIPS, encoding
 from fuzz_draw import NEGATIVE, NOT_FINITE, TEXTS, Draw, copy_tree, write_table
 from fuzz_run import Case
 
@@ -27,6 +27,11 @@ EXPORT, REPORT, SCORE = "-m latentvid.training.export", "-m latentvid.report", "
 MANIFEST = "-m latentvid.data.manifest"
 
 # ---------------------------------------------------------------------------------------------------- configurations
+
+
+# what means nothing without at least one
+NOT_NONE = ("steps", "patch", "width", "depth", "heads", "latent_channels", "max_frames", "tokens_per_pack", "bins")
+NOT_NONE = (*NOT_NONE, "packs_per_step", "statistics_samples", "samples", "frames", "height", "rope_theta", "shift")
 
 
 def _leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -53,7 +58,7 @@ def _configuration_key(draw: Draw, base: Path, folder: Path, dit: bool) -> Case:
     must: str | None = None
     if "tuple" not in plain and ("int" in plain or "float" in plain) and "str" not in plain:
         value, bad = draw.number(whole="float" not in plain)
-        must = "fail" if bad else None
+        must = "fail" if bad or (value == "0" and key.split(".")[-1] in NOT_NONE) else None
     elif "tuple" in plain and ("int" in plain or "float" in plain):
         value = draw.choice(("[nan]", "[0.9, 2.0]", "[-1, -1]", "[inf, 0.9]", "[[]]", "{}", "7", "[a, b]", "[1e400]"))
         must = "fail" if value in ("[nan]", "[inf, 0.9]", "[1e400]", "[a, b]", "[[]]", "{}") else None
@@ -182,6 +187,13 @@ def media(draw: Draw, base: Path, folder: Path) -> Case:
     what = f"{path.name}: {what}"
     program = draw.choice((MANIFEST, MANIFEST, VAE, ENCODE, "vae/reconstruct.py", SCORE, "i2v", "edit", "inpaint"))
     names = (path.name,)
+    if program == MANIFEST and draw.chance(0.4):
+        path = draw.choice(sorted(clips.glob("*.txt")))
+        data, what = draw.bytes(path.read_bytes())
+        path.write_bytes(
+            draw.choice((data, "caf\u00e9".encode("utf-16"), b"\xff\xfe\x80", b"\0" * 9, b"a" * 3_000_000))
+        )
+        what = f"{path.name}: {what}" if draw.chance(0.6) else f"{path.name}: {draw.file(path)}"
     if program == MANIFEST:
         return Case(MANIFEST, [str(clips), "out.jsonl"], what, names, "pass")
     if program == SCORE:
@@ -206,11 +218,12 @@ def media(draw: Draw, base: Path, folder: Path) -> Case:
 
 
 def _of_manifest(program: str, base: Path, table: Path, what: str, names: tuple[str, ...], must: str | None) -> Case:
-    if program == VAE:
+    if program == SCORE:
+        words = [str(table), "--metrics", "flicker", "--frames", "5", "--bootstrap", "0", "--out", "scores"]
+    elif program == VAE:
         words = [str(base / "vae.yaml"), "--run.dir=run", f"--data.manifest={table}"]
     else:
-        words = ["--manifest", str(table), "--vae", str(base / "vae"), "--text-encoder", str(base / "t5")]
-        words += ["--out", "cache", "--max-frames", "5"]
+        words = encoding(base, "cache", table)
     return Case(program, words, what, names, must)
 
 
@@ -222,7 +235,7 @@ def manifest(draw: Draw, base: Path, folder: Path) -> Case:
     clips = base / "clips"
     row: dict[str, Any] = {"path": str(clips / "one.mp4"), "caption": "a red 7"}
     rows = [row, row | {"path": str(clips / "three.png")}, row | {"path": str(clips / "six.mkv")}]
-    program = draw.choice((VAE, VAE, ENCODE))
+    program = draw.choice((VAE, VAE, ENCODE, ENCODE, SCORE))
     ending = draw.choice(("jsonl", "jsonl", "csv", "tsv", "parquet"))
     path = folder / f"table.{ending}"
     names: tuple[str, ...] = ("table", "one.mp4")
