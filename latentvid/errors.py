@@ -16,7 +16,8 @@ class ClipError(UserError):
     """A clip that cannot be used.
 
     `reason` is a short stable code to count by: "missing", "empty-file", "unreadable", "truncated", "too-short",
-    "no-video", "hangs" (and, from manifests, "empty-caption", "bad-row"). The message names the file and the fix.
+    "no-video", "no-permission", "hangs" (and, from manifests, "empty-caption", "bad-row"). The message names the file
+    and the fix.
     """
 
     def __init__(self, path: str | os.PathLike, reason: str, message: str):
@@ -26,6 +27,28 @@ class ClipError(UserError):
 
     def __reduce__(self):  # the default would call __init__ with one argument and fail between worker processes
         return _restore_clip_error, (self.path, self.reason, str(self))
+
+
+class StorageError(UserError):
+    """A file that its storage does not give, whatever the file holds: it counts against no clip.
+
+    why: in words. number: the system's errno, where it gave one. fix: what to do, once it has been waited for in vain.
+    """
+
+    def __init__(self, path: str | os.PathLike, why: str, number: int | None = None, fix: str = ""):
+        super().__init__(f"{os.fspath(path)}: its storage does not answer ({why}){fix}")
+        self.path, self.why, self.number, self.fix = os.fspath(path), why, number, fix
+
+    def __reduce__(self):
+        return StorageError, (self.path, self.why, self.number, self.fix)
+
+    def after(self, seconds: float) -> "StorageError":
+        """The same, once it has been waited for in vain."""
+        fix = (
+            f", for {seconds:.0f} s: bring the storage back and start again, no clip was left out for it "
+            "(data.retry_s: how long to wait)"
+        )
+        return StorageError(self.path, self.why, self.number, fix)
 
 
 def _restore_clip_error(path: str, reason: str, text: str) -> ClipError:

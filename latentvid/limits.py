@@ -102,6 +102,7 @@ RANGES: dict[str, Range] = {
     "packs_per_step": _whole(1, 2**16),
     "workers": _whole(0, 256),
     "timeout_s": Range(1e-3, 86_400),
+    "retry_s": Range(0, 86_400),
     "batch": _whole(1, 4096),
     # optimiser and loop
     "lr": _RATE,

@@ -17,14 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ClipError, UserError
+from ..errors import ClipError, StorageError, UserError
 from ..rng import generator
 from .columns import Column, Lookup, distinct_rows
 from .manifest import USUAL, Columns, Manifest, read_manifest
 from .plan import Draw
-from .quarantine import Hangs, Quarantine, Watched
+from .quarantine import Quarantine, Watched
 from .reads import group, runs
 from .samples import Dropped, Samples, dropped_by_reason
+from .storage import PATIENCE_S, patiently, read_plainly
 from .transforms import from_uint8, legal_frames, legal_size
 from .video import read_windows
 
@@ -106,17 +107,23 @@ class ClipSource:
 
     windows, shapes: of each window, `Window` and (F, H, W) as `load` returns it. quarantine: the files that failed so
     far; set one with a file to share it between processes and resumes. timeout_s: a file that takes longer to read
-    hangs, and counts as bad. Raises UserError where there is no window.
+    hangs. patience_s: for how long a fault of the storage, which is no file's, is tried again. Raises UserError where
+    there is no window.
     """
 
     def __init__(
-        self, manifests: Manifest | Sequence[Manifest], transform: Transform, *, timeout_s: float = TIMEOUT_S
+        self,
+        manifests: Manifest | Sequence[Manifest],
+        transform: Transform,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         manifests = [manifests] if isinstance(manifests, Manifest) else manifests
         self.samples = Samples.joined([manifest.samples for manifest in manifests])
         self.transform = transform
         self.quarantine = Quarantine()
-        self._watched = Watched(timeout_s)
+        self._watched, self.patience_s = Watched(timeout_s), patience_s
         self.windows, fits = _cut(self.samples, transform)
         side = transform.crop
         cut = (lambda n: n) if side is None else (lambda n: min(n, side))
@@ -213,20 +220,29 @@ class ClipSource:
         """The window with the random choices of global sample number `number` made: its shift, crop and flip.
 
         A window that cannot be read is replaced by the next one of the same shape, preferably of another file, on
-        every rank alike, so that the plan stays as it is; each file is reported once. Raises UserError where no clip
-        of the shape is left, or where so many files in a row fail that the storage must be gone.
+        every rank alike, so that the plan stays as it is. The file is at fault, is reported once and goes into
+        quarantine, when the replacement can be read: where nothing can, the storage is what is broken. Raises UserError
+        where no clip of the shape is left, or so many files in a row fail; StorageError where the storage does not
+        answer.
         """
+        return patiently(partial(self._load, index, seed, number), self.path(index), self.patience_s)
+
+    def _load(self, index: int, seed: int, number: int) -> Clip:
         failed: dict[int, ClipError] = {}
         for at in self._candidates(index, failed):
+            change = partial(self._augment, seed, number)
             try:
-                pixels = self._read(at, self.start(at, seed, number), partial(self._augment, seed, number))
+                pixels = self._decode(at, [self.start(at, seed, number)], [change], believed=bool(failed))[0]
             except ClipError as error:
                 failed[self.windows.sample[at]] = error
                 if len(failed) == MOST_BAD:
-                    raise UserError(
-                        f"{MOST_BAD} files in a row cannot be read: is their storage there? {error}"
-                    ) from None
+                    why = f"{MOST_BAD} files in a row cannot be read: is their storage there? {error}"
+                    raise StorageError(self.path(index), why) from None
                 continue
+            if any(self._came_back(error) for error in failed.values()):
+                return self._load(index, seed, number)
+            for error in failed.values():
+                self._set_aside(error)
             return Clip(pixels, self.caption(at), at, replaced=at != index)
         faults = "; ".join(str(error) for error in [*failed.values()][:3])
         raise UserError(f"no readable clip of shape {self.shapes[index]} is left: {faults}")
@@ -262,27 +278,36 @@ class ClipSource:
                 yield int(at)
         yield from later
 
-    def _decode(self, index: int, starts: Sequence[int], changes: Sequence[Change]) -> list[Tensor]:
-        """uint8 [F,H,W,3] for each start, in the file of window `index`, after its change; raises ClipError, Hangs."""
+    def _decode(
+        self, index: int, starts: Sequence[int], changes: Sequence[Change], believed: bool = False
+    ) -> list[Tensor]:
+        """uint8 [F,H,W,3] for each start, in the file of window `index`, after its change; raises ClipError, whose
+        fault is certain, or `believed` at the first try, and StorageError."""
         w, path = self.windows[index], self.path(index)
         self.quarantine.check(path)
 
         def change(place: int, pixels: Tensor) -> Tensor:
             return changes[place](pixels)
 
-        return self._watched(read_windows, path, starts, w.frames, change, (w.height, w.width))
+        read = partial(self._watched, read_windows, path, starts, w.frames, change, (w.height, w.width))
+        plainly, known = partial(self._watched, read_plainly), path in self.quarantine.reasons
+        return patiently(read, path, self.patience_s, believed=believed or known, plainly=plainly)
 
-    def _read(self, index: int, start: int, change: Change = torch.Tensor.contiguous) -> Tensor:
+    def _read(self, index: int, start: int) -> Tensor:
         """uint8 [F,H,W,3]; a fault puts the file into quarantine."""
         try:
-            return self._decode(index, [start], [change])[0]
-        except (ClipError, Hangs) as fault:
-            error, path = fault, self.path(index)
-            if isinstance(fault, Hangs):
-                error = ClipError(path, "hangs", f"cannot be read ({fault}); copy or export it again")
-            if self.quarantine.add(error):
-                logger.warning("cannot be used (%d files so far): %s", len(self.quarantine.reasons), error)
-            raise error from None
+            return self._decode(index, [start], [torch.Tensor.contiguous])[0]
+        except ClipError as error:
+            self._set_aside(error)
+            raise
+
+    def _set_aside(self, error: ClipError) -> None:
+        if self.quarantine.add(error):
+            logger.warning("cannot be used (%d files so far): %s", len(self.quarantine.reasons), error)
+
+    def _came_back(self, error: ClipError) -> bool:
+        """Whether a file that was not there, and is in no quarantine, is there now."""
+        return error.reason == "missing" and error.path not in self.quarantine.reasons and os.path.exists(error.path)
 
     def _read_together(
         self, indices: Sequence[int], starts: Sequence[int], changes: Sequence[Change] | None = None
@@ -292,8 +317,8 @@ class ClipSource:
         if len(indices) == 1:
             return None
         try:
-            return self._decode(indices[0], starts, changes or [torch.Tensor.contiguous] * len(indices))
-        except (ClipError, Hangs):
+            return self._decode(indices[0], starts, changes or [torch.Tensor.contiguous] * len(indices), believed=True)
+        except ClipError:
             return None
 
     def _augment(self, seed: int, number: int, pixels: Tensor) -> Tensor:
@@ -312,6 +337,7 @@ def open_sources(
     transform: Transform,
     *,
     timeout_s: float = TIMEOUT_S,
+    patience_s: float = PATIENCE_S,
     columns: Columns = USUAL,
     check: Callable[[Manifest], Manifest] = lambda manifest: manifest,
 ) -> ClipSource:
@@ -320,7 +346,7 @@ def open_sources(
     check: what each manifest goes through, such as a look at its captions.
     """
     manifests = [check(read_manifest(path, columns=columns)) for path in paths]
-    return ClipSource(manifests, transform, timeout_s=timeout_s)
+    return ClipSource(manifests, transform, timeout_s=timeout_s, patience_s=patience_s)
 
 
 def _cut(samples: Samples, transform: Transform) -> tuple[Windows, np.ndarray]:

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 # Faults of a file as a whole. Others may be of one window: the file's other windows stay in use, or which clips are
 # replaced would depend on which window a run happens to meet first.
-_WHOLE_FILE = frozenset({"missing", "empty-file", "no-video", "hangs"})
+_WHOLE_FILE = frozenset({"missing", "empty-file", "no-permission", "no-video", "hangs"})
 
 
 class Quarantine:
@@ -74,7 +74,7 @@ class Quarantine:
                 continue
 
 
-class Hangs(Exception):
+class Hangs(TimeoutError):
     """A call that did not return in time."""
 
 

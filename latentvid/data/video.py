@@ -20,6 +20,7 @@ from latentvid.data.containers import is_cut
 from latentvid.data.kinds import IMAGE_ENDINGS
 from latentvid.data.packets import Packets, frame_times, truncated
 from latentvid.data.pixels import Frames, Windows, quarter_turns
+from latentvid.data.storage import fault_of
 from latentvid.data.transforms import fit
 from latentvid.errors import ClipError
 
@@ -143,7 +144,8 @@ def _check_file(path: str | os.PathLike) -> None:
     try:
         size = os.stat(path).st_size
     except OSError as error:
-        raise ClipError(path, "missing", f"cannot be found ({error.strerror}); correct the path") from error
+        missing = ClipError(path, "missing", f"cannot be found ({error.strerror}); correct the path")
+        raise fault_of(path, error, missing) from error
     if size == 0:
         raise ClipError(path, "empty-file", "is empty (0 bytes); copy or export it again")
 
@@ -164,7 +166,8 @@ def _opened_image(path: str | os.PathLike) -> Iterator[Image.Image]:
             raise
         if "truncated" in str(error).lower():
             raise truncated(path) from error
-        raise ClipError(path, "unreadable", f"cannot be read as an image ({error}); save it again as PNG") from error
+        content = ClipError(path, "unreadable", f"cannot be read as an image ({error}); save it again as PNG")
+        raise fault_of(path, error, content) from error
 
 
 def _image_as_clip(path: str | os.PathLike, start: int = 0, frames: int | None = None) -> Tensor:
@@ -207,7 +210,7 @@ def _opened_video(path: str | os.PathLike, threads: int = 1) -> Iterator[tuple[A
             yield container, stream
     except (av.FFmpegError, OSError) as error:
         message = f"cannot be decoded ({error.strerror}); convert it to H.264 mp4 or remove it from the manifest"
-        raise ClipError(path, "unreadable", message) from error
+        raise fault_of(path, error, ClipError(path, "unreadable", message)) from error
 
 
 # --------------------------------------------------------------------------------------------------------- decoding

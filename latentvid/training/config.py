@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ..data.storage import PATIENCE_S
 from ..diffusion.masks import GivenFrames
 from ..diffusion.objective import Weighting
 from ..diffusion.timesteps import TimestepSampling
@@ -64,6 +65,10 @@ class Data:
     packs_per_step: int = _help("packs of a step over all processes; accumulation is this / processes", default=1)
     workers: int = _help("loader processes for each training process; 0 loads in the training process", default=0)
     timeout_s: float = _help("a clip that takes longer to read hangs, and is replaced by another", default=120.0)
+    retry_s: float = _help(
+        "storage that does not answer (stale handles, time-outs) is tried again for so long; then the run stops",
+        default=PATIENCE_S,
+    )
 
     def __post_init__(self) -> None:
         check_fields(self, "data")

@@ -23,7 +23,8 @@ def open_manifests(
     opened: list[ClipSource] = []
 
     def open_here() -> None:
-        opened.append(open_sources(paths, transform, timeout_s=data.timeout_s, columns=columns, check=check))
+        limits = {"timeout_s": data.timeout_s, "patience_s": data.retry_s}
+        opened.append(open_sources(paths, transform, **limits, columns=columns, check=check))
 
     from_main(open_here)
     if not opened:

@@ -36,6 +36,7 @@ MAY_CHANGE = (
     "train.sequence_parallel",
     "data.workers",
     "data.timeout_s",
+    "data.retry_s",
     "checkpoint",
     "log",
     "samples",

@@ -321,4 +321,4 @@ def test_the_good_windows_of_a_damaged_file_stay_whoever_comes_first(tmp_path, m
 def test_storage_that_is_gone_stops_the_run():
     samples = (Sample(f"gone/{i}.mp4", "c", 9, 8.0, 32, 32) for i in range(300))
     with pytest.raises(UserError, match="100 files in a row cannot be read: is their storage there"):
-        ClipSource(listing(*samples), PLAIN).load(5, 0, 0)
+        ClipSource(listing(*samples), PLAIN, patience_s=0.0).load(5, 0, 0)
