@@ -130,6 +130,16 @@ RANGES: dict[str, Range] = {
     "bins": _whole(1, 1000),
     "clips": _whole(2, 10**6),
     "max_clips": _whole(1, 10**9),
+    "max_real": _whole(1, 10**9),
+    "pictures": _whole(0, 10**6),
+    "bootstrap": _whole(0, 10**6),
+    "pairs": _whole(1, 10**6),
+    "attention": _whole(0, 10**6),
+    "prompts": _whole(1, 10**6),
+    "heldout": _whole(1, 10**6),
+    "chunk": _whole(1, 4096),
+    "digits.train": _whole(1, 10**7),
+    "digits.val": _whole(1, 10**7),
     # losses
     "l1": _WEIGHT,
     "charbonnier": _WEIGHT,
@@ -280,6 +290,11 @@ def check_arguments(function: Callable, values: Mapping[str, Any], section: str,
         if name in hints and not as_default and not _fits(value, hints[name]):
             raise RangeError(f"{_below(section, name)}={shown(value)}: must be {_described(hints[name])}")
     check_values(section, values)
+
+
+def setting(text: str, **kwargs: Any) -> Any:
+    """A field of a dataclass with what `--help` says of it."""
+    return dataclasses.field(metadata={"help": text}, **kwargs)
 
 
 def number(name: str, whole: bool = False) -> Callable[[str], float]:

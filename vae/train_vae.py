@@ -1,6 +1,6 @@
 """Trains the causal video autoencoder on images and clips together.
 
-    accelerate launch vae/train_vae.py CONFIG.yaml [--section.key=value ...]
+    python vae/train_vae.py CONFIG.yaml [--section.key value ...]
 
 --dry-run says what the run would be, and stops. Started again with the same configuration it goes on from the newest
 checkpoint in run.dir; SIGTERM and SIGUSR1 save and end it with status 75. It leaves RUN/metrics.jsonl,
@@ -10,9 +10,17 @@ RUN/checkpoints/ and RUN/vae/, the model in diffusers' format with its latents' 
 from latentvid.errors import user_errors
 from latentvid.training.config import VaeConfig
 from latentvid.training.load import parse_cli
-from latentvid.training.trainer import train
-from latentvid.training.vae_task import VaeTask
+
+
+def main() -> None:
+    config = parse_cli(VaeConfig, doc=__doc__)
+    # after the command line is read: --help and wrong options are answered at once
+    from latentvid.training.trainer import train
+    from latentvid.training.vae_task import VaeTask
+
+    train(config, VaeTask)
+
 
 if __name__ == "__main__":
     with user_errors():
-        train(parse_cli(VaeConfig, doc=__doc__), VaeTask)
+        main()

@@ -1,16 +1,19 @@
 """Which latent frames of a training sample are given, and which share a noise level.
 
 A given frame has noise level 0 and no loss; so one network learns every task that is conditioned on frames.
+torch is imported where it is used: a configuration, and its help, do without.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from ..limits import check_fields, setting
 
-from ..limits import check_fields
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +26,12 @@ class GivenFrames:
     At least one frame is never given: images are always plain, and two frames cannot be `ends` (they become `first`).
     """
 
-    plain: float = 1.0
-    first: float = 0.0
-    prefix: float = 0.0
-    ends: float = 0.0
-    random: float = 0.0
-    independent: float = 0.0
+    plain: float = setting("share of clips without a given frame (text to video)", default=1.0)
+    first: float = setting("share with the first latent frame given (image to video)", default=0.0)
+    prefix: float = setting("share with the first k given (extension)", default=0.0)
+    ends: float = setting("share with the first and the last given (interpolation)", default=0.0)
+    random: float = setting("share with k frames anywhere given", default=0.0)
+    independent: float = setting("share with a noise level for each frame (diffusion forcing)", default=0.0)
 
     def __post_init__(self) -> None:
         check_fields(self, "given")
@@ -46,6 +49,8 @@ class GivenFrames:
 
     def draw(self, generator: torch.Generator, frames: int) -> tuple[Tensor, bool]:
         """(which frames are given, bool [frames]; whether each of the others has its own noise level)."""
+        import torch
+
         given = torch.zeros(frames, dtype=torch.bool)
         if frames == 1 or self.names == ("plain",):
             return given, False

@@ -1,27 +1,31 @@
 """Prediction targets as linear maps of (x, eps), their inversion, the loss and its weighting.
 
 Every target is y = p x + q eps; with z = alpha x + sigma eps a 2x2 system gives x and eps back.
-Axes: T tokens, P token features, R noise rows, N samples.
+Axes: T tokens, P token features, R noise rows, N samples. torch is imported where it is used: a configuration, and its
+help, do without.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+from ..limits import check_fields, setting
 
-from ..limits import check_fields
-from ..packing import Packed
-from .path import Path
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..packing import Packed
+    from .path import Path
 
 TARGETS = ("eps", "x", "v", "flow")
 
 
 def target_coefficients(target: str, path: Path, t: Tensor) -> tuple[Tensor, Tensor]:
     """(p, q) of the target at levels t: eps (0,1), x (1,0), v (-sigma, alpha) (Salimans & Ho 2022), flow z'(t)."""
+    import torch
+
     alpha, sigma = path.coefficients(t)
     if target == "flow":
         return path.derivatives(t)
@@ -38,6 +42,8 @@ def recover(z: Tensor, y: Tensor, target: str, path: Path, t: Tensor) -> tuple[T
     Solves alpha x + sigma eps = z, p x + q eps = y, with determinant alpha q - sigma p. Where that is zero z holds
     only the unknown that is predicted (eps at alpha = 0, x at sigma = 0): that one is z, the other is taken as zero.
     """
+    import torch
+
     alpha, sigma = path.coefficients(t)
     p, q = target_coefficients(target, path, t)
     det = alpha * q - sigma * p
@@ -59,15 +65,17 @@ class Weighting:
     sigmoid: SNR sigmoid(bias - log SNR), so the error in eps has the sigmoid (Kingma & Gao 2023, section 4).
     """
 
-    kind: Literal["none", "snr", "min_snr", "sigmoid"] = "none"
-    gamma: float = 5.0
-    bias: float = 0.0
+    kind: Literal["none", "snr", "min_snr", "sigmoid"] = setting("weight of the error by noise level", default="none")
+    gamma: float = setting("min_snr: largest weight of the error in x", default=5.0)
+    bias: float = setting("sigmoid: log SNR at which the weight of the error in eps is a half", default=0.0)
 
     def __post_init__(self) -> None:
         check_fields(self, "weighting")
 
     def check(self, target: str, path: Path) -> None:
         """Raises ValueError where the weight has no bound."""
+        import torch
+
         if self.kind == "snr" and target == "x" and path.snap(torch.tensor(1e-9)) < 1e-8:
             raise ValueError(
                 "weighting 'snr' has no bound for target 'x' on a path with noise levels down to 0: use min_snr or "
@@ -76,6 +84,8 @@ class Weighting:
 
     def __call__(self, target: str, path: Path, t: Tensor) -> Tensor:
         """Weights of the target's squared error at levels t, of t's shape; finite also where t = 0."""
+        import torch
+
         if self.kind == "none":
             return torch.ones_like(t)
         alpha, sigma = path.coefficients(t)

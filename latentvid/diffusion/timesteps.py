@@ -1,15 +1,19 @@
-"""Noise levels for training and for sampling, all in [0,1]."""
+"""Noise levels for training and for sampling, all in [0,1].
+
+torch is imported where it is used: a configuration, and its help, do without.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+from ..limits import check_fields, setting
 
-from ..limits import check_fields
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 def shift(t: Tensor, factor: float) -> Tensor:
@@ -34,18 +38,20 @@ class TimestepSampling:
     Then `shift`, which grows with the root of the sample's tokens if `base_tokens` is set: it is for so many.
     """
 
-    kind: Literal["uniform", "logit_normal", "mode"] = "uniform"
-    mean: float = 0.0
-    std: float = 1.0
-    scale: float = 1.29
-    shift: float = 1.0
-    base_tokens: int | None = None
+    kind: Literal["uniform", "logit_normal", "mode"] = setting("how noise levels are drawn", default="uniform")
+    mean: float = setting("logit_normal: mean of the logit; above 0 draws more noise", default=0.0)
+    std: float = setting("logit_normal: deviation of the logit", default=1.0)
+    scale: float = setting("mode: how far draws gather in the middle", default=1.29)
+    shift: float = setting("then moves the levels toward noise; 1 is none", default=1.0)
+    base_tokens: int | None = setting("shift is for so many tokens, and grows with their root", default=None)
 
     def __post_init__(self) -> None:
         check_fields(self, "timesteps")
 
     def draw(self, generator: torch.Generator, tokens: int | None = None, count: int = 1) -> Tensor:
         """Noise levels in (0,1] [count] for a sample of so many tokens."""
+        import torch
+
         if self.kind == "logit_normal":
             t = torch.sigmoid(self.mean + self.std * torch.randn(count, generator=generator))
         else:
@@ -58,6 +64,8 @@ class TimestepSampling:
 
 def sampling_levels(steps: int, factor: float = 1.0) -> Tensor:
     """Noise levels [steps + 1] from 1 down to 0, evenly spaced ("trailing", Lin et al. 2023), then shifted."""
+    import torch
+
     if steps < 1:
         raise ValueError(f"{steps} sampling steps: at least 1 is needed")
     return shift(torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64), factor).float()

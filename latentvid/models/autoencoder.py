@@ -99,9 +99,11 @@ class CausalVideoAutoencoder(ModelMixin, ConfigMixin):
     """Causal 3D VAE: a patchify stem, residual stages of causal convolutions, and a Gaussian latent.
 
     Args:
+        in_channels: of the pixels; 3, as all clips are RGB.
         latent_channels: C of the latent.
         patch: the stem folds patch x patch pixels into channels.
-        widths: channels of each level; level i+1 follows level i by `time_strides[i]`, `space_strides[i]`.
+        widths: channels of each level.
+        time_strides, space_strides: by which each level follows the one before: one entry less than widths.
         encoder_depths, decoder_depths: residual blocks of each level.
         kernels: "full" (3x3x3 twice), "factorised" (3x1x1 then 1x3x3) or "mixed" (3x3x3 then 1x3x3).
         shortcuts: every change of width, from pixels to latent and back, has one without parameters. Then it learns to

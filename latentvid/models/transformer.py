@@ -39,7 +39,9 @@ class VideoDiT(ModelMixin, ConfigMixin):
     Args:
         latent_channels: C of the VAE's latent.
         patch: spatial patch size; a token is patch x patch latent positions of one latent frame.
-        width, depth, heads: D, number of blocks, A.
+        width: D, of the tokens between the blocks; a multiple of heads.
+        depth: number of blocks.
+        heads: A, of attention.
         mlp_ratio: hidden width of the SwiGLU MLP over D; 8/3 has the parameters of a plain MLP at 4.
         text_width: width of the text encoder's states.
         rope_theta: base of the rotary frequencies.

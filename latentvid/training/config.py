@@ -12,14 +12,18 @@ from ..diffusion.masks import GivenFrames
 from ..diffusion.objective import Weighting
 from ..diffusion.timesteps import TimestepSampling
 from ..limits import check_fields
+from ..limits import setting as _help
 from ..precision import MixedPrecision
+
+
+def arguments_of(cls: str, more: str = "") -> Any:
+    """A free-form section: the arguments of a class's constructor, which `--help` reads where the class is written."""
+    text = f"arguments of {cls.rpartition('.')[2]}{f', {more}' if more else ''}"
+    return field(default_factory=dict, metadata={"help": text, "arguments_of": cls})
+
 
 Weights = Literal["ema", "raw"]
 STEP_TOKENS = 2**31  # most tokens in a step: some hundred times what the largest published runs take
-
-
-def _help(text: str, **kwargs: Any) -> Any:
-    return field(metadata={"help": text}, **kwargs)
 
 
 def several(value: Path | Sequence[Path] | None) -> tuple[Path, ...]:
@@ -266,7 +270,7 @@ class VaeLoss:
     adaptive_max: float = _help("largest such scale", default=1e4)
     r1: float = _help("weight of the critic's squared change when real clips are shifted by noise", default=0.1)
     r1_sigma: float = _help("deviation of that noise, of pixels in [-1, 1]", default=0.1)
-    critic: dict[str, Any] = _help("arguments of PatchCritic's constructor", default_factory=dict)
+    critic: dict[str, Any] = arguments_of("latentvid.models.discriminator.PatchCritic")
 
     def __post_init__(self) -> None:
         check_fields(self, "loss")
@@ -279,6 +283,9 @@ class VaeConfig(TrainingConfig):
     """`vae/train_vae.py`."""
 
     data: VaeData
+    model: dict[str, Any] = arguments_of(
+        "latentvid.models.autoencoder.CausalVideoAutoencoder", "or, with _class_name, of one of diffusers' autoencoders"
+    )
     init: Path | None = _help("folder of a VAE whose architecture and weights to begin with", default=None)
     freeze_encoder: bool = _help(
         "train the decoder of `init` alone, so that its latents stay what they are", default=False
@@ -330,9 +337,10 @@ class DitConfig(TrainingConfig):
 
     data: DitData
     caption: CaptionRules = field(default_factory=CaptionRules)
+    model: dict[str, Any] = arguments_of("latentvid.models.transformer.VideoDiT")
     vae: Path = _help("folder of the VAE")
     text_encoder: str = _help("folder or hub name of a T5 encoder with its tokenizer")
-    scheduler: dict[str, Any] = _help("arguments of LatentVideoScheduler: path, target, ...", default_factory=dict)
+    scheduler: dict[str, Any] = arguments_of("latentvid.diffusion.scheduler.LatentVideoScheduler")
     timesteps: TimestepSampling = field(default_factory=TimestepSampling)
     weighting: Weighting = field(default_factory=Weighting)
     given: GivenFrames = field(default_factory=GivenFrames)

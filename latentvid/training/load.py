@@ -1,4 +1,4 @@
-"""Typed configuration: the dataclass's defaults < YAML file < ``--section.key=value`` on the command line.
+"""Typed configuration: the dataclass's defaults < YAML file < ``--section.key value`` on the command line.
 
 Sections are nested ``@dataclass(kw_only=True)`` classes. Field types may be int, float, bool, str, Path, Any, Literal,
 unions (``X | None``), ``tuple[X, ...]``, ``tuple[X, Y]``, ``list[X]``, ``dict[str, X]`` and other dataclasses.
@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..limits import RangeError, shown
+from .signatures import constructor
 from .values import MISSING, Text, build, default_of, section_of, type_name
 from .yaml_files import ConfigError, dump_yaml, read_yaml
 
 T = TypeVar("T")
+GRAMMAR = """Each key is given as --section.key value or --section.key=value, over what the file says; dashes and
+underscores in keys are the same. Lists are [a,b] or a,b; null is none; a value that begins with -- needs the equals."""
 
 
 def _check_keys(cls: type, raw: Mapping[str, Any], prefix: str, root: type) -> None:
@@ -87,31 +90,62 @@ def load_config(cls: type[T], yaml_path: Path | str | None, overrides: Sequence[
 
 def help_text(cls: type, usage: str, doc: str | None = None) -> str:
     """Usage, ``doc`` and one line a key: name, type, default and its help."""
-    rows = []
-    for key, hint, field in _walk(cls, ""):
-        default = default_of(field, hint)
-        usual = "required" if default is MISSING else f"default {shown(_serial(default))}"
-        rows.append((f"--{key}", type_name(hint), usual, field.metadata.get("help", "")))
+    rows = [row for key, hint, field in _walk(cls, "") for row in _help_rows(key, hint, field)]
     widths = [max((len(row[i]) for row in rows), default=0) for i in range(2)]
     lines = [f"  {k:<{widths[0]}}  {t:<{widths[1]}}  {d}{'; ' + h if h else ''}" for k, t, d, h in rows]
-    return "\n".join([f"usage: {usage}", *(["", doc.strip()] if doc else []), "", "keys:", *lines])
+    return "\n".join([f"usage: {usage}", *(["", doc.strip()] if doc else []), "", GRAMMAR, "", "keys:", *lines])
+
+
+def _help_rows(key: str, hint: Any, field: dataclasses.Field) -> Iterator[tuple[str, str, str, str]]:
+    """(key, type, default, help); of a section that takes a constructor's arguments, each of these."""
+    text, cls = field.metadata.get("help", ""), field.metadata.get("arguments_of")
+    if cls is None:
+        default = default_of(field, hint)
+        usual = "required" if default is MISSING else f"default {shown(_serial(default))}"
+        yield f"--{key}", type_name(hint), usual, text
+        return
+    for argument in constructor(cls):
+        usual = "required" if argument.default is None else f"default {argument.default}"
+        yield f"--{key}.{argument.name}", argument.kind, usual, argument.meaning or text
 
 
 def parse_cli(cls: type[T], argv: Sequence[str] | None = None, *, prog: str | None = None, doc: str | None = None) -> T:
-    """Reads ``CONFIG.yaml [--section.key=value ...]``; ``--help`` prints every key and exits with status 0.
+    """Reads ``CONFIG.yaml [--section.key value ...]``; ``--help`` prints every key and exits with status 0.
 
     ``--dry-run`` is ``--run.dry_run=true``.
     """
-    args = ["--run.dry_run=true" if a == "--dry-run" else a for a in (sys.argv[1:] if argv is None else argv)]
-    usage = f"{prog or Path(sys.argv[0]).name} CONFIG.yaml [--section.key=value ...]"
+    args = list(sys.argv[1:] if argv is None else argv)
+    usage = f"{prog or Path(sys.argv[0]).name} CONFIG.yaml [--section.key value ...] [--dry-run]"
     if {"-h", "--help"} & set(args):
         print(help_text(cls, usage, doc))
         raise SystemExit(0)
-    files = [a for a in args if not a.startswith("--")]
+    files, overrides = _split(args)
     if len(files) != 1:
         got = f"{len(files)} ({', '.join(files)})" if files else "none"
         raise ConfigError(f"expected one configuration file, got {got}; usage: {usage}; --help lists the keys")
-    return load_config(cls, Path(files[0]), [a for a in args if a.startswith("--")])
+    return load_config(cls, Path(files[0]), overrides)
+
+
+def _split(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(configuration files, overrides as --section.key=value) of a command line."""
+    files, overrides = [], []
+    rest = iter(args)
+    for text in rest:
+        name, equals, value = text.partition("=")
+        if not name.startswith("-") or name == "-":
+            files.append(text)
+            continue
+        if not name.startswith("--"):
+            raise ConfigError(f"unknown option {text}: options begin with two dashes, --section.key value")
+        name = name.replace("-", "_").replace("__", "--", 1)
+        if name == "--dry_run" and not equals:
+            name, equals, value = "--run.dry_run", "=", "true"
+        if not equals and (value := next(rest, None)) is None:
+            raise ConfigError(f"{text} has no value: write --section.key value, or --section.key=value")
+        if not equals and value.startswith("--"):
+            raise ConfigError(f"{text} has no value before {value}: write {text}=VALUE")
+        overrides.append(f"{name}={value}")
+    return files, overrides
 
 
 def _serial(value: Any) -> Any:

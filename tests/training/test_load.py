@@ -1,14 +1,21 @@
 """Typed configuration: order of sources, types, and messages that name the key and the fix."""
 
 import dataclasses
+import inspect
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
+from latentvid.diffusion.scheduler import LatentVideoScheduler
 from latentvid.errors import UserError, user_errors
-from latentvid.training.load import load_config, parse_cli, save_config, to_dict
+from latentvid.models.autoencoder import CausalVideoAutoencoder
+from latentvid.models.discriminator import PatchCritic
+from latentvid.models.transformer import VideoDiT
+from latentvid.training.config import DitConfig, VaeConfig
+from latentvid.training.load import help_text, load_config, parse_cli, save_config, to_dict
+from latentvid.training.signatures import constructor
 from latentvid.training.yaml_files import ConfigError
 
 
@@ -181,6 +188,73 @@ def test_parse_cli_reads_file_and_overrides(tmp_path):
     assert parse_cli(Config, [str(tmp_path / "c.yaml"), "--run.seed=4"]).run.seed == 4
     with pytest.raises(ConfigError, match="expected one configuration file, got none"):
         parse_cli(Config, ["--run.seed=4"])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["c.yaml", "--run.seed=4", "--optim.lr=0.5"],
+        ["--run.seed", "4", "c.yaml", "--optim.lr", "0.5"],
+        ["--run.seed", "4", "--optim.lr=0.5", "c.yaml"],
+    ],
+)
+def test_a_space_is_as_good_as_an_equals_sign(tmp_path, monkeypatch, line):
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text("run: {dir: out}")
+    found = parse_cli(Config, line)
+    assert (found.run.seed, found.optim.lr, found.run.dir) == (4, 0.5, Path("out"))
+
+
+def test_dashes_in_keys_are_underscores_and_values_stay(tmp_path):
+    (tmp_path / "c.yaml").write_text("run: {dir: out}")
+    line = ["--model.args.mlp-ratio", "-1", "--run.note=--a-b", "--run.dir", "my-run", "--sizes", "[[1, 2]]"]
+    found = parse_cli(Config, [str(tmp_path / "c.yaml"), *line])
+    assert found.model.args["mlp_ratio"] == -1 and found.run == Run(dir=Path("my-run"), note="--a-b")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["c.yaml", "--run.seed"], "--run.seed has no value: write --section.key value, or --section.key=value"),
+        (["c.yaml", "--ema", "--run.seed=3"], "--ema has no value before --run.seed=3: write --ema=VALUE"),
+        (["c.yaml", "-x", "3"], "unknown option -x"),
+        (["c.yaml", "d.yaml"], r"expected one configuration file, got 2 \(c.yaml, d.yaml\)"),
+        (["c.yaml", "--optim.rl", "3"], "unknown key optim.rl .* did you mean optim.lr"),
+        (["c.yaml", "--optim..lr", "3"], "cannot read"),
+        (["c.yaml", "--optim.lr.x", "3"], "optim.lr"),
+    ],
+)
+def test_command_lines_that_cannot_be_read_say_so(tmp_path, monkeypatch, line, message):
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text("run: {dir: out}")
+    with pytest.raises(ConfigError, match=message):
+        parse_cli(Config, line)
+
+
+@pytest.mark.parametrize(
+    ("cls", "keys"),
+    [
+        (
+            DitConfig,
+            ["model.mlp_ratio", "model.heads", "scheduler.target", "timesteps.std", "weighting.gamma", "given.ends"],
+        ),
+        (VaeConfig, ["model.time_strides", "model.kernels", "loss.critic.widths", "loss.r1"]),
+    ],
+)
+def test_the_help_has_every_key_with_its_meaning(cls, keys):
+    lines = {line.split()[0]: line for line in help_text(cls, "").splitlines() if line.startswith("  --")}
+    for key in keys:
+        assert len(lines[f"--{key}"].partition("default")[2]) > 15, key
+    assert not [line for line in lines.values() if " dict[" in line]
+
+
+@pytest.mark.parametrize("cls", [VideoDiT, CausalVideoAutoencoder, LatentVideoScheduler, PatchCritic])
+def test_signatures_are_read_without_an_import(cls):
+    found = constructor(f"{cls.__module__}.{cls.__name__}")
+    real = inspect.signature(cls.__init__).parameters
+    assert [a.name for a in found] == list(real)[1:]
+    assert all(eval(a.default) == real[a.name].default for a in found)  # the source of a literal
+    assert all(a.meaning for a in found), [a.name for a in found if not a.meaning]
 
 
 def test_user_errors_are_one_line_and_status_2(capsys):
