@@ -10,25 +10,28 @@ import argparse
 from pathlib import Path
 
 from latentvid.errors import UserError, user_errors
-from latentvid.pipelines import command, tasks
-from latentvid.pipelines.loading import load_pipeline
+from latentvid.pipelines import arguments, defaults
 
 
 def parse() -> argparse.Namespace:
-    parser = command.arguments(__doc__)
+    parser = arguments.parser_of(__doc__)
     parser.add_argument("--clip", type=Path, required=True, help="video or picture")
     parser.add_argument("--source", help="what it shows (for mode inversion)")
     parser.add_argument("--prompt", required=True, help="what it is to show")
-    parser.add_argument("--mode", choices=tuple(tasks.STRENGTH), default="inversion", help="default: %(default)s")
-    usual = ", ".join(f"{level} for {mode}" for mode, level in tasks.STRENGTH.items())
+    parser.add_argument("--mode", choices=tuple(defaults.STRENGTH), default="inversion", help="default: %(default)s")
+    usual = ", ".join(f"{level} for {mode}" for mode, level in defaults.STRENGTH.items())
     parser.add_argument("--strength", type=float, help=f"0 to 1, how much may change (default: {usual})")
     parser.add_argument("--frames", type=int, help="of the clip, from its start (default: all)")
-    command.size_arguments(parser)
+    arguments.add_sizes(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse()
+    # after the options are read: --help and wrong ones are answered at once
+    from latentvid.pipelines import command, tasks
+    from latentvid.pipelines.loading import load_pipeline
+
     command.check_output(args.output, args.fps)
     if args.mode == "inversion" and args.source is None:
         raise UserError("--mode inversion needs --source, a prompt for the clip as it is; --mode sdedit does without")

@@ -11,20 +11,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor
-
-from latentvid.data.transforms import fit
-from latentvid.data.video import probe, read_chunks, read_frames
 from latentvid.errors import user_errors
-from latentvid.pipelines import command
-from latentvid.pipelines.loading import load_pipeline
-from latentvid.pipelines.rollout import rollout
+from latentvid.pipelines import arguments
 
 CHUNK = 16  # frames of the clip that are copied at a time
 
 
 def parse() -> argparse.Namespace:
-    parser = command.arguments(__doc__, known=True)
+    parser = arguments.parser_of(__doc__, known=True)
     parser.add_argument("--clip", type=Path, required=True, help="video")
     parser.add_argument("--prompt", required=True, help="what it is to show")
     length = parser.add_mutually_exclusive_group(required=True)
@@ -32,12 +26,21 @@ def parse() -> argparse.Namespace:
     length.add_argument("--frames", type=int, help="the same in frames")
     parser.add_argument("--window", type=int, help="frames of a window (default: the model's)")
     parser.add_argument("--context", type=int, help="frames of each window that are given (about 2 of 5)")
-    command.size_arguments(parser)
+    arguments.add_sizes(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse()
+    # after the options are read: --help and wrong ones are answered at once
+    from torch import Tensor
+
+    from latentvid.data.transforms import fit
+    from latentvid.data.video import probe, read_chunks, read_frames
+    from latentvid.pipelines import command
+    from latentvid.pipelines.loading import load_pipeline
+    from latentvid.pipelines.rollout import rollout
+
     command.check_stream(args.output, args.fps)
     pipeline = load_pipeline(args.model, args.device)
     info, sampling = probe(args.clip), command.sampling_of(args, pipeline)

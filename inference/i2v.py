@@ -10,21 +10,24 @@ import argparse
 from pathlib import Path
 
 from latentvid.errors import UserError, user_errors
-from latentvid.pipelines import command, tasks
-from latentvid.pipelines.loading import load_pipeline
+from latentvid.pipelines import arguments
 
 
 def parse() -> argparse.Namespace:
-    parser = command.arguments(__doc__, known=True)
+    parser = arguments.parser_of(__doc__, known=True)
     parser.add_argument("--image", type=Path, action="append", required=True, help="the first frame")
     parser.add_argument("--prompt", action="append", required=True, help="what happens from there; one for each image")
     parser.add_argument("--frames", type=int, help="1 + 4k, by the VAE's stride in time (default: the model's)")
-    command.size_arguments(parser)
+    arguments.add_sizes(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse()
+    # after the options are read: --help and wrong ones are answered at once
+    from latentvid.pipelines import command, tasks
+    from latentvid.pipelines.loading import load_pipeline
+
     command.check_output(args.output, args.fps)
     if len(args.image) != len(args.prompt):
         raise UserError(f"{len(args.image)} --image and {len(args.prompt)} --prompt: give a prompt for each image")

@@ -10,22 +10,25 @@ import argparse
 from pathlib import Path
 
 from latentvid.errors import user_errors
-from latentvid.pipelines import command, tasks
-from latentvid.pipelines.loading import load_pipeline
+from latentvid.pipelines import arguments
 
 
 def parse() -> argparse.Namespace:
-    parser = command.arguments(__doc__, known=True)
+    parser = arguments.parser_of(__doc__, known=True)
     parser.add_argument("--clip", type=Path, required=True, help="video or picture")
     parser.add_argument("--mask", type=Path, required=True, help="picture or video, white where to paint")
     parser.add_argument("--prompt", required=True, help="what the whole clip then shows")
     parser.add_argument("--frames", type=int, help="of the clip, from its start (default: all)")
-    command.size_arguments(parser)
+    arguments.add_sizes(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse()
+    # after the options are read: --help and wrong ones are answered at once
+    from latentvid.pipelines import command, tasks
+    from latentvid.pipelines.loading import load_pipeline
+
     command.check_output(args.output, args.fps)
     pipeline = load_pipeline(args.model, args.device)
     sampling = command.sampling_of(args, pipeline)

@@ -11,12 +11,11 @@ import argparse
 from pathlib import Path
 
 from latentvid.errors import UserError, user_errors
-from latentvid.pipelines import command, tasks
-from latentvid.pipelines.loading import load_pipeline
+from latentvid.pipelines import arguments, defaults
 
 
 def parse() -> argparse.Namespace:
-    parser = command.arguments(__doc__, known=True)
+    parser = arguments.parser_of(__doc__, known=True)
     parser.add_argument("--first", type=Path, help="picture")
     parser.add_argument("--last", type=Path, help="picture")
     parser.add_argument(
@@ -24,9 +23,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--clip", type=Path, help="video")
     parser.add_argument("--factor", type=int, default=4, help="frames for each of the clip's (default: %(default)s)")
-    parser.add_argument("--tokens-per-pack", type=int, default=tasks.TOKENS_PER_PACK, help="default: %(default)s")
+    parser.add_argument("--tokens-per-pack", type=int, default=defaults.TOKENS_PER_PACK, help="default: %(default)s")
     parser.add_argument("--prompt", default="", help="what is shown")
-    command.size_arguments(parser)
+    arguments.add_sizes(parser)
     args = parser.parse_args()
     if (args.clip is None) == (args.first is None) or (args.first is None) != (args.last is None):
         parser.error("give --first and --last, or --clip")
@@ -35,6 +34,10 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
+    # after the options are read: --help and wrong ones are answered at once
+    from latentvid.pipelines import command, tasks
+    from latentvid.pipelines.loading import load_pipeline
+
     command.check_output(args.output, args.fps)
     pipeline = load_pipeline(args.model, args.device)
     sampling, size = command.sampling_of(args, pipeline), {"height": args.height, "width": args.width}

@@ -11,16 +11,13 @@ import argparse
 from dataclasses import replace
 
 from latentvid.errors import UserError, user_errors
-from latentvid.pipelines import command, tasks
-from latentvid.pipelines.hierarchy import nuwa_xl
-from latentvid.pipelines.loading import load_pipeline
-from latentvid.pipelines.rollout import rollout
+from latentvid.pipelines import arguments, defaults
 
 ONLY = {"rollout": ("window", "context"), "nuwa-xl": ("local_prompt", "tokens_per_pack")}
 
 
 def parse() -> argparse.Namespace:
-    parser = command.arguments(__doc__, known=True)
+    parser = arguments.parser_of(__doc__, known=True)
     parser.add_argument("--prompt", required=True, help="what to show")
     length = parser.add_mutually_exclusive_group(required=True)
     length.add_argument("--seconds", type=float, help="at the fps of the file")
@@ -29,7 +26,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--window", type=int, help="rollout: frames of a window (default: the model's)")
     parser.add_argument("--context", type=int, help="rollout: frames of a window that are given (about 2 of 5)")
     parser.add_argument("--local-prompt", action="append", help="nuwa-xl: of a segment, in order; once for each")
-    parser.add_argument("--tokens-per-pack", type=int, help=f"nuwa-xl (default: {tasks.TOKENS_PER_PACK})")
+    parser.add_argument("--tokens-per-pack", type=int, help=f"nuwa-xl (default: {defaults.TOKENS_PER_PACK})")
     parser.add_argument("--height", type=int, help="pixels (default: the model's)")
     parser.add_argument("--width", type=int, help="pixels (default: the model's)")
     return parser.parse_args()
@@ -37,6 +34,12 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
+    # after the options are read: --help and wrong ones are answered at once
+    from latentvid.pipelines import command
+    from latentvid.pipelines.hierarchy import nuwa_xl
+    from latentvid.pipelines.loading import load_pipeline
+    from latentvid.pipelines.rollout import rollout
+
     command.check_stream(args.output, args.fps)
     for order, names in ONLY.items():
         for name in names:
@@ -52,7 +55,7 @@ def main() -> None:
         windows = rollout(pipeline, [args.prompt], frames, sampling=sampling, **sizes, **options)
         pieces = (piece for (piece,) in windows)
     else:
-        budget = tasks.TOKENS_PER_PACK if args.tokens_per_pack is None else args.tokens_per_pack
+        budget = defaults.TOKENS_PER_PACK if args.tokens_per_pack is None else args.tokens_per_pack
         local = {"local_prompts": args.local_prompt, "tokens_per_pack": budget}
         pieces = nuwa_xl(pipeline, args.prompt, frames, sampling=sampling, **local, **options)
     command.note_condition(pipeline, sampling)

@@ -13,20 +13,16 @@ import argparse
 from pathlib import Path
 
 from latentvid.errors import UserError, user_errors
-from latentvid.pipelines import command
-from latentvid.pipelines.loading import load_pipeline
-from latentvid.pipelines.prompts import read_prompts, sample_prompts
-from latentvid.pipelines.tasks import TOKENS_PER_PACK
-from latentvid.world import process_state
+from latentvid.pipelines import arguments, defaults
 
 
 def parse() -> argparse.Namespace:
-    parser = command.arguments(__doc__)
+    parser = arguments.parser_of(__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", action="append", help="what to show; give it again for more clips")
     what.add_argument("--prompts", type=Path, help="file of prompts; --output is then a folder")
     parser.add_argument(
-        "--tokens-per-pack", type=int, default=TOKENS_PER_PACK, help="of --prompts (default %(default)s)"
+        "--tokens-per-pack", type=int, default=defaults.TOKENS_PER_PACK, help="of --prompts (default %(default)s)"
     )
     parser.add_argument("--frames", type=int, help="1 + 4k, by the VAE's stride in time (default: the model's)")
     parser.add_argument("--height", type=int, help="pixels (default: the model's)")
@@ -37,6 +33,12 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
+    # after the options are read: --help and wrong ones are answered at once
+    from latentvid.pipelines import command
+    from latentvid.pipelines.loading import load_pipeline
+    from latentvid.pipelines.prompts import read_prompts, sample_prompts
+    from latentvid.world import process_state
+
     words = {name: getattr(args, name) for name in ("frames", "height", "width", "negative_prompt", "seed")}
     if args.prompts is None:
         command.check_output(args.output, args.fps)
@@ -45,7 +47,7 @@ def main() -> None:
         for i, (clip, prompt) in enumerate(zip(result.frames, args.prompt, strict=True)):
             command.write(command.numbered(args.output, i, len(result.frames)), clip, args.fps or result.fps, prompt)
         return
-    if args.output.suffix.lower() in command.ENDINGS:
+    if args.output.suffix.lower() in defaults.ENDINGS:
         raise UserError(f"--output {args.output}: with --prompts give a folder")
     command.check_fps(args.fps)
     state = process_state()

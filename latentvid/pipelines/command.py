@@ -1,4 +1,4 @@
-"""What the inference scripts share: arguments, reading of what is given, writing of what was made.
+"""What the inference scripts share once their options are read (arguments.py): reading what is given, writing results.
 
 Axes: F frames, H height, W width in pixels.
 """
@@ -22,58 +22,17 @@ from ..data.transforms import fit, legal_size
 from ..data.video import VideoInfo, probe, read_frames
 from ..data.writing import copies_audio, mp4_writer, write_video
 from ..diffusion.guidance import Guidance
-from ..diffusion.solvers import SOLVERS
 from ..errors import UserError
+from .defaults import ENDINGS
 from .latent_video import LatentVideoPipeline
 from .sampling import Sampling
 
-ENDINGS = (".mp4", ".gif", ".png")
 _GUIDANCE = {
     "guidance": "scale",
     "guidance_rescale": "rescale",
     "guidance_interval": "interval",
     "zero_init": "zero_init",
 }
-
-
-def arguments(doc: str, *, known: bool = False) -> argparse.ArgumentParser:
-    """A parser with the arguments of every script; `known`: also those of tasks in which a part is given."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=Path("runs/demo/pipeline"), help="pipeline folder (the demo's)")
-    parser.add_argument(
-        "--output", type=Path, default=Path("output.mp4"), help="several clips get -0, -1 ... in the name"
-    )
-    parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
-    parser.add_argument("--solver", choices=tuple(SOLVERS), default=Sampling.solver, help="default: %(default)s")
-    parser.add_argument("--guidance", type=float, help="guidance scale; 1 is none (default: the model's)")
-    parser.add_argument("--guidance-rescale", type=float, help="0 to 1: against the washed-out look of large scales")
-    parser.add_argument(
-        "--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="noise levels between which to guide"
-    )
-    parser.add_argument(
-        "--zero-init", type=int, metavar="N", help="the first N steps do not move (rectified flow only)"
-    )
-    parser.add_argument("--negative-prompt", default="", help="what to steer away from")
-    parser.add_argument("--seed", type=int, default=0, help="of the first clip; the next has seed + 1, and so on")
-    parser.add_argument("--fps", type=float, help="frames a second of the file (default: the input's, or the model's)")
-    parser.add_argument("--device", help="cuda, cpu, ... (default: cuda where there is one)")
-    precision.add_argument(parser)
-    if known:
-        parser.add_argument(
-            "--condition",
-            choices=("levels", "replacement", "reconstruction"),
-            help="how what is given conditions the rest (default: levels if trained so, else reconstruction)",
-        )
-        parser.add_argument(
-            "--reconstruction-weight", type=float, default=Sampling.reconstruction_weight, help="default: %(default)s"
-        )
-    return parser
-
-
-def size_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds --height and --width, to which `read_footage` scales and crops."""
-    for side in ("height", "width"):
-        parser.add_argument(f"--{side}", type=int, help="pixels (default: the input's, cut to what the model makes)")
 
 
 def check_output(path: Path, fps: float | None = None) -> None:

@@ -28,10 +28,10 @@ from ..packing import Grid
 from ..precision import Computed, choose, describe, dtype_of
 from ..text import TextEncoder
 from ..world import from_main
-from .command import ENDINGS
+from .defaults import ENDINGS, TOKENS_PER_PACK
 from .latent_video import LatentVideoPipeline
 from .sampling import Request, Sampling
-from .tasks import TOKENS_PER_PACK, packs, tokens_of
+from .tasks import packs, tokens_of
 
 INDEX = "results.jsonl"
 COLUMNS = ("prompt", "negative_prompt", "seed", "frames", "height", "width", "name")

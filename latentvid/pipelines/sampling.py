@@ -25,6 +25,7 @@ from ..models.transformer import VideoDiT
 from ..packing import Grid, Packed, patchify, token_grid
 from ..rng import generator
 from ..text import TextEncoder
+from .defaults import RECONSTRUCTION_WEIGHT, SOLVER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +60,10 @@ class Sampling:
     """
 
     steps: int | None = None
-    solver: str = "euler"
+    solver: str = SOLVER
     guidance: Guidance | None = None
     condition: Literal["levels", "replacement", "reconstruction"] | None = None
-    reconstruction_weight: float = 2.0
+    reconstruction_weight: float = RECONSTRUCTION_WEIGHT
     precision: torch.dtype | None = None
     progress: bool = True
 

@@ -20,12 +20,10 @@ from ..diffusion.guidance import Guidance
 from ..errors import UserError
 from ..packing import Grid, token_grid
 from ..rng import generator
+from .defaults import STRENGTH, TOKENS_PER_PACK
 from .latent_video import LatentVideoPipeline
 from .sampling import Request, Sampling
 
-TOKENS_PER_PACK = 16384
-# noise levels; the best of a few on the demo's digits (docs/tasks.md)
-STRENGTH = {"inversion": 0.95, "sdedit": 0.7}
 GUIDED_BELOW = 0.7  # above, the noise that was found decides where things are: guidance would move them
 
 

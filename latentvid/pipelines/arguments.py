@@ -1,0 +1,49 @@
+"""The options that the inference scripts share; without torch, so that they are read at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .. import precision
+from ..command_line import Parser
+from .defaults import CONDITIONS, RECONSTRUCTION_WEIGHT, SOLVER, SOLVERS
+
+
+def parser_of(doc: str, *, known: bool = False) -> Parser:
+    """A parser with the arguments of every script; `known`: also those of tasks in which a part is given."""
+    parser = Parser(description=doc)
+    parser.add_argument("--model", type=Path, default=Path("runs/demo/pipeline"), help="pipeline folder (the demo's)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("output.mp4"), help="several clips get -0, -1 ... in the name"
+    )
+    parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
+    parser.add_argument("--solver", choices=SOLVERS, default=SOLVER, help="default: %(default)s")
+    parser.add_argument("--guidance", type=float, help="guidance scale; 1 is none (default: the model's)")
+    parser.add_argument("--guidance-rescale", type=float, help="0 to 1: against the washed-out look of large scales")
+    parser.add_argument(
+        "--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="noise levels between which to guide"
+    )
+    parser.add_argument(
+        "--zero-init", type=int, metavar="N", help="the first N steps do not move (rectified flow only)"
+    )
+    parser.add_argument("--negative-prompt", default="", help="what to steer away from")
+    parser.add_argument("--seed", type=int, default=0, help="of the first clip; the next has seed + 1, and so on")
+    parser.add_argument("--fps", type=float, help="frames a second of the file (default: the input's, or the model's)")
+    parser.add_argument("--device", help="cuda, cpu, ... (default: cuda where there is one)")
+    precision.add_argument(parser)
+    if known:
+        parser.add_argument(
+            "--condition",
+            choices=CONDITIONS,
+            help="how what is given conditions the rest (default: levels if trained so, else reconstruction)",
+        )
+        parser.add_argument(
+            "--reconstruction-weight", type=float, default=RECONSTRUCTION_WEIGHT, help="default: %(default)s"
+        )
+    return parser
+
+
+def add_sizes(parser: Parser) -> None:
+    """Adds --height and --width, to which `command.read_footage` scales and crops."""
+    for side in ("height", "width"):
+        parser.add_argument(f"--{side}", type=int, help="pixels (default: the input's, cut to what the model makes)")

@@ -1,0 +1,10 @@
+"""What sampling does where nothing is said; without torch, so that options are read at once."""
+
+ENDINGS = (".mp4", ".gif", ".png")
+SOLVERS = ("euler", "ddpm", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc")
+SOLVER = "euler"
+CONDITIONS = ("levels", "replacement", "reconstruction")
+RECONSTRUCTION_WEIGHT = 2.0
+TOKENS_PER_PACK = 16384
+# noise levels; the best of a few on the demo's digits (docs/tasks.md)
+STRENGTH = {"inversion": 0.95, "sdedit": 0.7}
