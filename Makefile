@@ -1,4 +1,4 @@
-# make setup | test | test-slow | lint | format | demo | demo-tasks | reference | reference-footage | clean.
+# make setup | test | test-avx2 | test-slow | lint | format | demo | demo-tasks | reference | reference-footage | clean.
 # All is installed into .venv/ here; a GPU is not needed.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -17,7 +17,7 @@ LAUNCH := $(MALLOC) OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true $(BIN)/accelerate 
   --num_machines 1 --main_process_port 0 --mixed_precision no --dynamo_backend no
 endif
 
-.PHONY: setup test test-slow lint format demo demo-tasks reference reference-footage clean
+.PHONY: setup test test-avx2 test-slow lint format demo demo-tasks reference reference-footage clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -33,6 +33,11 @@ $(STAMP): pyproject.toml constraints.txt
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+# the same as a processor computes that has AVX2, but neither AVX512 nor bf16 instructions: its kernels, its roundings
+AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 DNNL_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+test-avx2: setup
+	$(AVX2) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
 
 # two nodes in network namespaces (as root, with iproute2), kills, every topology; ARGS=tests/slow/test_kills.py for one
 test-slow: setup

@@ -20,9 +20,17 @@ import torch
 
 from latentvid import precision
 
+MEASURED = precision._speed
+
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Whose arithmetic it was: `make test-avx2` takes another than this processor's best."""
+    kind = torch.backends.cpu.get_cpu_capability()
+    terminalreporter.write_line(f"computed with {kind}; bf16 is {MEASURED('cpu')}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -42,10 +50,10 @@ def seeds() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def fp32_is_faster():
-    """What is left to `auto` computes in fp32: no test depends on the kind of its processor."""
+    """What is left to `auto` computes in fp32: no test depends on the kind of its processor. Gives the measurement."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(precision, "_speed", lambda device: precision.Speed(0.5, 0.5))
-        yield
+        yield MEASURED
 
 
 @pytest.fixture

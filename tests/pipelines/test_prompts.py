@@ -8,6 +8,7 @@ import pytest
 import torch
 from launching import ROOT, launch
 
+from latentvid import precision
 from latentvid.data.tables import WRITERS
 from latentvid.data.video import probe, read_frames
 from latentvid.errors import UserError
@@ -125,6 +126,19 @@ def test_a_stopped_run_goes_on_and_ends_as_one_that_was_not(pipeline, table, tmp
     assert "2 of 6 clips are there" in capsys.readouterr().out
     sample_prompts(pipeline, rows, tmp_path / "b", FAST, Rank())
     assert same(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize("first", [0.03, 2.0])
+def test_a_stopped_run_goes_on_in_what_it_computed_in(first, pipeline, table, tmp_path, monkeypatch):
+    """Also on a machine that would choose the other type."""
+    rows = read_prompts(table, pipeline)
+    monkeypatch.setattr(precision, "_speed", lambda device: precision.Speed(first, first))
+    sample_prompts(pipeline, rows, tmp_path / "a", FAST, Rank(), tokens_per_pack=64)
+    for file in ("00000.mp4", "00003.mp4"):  # a pack
+        (tmp_path / "a" / file).rename(tmp_path / file)
+    monkeypatch.setattr(precision, "_speed", lambda device: precision.Speed(1 / first, 1 / first))
+    sample_prompts(pipeline, rows, tmp_path / "a", FAST, Rank(), tokens_per_pack=64)
+    assert (tmp_path / "a" / "00003.mp4").read_bytes() == (tmp_path / "00003.mp4").read_bytes()
 
 
 def same(one: Path, other: Path) -> bool:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import latentvid.training.encode as encode
+from latentvid import precision
 from latentvid.data.clips import ClipSource, Transform
 from latentvid.data.latents import INDEX, LatentCache, module_fingerprint
 from latentvid.data.manifest import read_manifest
@@ -130,3 +131,22 @@ def test_fewer_windows_leave_no_stale_shards(config, digits_data, tmp_path):
     finally:
         few.unlink()
     assert list(written(config.out)) == ["shard-00000.safetensors"] and len(LatentCache(config.out)) == 5
+
+
+@pytest.mark.parametrize(("first", "then"), [(0.03, 2.0), (2.0, 0.03)])
+def test_auto_leaves_what_another_kind_of_machine_made(first, then, config, monkeypatch, capsys):
+    """Whole or half, a cache stays in the type that it was begun in; another type by name makes it anew."""
+    config = replace(config, mixed_precision="auto")
+    monkeypatch.setattr(precision, "_speed", lambda device: precision.Speed(first, first))
+    encode_manifest(config)
+    before, index = written(config.out), (config.out / INDEX).read_text()
+    monkeypatch.setattr(precision, "_speed", lambda device: precision.Speed(then, then))
+    encode_manifest(config)
+    assert written(config.out) == before and (config.out / INDEX).read_text() == index
+    (config.out / "shard-00000.safetensors").unlink()
+    encode_manifest(config)
+    assert {n for n, t in written(config.out).items() if t != before[n]} == {"shard-00000.safetensors"}
+    assert (config.out / INDEX).read_text() == index
+    other = "bf16" if first < 1 else "no"
+    encode_manifest(replace(config, mixed_precision=other))
+    assert all(t != before[n] for n, t in written(config.out).items()) and (config.out / INDEX).read_text() != index

@@ -96,7 +96,9 @@ def test_wan_trains_from_scratch_and_takes_the_measured_statistics(vae_config, t
     assert AutoencoderKLWan.from_pretrained(tmp_path / "run/vae").config.latents_std == vae.config.latents_std
     task = VaeTask(config, CPU)
     mean, std = task.statistics(vae)
-    assert vae.config.latents_mean == pytest.approx(mean) and vae.config.latents_std == pytest.approx(std)
+    # training keeps weights channels last, the loaded ones lie as usual: sums of other orders round differently
+    assert vae.config.latents_mean == pytest.approx(mean, rel=1e-4, abs=1e-4 * max(std))
+    assert vae.config.latents_std == pytest.approx(std, rel=1e-4)
     assert min(std) > 0 and vae.config.latents_std != [1.0] * 4
 
 

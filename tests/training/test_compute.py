@@ -1,0 +1,96 @@
+"""What a run computes in is kept with it, and said where it differs from what the machine or the user would choose."""
+
+import json
+import logging
+
+import pytest
+import torch
+from timm.optim import muon
+from torch import nn
+
+from latentvid import precision
+from latentvid.training.compute import Compute, kept_in, settle
+from latentvid.training.config import Optim
+from latentvid.training.dit_task import DitTask
+from latentvid.training.metrics import read_metrics
+from latentvid.training.optim import make_optimizer
+from latentvid.training.trainer import train
+
+FAST, SLOW = precision.Speed(2.8, 1.4), precision.Speed(0.02, 0.08)
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
+
+@pytest.fixture
+def speed(monkeypatch):
+    precision._check_bf16.cache_clear()
+    return lambda found: monkeypatch.setattr(precision, "_speed", lambda device: found)
+
+
+def told(caplog) -> str:
+    text = "\n".join(r.getMessage() for r in caplog.records if r.levelno == logging.WARNING)
+    caplog.clear()
+    return text
+
+
+@pytest.mark.parametrize(("first", "then", "kept"), [(SLOW, FAST, "no"), (FAST, SLOW, "bf16")])
+def test_auto_goes_on_in_what_the_run_began_with(first, then, kept, speed, dit_config, tmp_path, caplog):
+    """Begun on one machine and gone on with on the other kind, it is the run that stayed on the first."""
+    moved, stayed = tmp_path / "moved", tmp_path / "stayed"
+    auto = ("train.mixed_precision=auto", "optim.schedule=constant")
+    speed(first)
+    train(dit_config(moved, *auto, "train.steps=3"), DitTask)
+    train(dit_config(stayed, *auto), DitTask)
+    assert json.loads((moved / "run.json").read_text())["computes_in"]["passes"] == kept
+    assert not told(caplog)
+    speed(then)
+    train(dit_config(moved, *auto), DitTask)
+    assert f"began in {'fp32' if kept == 'no' else 'bf16'} and goes on in it" in (said := told(caplog))
+    assert f"{then.both:.2g} times as fast as fp32" in said
+    assert [r["loss"] for r in read_metrics(moved)] == [r["loss"] for r in read_metrics(stayed)]
+    state = json.loads((moved / "checkpoints/step-00000006/state.json").read_text())
+    assert state["computes_in"] == {"passes": kept, "newton_schulz": kept}
+    assert "mixed_precision: auto" in (moved / "config.yaml").read_text()  # what was asked, for another machine
+
+
+def test_another_type_by_name_is_taken_and_said(speed, dit_config, tmp_path, caplog):
+    speed(SLOW)
+    train(dit_config(tmp_path, "train.mixed_precision=bf16", "train.steps=3"), DitTask)
+    assert told(caplog).count("mixed_precision=bf16, but bf16 is on this cpu 0.04 times as fast") == 1
+    train(dit_config(tmp_path, "train.mixed_precision=no"), DitTask)
+    assert "the steps so far were computed in bf16, those from here on are in fp32" in told(caplog)
+    assert kept_in(tmp_path) == {"passes": "no", "newton_schulz": "no"}
+
+
+def test_a_run_of_before_goes_on_in_what_its_configuration_said(speed, dit_config, tmp_path):
+    speed(SLOW)
+    train(dit_config(tmp_path, "train.mixed_precision=bf16", "train.steps=3"), DitTask)
+    file = tmp_path / "checkpoints/step-00000003/state.json"
+    state = json.loads(file.read_text())
+    del state["computes_in"]
+    file.write_text(json.dumps(state))
+    config, compute = settle(dit_config(tmp_path, "train.mixed_precision=auto"), torch.device("cpu"))
+    assert config.train.mixed_precision == "bf16" and compute == Compute("bf16", "no")
+    for broken in ("[]", "{", '{"computes_in": 3}', '{"computes_in": {"passes": "fp8"}}'):
+        file.write_text(broken)
+        assert "passes" not in kept_in(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_newton_schulz_computes_in_what_it_is_told(dtype, monkeypatch):
+    """And gives timm's function back."""
+    usual, seen = muon.zeropower_via_newtonschulz, []
+
+    def watched(*args, **kwargs):
+        made = usual(*args, **kwargs)
+        seen.append(made.dtype)
+        return made
+
+    monkeypatch.setattr(muon, "zeropower_via_newtonschulz", watched)
+    net = nn.Linear(4, 6)
+    optimizer = make_optimizer(net, Optim(name="muon", lr=1e-2), newton_schulz=dtype)
+    for p in net.parameters():
+        p.grad = torch.randn_like(p)
+    before = net.weight.detach().clone()
+    optimizer.step()
+    assert seen == [dtype] and muon.zeropower_via_newtonschulz is watched
+    assert net.weight.dtype == torch.float32 and not torch.equal(net.weight, before)
