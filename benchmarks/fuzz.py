@@ -4,8 +4,9 @@
 
 Each case must end with status 0 or with one `error:` message that names what is wrong: no traceback, no hang, no more
 memory than a few GiB, no network, nothing of the user's lost, and nothing taken in silence that cannot work. Prints how
-many cases of each area ended how; the bad ones go to --json with what was done and the command. Status 1 if there are
-any. `--only N` (with the same --seed and --areas) repeats case N and shows what it said; --keep leaves its folder.
+many cases of each area ended how; status 1 if some ended badly. --json keeps those, with what was done and the command,
+and those that were taken, to be looked at. `--only N` (with the same --seed and --areas) repeats case N and shows what
+it said; --keep leaves the folders of bad cases.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", type=int, nargs="+", metavar="N", help="these cases alone")
     parser.add_argument("--areas", nargs="+", choices=sorted(AREAS), default=list(AREAS), help="default: all")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="at a time (default: a processor each)")
-    parser.add_argument("--json", type=Path, help="file for the bad cases")
+    parser.add_argument("--json", type=Path, help="file for the bad cases, and those that were taken")
     parser.add_argument("--keep", type=Path, help="work here, and leave the folders of bad cases")
     return parser.parse_args()
 
@@ -140,7 +141,10 @@ def main() -> int:
     took = f"{time.monotonic() - begun:.0f} s ({built:.0f} of them to make the inputs)"
     print(f"{table(found)}\n\nseed {args.seed}, {took}", flush=True)
     if args.json:
-        args.json.write_text(json.dumps([asdict(outcome) for outcome in bad], indent=1))
+        taken = [asdict(outcome) for outcome in found if outcome.kind == "taken"]
+        counts = dict(Counter(outcome.kind for outcome in found))
+        kept = {"seed": args.seed, "counts": counts, "bad": [asdict(outcome) for outcome in bad], "taken": taken}
+        args.json.write_text(json.dumps(kept, indent=1))
     return 1 if bad else 0
 
 

@@ -33,6 +33,7 @@ def build(base: Path) -> None:
     """Writes them all into `base`, the runs in processes of their own: a fork wants a parent without threads."""
     base.mkdir(parents=True)
     make_clips(base / "clips")
+    shutil.copytree(base / "clips", base / "others")
     make_encoders(base)
     rows = [f"{name}.{kind}" for name, kind in CLIPS]
     table = [{"path": f"clips/{row}", "caption": f"a red {i} moves up"} for i, row in enumerate(rows)]
