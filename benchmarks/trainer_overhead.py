@@ -26,8 +26,9 @@ os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from latentvid.data.latents import Encoded, cache_key, module_fingerprint, write_index, write_shard
+from latentvid.data.latents import cache_key, module_fingerprint, write_index
 from latentvid.data.plan import Plan
+from latentvid.data.shards import Encoded, write_shard
 from latentvid.models.autoencoder import CausalVideoAutoencoder
 from latentvid.text import TextEncoder
 from latentvid.training.config import DitConfig

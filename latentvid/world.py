@@ -109,6 +109,11 @@ def _alone() -> bool:
     return not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1
 
 
+def shared_store() -> torch.distributed.Store | None:
+    """What the processes of a launch can leave each other words in; None where there is one process."""
+    return None if _alone() else _store()
+
+
 def _store() -> torch.distributed.Store:
     """Where the processes found each other; torch has no public name for it."""
     return torch.distributed.distributed_c10d._get_default_store()

@@ -2,8 +2,8 @@
 
     [accelerate launch] vae/encode_latents.py --manifest M.jsonl --vae RUN/vae --text-encoder T5 --out CACHE
 
-The cache is keyed by the weights of both encoders, the sizes and the manifest; training refuses a stale one. Killed, it
-goes on where it was. Several processes share the work.
+Training refuses a cache of other weights, or of clips that changed since. Run again, it makes only what is not there or
+no longer right: what was killed goes on where it was. Several processes share the work.
 """
 
 import argparse
@@ -11,12 +11,13 @@ from pathlib import Path
 
 from latentvid import precision
 from latentvid.errors import user_errors
+from latentvid.limits import number
 from latentvid.training.encode import EncodeConfig, encode_manifest
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--manifest", type=Path, required=True, help=".jsonl, .csv or .parquet")
+    parser.add_argument("--manifest", type=Path, required=True, help=".jsonl, .csv, .tsv or .parquet")
     parser.add_argument("--vae", type=Path, required=True, help="folder of the VAE")
     parser.add_argument("--text-encoder", required=True, help="folder or hub name of a T5 encoder")
     parser.add_argument("--out", type=Path, required=True, help="folder of the cache")
@@ -24,6 +25,20 @@ def main() -> None:
     parser.add_argument("--max-area", type=int, default=None, help="largest height x width in pixels (default: native)")
     parser.add_argument("--patch", type=int, default=2, help="patch size of the transformer to be trained (default 2)")
     parser.add_argument("--batch", type=int, default=16, help="clips encoded together (default 16)")
+    parser.add_argument(
+        "--caption-too-long",
+        choices=("drop", "truncate"),
+        default="drop",
+        help="captions of more tokens than the text encoder takes: leave the clip out, or the caption's end",
+    )
+    parser.add_argument(
+        "--unknown-share",
+        type=number("unknown_share"),
+        default=EncodeConfig.unknown_share,
+        help="largest share of captions that mean nothing to the text encoder (default %(default)s; 1 allows all)",
+    )
+    parser.add_argument("--path-column", help="the manifest's column of files (default: path or file_name)")
+    parser.add_argument("--caption-column", help="the manifest's column of captions (default: caption or text)")
     precision.add_argument(parser)
     print(encode_manifest(EncodeConfig(**vars(parser.parse_args()))), flush=True)
 

@@ -1,31 +1,34 @@
 """Cache of latents and text states: safetensors shards under a key that tells when they are stale.
 
-Layout of a cache folder: `cache.json` (key, shapes, captions, shards) written last, and `shard-00000.safetensors` ...
-with `mean.I`, `std.I` [C,f,h,w] (the normalised posterior of window I) and `text.I` [S,Dt], all float16.
-`null_text` [S,Dt], in the first shard, is the empty caption.
+Layout of a cache folder: `cache.json` (key, grids, what was left out) written last, and the shards (`shards.py`);
+`null_text` [S,Dt], in the first shard, is the empty caption. Every tensor that is read is held against its hash.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import UserError
 from ..files import written_whole
-from .manifest import dropped_by_reason
+from ..limits import shown
+from .samples import dropped_by_reason
+from .shards import AGAIN, Encoded, FileState, Shard, read_json, read_origins, shard_path
 
 INDEX = "cache.json"
+FORMAT = 2  # 1, which did not say so, knew neither its clips nor hashes
+SMALL = 2**30  # bytes: caches up to it are checked shard by shard, larger ones tensor by tensor, as they are read
+HASHED = 2**30  # bytes of clips that are read again to find out whether they are still the same
 
 
 def module_fingerprint(module: nn.Module, config: Mapping[str, Any]) -> str:
@@ -46,75 +49,59 @@ def cache_key(vae: str, text: str, transform: Mapping[str, Any]) -> dict[str, An
     return {"vae": vae, "text": text, "transform": dict(transform)}
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """One window's entry: mean and std [C,f,h,w] of the normalised latent, text states [S,Dt]."""
-
-    mean: Tensor
-    std: Tensor
-    text: Tensor
-
-
-def shard_path(folder: Path, shard: int) -> Path:
-    return folder / f"shard-{shard:05d}.safetensors"
-
-
-def write_shard(folder: Path, shard: int, key: Mapping[str, Any], entries: Mapping[int, Encoded], **more: Tensor):
-    """Writes a shard beside its name and renames it, so that a shard that is there is whole."""
-    tensors = {name: value.half().contiguous() for name, value in more.items()}
-    for index, entry in entries.items():
-        for part in ("mean", "std", "text"):
-            tensors[f"{part}.{index}"] = getattr(entry, part).half().contiguous()
-    beside = shard_path(folder, shard).with_suffix(".partial")
-    save_file(tensors, beside, metadata={"key": json.dumps(key, sort_keys=True)})
-    os.replace(beside, shard_path(folder, shard))
-
-
-def read_shard(folder: Path, shard: int, key: Mapping[str, Any]) -> dict[int, list[int]] | None:
-    """{index: latent grid [f,h,w]} of a whole shard under this key, or None where it must be written."""
-    try:
-        with safe_open(shard_path(folder, shard), "pt") as file:
-            if (file.metadata() or {}).get("key") != json.dumps(key, sort_keys=True):
-                return None
-            names = [name for name in file.keys() if name.startswith("mean.")]  # noqa: SIM118 - not a dict
-            return {int(name[5:]): file.get_slice(name).get_shape()[1:] for name in names}
-    except (FileNotFoundError, SafetensorError):
-        return None
-
-
 def write_index(folder: Path, key: Mapping[str, Any], shard_size: int, grids: Mapping[int, Sequence[int]], **more: Any):
     """Seals the cache: from now on `LatentCache` opens it."""
-    index = {"key": key, "shard_size": shard_size, "grids": {str(i): list(g) for i, g in sorted(grids.items())}, **more}
+    grids = {str(i): list(g) for i, g in sorted(grids.items())}
+    index = {"format": FORMAT, "key": key, "shard_size": shard_size, "grids": grids, **more}
     with written_whole(folder / INDEX) as beside:
         beside.write_text(json.dumps(index), encoding="utf-8")
 
 
 class LatentCache:
-    """Reads a cache; entries are numbered without gaps, in the order of the windows that could be encoded."""
+    """Reads a cache; entries are numbered without gaps, in the order of the windows that could be encoded.
+
+    content: a hash of all that the entries were made of, wherever the cache lies; None in caches that did not note it.
+    unknown: share of captions that mean nothing to the text encoder.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         if not (self.folder / INDEX).is_file():
             raise UserError(f"{folder} holds no finished latent cache ({INDEX}): make one with vae/encode_latents.py")
-        try:
-            index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{self.folder / INDEX} is damaged ({error}): run vae/encode_latents.py again") from None
-        self.key: dict[str, Any] = index["key"]
-        self.shard_size: int = index["shard_size"]
-        self.channels: int = index["channels"]
-        self.text_width: int = index["text_width"]
-        self.windows = [int(i) for i in index["grids"]]
-        self.grids = [tuple(g) for g in index["grids"].values()]  # latent (f,h,w)
-        self.fps: float = index["fps"]
-        self.dropped: list[tuple[str, str]] = [(path, reason) for path, reason in index["dropped"]]
-        self._files: dict[int, Any] = {}
+        self._index = read_json(self.folder / INDEX)
+        if not isinstance(self._index, dict):
+            raise UserError(f"{self.folder / INDEX} is no table: {AGAIN}")
+        if self._field("format", lambda v: v in (1, FORMAT), f"1 or {FORMAT}", 1) == 1:
+            self._index = {"dropped": [], **self._index}
+        self.key: dict[str, Any] = self._field("key", _is_key, "the fingerprints and sizes it was made with")
+        self.shard_size: int = self._field("shard_size", _whole(1, 10**6), "a whole number from 1 to 1,000,000")
+        self.channels: int = self._field("channels", _whole(1, 65_536), "a number of channels")
+        self.text_width: int = self._field("text_width", _whole(1, 65_536), "a width")
+        grids = self._field("grids", _is_grids, "a latent's f, h, w by window")
+        self.windows = [int(i) for i in grids]
+        self.grids = [tuple(g) for g in grids.values()]  # latent (f,h,w)
+        self.fps: float = self._field("fps", lambda v: 0 <= v < math.inf, "frames a second")
+        self.dropped = [tuple(row) for row in self._field("dropped", _is_pairs, "paths and reasons")]
+        self.notes: list[str] = self._field("notes", _is_texts, "texts", [])
+        self.unknown: float = self._field("unknown", lambda v: 0 <= v <= 1, "a share", 0)
+        self.content: str | None = self._field("content", lambda v: v is None or isinstance(v, str), "a hash", None)
+        self._files: dict[int, Shard] = {}
 
     def __len__(self) -> int:
         return len(self.windows)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": {}}  # loader processes open the shards themselves
+
+    def _field(self, name: str, fits: Callable[[Any], bool], what: str, default: Any = ...) -> Any:
+        value = self._index.get(name, default)
+        try:
+            if value is not ... and not isinstance(value, bool) and fits(value):
+                return value
+        except (TypeError, ValueError, AttributeError, OverflowError):
+            pass
+        found = "missing" if value is ... else shown(value)
+        raise UserError(f"{self.folder / INDEX}: `{name}` is {found}, not {what}: {AGAIN}")
 
     def check(self, expected: Mapping[str, Any]) -> None:
         """Raises UserError, naming what differs, unless the cache's key holds these values (of some or all keys)."""
@@ -126,31 +113,81 @@ class LatentCache:
                 "run vae/encode_latents.py again"
             )
 
+    def check_clips(self) -> list[str]:
+        """Looks at the clips that it was made of; what is to be said of them, a line each.
+
+        Raises UserError where one has changed since: its size, or its content where only its time is another (at most
+        `HASHED` bytes are read for that).
+        """
+        if "clips" not in self._index:
+            return [f"{self.folder} is of an older latentvid, which did not note its clips: whether they changed since "
+                    "cannot be told"]  # fmt: skip
+        files = dict(self._origins())
+        folder = _clips_folder(self.folder, self._field("clips", _is_texts, "folders"))
+        changed, gone, unread, room = [], 0, 0, HASHED
+        with ThreadPoolExecutor(8) as pool:
+            for (name, was), now in zip(files.items(), pool.map(lambda n: _state(folder, n), files), strict=True):
+                if now is None:
+                    gone += 1
+                elif now.st_size != was.size:
+                    changed.append(name)
+                elif now.st_mtime_ns != was.mtime_ns:
+                    room -= now.st_size
+                    if room < 0:
+                        unread += 1
+                    elif file_hash(os.path.join(folder, name)) != was.sha256:
+                        changed.append(name)
+        if changed:
+            raise UserError(
+                f"the latent cache {self.folder} is stale: {len(changed)} clips changed since it was made "
+                f"({', '.join(map(shown, changed[:3]))}{', ...' if len(changed) > 3 else ''}); {AGAIN}"
+            )
+        notes = [f"{gone} of the clips of {self.folder} are not in {folder}: not looked at"] if gone else []
+        if unread:
+            notes.append(f"{unread} clips of {self.folder} have other dates than when it was made: not read again")
+        return notes
+
+    def _origins(self) -> Iterator[tuple[str, FileState]]:
+        for shard in sorted({window // self.shard_size for window in self.windows}):
+            yield from read_origins(shard_path(self.folder, shard)).files.items()
+
     def summary(self) -> str:
         """How many windows it holds, and by reason what was dropped when it was made."""
-        return "\n".join([f"{self.folder}: {len(self)} encoded windows", *dropped_by_reason(self.dropped)])
+        lines = [f"{self.folder}: {len(self)} encoded windows", *dropped_by_reason(self.dropped)]
+        return "\n".join(lines + [f"  {note}" for note in self.notes])
 
     def load(self, i: int) -> Encoded:
-        """Entry i as float32."""
+        """Entry i as float32. Raises UserError where it is not as it was written."""
         window = self.windows[i]
-        file = self._open(window // self.shard_size)
-        return Encoded(*(file.get_tensor(f"{part}.{window}").float() for part in ("mean", "std", "text")))
+        shard = self._open(window // self.shard_size)
+        entry = shard.entry(window)
+        grid = (self.channels, *self.grids[i])
+        if not tuple(entry.mean.shape) == tuple(entry.std.shape) == grid or not self._is_text(entry.text):
+            raise UserError(f"{shard.path}: window {window} has not the shape that {INDEX} says: {AGAIN}")
+        return Encoded(entry.mean.float(), entry.std.float(), entry.text.float())
 
     def null_text(self) -> Tensor:
         """Text states [S,Dt] of the empty caption."""
-        return self._open(0).get_tensor("null_text").float()
+        shard = self._open(0)
+        text = shard.tensor("null_text")
+        if not self._is_text(text):
+            raise UserError(f"{shard.path}: null_text has not the shape that {INDEX} says: {AGAIN}")
+        return text.float()
 
-    def _open(self, shard: int):
-        if shard not in self._files:
-            path = shard_path(self.folder, shard)
-            try:
-                file = safe_open(path, "pt")
-            except (FileNotFoundError, SafetensorError) as error:
-                raise UserError(f"{path} is missing or damaged ({error}): run vae/encode_latents.py again") from None
-            if (file.metadata() or {}).get("key") != json.dumps(self.key, sort_keys=True):
-                raise UserError(f"{path} belongs to another cache than {INDEX}: run vae/encode_latents.py again")
-            self._files[shard] = file
-        return self._files[shard]
+    def _is_text(self, text: Tensor) -> bool:
+        return text.ndim == 2 and len(text) > 0 and text.shape[1] == self.text_width
+
+    def _open(self, number: int) -> Shard:
+        if number not in self._files:
+            path = shard_path(self.folder, number)
+            shard = Shard(path, self.folder)
+            if shard.key != self.key:
+                raise UserError(f"{path} belongs to another cache than {INDEX}: {AGAIN}")
+            shards = 1 + (self.windows[-1] // self.shard_size if self.windows else 0)
+            if shards * path.stat().st_size <= SMALL:
+                shard.check()
+            self._files[number] = shard
+        return self._files[number]
 
 
 class LatentCaches:
@@ -174,6 +211,15 @@ class LatentCaches:
         for cache in self.caches:
             cache.check(expected)
 
+    def check_clips(self) -> list[str]:
+        """As `LatentCache.check_clips`, of all."""
+        return [note for cache in self.caches for note in cache.check_clips()]
+
+    @property
+    def unknown(self) -> float:
+        """Share of captions that mean nothing to the text encoder, in the cache that has most."""
+        return max(cache.unknown for cache in self.caches)
+
     def summary(self) -> str:
         return "\n".join(cache.summary() for cache in self.caches)
 
@@ -184,3 +230,50 @@ class LatentCaches:
 
     def null_text(self) -> Tensor:
         return self.caches[0].null_text()
+
+
+def file_hash(path: str | os.PathLike) -> str:
+    """sha256 (hex) of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _clips_folder(cache: Path, known: Sequence[str]) -> str:
+    """The folder of the manifest it was made of: where it was, or where it is beside a cache that moved with it."""
+    absolute, relative = known
+    moved = os.path.normpath(os.path.join(os.path.abspath(cache), relative))
+    return absolute if os.path.isdir(absolute) else moved
+
+
+def _state(folder: str, name: str) -> os.stat_result | None:
+    try:
+        return os.stat(os.path.join(folder, name))
+    except (OSError, ValueError):
+        return None
+
+
+def _whole(low: int, high: int) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int) and low <= value <= high
+
+
+def _is_key(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("vae"), str) and isinstance(value.get("text"), str)
+
+
+def _is_grids(value: Any) -> bool:
+    numbers = [int(i) for i in value]
+    sides = _whole(1, 10**6)
+    return (
+        len(numbers) > 0
+        and numbers == sorted(set(numbers))
+        and 0 <= numbers[0] <= numbers[-1] < 2**31
+        and all(isinstance(g, list) and len(g) == 3 and all(sides(n) for n in g) for g in value.values())
+    )
+
+
+def _is_pairs(value: Any) -> bool:
+    return isinstance(value, list) and all(_is_texts(row) and len(row) == 2 for row in value)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)

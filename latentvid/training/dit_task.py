@@ -42,7 +42,7 @@ from .captions import check_captions
 from .config import DitConfig, several
 from .dit_pack import DitPack
 from .flops import GridFlops, dit_flops, vae_flops
-from .manifests import open_manifests
+from .manifests import check_cache, open_manifests
 from .task import HeldOut, build_model, shares
 
 
@@ -115,6 +115,7 @@ class DitTask:
             self.sources, self.source_of = self.cache.sources, self.cache.source_of
             self.is_image = np.array([grid[0] == 1 for grid in self.cache.grids])
             self.cache.check({"vae": module_fingerprint(self.vae, self.vae.config), "text": self.text.fingerprint()})
+            self.cache_notes = check_cache(self.cache, self.config)
             self.null_text = self.cache.null_text()
             latent_grids = Lookup.among(self.cache.grids)
         elif data.manifest is not None:
@@ -144,7 +145,7 @@ class DitTask:
         return open_manifests(paths, transform, self.config.data, check)
 
     def summary(self) -> str:
-        return self.source.summary() if self.cache is None else self.cache.summary()
+        return self.source.summary() if self.cache is None else "\n".join([self.cache.summary(), *self.cache_notes])
 
     @property
     def frozen(self) -> tuple[nn.Module, ...]:

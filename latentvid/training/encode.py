@@ -1,5 +1,8 @@
 """Encodes a manifest's clips and captions into a latent cache, on every process, resumably.
 
+What is there already is taken from there, clip by clip: an entry is known by the content of its file, its window, the
+VAE and what it was computed in; its text by the caption and the text encoder.
+
 Axes: C channels, f h w of a latent; S text tokens.
 """
 
@@ -7,26 +10,48 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.clips import ClipSource, Transform
-from ..data.latents import INDEX, Encoded, cache_key, module_fingerprint, read_shard, write_index, write_shard
-from ..data.manifest import dropped_by_reason, read_manifest
+from ..data.clips import ClipSource, Transform, open_sources
+from ..data.latents import INDEX, cache_key, file_hash, module_fingerprint, write_index
+from ..data.manifest import Columns, dropped_by_reason
+from ..data.shards import (
+    Encoded,
+    EntryKey,
+    FileState,
+    Origins,
+    Shard,
+    read_origins,
+    shard_path,
+    write_origins,
+    write_shard,
+)
+from ..data.storage import patiently
 from ..errors import ClipError, UserError
+from ..lock import FolderLock
 from ..models.interchange import channels_last, load_vae
 from ..precision import Computed, MixedPrecision, autocast, choose, describe
 from ..text import TextEncoder
 from ..world import from_main, process_state
+from .captions import check_captions
+from .config import CaptionRules
+from .earlier import Earlier, computed_in, finite, forget, put_aside
+from .manifests import main_first
+from .sharing import SharedWork
 
 SHARD = 256  # windows in a shard; the unit of work and of resuming
+PIXELS = 2  # of what decoding and resizing make of a file: raise it when that changes
 
 
 @dataclass
@@ -42,6 +67,10 @@ class EncodeConfig:
     patch: int
     batch: int
     mixed_precision: MixedPrecision = "auto"
+    caption_too_long: Literal["drop", "truncate"] = "drop"
+    unknown_share: float = CaptionRules.unknown_share
+    path_column: str | None = None
+    caption_column: str | None = None
 
 
 class Encoder:
@@ -58,40 +87,47 @@ class Encoder:
             max_area=config.max_area,
             max_frames=config.max_frames,
         )
-        self.source = ClipSource(read_manifest(config.manifest), self.transform)
-        windows = [(self.source.path(i), self.source.caption(i), asdict(w)) for i, w in enumerate(self.source.windows)]
-        content = hashlib.sha256(json.dumps(windows).encode()).hexdigest()
-        transform = {**asdict(self.transform), "windows": content}
-        self._key = cache_key(module_fingerprint(self.vae, self.vae.config), self.text.fingerprint(), transform)
+        rules = CaptionRules(too_long=config.caption_too_long, unknown_share=config.unknown_share)
+        check = partial(check_captions, text=self.text, rules=rules, option="--unknown-share ")
+        columns = Columns(config.path_column, config.caption_column)
+        self.source = main_first(lambda: open_sources([config.manifest], self.transform, columns=columns, check=check))
+        fingerprints = module_fingerprint(self.vae, self.vae.config), self.text.fingerprint()
+        self._key = cache_key(*fingerprints, asdict(self.transform))
 
     @property
     def key(self) -> dict[str, Any]:
         """Of the cache; what its latents were computed in is a part of it."""
-        return self._key | {"transform": self._key["transform"] | {"bf16": self.computed == "bf16"}}
+        return self._key | {"computed": self.computed, "pixels": PIXELS}
 
     def compute_in(self, computed: Computed) -> Encoder:
         self.computed = computed
         return self
 
-    def shard(self, indices: Sequence[int]) -> tuple[dict[int, Encoded], list[tuple[str, str]]]:
-        """The entries of these windows, and (path, reason) of those that could not be read."""
+    def keys(self, index: int, sha256: str) -> EntryKey:
+        """What the entry of a window depends on, given the content of its file."""
+        w = self.source.windows[index]
+        size = [w.start, w.frames, w.height, w.width]
+        return EntryKey(
+            _hash(sha256, size, self.key["vae"], self.computed, PIXELS),
+            _hash(self.source.caption(index), self.key["text"]),
+        )
+
+    def latents(self, indices: Sequence[int]) -> Iterator[tuple[int, tuple[Tensor, Tensor] | ClipError]]:
+        """Mean and std of these windows, in any order, or why one could not be read."""
         by_shape: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
-        bad: list[tuple[str, str]] = []
-        entries: dict[int, Encoded] = {}
         for index, video in zip(indices, self.source.read_each(indices), strict=True):
             if isinstance(video, ClipError):
-                bad.append((video.path, video.reason))
+                yield index, video
                 continue
             group = by_shape.setdefault(tuple(video.shape), [])
             group.append((index, video))
             if len(group) == self.config.batch:
-                entries |= self._encode(by_shape.pop(tuple(video.shape)))
+                yield from self._encode(by_shape.pop(tuple(video.shape)))
         for group in by_shape.values():
-            entries |= self._encode(group)
-        return dict(sorted(entries.items())), bad
+            yield from self._encode(group)
 
     @torch.no_grad()
-    def _encode(self, group: list[tuple[int, Tensor]]) -> dict[int, Encoded]:
+    def _encode(self, group: list[tuple[int, Tensor]]) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
         """Clips of one shape."""
         indices, videos = zip(*group, strict=True)
         batch = torch.stack(videos).to(self.device).contiguous(memory_format=torch.channels_last_3d)
@@ -101,65 +137,141 @@ class Encoder:
         std = (
             self.vae.normalise(posterior.std.float()) - self.vae.normalise(torch.zeros_like(posterior.std).float())
         ).cpu()
-        text = self.text.encode([self.source.caption(i) for i in indices]).split()
-        return {i: Encoded(m, s, t.float().cpu()) for i, m, s, t in zip(indices, mean, std, text, strict=True)}
+        yield from zip(indices, zip(mean, std, strict=True), strict=True)
 
-    def null_text(self) -> Tensor:
-        return self.text.encode([""]).states.float().cpu()
+    def texts(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """States [S,Dt] of each distinct caption."""
+        distinct = list(dict.fromkeys(captions))
+        states = self.text.encode(distinct).split() if distinct else ()
+        return dict(zip(distinct, (s.float().cpu() for s in states), strict=True))
+
+
+class ShardMaker:
+    """Makes the shards of a cache, of which `earlier` has what was encoded before."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder, self.source, self.out = encoder, encoder.source, encoder.config.out
+        self.earlier = Earlier(self.out)
+        count = len(self.source)
+        self.shards = [range(start, min(start + SHARD, count)) for start in range(0, count, SHARD)]
+        self._known: tuple[str, FileState] | None = None  # the last file: its windows follow each other
+
+    def make(self, number: int) -> None:
+        """Writes the shard, or puts back the one that is what it would be."""
+        origins, keys, dropped = Origins(), {}, {}
+        for index in self.shards[number]:
+            path = self.source.path(index)
+            try:
+                state = self._state(index)
+            except ClipError as error:
+                dropped[_hash(path, "?")] = path, error.reason
+                continue
+            origins.files[self._name(index)] = state
+            keys[index] = self.encoder.keys(index, state.sha256)
+        before = {i: self.earlier.dropped[k.latent] for i, k in keys.items() if k.latent in self.earlier.dropped}
+        dropped |= {keys[i].latent: (self.source.path(i), reason) for i, (_, reason) in before.items()}
+        wanted = {i: k for i, k in keys.items() if i not in before}
+        origins.dropped = dropped
+        if self.earlier.adopt(self.out, number, self.encoder.key, wanted, origins):
+            return
+        entries = {}
+        latents = {i: self.earlier.latent(k.latent) for i, k in wanted.items()}
+        for index, found in self.encoder.latents([i for i, latent in latents.items() if latent is None]):
+            latents[index] = found
+        texts = self._texts(wanted)
+        for index, found in latents.items():
+            fault = found.reason if isinstance(found, ClipError) else None
+            if fault is None:
+                entries[index] = Encoded(*found, texts[index])
+                fault = None if finite(entries[index]) else "latent-not-finite"
+            if fault is not None:
+                entries.pop(index, None)
+                dropped[wanted[index].latent] = self.source.path(index), fault
+        more = {"null_text": self.encoder.texts([""])[""]} if number == 0 else {}
+        write_origins(shard_path(self.out, number), origins)
+        write_shard(self.out, number, self.encoder.key, entries, wanted, **more)
+
+    def _texts(self, wanted: dict[int, EntryKey]) -> dict[int, Tensor]:
+        found = {i: self.earlier.text(k.text) for i, k in wanted.items()}
+        made = self.encoder.texts([self.source.caption(i) for i, text in found.items() if text is None])
+        return {i: made[self.source.caption(i)] if text is None else text for i, text in found.items()}
+
+    def _name(self, index: int) -> str:
+        """The file as the manifest has it."""
+        return self.source.samples.paths[int(self.source.windows.sample[index])]
+
+    def _state(self, index: int) -> FileState:
+        """Of the file of a window; its content is hashed only where size or times are not those that are remembered.
+        Raises ClipError."""
+        path, name = self.source.path(index), self._name(index)
+        if self._known is not None and self._known[0] == path:
+            return self._known[1]
+
+        def look() -> FileState:
+            try:
+                s = os.stat(path)
+                now, known = (s.st_size, s.st_mtime_ns, s.st_ctime_ns), self.earlier.files.get(name)
+                found = known if known is not None and now == known[:3] else FileState(*now, file_hash(path))
+            except FileNotFoundError as error:
+                raise ClipError(path, "missing", f"cannot be found ({error.strerror}); correct the path") from error
+            except PermissionError as error:
+                raise ClipError(path, "no-permission", "cannot be opened; allow this user to read it") from error
+            return found
+
+        self._known = path, patiently(look, path, self.source.patience_s)
+        return self._known[1]
+
+
+def _hash(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 def encode_manifest(config: EncodeConfig) -> str:
     """Writes the cache at `config.out`; returns what was kept and dropped, in words.
 
-    Shards that are already there under the same key are kept, so a killed run goes on; a cache made with other
-    weights, sizes or manifest is replaced shard by shard.
+    Entries that are there already and are still right are kept, so a killed run goes on, and what changed in a clip,
+    a caption or the manifest is all that is made again.
     """
     state = process_state()
     encoder = Encoder(config, state.device)
-    encoder.compute_in(from_main(lambda: _settle(encoder)))
-    config.out.mkdir(parents=True, exist_ok=True)
-    if state.is_main_process:
-        print(describe(encoder.computed, state.device), file=sys.stderr, flush=True)
-        (config.out / INDEX).unlink(missing_ok=True)  # until it is sealed again no training may open the cache
-    count = len(encoder.source)
-    shards = [range(start, min(start + SHARD, count)) for start in range(0, count, SHARD)]
-    mine = range(state.process_index, len(shards), state.num_processes)
-    for number in tqdm(mine, desc="encoding", unit="shard", disable=not state.is_main_process):
-        if read_shard(config.out, number, encoder.key) is None:
-            entries, bad = encoder.shard(shards[number])
-            more = {"null_text": encoder.null_text()} if number == 0 else {}
-            (config.out / f"dropped-{number:05d}.json").write_text(json.dumps(bad), encoding="utf-8")
-            write_shard(config.out, number, encoder.key, entries, **more)
-    state.wait_for_everyone()
-    if not state.is_main_process:
-        return ""
-    return _seal(config.out, encoder, len(shards))
+    with ExitStack() as held:
+        encoder.compute_in(from_main(lambda: _begin(encoder, held)))
+        maker = ShardMaker(encoder)
+        with SharedWork("encode", len(maker.shards)) as work:
+            bar = tqdm(work, "encoding", len(maker.shards), unit="shard", disable=not state.is_main_process)
+            for number in bar:
+                maker.make(number)
+            return _seal(config.out, encoder, len(maker.shards)) if state.is_main_process else ""
 
 
-def _settle(encoder: Encoder) -> Computed:
-    """What to compute in: with `auto`, what shards of this cache that are there were computed in, on any machine."""
-    config, device = encoder.config, encoder.device
-    if config.mixed_precision == "auto":
-        shards = sorted(config.out.glob("shard-*.safetensors"))
-        for computed in get_args(Computed):
-            key = encoder.compute_in(computed).key
-            if any(read_shard(config.out, int(shard.stem.split("-")[1]), key) is not None for shard in shards):
-                return computed
-    return choose(config.mixed_precision, device)
+def _begin(encoder: Encoder, held: ExitStack) -> Computed:
+    """On the main process: the folder is its own now, and what lies there is put aside. What to compute in: with
+    `auto`, what latents that are there were computed in, on any machine."""
+    config = encoder.config
+    held.enter_context(FolderLock(config.out))
+    asked: MixedPrecision = config.mixed_precision
+    there = computed_in(config.out, encoder.key["vae"]) & {"no", "bf16"} if asked == "auto" else set()
+    computed = min(there) if len(there) == 1 else choose(asked, encoder.device)
+    print(describe(computed, encoder.device), file=sys.stderr, flush=True)
+    (config.out / INDEX).unlink(missing_ok=True)  # until it is sealed again no training may open the cache
+    put_aside(config.out, encoder.compute_in(computed).key)
+    return computed
 
 
 def _seal(out: Path, encoder: Encoder, shards: int) -> str:
+    source: ClipSource = encoder.source
     grids: dict[int, list[int]] = {}
-    dropped = list(encoder.source.dropped)
+    dropped, content = list(source.dropped), hashlib.sha256()
     for number in range(shards):
-        found = read_shard(out, number, encoder.key)
-        if found is None:
-            raise UserError(f"shard {number} of {out} is not whole; run the same command again")
-        grids |= found
-        dropped += [tuple(row) for row in json.loads((out / f"dropped-{number:05d}.json").read_text(encoding="utf-8"))]
+        shard = Shard(shard_path(out, number))
+        for window in shard.windows():
+            grids[window] = shard.shape(f"mean.{window}")[1:]
+            content.update(json.dumps([window, *shard.keys[window]]).encode())
+        dropped += read_origins(shard.path).dropped.values()
     if not grids:
         raise UserError(f"no clip of the manifest could be encoded: {dropped[:5]}")
-    fps = [s.fps for s in encoder.source.samples if s.fps > 0]
+    fps = [s.fps for s in source.samples if s.fps > 0]
+    folder = os.path.dirname(os.path.abspath(encoder.config.manifest))
     write_index(
         out,
         encoder.key,
@@ -169,8 +281,11 @@ def _seal(out: Path, encoder: Encoder, shards: int) -> str:
         text_width=encoder.text.dim,
         fps=sorted(fps)[len(fps) // 2] if fps else 0.0,
         dropped=dropped,
+        notes=source.notes,
+        unknown=source.unknown_captions / max(1, len(source.samples)),
+        clips=[folder, os.path.relpath(folder, os.path.abspath(out))],
+        content=content.hexdigest(),
     )
-    for stale in out.glob("shard-*.safetensors"):
-        if int(stale.stem.split("-")[1]) >= shards:
-            stale.unlink()
-    return "\n".join([f"{out}: {len(grids)} of {len(encoder.source)} windows encoded", *dropped_by_reason(dropped)])
+    forget(out)
+    about = [f"{out}: {len(grids)} of {len(source)} windows encoded", *dropped_by_reason(dropped)]
+    return "\n".join(about + [f"  {note}" for note in source.notes])

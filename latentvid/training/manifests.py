@@ -1,14 +1,19 @@
-"""Opening a run's manifests on all its processes."""
+"""Opening a run's manifests and caches on all its processes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from ..data.clips import ClipSource, Transform, open_sources
+from ..data.latents import LatentCaches
 from ..data.manifest import Columns, Manifest
+from ..errors import UserError
 from ..world import from_main
-from .config import Data
+from .config import Data, DitConfig
+
+T = TypeVar("T")
 
 
 def open_manifests(
@@ -20,13 +25,42 @@ def open_manifests(
     """`open_sources` with the options of `data`. The main process goes first: what it opens files for, where a manifest
     lacks their facts, is remembered, and the others, which wait as long as it takes, need not open them again."""
     columns = Columns(data.path_column, data.caption_column)
-    opened: list[ClipSource] = []
+    limits = {"timeout_s": data.timeout_s, "patience_s": data.retry_s}
+    return main_first(lambda: open_sources(paths, transform, **limits, columns=columns, check=check))
 
-    def open_here() -> None:
-        limits = {"timeout_s": data.timeout_s, "patience_s": data.retry_s}
-        opened.append(open_sources(paths, transform, **limits, columns=columns, check=check))
 
-    from_main(open_here)
-    if not opened:
-        open_here()
-    return opened[0]
+def main_first(make: Callable[[], T]) -> T:
+    """What `make` gives here, as soon as it has given it to the main process."""
+    made: list[T] = []
+
+    def make_here() -> None:
+        made.append(make())
+
+    from_main(make_here)
+    if not made:
+        make_here()
+    return made[0]
+
+
+def check_cache(caches: LatentCaches, config: DitConfig) -> list[str]:
+    """What is to be said of the clips that caches were made of, a line each; the main process looks at them.
+
+    Raises UserError where clips changed since, captions mean nothing, or the configuration says other sizes.
+    """
+    notes, allowed = from_main(caches.check_clips), config.caption.unknown_share
+    if caches.unknown > allowed:
+        raise UserError(
+            f"{caches.unknown:.0%} of the captions in data.latents mean nothing to the text encoder: encode with one "
+            f"for their language, or allow it with caption.unknown_share={caches.unknown:.2g}"
+        )
+    held_out = config.validation.every and config.validation.manifest is not None  # is cut as the configuration says
+    for name in ("max_area", "max_frames"):
+        asked, default = getattr(config.data, name), Data.__dataclass_fields__[name].default
+        for cache in caches.caches:
+            made = cache.key.get("transform", {}).get(name, asked)
+            if made != asked and (held_out or asked != default):
+                raise UserError(
+                    f"data.{name} is {asked}, but {cache.folder} was made with {made}: set "
+                    f"--data.{name}={'null' if made is None else made}, or encode again"
+                )
+    return notes

@@ -1,6 +1,10 @@
 """Encoding a manifest: resumable, what cannot be read is listed, and what training reads is what the VAE makes."""
 
+import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +17,7 @@ from latentvid.data.clips import ClipSource, Transform
 from latentvid.data.latents import INDEX, LatentCache, module_fingerprint
 from latentvid.data.manifest import read_manifest
 from latentvid.errors import UserError
+from latentvid.lock import FolderLock
 from latentvid.models.interchange import load_vae
 from latentvid.text import TextEncoder
 from latentvid.training.encode import EncodeConfig, encode_manifest
@@ -34,8 +39,23 @@ def config(digits_data, tiny_vae, tiny_t5, tmp_path, monkeypatch) -> EncodeConfi
     )
 
 
+@contextmanager
+def encoded() -> Iterator[list[int]]:
+    """The windows that go through the VAE meanwhile."""
+    windows: list[int] = []
+    whole = encode.Encoder._encode
+
+    def noted(self, group):
+        windows.extend(index for index, _ in group)
+        return whole(self, group)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encode.Encoder, "_encode", noted)
+        yield windows
+
+
 def written(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in sorted(folder.glob("shard-*"))}
+    return {path.name: path.stat().st_mtime_ns for path in sorted(folder.glob("shard-*.safetensors"))}
 
 
 def test_entries_are_what_the_vae_makes_of_each_window_alone(tiny_latents, digits_data, tiny_vae, tiny_t5):
@@ -60,12 +80,16 @@ def test_a_killed_encoding_writes_only_what_is_missing(config):
     before, index = written(config.out), (config.out / INDEX).read_text()
     assert len(before) == 3
     (config.out / "shard-00001.safetensors").unlink()
-    (config.out / "shard-00002.partial").write_bytes(b"half")
+    damaged = config.out / "shard-00002.safetensors"
+    os.truncate(damaged, damaged.stat().st_size - 1)
     (config.out / INDEX).unlink()
-    summary = encode_manifest(config)
+    with encoded() as windows:
+        summary = encode_manifest(config)
+    assert sorted(windows) == list(range(8, 24))  # those of the missing shard and of the damaged one
     after = written(config.out)
-    assert [name for name in before if before[name] != after[name]] == ["shard-00001.safetensors"]
+    assert [name for name in before if before[name] == after[name]] == ["shard-00000.safetensors"]
     assert (config.out / INDEX).read_text() == index and "24 of 24 windows encoded" in summary
+    assert not (config.out / "earlier").exists()
     LatentCache(config.out).load(9)
 
 
@@ -150,3 +174,126 @@ def test_auto_leaves_what_another_kind_of_machine_made(first, then, config, monk
     other = "bf16" if first < 1 else "no"
     encode_manifest(replace(config, mixed_precision=other))
     assert all(t != before[n] for n, t in written(config.out).items()) and (config.out / INDEX).read_text() != index
+
+
+@pytest.fixture
+def clips(config, digits_data, tmp_path) -> EncodeConfig:
+    """Five windows of their own, each of one shape, encoded: config, with rows that tests may change."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    rows = [json.loads(line) for line in (digits_data / "train.jsonl").read_text().splitlines()]
+    alike = [row for row in rows if row["frames"] == 17][:5]
+    for number, row in enumerate(alike):
+        shutil.copy(digits_data / row["path"], folder / f"{number}.mp4")
+        row["path"] = f"{number}.mp4"
+    config = replace(config, manifest=save(folder / "m.jsonl", alike), out=folder / "latents", batch=1)
+    encode_manifest(config)
+    return config
+
+
+def save(table: Path, rows: list[dict]) -> Path:
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return table
+
+
+def rows_of(config: EncodeConfig) -> list[dict]:
+    return [json.loads(line) for line in config.manifest.read_text().splitlines()]
+
+
+def same_as_anew(config: EncodeConfig, windows: list[int]) -> LatentCache:
+    """Encoding again goes through the VAE for these windows alone, and gives, bit for bit, what encoding anew gives."""
+    with encoded() as found:
+        encode_manifest(config)
+    assert sorted(found) == windows
+    fresh = replace(config, out=config.out.with_name("fresh"))
+    encode_manifest(fresh)
+    for path in sorted(fresh.out.glob("shard-*.safetensors")):
+        assert path.read_bytes() == (config.out / path.name).read_bytes()
+    cache = LatentCache(config.out)
+    assert cache.content == LatentCache(fresh.out).content and cache.check_clips() == []
+    shutil.rmtree(fresh.out)
+    return cache
+
+
+def test_a_clip_that_was_exported_again_under_its_name_is_encoded_again(clips):
+    path = clips.manifest.with_name("1.mp4")
+    other = clips.manifest.with_name("3.mp4").read_bytes()
+    size, times = path.stat().st_size, (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    path.write_bytes(other)
+    with pytest.raises(UserError, match="stale: 1 clips changed"):
+        LatentCache(clips.out).check_clips()
+    cache = same_as_anew(clips, [])  # its latents are there, under another window
+    assert torch.equal(cache.load(1).mean, cache.load(3).mean)
+    content = bytearray(other)  # another content of the same size and date, such as `touch -r` leaves it
+    at = content.index(b"isom") if b"isom" in content else 8
+    content[at : at + 4] = b"iso2"
+    path.write_bytes(content)
+    os.utime(path, ns=times)
+    same_as_anew(clips, [1])
+    assert size
+
+
+def test_one_caption_one_more_clip_and_a_moved_folder_make_only_what_is_new(clips):
+    rows = rows_of(clips)
+    rows[2]["caption"] = "a green 3 moves down"
+    save(clips.manifest, rows)
+    before = LatentCache(clips.out).load(2)
+    after = same_as_anew(clips, []).load(2)
+    assert torch.equal(before.mean, after.mean) and not torch.equal(before.text, after.text)
+    new = clips.manifest.with_name("new.mp4")
+    content = clips.manifest.with_name("0.mp4").read_bytes()
+    new.write_bytes(content + b"\0\0\0\x08free")  # another file of the same frames
+    save(clips.manifest, [rows[0] | {"path": new.name}, *rows])  # all numbers are other ones now
+    cache = same_as_anew(clips, [0])
+    assert len(cache) == 6 and torch.equal(cache.load(0).mean, cache.load(1).mean)
+    folder = clips.manifest.parent.rename(clips.manifest.parent.with_name("moved"))
+    moved = replace(clips, manifest=folder / "m.jsonl", out=folder / "latents")
+    before = written(moved.out)
+    same_as_anew(moved, [])
+    assert written(moved.out) == before  # not even copied
+    same_as_anew(replace(moved, max_frames=9), list(range(6)))  # other windows: but of a text nothing is made again
+
+
+def test_a_mended_clip_is_tried_again_and_one_that_is_not_is_left_alone(clips):
+    path = clips.manifest.with_name("4.mp4")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert "dropped 1 (truncated)" in encode_manifest(clips)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ClipSource, "read_each", lambda self, indices: pytest.fail("read again") if indices else [])
+        assert "4 of 5 windows encoded" in encode_manifest(clips)
+    path.write_bytes(whole)
+    assert len(same_as_anew(clips, [4])) == 5
+
+
+def test_a_latent_that_is_no_number_is_left_out(clips):
+    clips.manifest.with_name("latents").rename(clips.manifest.with_name("old"))
+    whole = encode.Encoder._encode
+
+    def spoilt(self, group):
+        for index, (mean, std) in whole(self, group):
+            yield index, (mean * (float("nan") if index == 2 else 1), std)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encode.Encoder, "_encode", spoilt)
+        assert f"dropped 1 (latent-not-finite): {clips.manifest.with_name('2.mp4')}" in encode_manifest(clips)
+    assert LatentCache(clips.out).windows == [0, 1, 3, 4]
+
+
+def test_long_and_unknown_captions_are_left_out_cut_or_refused(clips):
+    rows = rows_of(clips)
+    rows[3]["caption"] = "a red 7 moves up and to the left then " * 9
+    save(clips.manifest, rows)
+    summary = encode_manifest(clips)
+    assert "4 of 4 windows encoded" in summary and "dropped 1 (caption-too-long)" in summary
+    assert f"{clips.manifest.with_name('3.mp4')}, row 4" in summary
+    summary = encode_manifest(replace(clips, caption_too_long="truncate"))
+    assert "5 of 5 windows encoded" in summary and "1 captions too long for the text encoder: cut" in summary
+    cache = LatentCache(clips.out)
+    assert 20 < len(cache.load(3).text) <= 24 and "cut" in cache.summary()
+
+
+def test_two_that_write_one_cache_are_kept_apart(clips):
+    with FolderLock(clips.out), pytest.raises(UserError, match="latents is in use by process"):
+        encode_manifest(clips)
+    assert len(LatentCache(clips.out)) == 5  # which is still whole

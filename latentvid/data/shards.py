@@ -1,0 +1,192 @@
+"""Shards of a latent cache: tensors by window, each with what it was made of and a hash of its bytes.
+
+`shard-00000.safetensors` holds `mean.I`, `std.I` [C,f,h,w] and `text.I` [S,Dt] of window I as float16; its metadata
+the cache's key, of each window the keys of its latent and its text, and of each tensor a hash. `shard-00000.json`
+beside it says which files its windows are of, as they were when they were read, and which could not be encoded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import UserError
+from ..files import written_whole
+from ..limits import shown
+
+AGAIN = "run vae/encode_latents.py again"
+
+
+class FileState(NamedTuple):
+    """A file as it was read: bytes, when its content and when anything of it changed (ns), sha256 of the content."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    sha256: str
+
+
+class EntryKey(NamedTuple):
+    """What a window's latent and its text were made of: hashes, equal where making them again would give the same."""
+
+    latent: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One window's entry: mean and std [C,f,h,w] of the normalised latent, text states [S,Dt]."""
+
+    mean: Tensor
+    std: Tensor
+    text: Tensor
+
+
+@dataclass
+class Origins:
+    """Of a shard. files: by path as the manifest has it. dropped: {latent key: (path, reason)}."""
+
+    files: dict[str, FileState] = field(default_factory=dict)
+    dropped: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+
+def shard_path(folder: Path, shard: int) -> Path:
+    return folder / f"shard-{shard:05d}.safetensors"
+
+
+def tensor_hash(tensor: Tensor) -> str:
+    """Of type, shape and bytes."""
+    digest = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), digest_size=8)
+    digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def write_shard(
+    folder: Path,
+    shard: int,
+    key: Mapping[str, Any],
+    entries: Mapping[int, Encoded],
+    keys: Mapping[int, EntryKey] | None = None,
+    **more: Tensor,
+) -> None:
+    """Writes a shard beside its name and renames it, so that a shard that is there is whole."""
+    tensors = {name: value.half().contiguous() for name, value in more.items()}
+    for index, entry in sorted(entries.items()):
+        for part in ("mean", "std", "text"):
+            # a copy each, for safetensors refuses texts that several windows share
+            tensors[f"{part}.{index}"] = getattr(entry, part).to(torch.float16, copy=True).contiguous()
+    about = {
+        "key": key,
+        "entries": {str(i): list(k) for i, k in sorted((keys or {}).items()) if i in entries},
+        "hashes": {name: tensor_hash(tensor) for name, tensor in tensors.items()},
+    }
+    metadata = {"about": json.dumps(about, sort_keys=True)}  # one text: several would come in any order
+    with written_whole(shard_path(folder, shard)) as beside:
+        save_file(tensors, beside, metadata=metadata)
+
+
+class Shard:
+    """A shard that is read. Raises UserError, naming file and fix, where it is no whole shard.
+
+    keys: of each window, {} in caches that did not note them. checked: every tensor was, when it was opened.
+    """
+
+    def __init__(self, path: Path, folder: Path | None = None) -> None:
+        self.path = path
+        try:
+            mode = os.stat(path).st_mode
+            if not stat.S_ISREG(mode):
+                raise self._damaged("is no file")
+            if folder is not None and not path.resolve().is_relative_to(folder.resolve()):
+                raise UserError(f"{path} is a link that leads out of its cache: put the file there, or {AGAIN}")
+            self._file = safe_open(path, "pt")
+            metadata = self._file.metadata() or {}
+            about = json.loads(metadata["about"] if "about" in metadata else f'{{"key": {metadata.get("key")}}}')
+            self.names = frozenset(self._file.keys())
+            self.key: Any = about["key"]
+            self.keys = {int(i): EntryKey(*map(str, k)) for i, k in about.get("entries", {}).items()}
+            self._hashes: dict[str, str] | None = about.get("hashes")
+        except UserError:
+            raise
+        except (OSError, SafetensorError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise self._damaged(f"is missing or damaged ({error})") from None
+
+    def check(self) -> None:
+        """Raises UserError unless every tensor is as it was written."""
+        for name in sorted(self.names | (self._hashes or {}).keys()):
+            self.tensor(name)
+
+    def shape(self, name: str) -> list[int]:
+        return self._file.get_slice(name).get_shape()
+
+    def tensor(self, name: str) -> Tensor:
+        """As it was written; raises UserError where it is not, and for NaN and infinity."""
+        try:
+            found = self._file.get_tensor(name)
+        except (OSError, SafetensorError, ValueError) as error:
+            raise self._damaged(f"is missing or damaged ({name}: {error})") from None
+        if self._hashes is not None and self._hashes.get(name) != tensor_hash(found):
+            raise self._damaged(f"is damaged: {name} is not what was written")
+        if not torch.isfinite(found).all():
+            raise self._damaged(f"is damaged: {name} has values that are no numbers")
+        return found
+
+    def entry(self, window: int) -> Encoded:
+        return Encoded(*(self.tensor(f"{part}.{window}") for part in ("mean", "std", "text")))
+
+    def windows(self) -> list[int]:
+        return sorted(int(name[5:]) for name in self.names if name.startswith("mean.") and name[5:].isdecimal())
+
+    def _damaged(self, what: str) -> UserError:
+        return UserError(f"{self.path} {what}: {AGAIN}")
+
+
+def write_origins(path: Path, origins: Origins) -> None:
+    table = {"files": origins.files, "dropped": origins.dropped}
+    with written_whole(path.with_suffix(".json")) as beside:
+        beside.write_text(json.dumps(table), encoding="utf-8")
+
+
+def read_origins(path: Path) -> Origins:
+    """Of the shard of that path. Raises UserError, naming the file and the key, where it is not as it was written."""
+    file = path.with_suffix(".json")
+    found = read_json(file)
+    files, dropped = (_table(file, found, name) for name in ("files", "dropped"))
+    for name, value in files.items():
+        fits = isinstance(value, list) and [type(v) for v in value] == [int, int, int, str]
+        if not fits:
+            raise UserError(f"{file}: `files.{name}` is {shown(value)}, not size, times and hash: {AGAIN}")
+    for name, value in dropped.items():
+        if not (isinstance(value, list) and [type(v) for v in value] == [str, str]):
+            raise UserError(f"{file}: `dropped.{name}` is {shown(value)}, not a path and a reason: {AGAIN}")
+    return Origins({p: FileState(*v) for p, v in files.items()}, {k: (v[0], v[1]) for k, v in dropped.items()})
+
+
+def read_json(file: Path) -> Any:
+    """Raises UserError where there is no such regular file, or it is no JSON."""
+    try:
+        if not stat.S_ISREG(os.stat(file).st_mode):
+            raise UserError(f"{file} is no file: {AGAIN}")
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{file} is missing or damaged ({error}): {AGAIN}") from None
+
+
+def _table(file: Path, found: Any, name: str) -> dict[str, Any]:
+    value = found.get(name) if isinstance(found, dict) else None
+    if not isinstance(value, dict):
+        raise UserError(f"{file}: `{name}` is {shown(value)}, not a table: {AGAIN}")
+    return value
