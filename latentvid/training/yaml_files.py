@@ -36,12 +36,33 @@ for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
+LARGEST = 1 << 20  # characters of a configuration, and values in it once its aliases (*name) are written out
+
+
 def parse_yaml(text: str, where: str) -> Any:
     """What ``text`` holds; ConfigError names ``where`` it stands."""
+    if len(text) > LARGEST:
+        raise ConfigError(f"{where:.300} has {len(text):,} characters: configurations have at most {LARGEST:,}")
     try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+        found = yaml.load(text, _Loader)
+        size = _size(found, {})
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no such date, a number of thousands of digits
+        raise ConfigError(f"{where:.300} is not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ConfigError(f"{where:.300} is nested too deep, or holds itself (&name ... *name)") from None
+    if size > LARGEST:
+        raise ConfigError(f"{where:.300} has more than {LARGEST:,} values once its aliases (*name) are written out")
+    return found
+
+
+def _size(value: Any, known: dict[int, int]) -> int:
+    """Values in a tree, with what aliases repeat counted each time. RecursionError where it holds itself."""
+    if not isinstance(value, dict | list | set | tuple):
+        return 1
+    if id(value) not in known:
+        inside = [*value, *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_size(each, known) for each in inside)
+    return known[id(value)]
 
 
 def read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -49,7 +70,8 @@ def read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"configuration file {path} does not exist")
     try:
-        raw = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+        with path.open(encoding="utf-8") as file:
+            raw = parse_yaml(file.read(LARGEST + 1), str(path))
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not a YAML text file (not UTF-8)") from None
     raw = {} if raw is None else raw
