@@ -40,11 +40,18 @@ def module_name(file: Path) -> str:
     return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
+def _is_program(node: ast.stmt) -> bool:
+    """Whether it is `if __name__ == "__main__":`, which no import runs."""
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+
+
 def imported(file: Path) -> set[str]:
-    """Absolute dotted names that the file imports, wherever the statement stands."""
+    """Absolute dotted names that the file imports, wherever the statement stands but in what runs as a program."""
     package = module_name(file) if file.name == "__init__.py" else module_name(file).rpartition(".")[0]
     names = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    tree.body = [node for node in tree.body if not _is_program(node)]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -81,6 +88,33 @@ def test_the_library_never_imports_a_script(file):
     scripts = {path.stem for folder in SCRIPT_FOLDERS for path in (ROOT / folder).glob("*.py")}
     wrong = {name for name in imported(file) if name.split(".")[0] in scripts | set(SCRIPT_FOLDERS)}
     assert not wrong
+
+
+SCRIPTS = [path for folder in ("inference", "train", "vae") for path in sorted((ROOT / folder).glob("*.py"))]
+PROGRAMS = [
+    *(path.relative_to(ROOT).as_posix() for path in SCRIPTS),
+    *(f"-m latentvid.{name}" for name in ("evaluation", "report", "data.manifest", "data.digits", "training.export")),
+    *(f"-m latentvid.evaluation.{name}" for name in ("compare", "demo", "judge")),
+]
+ASK = """
+import contextlib, io, json, runpy, sys
+
+for program in json.loads(sys.argv[1]):
+    sys.argv = [program, "--help"]
+    said, run = io.StringIO(), runpy.run_module if program.startswith("-m ") else runpy.run_path
+    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        run(program.removeprefix("-m "), run_name="__main__")
+    heavy = {"torch", "diffusers", "transformers", "accelerate", "pandas"} & sys.modules.keys()
+    print(json.dumps([program, "--" in said.getvalue(), sorted(heavy)]))
+"""
+
+
+def test_every_program_says_its_options_before_anything_heavy_is_imported():
+    run = subprocess.run(
+        [sys.executable, "-c", ASK, json.dumps(PROGRAMS)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+    assert [json.loads(line) for line in run.stdout.splitlines()] == [[name, True, []] for name in PROGRAMS]
 
 
 WATCH = """

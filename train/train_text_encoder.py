@@ -3,29 +3,33 @@
 python train/train_text_encoder.py OUT --captions DATA/train.jsonl
 """
 
-import argparse
+from __future__ import annotations
+
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from transformers.utils import logging as transformers_logging
-
-from latentvid.data.digits import Label
+from latentvid.command_line import Parser
 from latentvid.errors import UserError, user_errors
-from latentvid.training.t5_task import paraphrase_match, train_text_encoder
+from latentvid.limits import number
+
+if TYPE_CHECKING:
+    from latentvid.data.digits import Label
 
 
 def read_labels(manifest: Path) -> list[Label]:
     """What the demo's manifest says of each training sample."""
     if not manifest.is_file():
         raise UserError(f"manifest {manifest} does not exist: write it with `python -m latentvid.data.digits`")
+    from latentvid.data.digits import Label
+
     labels = []
-    for number, line in enumerate(manifest.read_text(encoding="utf-8").splitlines(), 1):
+    for place, line in enumerate(manifest.read_text(encoding="utf-8").splitlines(), 1):
         try:
             row = json.loads(line)
             labels.append(Label(row["digit"], row["colour"], row["verb"], row["direction"]))
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{manifest} line {number} is no row of the demo's manifest: {error!r}") from None
+            raise UserError(f"{manifest} line {place} is no row of the demo's manifest: {error!r}") from None
     if not labels:
         raise UserError(f"{manifest} is empty: write it again with `python -m latentvid.data.digits`")
     return labels
@@ -33,14 +37,18 @@ def read_labels(manifest: Path) -> list[Label]:
 
 @user_errors()
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Train the demo's small T5 text encoder from nothing.")
+    parser = Parser(description="Train the demo's small T5 text encoder from nothing.")
     parser.add_argument("out", type=Path, help="folder to write (transformers layout)")
     parser.add_argument("--captions", type=Path, required=True, help="the demo's train.jsonl")
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=number("train.steps"), default=200, help="default %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
     args = parser.parse_args(argv)
-    if args.steps < 1:
-        parser.error(f"--steps={args.steps}: give at least 1")
+    # after the options are read: --help and wrong ones are answered at once
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    from latentvid.training.t5_task import paraphrase_match, train_text_encoder
+
     labels = read_labels(args.captions)
     torch.set_num_threads(1)  # matrices this small are slower on several, much slower where cores are shared
     encoder = train_text_encoder(labels, steps=args.steps, seed=args.seed)

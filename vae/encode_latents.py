@@ -6,22 +6,22 @@ Training refuses a cache of other weights, or of clips that changed since. Run a
 no longer right: what was killed goes on where it was. Several processes share the work.
 """
 
-import argparse
 from pathlib import Path
 
 from latentvid import precision
+from latentvid.command_line import Parser
 from latentvid.errors import user_errors
 from latentvid.limits import number
-from latentvid.training.encode import EncodeConfig, encode_manifest
+from latentvid.training.config import CaptionRules
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--manifest", type=Path, required=True, help=".jsonl, .csv, .tsv or .parquet")
     parser.add_argument("--vae", type=Path, required=True, help="folder of the VAE")
     parser.add_argument("--text-encoder", required=True, help="folder or hub name of a T5 encoder")
     parser.add_argument("--out", type=Path, required=True, help="folder of the cache")
-    parser.add_argument("--max-frames", type=int, default=17, help="frames of a window (default 17)")
+    parser.add_argument("--max-frames", type=number("data.max_frames"), default=17, help="of a window (default 17)")
     parser.add_argument("--max-area", type=int, default=None, help="largest height x width in pixels (default: native)")
     parser.add_argument("--patch", type=int, default=2, help="patch size of the transformer to be trained (default 2)")
     parser.add_argument("--batch", type=int, default=16, help="clips encoded together (default 16)")
@@ -34,13 +34,17 @@ def main() -> None:
     parser.add_argument(
         "--unknown-share",
         type=number("unknown_share"),
-        default=EncodeConfig.unknown_share,
+        default=CaptionRules.unknown_share,
         help="largest share of captions that mean nothing to the text encoder (default %(default)s; 1 allows all)",
     )
     parser.add_argument("--path-column", help="the manifest's column of files (default: path or file_name)")
     parser.add_argument("--caption-column", help="the manifest's column of captions (default: caption or text)")
     precision.add_argument(parser)
-    print(encode_manifest(EncodeConfig(**vars(parser.parse_args()))), flush=True)
+    args = parser.parse_args()
+    # after the options are read: --help and wrong ones are answered at once
+    from latentvid.training.encode import EncodeConfig, encode_manifest
+
+    print(encode_manifest(EncodeConfig(**vars(args))), flush=True)
 
 
 if __name__ == "__main__":

@@ -11,19 +11,21 @@ import re
 from pathlib import Path
 
 from latentvid import precision
+from latentvid.command_line import Parser
 from latentvid.errors import user_errors
-from latentvid.evaluation.vae_scores import VaeScoresConfig, score_vae, table
+from latentvid.limits import number
 
 
 def size(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r}: give HEIGHTxWIDTH, or one number for a square")
-    return int(found[1]), int(found[2] or found[1])
+    side = number("size")
+    return side(found[1]), side(found[2] or found[1])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="videos, images, folders of them")
     parser.add_argument("--vae", type=Path, required=True, help="folder of the autoencoder")
     parser.add_argument("--out", type=Path, required=True, help="folder for the scores")
@@ -34,8 +36,11 @@ def main() -> None:
     parser.add_argument("--size", type=size, help="HEIGHTxWIDTH, scaled and cropped (default: each file's own)")
     parser.add_argument("--max-clips", type=int, help="shared among the files (default: all)")
     precision.add_argument(parser, more="scores that are to be compared need the same")
-    result = score_vae(VaeScoresConfig(**vars(parser.parse_args())))
-    print(table(result), flush=True)
+    args = parser.parse_args()
+    # after the options are read: --help and wrong ones are answered at once
+    from latentvid.evaluation.vae_scores import VaeScoresConfig, score_vae, table
+
+    print(table(score_vae(VaeScoresConfig(**vars(args)))), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,27 +6,27 @@ The output's ending chooses the format: mp4, gif or png. Any size and length goe
 not grow with the length; what is scaled, cropped or left out is said. vae/evaluate.py scores many files.
 """
 
-import argparse
 from pathlib import Path
 
-import torch
-
 from latentvid import precision
-from latentvid.errors import UserError, user_errors
-from latentvid.evaluation.whole_file import reconstruct_file
-from latentvid.models.interchange import load_vae
+from latentvid.command_line import Parser
+from latentvid.errors import user_errors
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="videos and images")
     parser.add_argument("--vae", type=Path, required=True, help="folder of the autoencoder")
     parser.add_argument("--output", type=Path, required=True, help="several inputs get -0, -1 ... in the name")
     parser.add_argument("--max-frames", type=int, help="frames of each input, from its start (default: all)")
     precision.add_argument(parser, more="bf16 is some 0.3 dB worse")
     args = parser.parse_args()
-    if args.max_frames is not None and args.max_frames < 1:
-        raise UserError(f"--max-frames {args.max_frames}: ask for at least 1 frame")
+    # after the options are read: --help and wrong ones are answered at once
+    import torch
+
+    from latentvid.evaluation.whole_file import reconstruct_file
+    from latentvid.models.interchange import load_vae
+
     vae = load_vae(args.vae).to("cuda" if torch.cuda.is_available() else "cpu")
     computed = precision.choose(args.mixed_precision, vae.device)
     print(precision.describe(computed, vae.device), flush=True)

@@ -4,7 +4,12 @@ The digits are scikit-learn's 1797 images of 8x8, enlarged to 16x16 pixels; noth
 Axis letters: F H W frames, height, width; N glyphs.
 """
 
-import argparse
+if __name__ == "__main__":  # before torch is imported: --help and wrong options are answered at once
+    from latentvid.commands import digits
+
+    digits()
+    raise SystemExit
+
 import json
 import re
 from dataclasses import asdict, dataclass
@@ -309,20 +314,3 @@ def write_dataset(root: Path, *, train: int = 3000, val: int = 320, seed: int = 
         lines[split] = "".join(json.dumps(row) + "\n" for row in rows)
     for split, text in lines.items():
         (root / f"{split}.jsonl").write_text(text, encoding="utf-8")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the demo's digit clips, images and manifests.")
-    parser.add_argument("out", type=Path, help="folder to write")
-    parser.add_argument("--train", type=int, default=3000)
-    parser.add_argument("--val", type=int, default=320)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    try:
-        write_dataset(args.out, train=args.train, val=args.val, seed=args.seed)
-    except ValueError as error:
-        parser.error(str(error))
-
-
-if __name__ == "__main__":
-    main()

@@ -10,7 +10,12 @@ column is kept where it is asked for.
 
 from __future__ import annotations
 
-import argparse
+if __name__ == "__main__":  # before torch is imported: --help and wrong options are answered at once
+    from latentvid.commands import manifest
+
+    manifest()
+    raise SystemExit
+
 import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, astuple, dataclass, field
@@ -23,7 +28,6 @@ from latentvid.data.facts import FACTS, UNKNOWN, Memory, look_at_files
 from latentvid.data.samples import Dropped, Rows, Sample, Samples, dropped_by_reason
 from latentvid.data.scan import find_captioned
 from latentvid.data.tables import ENDINGS, READERS, WRITERS, ManifestError, check_is_file, no_column
-from latentvid.errors import user_errors
 from latentvid.files import written_whole
 from latentvid.limits import range_of
 
@@ -248,21 +252,3 @@ def _facts(row: dict[str, Any]) -> tuple[int, float, int, int] | None:
             number = int(number)
         values.append(number)
     return tuple(values)
-
-
-@user_errors()
-def main() -> None:
-    """Makes a manifest of a folder."""
-    parser = argparse.ArgumentParser(prog="python -m latentvid.data.manifest", description="Manifest of a folder.")
-    parser.add_argument("folder", help="folder of videos and images, each with its caption in NAME.txt beside it")
-    parser.add_argument("output", help=f"manifest to write: {ENDINGS}")
-    arguments = parser.parse_args()
-    check_output(arguments.output)
-    manifest = scan_folder(arguments.folder)
-    write_manifest(arguments.output, manifest.samples)
-    print(manifest.summary())
-    print(f"wrote {arguments.output}")
-
-
-if __name__ == "__main__":
-    main()

@@ -11,44 +11,52 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ..command_line import Parser
 from ..errors import user_errors
-from .metrics import SCORES
-from .scoring import ScoringConfig, score_clips
+from .defaults import PICTURES, RESAMPLES, SCORE_NAMES
+
+if TYPE_CHECKING:
+    from .scoring import ScoringConfig
 
 
 def parse() -> ScoringConfig:
-    default = ScoringConfig(clips=Path())
-    parser = argparse.ArgumentParser(
+    # what is not given is left to ScoringConfig
+    parser = Parser(
         prog="python -m latentvid.evaluation",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"scores: {', '.join(SCORES)}",
+        epilog=f"scores: {', '.join(SCORE_NAMES)}",
+        argument_default=argparse.SUPPRESS,
     )
     add = parser.add_argument
     add("clips", type=Path, metavar="CLIPS", help="what is scored")
     add("--real", type=Path, help="real clips to compare with")
     add("--metrics", nargs="+", metavar="NAME", help="scores by name (default: all that can be had)")
     add("--captions", type=Path, metavar="FILE", help="table (.jsonl, .csv, .parquet) of captions by file")
-    add("--frames", type=int, default=default.frames, help="of a clip, at most (default %(default)s)")
+    add("--frames", type=int, help="of a clip, at most (default 16)")
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="of a clip in pixels (default: each file's own)")
     add("--max-clips", type=int, metavar="N", help="clips that are scored, shared among the files (default: all)")
     add("--max-real", type=int, metavar="N", help="real clips, shared among the files (default: all)")
     add("--weights", type=Path, metavar="DIR", help="folder of inception/, i3d/, lpips/, clip/, raft/")
     add("--inception", type=Path, metavar="FILE", help="Inception network, in the place of DIR/inception")
     add("--i3d", type=Path, metavar="FILE", help="I3D weights, in the place of DIR/i3d")
-    add("--pictures", type=int, default=default.pictures,
-        help="frames of a clip that Inception sees, 0 for all (default %(default)s)")  # fmt: skip
-    add("--out", type=Path, default=default.out, help="folder for scores.json and scores.md (default %(default)s)")
+    add("--pictures", type=int, help=f"frames of a clip that Inception sees, 0 for all (default {PICTURES})")
+    add("--out", type=Path, help="folder for scores.json and scores.md (default scores)")
     add("--cache", type=Path, metavar="DIR", help="folder of the rows (default: rows in --out)")
-    add("--bootstrap", type=int, default=default.bootstrap, metavar="N",
-        help="resamples for the intervals, 0 for none (default %(default)s)")  # fmt: skip
+    add("--bootstrap", type=int, metavar="N", help=f"resamples for the intervals, 0 for none (default {RESAMPLES})")
     values = vars(parser.parse_args())
-    return ScoringConfig(**values | {"size": tuple(values["size"]) if values["size"] else None})
+    # after the options are read: --help and wrong ones are answered at once
+    from .scoring import ScoringConfig
+
+    return ScoringConfig(**values | ({"size": tuple(values["size"])} if "size" in values else {}))
 
 
 def main() -> None:
-    scored = score_clips(parse())
+    config = parse()
+    from .scoring import score_clips
+
+    scored = score_clips(config)
     if scored is not None:
         print(scored.text(), flush=True)
 

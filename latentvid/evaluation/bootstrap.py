@@ -19,12 +19,12 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..rng import generator
+from .defaults import RESAMPLES
 from .rows import Score
 from .set_scores import SetScore
 
 Rows = Sequence[Tensor]
 
-RESAMPLES = 200
 LEVEL = 0.95
 FLOORS = {
     "sets": "two parts of the real clips",

@@ -9,7 +9,12 @@ rater sends back the file of choices that the page saves. The second counts them
 
 from __future__ import annotations
 
-import argparse
+if __name__ == "__main__":  # before torch is imported: --help and wrong options are answered at once
+    from latentvid.commands import compare
+
+    compare()
+    raise SystemExit
+
 import hashlib
 import json
 from collections.abc import Sequence
@@ -18,9 +23,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..data.video import probe, read_frames
-from ..errors import UserError, user_errors
+from ..errors import UserError
 from ..files import written_whole
-from .compare_key import KEY, NOISE, PAGE, Key, Pair, draw_pairs, read_choices, read_key
+from .compare_key import NOISE, PAGE, Key, Pair, draw_pairs, read_choices, read_key
 from .compare_page import LIMIT, Shown, base64_size, noise_like, shown, write_page
 from .footage import find_files
 from .preference import count, table
@@ -150,39 +155,11 @@ def _shown(folders: dict[str, Path], pair: Pair, prompt: str | None, seed: int, 
 # ----------------------------------------------------------------------------------------------------------- command
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("paths", nargs="*", type=Path, metavar="A B | CHOICES", help="two folders; or files to count")
-    parser.add_argument("--out", type=Path, help="folder of the page; or, with --count, a file for the results")
-    parser.add_argument(
-        "--questions", nargs="+", metavar="TEXT", help=f"default: {' '.join(map(repr, PROMPT_QUESTIONS))}"
-    )
-    parser.add_argument("--pairs", type=int, help="how many to show, drawn from the seed (default: all)")
-    parser.add_argument("--seed", type=int, help="of the order and the sides (default 0)")
-    parser.add_argument("--attention", type=int, metavar="K", help="pairs more that check raters (default 0): the same "
-                        "clip twice, or a clip beside noise; counted apart")  # fmt: skip
-    parser.add_argument("--count", type=Path, metavar="DIR", help="count choices of the page in DIR")
-    args = parser.parse_args()
-    if args.count is None:
-        if len(args.paths) != 2 or args.out is None:
-            raise UserError("give two folders and --out DIR (or --count DIR and files of choices)")
-        given = {"pairs": args.pairs, "seed": args.seed, "checks": args.attention, "questions": args.questions}
-        key = make_page(*args.paths, args.out, **{k: v for k, v in given.items() if v is not None})
-        print(f"{args.out / PAGE}: {len(key.pairs)} pairs, page {key.page}; keep {args.out / KEY} from the raters")
-        return
-    for name in ("questions", "pairs", "seed", "attention"):
-        if getattr(args, name) is not None:
-            raise UserError(f"--{name} is for making a page: leave it out with --count")
-    if not args.paths:
-        raise UserError("--count DIR: give the files of choices too (choices-NAME.json)")
-    key = read_key(args.count)
-    result = count(key, read_choices(args.paths, key))
-    if args.out is not None:
-        with written_whole(args.out) as beside:
+def count_choices(folder: Path, files: Sequence[Path], out: Path | None) -> str:
+    """The table of what raters chose on the page in `folder`; as JSON in the file `out`, if there is one."""
+    key = read_key(folder)
+    result = count(key, read_choices(files, key))
+    if out is not None:
+        with written_whole(out) as beside:
             beside.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(table(result))
-
-
-if __name__ == "__main__":
-    with user_errors():
-        main()
+    return table(result)

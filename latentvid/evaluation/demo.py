@@ -8,7 +8,12 @@ processes share the work, and the result does not depend on how many there are.
 
 from __future__ import annotations
 
-import argparse
+if __name__ == "__main__":  # before torch is imported: --help and wrong options are answered at once
+    from latentvid.commands import score_demo
+
+    score_demo()
+    raise SystemExit
+
 import json
 import shutil
 import sys
@@ -21,14 +26,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import precision
 from ..data.digits import SIZES, Label, prompts
 from ..data.manifest import Sample, read_manifest
 from ..data.transforms import resize_and_crop, to_uint8
 from ..data.video import read_frames
 from ..data.writing import write_video
 from ..diffusion.guidance import Guidance
-from ..errors import UserError, user_errors
+from ..errors import UserError
 from ..files import written_whole
 from ..pipelines.latent_video import LatentVideoPipeline
 from ..pipelines.loading import load_pipeline
@@ -37,7 +41,7 @@ from ..precision import Computed, MixedPrecision, choose, describe, dtype_of
 from ..world import from_main, process_state
 from .judge import Judge, Verdict
 from .reconstruction import evaluate, reconstruct
-from .scores import judged, shuffled_both, table
+from .scores import judged, shuffled_both
 from .sheet import Row, draw_sheet
 
 FRAMES = 17
@@ -267,26 +271,3 @@ def rightness(verdict: Verdict, label: Label) -> dict[str, bool]:
         "colour": verdict.colour == label.colour,
         "verb": verdict.bounced == (label.verb == "bounces"),
     }
-
-
-# ----------------------------------------------------------------------------------------------------------- command
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of the demo, such as runs/demo")
-    parser.add_argument("--prompts", type=int, default=DemoConfig.prompts, help="clips of seen pairs (default 280)")
-    parser.add_argument("--heldout", type=int, default=DemoConfig.heldout, help="clips of held-out pairs (default 140)")
-    parser.add_argument("--seed", type=int, default=DemoConfig.seed, help="of prompts and noise (default 0)")
-    parser.add_argument("--chunk", type=int, default=DemoConfig.chunk, help="clips sampled together (default 28)")
-    parser.add_argument("--steps", type=int, help="denoising steps (default: the pipeline's)")
-    parser.add_argument("--guidance", type=float, help="guidance scale (default: the pipeline's)")
-    precision.add_argument(parser)
-    scores = run_demo(DemoConfig(**vars(parser.parse_args())))
-    if scores is not None:
-        print(table(scores), flush=True)
-
-
-if __name__ == "__main__":
-    with user_errors():
-        main()

@@ -13,11 +13,11 @@ from torch import Tensor
 from ..data.latents import module_fingerprint
 from ..data.transforms import from_uint8
 from ..errors import ClipError, UserError
+from .defaults import PICTURES
 from .i3d import SHORTEST, SIDE, load_i3d
 from .inception import load_inception
 from .rows import Clip
 
-PICTURES = 4  # of a clip that Inception sees: neighbouring frames say the same again
 BATCH = 16  # pictures that Inception sees at once
 
 

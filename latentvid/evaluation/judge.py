@@ -4,7 +4,12 @@ Digits by a small CNN trained on real digits, motion from the path of the centre
 Axis letters: F H W frames, height, width; B glyphs in a training batch.
 """
 
-import argparse
+if __name__ == "__main__":  # before torch is imported: --help and wrong options are answered at once
+    from latentvid.commands import judge
+
+    judge()
+    raise SystemExit
+
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -244,16 +249,3 @@ def train(path: Path = WEIGHTS, *, steps: int = 600, batch: int = 192, seed: int
     images, digits = (x.repeat_interleave(4, dim=0) for x in glyphs(heldout=True))
     with torch.inference_mode():
         return float((net(degraded(images, generator)).argmax(dim=1) == digits).float().mean())
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the judge of digit clips anew.")
-    parser.add_argument("--train", type=Path, nargs="?", const=WEIGHTS, required=True, metavar="FILE",
-                        help="write the weights here (default: over the shipped ones)")  # fmt: skip
-    args = parser.parse_args()
-    torch.set_num_threads(1)  # the same sums, so the same file, whatever the machine's load
-    print(f"{args.train}: {train(args.train):.4f} of held-out images, degraded, read right")
-
-
-if __name__ == "__main__":
-    main()

@@ -9,20 +9,20 @@ The page needs no network and no scripts.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+from ..command_line import Parser
 from ..errors import user_errors
-from .pages import write_report
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m latentvid.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m latentvid.report", description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a folder such as runs/demo; more: compare")
     parser.add_argument("--out", type=Path, help="the page; default RUN/report.html, or RUN/comparison.html")
     args = parser.parse_args()
+    # after the options are read: --help and wrong ones are answered at once
+    from .pages import write_report
+
     print(write_report(args.runs, args.out), flush=True)
 
 

@@ -8,7 +8,12 @@ RUN/best.json names. OUT is what inference and `from_pretrained` load.
 
 from __future__ import annotations
 
-import argparse
+if __name__ == "__main__":  # before torch is imported: --help and wrong options are answered at once
+    from latentvid.commands import export
+
+    export()
+    raise SystemExit
+
 import shutil
 from pathlib import Path
 
@@ -16,7 +21,7 @@ import torch
 import yaml
 from torch import nn
 
-from ..errors import UserError, user_errors
+from ..errors import UserError
 from .checkpoint import CheckpointStore, find_damage
 from .config import DitConfig, VaeConfig
 from .load import load_config
@@ -79,23 +84,3 @@ def export_run(run: Path, out: Path, step: int | None = None, raw: bool = False,
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     export_checkpoint(MakeTask(config, device, data=False), checkpoint, out, device, raw)
     return checkpoint
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m latentvid.training.export", description="Exports a run's checkpoint in diffusers' format."
-    )
-    parser.add_argument("run", type=Path, help="the run's folder (run.dir)")
-    parser.add_argument("out", type=Path, help="folder to make")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--step", type=int, help="checkpoint to take (default: the newest whole one)")
-    which.add_argument("--best", action="store_true", help="the checkpoint and weights that best.json names")
-    parser.add_argument("--raw", action="store_true", help="the optimiser's weights instead of their average")
-    arguments = parser.parse_args()
-    with user_errors():
-        checkpoint = export_run(arguments.run, arguments.out, arguments.step, arguments.raw, arguments.best)
-        print(f"wrote {arguments.out} from {checkpoint.name}")
-
-
-if __name__ == "__main__":
-    main()

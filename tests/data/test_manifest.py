@@ -9,7 +9,8 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from latentvid.data.manifest import Columns, Sample, main, read_manifest, scan_folder, write_manifest
+from latentvid.commands import manifest as main
+from latentvid.data.manifest import Columns, Sample, read_manifest, scan_folder, write_manifest
 from latentvid.data.tables import ManifestError
 from latentvid.data.video import probe
 from latentvid.data.writing import write_video

@@ -11,9 +11,10 @@ import torch
 from browser import Browser, browser
 from scripting import refused
 
+from latentvid import commands
 from latentvid.data.video import probe, read_frames
 from latentvid.data.writing import write_video
-from latentvid.errors import UserError, user_errors
+from latentvid.errors import UserError
 from latentvid.evaluation import compare
 from latentvid.evaluation.compare_key import Key, Pair, draw_pairs, read_key
 from latentvid.evaluation.compare_page import common_rate, noise_like, shown
@@ -50,8 +51,7 @@ def command(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["compare", *map(str, arguments)])
         status = 0
         try:
-            with user_errors():
-                compare.main()
+            commands.compare()
         except SystemExit as stop:
             status = stop.code or 0
         return status, *capsys.readouterr()

@@ -1,0 +1,145 @@
+"""The programs among the library's modules (`python -m latentvid.data.manifest` and so on): their options.
+
+torch, and what needs it, is imported once the options are read: --help and wrong ones are answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from . import precision
+from .command_line import Parser
+from .errors import UserError, user_errors
+from .limits import number
+
+
+@user_errors()
+def manifest() -> None:
+    parser = Parser(
+        prog="python -m latentvid.data.manifest",
+        description="Makes a manifest, a table of clips and captions, of a folder.",
+    )
+    parser.add_argument("folder", help="folder of videos and images, each with its caption in NAME.txt beside it")
+    parser.add_argument("output", help="manifest to write: .jsonl, .csv, .tsv or .parquet")
+    args = parser.parse_args()
+    from .data.manifest import check_output, scan_folder, write_manifest
+
+    check_output(args.output)
+    found = scan_folder(args.folder)
+    write_manifest(args.output, found.samples)
+    print(found.summary())
+    print(f"wrote {args.output}")
+
+
+@user_errors()
+def digits() -> None:
+    parser = Parser(
+        prog="python -m latentvid.data.digits", description="Writes the demo's digit clips, images and manifests."
+    )
+    parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument("--train", type=number("digits.train"), default=3000, help="samples (default %(default)s)")
+    parser.add_argument("--val", type=number("digits.val"), default=320, help="held-out ones (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
+    args = parser.parse_args()
+    from .data.digits import write_dataset
+
+    write_dataset(args.out, train=args.train, val=args.val, seed=args.seed)
+
+
+@user_errors()
+def export() -> None:
+    parser = Parser(
+        prog="python -m latentvid.training.export",
+        description="Exports a run's checkpoint in diffusers' format, whichever strategy wrote it.",
+    )
+    parser.add_argument("run", type=Path, help="the run's folder (run.dir)")
+    parser.add_argument("out", type=Path, help="folder to make")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--step", type=int, help="checkpoint to take (default: the newest whole one)")
+    which.add_argument("--best", action="store_true", help="the checkpoint and weights that best.json names")
+    parser.add_argument("--raw", action="store_true", help="the optimiser's weights instead of their average")
+    args = parser.parse_args()
+    if args.best and args.raw:
+        raise UserError("--raw and --best contradict each other: best.json says which weights were the best")
+    from .training.export import export_run
+
+    checkpoint = export_run(args.run, args.out, args.step, args.raw, args.best)
+    print(f"wrote {args.out} from {checkpoint.name}")
+
+
+@user_errors()
+def score_demo() -> None:
+    # what is not given is left to DemoConfig
+    parser = Parser(
+        prog="python -m latentvid.evaluation.demo",
+        description="Scores the demo: what its autoencoder keeps, and whether its clips show what their prompts say.",
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of the demo, such as runs/demo")
+    parser.add_argument("--prompts", type=int, help="clips of seen pairs (default 280)")
+    parser.add_argument("--heldout", type=int, help="clips of held-out pairs (default 140)")
+    parser.add_argument("--seed", type=int, help="of prompts and noise (default 0)")
+    parser.add_argument("--chunk", type=int, help="clips sampled together (default 28)")
+    parser.add_argument("--steps", type=int, help="denoising steps (default: the pipeline's)")
+    parser.add_argument("--guidance", type=float, help="guidance scale (default: the pipeline's)")
+    precision.add_argument(parser)
+    args = parser.parse_args()
+    from .evaluation.demo import DemoConfig, run_demo, table
+
+    scores = run_demo(DemoConfig(**vars(args)))
+    if scores is not None:
+        print(table(scores), flush=True)
+
+
+@user_errors()
+def judge() -> None:
+    parser = Parser(prog="python -m latentvid.evaluation.judge", description="Trains the judge of digit clips anew.")
+    parser.add_argument(
+        "--train", type=Path, nargs="?", const=Path(), required=True, metavar="FILE",
+        help="write the weights here (default: over the shipped ones)",
+    )  # fmt: skip
+    args = parser.parse_args()
+    import torch
+
+    from .evaluation.judge import WEIGHTS, train
+
+    torch.set_num_threads(1)  # the same sums, so the same file, whatever the machine's load
+    file = WEIGHTS if args.train == Path() else args.train
+    print(f"{file}: {train(file):.4f} of held-out images, degraded, read right")
+
+
+@user_errors()
+def compare() -> None:
+    parser = Parser(
+        prog="python -m latentvid.evaluation.compare",
+        description="Shows people the clips of two folders in pairs, blind and side by side, and counts what they "
+        "prefer (docs/compare.md).",
+    )
+    parser.add_argument("paths", nargs="*", type=Path, metavar="A B | CHOICES", help="two folders; or files to count")
+    parser.add_argument("--out", type=Path, help="folder of the page; or, with --count, a file for the results")
+    parser.add_argument("--questions", nargs="+", metavar="TEXT", help="default: which looks better; with prompts also "
+                        "which follows the prompt better")  # fmt: skip
+    parser.add_argument("--pairs", type=int, help="how many to show, drawn from the seed (default: all)")
+    parser.add_argument("--seed", type=int, help="of the order and the sides (default 0)")
+    parser.add_argument("--attention", type=int, metavar="K", help="pairs more that check raters (default 0): the same "
+                        "clip twice, or a clip beside noise; counted apart")  # fmt: skip
+    parser.add_argument("--count", type=Path, metavar="DIR", help="count choices of the page in DIR")
+    args = parser.parse_args()
+    given = {"questions": args.questions, "pairs": args.pairs, "seed": args.seed, "checks": args.attention}
+    given = {name: value for name, value in given.items() if value is not None}
+    if args.count is None and (len(args.paths) != 2 or args.out is None):
+        raise UserError("give two folders and --out DIR (or --count DIR and files of choices)")
+    if args.count is not None and given:
+        name = next(iter(given)).replace("checks", "attention")
+        raise UserError(f"--{name} is for making a page: leave it out with --count")
+    if args.count is not None and not args.paths:
+        raise UserError("--count DIR: give the files of choices too (choices-NAME.json)")
+    from .evaluation.compare import count_choices, make_page
+    from .evaluation.compare_key import KEY, PAGE
+
+    if args.count is not None:
+        print(count_choices(args.count, args.paths, args.out))
+        return
+    key = make_page(*args.paths, args.out, **given)
+    print(f"{args.out / PAGE}: {len(key.pairs)} pairs, page {key.page}; keep {args.out / KEY} from the raters")

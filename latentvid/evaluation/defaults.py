@@ -1,0 +1,10 @@
+"""What scoring does where nothing is said; without torch, so that options are read at once."""
+
+PICTURES = 4  # of a clip that Inception sees: neighbouring frames say the same again
+RESAMPLES = 200  # for the intervals
+SCORE_NAMES = (
+    *("fid", "kid", "is", "fvd", "kvd", "is_video"),
+    *("psnr", "ssim", "lpips", "clip_text", "clip_frames"),
+    *("flicker", "warping_error", "motion", "dynamic_degree"),
+    *("digit", "direction", "both", "strict", "colour", "verb"),
+)
