@@ -36,8 +36,8 @@ from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from latentvid.data.clips import ClipSource, Transform
 from latentvid.data.kinds import VIDEO_ENDINGS
 from latentvid.data.manifest import Manifest, Sample, read_manifest, write_manifest
-from latentvid.data.pixels import ACCURATE
 from latentvid.data.plan import Draw, Plan
+from latentvid.data.showing import ACCURATE
 from latentvid.data.video import probe
 from latentvid.training.config import Data, DitConfig, VaeConfig
 from latentvid.training.load import load_config

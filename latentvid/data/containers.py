@@ -51,3 +51,16 @@ def _iso_is_cut(file: BinaryIO, size: int) -> bool:
             return head[4:8] in _ISO_BOXES  # else junk after the last box
         offset += length
     return False
+
+
+def dolby_profile(path: str | os.PathLike) -> int | None:
+    """The Dolby Vision profile that an mp4 states (its dvcC or dvvC box, sought in the file's ends)."""
+    with open(path, "rb") as file:
+        ends = file.read(1 << 20)
+        file.seek(max(0, os.stat(path).st_size - (1 << 22)))
+        ends += file.read()
+    for name in (b"dvcC", b"dvvC"):
+        at = ends.find(name)
+        if 0 <= at < len(ends) - 8:
+            return ends[at + 6] >> 1
+    return None

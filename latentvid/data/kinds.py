@@ -1,5 +1,6 @@
 """Which files are taken for videos and images: by the ending of their name when folders are searched, by their content
-when they are opened. What names other files (playlists, SDP, image sequences) or runs programs (EPS) is not opened."""
+when they are opened. What names other files (playlists, SDP, image sequences) or runs programs (EPS) is never opened.
+"""
 
 IMAGE_ENDINGS = frozenset(
     [
@@ -122,6 +123,6 @@ VIDEO_FORMATS = [
     "smk",
     "bink",
 ]
-IMAGE_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "TGA", "QOI", "GIF")
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "TGA", "QOI", "GIF")
 
 MOST_PIXELS = 100_000_000  # of a picture: above the largest cameras, and one of these takes 0.3 GB

@@ -5,52 +5,73 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
+from latentvid.data.opening import Video, truncated
+from latentvid.data.pace import Pace, pace
 from latentvid.errors import ClipError
+
+_VISIBLE = 0x10  # in the first byte of a VP8 frame; others are for reference only
+_CLOCKS_LEAP = ("mpegts", "mpeg")
 
 
 @dataclass(frozen=True)
 class FrameTimes:
-    """In the stream's time base, ascending, int64: of every frame, and of those that decoding can begin with."""
+    """In the stream's time base, ascending, int64: of every frame, and of those that decoding can begin with.
+
+    last: how long the last frame is shown; 0 where nothing says.
+    """
 
     shown: np.ndarray
     keys: np.ndarray
+    last: int = 0
 
 
 class _Memory:
-    """The times of the files last seen, by path, size and date."""
+    """What is known of the files last seen, by path, size and date."""
 
     def __init__(self, most_frames: int) -> None:
         self._most, self._frames = most_frames, 0
-        self._files: OrderedDict[tuple, FrameTimes] = OrderedDict()
+        self._files: OrderedDict[tuple, tuple[Any, int]] = OrderedDict()
 
-    def get(self, key: tuple) -> FrameTimes | None:
-        times = self._files.pop(key, None)
-        if times is not None:
-            self._files[key] = times  # now the last to go
-        return times
+    def get(self, key: tuple) -> tuple[Any, int] | None:
+        """(what is known, frames it counts for)"""
+        found = self._files.pop(key, None)
+        if found is not None:
+            self._files[key] = found  # now the last to go
+        return found
 
-    def put(self, key: tuple, times: FrameTimes) -> None:
-        self._files[key] = times
-        self._frames += len(times.shown)
+    def put(self, key: tuple, what: Any, frames: int) -> None:
+        self._frames += frames - self._files.pop(key, (None, 0))[1]
+        self._files[key] = what, frames
         while self._frames > self._most and len(self._files) > 1:
-            self._frames -= len(self._files.popitem(last=False)[1].shown)
+            self._frames -= self._files.popitem(last=False)[1][1]
 
 
-_memory = _Memory(most_frames=2_000_000)  # 16 MB in a process
+_times, _paces = _Memory(most_frames=2_000_000), _Memory(most_frames=1_000_000)  # 24 MB in a process
+
+
+def file_key(path: str | os.PathLike) -> tuple:
+    status = os.stat(path)
+    return os.fspath(path), status.st_size, status.st_mtime_ns
 
 
 class Packets:
     """Display times of the frames, in decoding order, and of the key frames, from the packets seen."""
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, video: Video):
         self.path = path
         self.times: list[int | None] = []
         self.keys: list[int] = []
         self.leading = 0
+        self._decoded_at: int | None = None
+        self._leaps_back = False  # two recordings in one, each with its own clock
+        self._hides = video.codec == "vp8"
+        self._stored = video.format != "avi"  # there packets have places only, in decoding order
+        self._latest: tuple[int, int] = (-(2**63), 0)  # (time, duration)
 
     def add(self, packet: Any) -> None:
         """Raises ClipError where the packet is damaged."""
@@ -58,38 +79,90 @@ class Packets:
             raise truncated(self.path)
         if packet.size == 0 or packet.is_discard:  # the flush at the end; what an edit list hides
             return
-        time = packet.pts
+        if self._hides and not memoryview(packet)[0] & _VISIBLE:
+            return
+        time = packet.pts if self._stored else packet.dts
+        if packet.dts is not None:
+            self._leaps_back |= self._decoded_at is not None and packet.dts < self._decoded_at
+            self._decoded_at = packet.dts
         if time is not None and self.keys and time < self.keys[0]:
             self.leading += 1  # shown before the first key frame of a clip cut from a longer one: cannot be decoded
             return
         self.times.append(time)
-        if time is not None and packet.is_keyframe:
-            self.keys.append(time)
+        if time is not None:
+            self._latest = max(self._latest, (time, packet.duration or 0))
+            if packet.is_keyframe:
+                self.keys.append(time)
+
+    def frame_times(self) -> FrameTimes | None:
+        """None where some frame has no time, or another's."""
+        if None in self.times or not self.times or self._leaps_back:
+            return None
+        shown = np.sort(np.array(self.times, np.int64))
+        if (np.diff(shown) == 0).any():
+            return None
+        return FrameTimes(shown, np.sort(np.array(self.keys, np.int64)), self._latest[1])
 
 
-def frame_times(path: str | os.PathLike, container: Any, stream: Any) -> FrameTimes | None:
+def frame_times(path: str | os.PathLike, video: Video) -> FrameTimes | None:
     """Reads through the file once, decoding nothing; the times of the files last seen are remembered.
 
     None where some frame has no time, or another's.
     """
-    status = os.stat(path)
-    key = (os.fspath(path), status.st_size, status.st_mtime_ns)
-    times = _memory.get(key)
-    if times is not None:
-        return times
-    packets = Packets(path)
-    for packet in container.demux(stream):
+    key = file_key(path)
+    known = _times.get(key)
+    if known is not None:
+        return known[0]
+    packets = Packets(path, video)
+    for packet in video.packets():
         packets.add(packet)
-    if None in packets.times:
-        return None
-    shown = np.sort(np.array(packets.times, np.int64))
-    if (np.diff(shown) == 0).any():
-        return None
-    times = FrameTimes(shown, np.sort(np.array(packets.keys, np.int64)))
-    _memory.put(key, times)
+    return remember(key, packets)
+
+
+def remember(key: tuple, packets: Packets) -> FrameTimes | None:
+    """The times that all of a file's packets give."""
+    times = packets.frame_times()
+    _times.put(key, times, len(packets.times))
     return times
 
 
-def truncated(path: str | os.PathLike) -> ClipError:
-    """The fault of a file that ends too soon."""
-    return ClipError(path, "truncated", "is cut short; copy or export it again")
+def index_pace(video: Video) -> Pace | None:
+    """The pace of an mp4 whose index lists all frames, at one rate; None where only the packets tell."""
+    index = video.stream.index_entries
+    if "mov" not in video.format or not 0 < video.stream.frames == len(index) or any(e.is_discard for e in index):
+        return None
+    times = np.sort(np.fromiter((entry.timestamp for entry in index), np.int64))
+    if (np.diff(times) == 0).any():
+        return None
+    try:
+        found = pace(times, video.stream.time_base, 0, _declared(video))
+    except ValueError:
+        return None
+    return found if found.slots is None else None
+
+
+def _declared(video: Video) -> Fraction | None:
+    return video.stream.average_rate or video.stream.guessed_rate
+
+
+def pace_by(path: str | os.PathLike, video: Video, times: FrameTimes | None) -> Pace:
+    """The pace of frames shown at these times, remembered. Raises ClipError for times that no clip has."""
+    if times is None:
+        found = Pace(_declared(video) or Fraction(0))
+    else:
+        leaps = video.format in _CLOCKS_LEAP
+        try:
+            found = pace(times.shown, video.stream.time_base, times.last, _declared(video), leaps=leaps)
+        except ValueError as error:
+            raise ClipError(path, "unreadable", f"{error}; export it again") from error
+    return remember_pace(path, found)
+
+
+def remember_pace(path: str | os.PathLike, found: Pace) -> Pace:
+    _paces.put(file_key(path), found, 1 if found.slots is None else len(found.slots))
+    return found
+
+
+def known_pace(path: str | os.PathLike) -> Pace | None:
+    known = _paces.get(file_key(path))
+    return None if known is None else known[0]

@@ -1,82 +1,28 @@
-"""Decoded frames become RGB pixels: windows of them, converted once, when they are sure to be wanted.
+"""Decoded frames become clips: windows of them, converted once, when they are sure to be wanted.
 
 Axes: F frames, H height, W width.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from torch import Tensor
 
-from ..errors import ClipError
+from .showing import Converter, Deinterlacer, Picture
 from .transforms import fit
 
 T = TypeVar("T")
-
-# swscale's quick paths are a grey level off on average, and more at edges; these cost about 2 ms a 1280x720 frame
-ACCURATE = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-_UNTAGGED = 2  # AVCOL_SPC_UNSPECIFIED
-_RGB_IN_GBR = (2, 0, 1)
-
-
-def quarter_turns(frame: Any) -> int:
-    """Counter-clockwise quarter turns that make the frame upright."""
-    return round(frame.rotation / 90) % 4
-
-
-class _Picture:
-    """A decoded frame's colours: upright planes, in FFmpeg's memory."""
-
-    def __init__(self, frame: Any, reformatter: VideoReformatter) -> None:
-        if frame.colorspace == _UNTAGGED:  # what players assume of an untagged file
-            matrix = Colorspace.ITU709 if frame.height >= 720 else Colorspace.ITU601
-        else:
-            matrix = None
-        # swscale's accurate code for packed RGB gives the same values, but takes four times as long
-        gbr = reformatter.reformat(frame, format="gbrp", src_colorspace=matrix, interpolation=ACCURATE, threads=1)
-        turns = quarter_turns(frame)
-        self._planes = [np.rot90(_plane(gbr, n), turns) for n in _RGB_IN_GBR]
-        self.shape = (*self._planes[0].shape, 3)
-
-    def write(self, pixels: np.ndarray) -> None:
-        """Into uint8 [H,W,3]. (swscale could mix them too, but in memory of its own that is new for every frame.)"""
-        for colour, plane in enumerate(self._planes):
-            pixels[..., colour] = plane
-
-
-def _plane(frame: Any, n: int) -> np.ndarray:
-    """uint8 [H,W], in the frame's own memory."""
-    plane = frame.planes[n]  # its rows may be longer than the picture is wide
-    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width]
-
-
-class _Converter:
-    """Decoded frames to pictures of one size."""
-
-    def __init__(self, path: str | os.PathLike) -> None:
-        self.path = path
-        self._shape: tuple[int, ...] | None = None
-        self._reformatter = VideoReformatter()
-
-    def __call__(self, frame: Any) -> _Picture:
-        picture = _Picture(frame, self._reformatter)
-        if picture.shape != (self._shape or picture.shape):
-            raise ClipError(self.path, "unreadable", "changes its size half-way; cut it there or export it again")
-        self._shape = picture.shape
-        return picture
 
 
 class Frames:
     """RGB frames of one clip; a known length is filled in place, so that nothing is held twice."""
 
-    def __init__(self, path: str | os.PathLike, length: int | None) -> None:
+    def __init__(self, convert: Converter, length: int | None) -> None:
         self.length = length
         self.filled = 0
-        self._convert = _Converter(path)
+        self._convert = convert
         self._array: np.ndarray | None = None
         self._list: list[np.ndarray] = []
 
@@ -114,7 +60,7 @@ class Windows(Generic[T]):
 
     def __init__(
         self,
-        path: str | os.PathLike,
+        convert: Converter,
         offsets: Sequence[int],
         frames: int,
         then: Callable[[int, Tensor], T],
@@ -123,7 +69,7 @@ class Windows(Generic[T]):
         self.offsets, self.frames, self.then, self.size = offsets, frames, then, size
         self.filled = 0
         self.results: list[T | None] = [None] * len(offsets)
-        self._convert = _Converter(path)
+        self._convert = convert
         self._open: dict[int, np.ndarray] = {}
         self._room: np.ndarray | None = None  # [1,H,W,3] for a frame of the native size
         self._left = len(offsets)
@@ -141,7 +87,7 @@ class Windows(Generic[T]):
         self.filled += 1
         return self._left == 0
 
-    def _write(self, picture: _Picture, places: Sequence[tuple[int, int]]) -> None:
+    def _write(self, picture: Picture, places: Sequence[tuple[int, int]]) -> None:
         """Into the windows, at these places."""
         size = self.size or picture.shape[:2]
         for n, place in places:
@@ -158,3 +104,59 @@ class Windows(Generic[T]):
         fitted = fit(torch.from_numpy(self._room), *size)[0].numpy()
         for room in rooms:
             room[:] = fitted
+
+
+class Repeated:
+    """Adds each frame to a sink (`Frames`, `Windows`) as often as it is shown; None: each once."""
+
+    def __init__(self, sink: Any, repeats: Sequence[int] | None) -> None:
+        self.sink, self._repeats, self._taken = sink, repeats, 0
+
+    def add(self, frame: Any) -> bool:
+        """True when the sink has all it wants."""
+        times = 1 if self._repeats is None else self._repeats[self._taken] if self._taken < len(self._repeats) else 0
+        self._taken += 1
+        return any([self.sink.add(frame) for _ in range(times)])
+
+
+class Progressive:
+    """Adds frames to a sink, interlaced ones as whole ones: for these the frame before and the one after count too.
+
+    taken: frames that came in. A frame that waits for the next is handed on by `add` of that, or by `end`.
+    """
+
+    def __init__(self, sink: Repeated) -> None:
+        self.sink, self.taken = sink, 0
+        self._before: Any = None
+        self._whole: Deinterlacer | None = None
+        self._skip = 0
+
+    def before(self, frame: Any) -> None:
+        """What is shown before the first frame that is added."""
+        self._before = frame
+
+    def add(self, frame: Any) -> bool:
+        """True when the sink has all it wants."""
+        self.taken += 1
+        if self._whole is None and not frame.interlaced_frame:
+            self._before = frame
+            return self.sink.add(frame)
+        whole = []
+        if self._whole is None:
+            self._whole = Deinterlacer(frame)
+            if self._before is not None:
+                self._skip = 1
+                whole += self._whole.push(self._before)
+        return self._hand_on(whole + self._whole.push(frame))
+
+    def end(self) -> bool:
+        """No frame follows."""
+        return self._whole is not None and self._hand_on(self._whole.push(None))
+
+    def _hand_on(self, frames: list[Any]) -> bool:
+        for frame in frames:
+            if self._skip:
+                self._skip -= 1
+            elif self.sink.add(frame):
+                return True
+        return False

@@ -1,43 +1,54 @@
-"""Reading exact windows of frames from videos and images.
+"""Reading exact windows of frames from videos, animations and images.
 
-Axes: F frames, H height, W width. Frames are uint8 tensors [F,H,W,3], RGB, 0..255, in display order.
+Axes: F frames, H height, W width. Frames are uint8 tensors [F,H,W,3], RGB, 0..255, in display order, as they are meant
+to be seen: upright, of square pixels, whole where they are interlaced, in BT.709 or sRGB, over black. A clip is read at
+one rate (`pace`): frames are numbered at that rate.
 """
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from fractions import Fraction
 from typing import Any, TypeVar
 
-import av
 import numpy as np
-import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
-from latentvid.data.containers import is_cut
-from latentvid.data.kinds import IMAGE_ENDINGS
-from latentvid.data.packets import Packets, frame_times, truncated
-from latentvid.data.pixels import Frames, Windows, quarter_turns
-from latentvid.data.storage import fault_of
-from latentvid.data.transforms import fit
+from latentvid.data.decoding import (
+    Make,
+    Sink,
+    Span,
+    converter_of,
+    decode_after_seek,
+    decode_from_start,
+    decoded,
+    looked_at,
+    opened_with_pace,
+    pace_of,
+    too_short,
+    undamaged,
+)
+from latentvid.data.images import (
+    animation_frames,
+    animation_times,
+    is_image,
+    opened_image,
+    read_image,
+    upright_size,
+)
+from latentvid.data.opening import check_file, opened_video
+from latentvid.data.pace import Pace, pace
+from latentvid.data.packets import known_pace, remember_pace
+from latentvid.data.pixels import Frames, Progressive, Repeated, Windows
+from latentvid.data.showing import Converter
 from latentvid.errors import ClipError
 
 T = TypeVar("T")
 
-# packets of these codecs may be invisible or hold two frames, so that only decoding counts frames
-_PACKETS_ARE_NOT_FRAMES = frozenset({"vp8", "mpeg4", "msmpeg4v3"})
-_MARKS_UNREFERENCED = frozenset({"h264"})  # certain for every later frame (HEVC's marks are for its own layer only)
-_STORES_DISPLAY_TIMES = ("mov", "matroska", "mpegts", "flv")  # AVI and raw streams do not: their times are guesses
-
-
-Sink = TypeVar("Sink", Frames, Windows)  # what takes decoded frames
-
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """What a file holds: number of frames, frames per second (0 for an image), and upright size in pixels."""
+    """What a file holds: number of frames, frames per second (0 for an image), and size in pixels, as it is shown."""
 
     frames: int
     fps: float
@@ -46,41 +57,36 @@ class VideoInfo:
 
 
 def probe(path: str | os.PathLike) -> VideoInfo:
-    """Counts the frames exactly and gives fps and upright size, decoding only where nothing else can count.
+    """Counts the frames exactly and gives fps and size, decoding only where nothing else can count.
 
-    Raises ClipError ("missing", "empty-file", "unreadable", "truncated", "no-video").
+    Raises ClipError ("missing", "empty-file", "unreadable", "truncated", "no-video", "too-large", "hdr", "colours").
     """
-    _check_file(path)
-    if _is_image(path):
-        with _opened_image(path) as image:
-            width, height = image.size
-            if image.getexif().get(0x0112, 1) >= 5:  # EXIF orientations 5..8 lie on their side
-                width, height = height, width
-        return VideoInfo(frames=1, fps=0.0, height=height, width=width)
-    with _opened_video(path) as (container, stream):
-        frames, first = _count_frames(path, container, stream)
+    check_file(path)
+    if is_image(path):
+        with opened_image(path) as image:
+            height, width = upright_size(image)
+        found = _animation_pace(path)
+        return VideoInfo(found.frames, float(found.rate), height, width)
+    with opened_video(path) as video:
+        convert = converter_of(path, video)
+        first, frames, found = looked_at(path, video)
         if first is None:
             raise ClipError(path, "no-video", "holds no video frame; remove it from the manifest")
-        fps = float(stream.average_rate or stream.guessed_rate or 0)
-        height, width = stream.height, stream.width
-        if quarter_turns(first) % 2:
-            height, width = width, height
-    return VideoInfo(frames=frames, fps=fps, height=height, width=width)
+        height, width = convert.size(first)
+        fps = 0.0 if frames == 1 and video.format == "gif" else float(found.rate)
+    return VideoInfo(frames, fps, height, width)
 
 
 def read_frames(path: str | os.PathLike, start: int = 0, frames: int | None = None, *, threads: int = 1) -> Tensor:
     """Decodes exactly the frames [start, start + frames) in display order -> uint8 [F,H,W,3], RGB.
 
-    `frames=None` reads to the end. `threads` is the decoder's (0: FFmpeg chooses). Rotation flags are applied,
-    pixels are taken as square, alpha of images lies on black. An image is a clip of one frame.
-    Raises ClipError ("missing", "empty-file", "unreadable", "truncated", "too-short", "no-video").
+    `frames=None` reads to the end. `threads` is the decoder's (0: FFmpeg chooses). An image is a clip of one frame.
+    Raises ClipError (`probe`'s, and "too-short").
     """
     if start < 0 or (frames is not None and frames < 1):
         raise ValueError(f"read_frames wants start >= 0 and frames >= 1 (or None), got start={start}, frames={frames}")
-    _check_file(path)
-    if _is_image(path):
-        return _image_as_clip(path, start, frames)
-    return _read(path, start, frames, partial(Frames, path), threads).pixels()
+    check_file(path)
+    return _read(path, start, frames, Frames, threads).pixels()
 
 
 def read_windows(
@@ -100,14 +106,14 @@ def read_windows(
     """
     if not starts or min(starts) < 0 or frames < 1:
         raise ValueError(f"read_windows wants starts >= 0 and frames >= 1, got starts={starts}, frames={frames}")
-    _check_file(path)
-    if _is_image(path):
-        image = [_image_as_clip(path, start, frames) for start in starts]
-        return [then(n, pixels if size is None else fit(pixels, *size)) for n, pixels in enumerate(image)]
+    check_file(path)
     first = min(starts)
     offsets = [start - first for start in starts]
-    read = _read(path, first, max(offsets) + frames, lambda _: Windows(path, offsets, frames, then, size), threads)
-    return read.results
+
+    def make(convert: Converter, _: int | None) -> Windows:
+        return Windows(convert, offsets, frames, then, size)
+
+    return _read(path, first, max(offsets) + frames, make, threads).results
 
 
 def read_chunks(path: str | os.PathLike, first: int, later: int, *, threads: int = 1) -> Iterator[Tensor]:
@@ -117,199 +123,96 @@ def read_chunks(path: str | os.PathLike, first: int, later: int, *, threads: int
     """
     if min(first, later) < 1:
         raise ValueError(f"read_chunks wants chunks of at least 1 frame, got {first} and {later}")
-    _check_file(path)
-    if _is_image(path):
-        yield _image_as_clip(path)
-        return
-    window, seen = Frames(path, first), 0
-    with _opened_video(path, threads) as (container, stream):
-        for frame in _sound(path, _decoded(path, container, stream)):
-            seen += 1
-            if window.add(frame):
-                yield window.restart(later)
+    check_file(path)
+    window, none = None, True
+    for convert, frame in _all_shown(path, threads):
+        window = window or Frames(convert, first)
+        none = False
+        if window.add(frame):
+            yield window.restart(later)
+    if none:
+        raise too_short(path, 0, 0, None)
     if window.filled:
         yield window.pixels()
-    if not seen:
-        raise _too_short(path, 0, 0, None)
 
 
-# ---------------------------------------------------------------------------------------------------------- opening
+def _animation_pace(path: str | os.PathLike) -> Pace:
+    """Of an image: one frame, no rate."""
+    found = known_pace(path)
+    if found is None:
+        times = animation_times(path)
+        if times is None:
+            return Pace(Fraction(0), 1)
+        found = pace(np.array(times[:-1], np.int64), Fraction(1, 1000), times[-1] - times[-2], None)
+        remember_pace(path, found)
+    return found
 
 
-def _is_image(path: str | os.PathLike) -> bool:
-    return os.path.splitext(os.fspath(path))[1].lower() in IMAGE_ENDINGS
-
-
-def _check_file(path: str | os.PathLike) -> None:
-    try:
-        size = os.stat(path).st_size
-    except OSError as error:
-        missing = ClipError(path, "missing", f"cannot be found ({error.strerror}); correct the path")
-        raise fault_of(path, error, missing) from error
-    if size == 0:
-        raise ClipError(path, "empty-file", "is empty (0 bytes); copy or export it again")
-
-
-def _too_short(path: str | os.PathLike, have: int, start: int, frames: int | None) -> ClipError:
-    asked = f"frames {start} to {start + frames - 1}" if frames else f"frames from {start} on"
-    fix = "ask for fewer frames or correct `frames` in the manifest"
-    return ClipError(path, "too-short", f"has {have} frames, but {asked} were asked for; {fix}")
-
-
-@contextmanager
-def _opened_image(path: str | os.PathLike) -> Iterator[Image.Image]:
-    try:
-        with Image.open(path) as image:
-            yield image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow's readers raise
-        if isinstance(error, ClipError):
-            raise
-        if "truncated" in str(error).lower():
-            raise truncated(path) from error
-        content = ClipError(path, "unreadable", f"cannot be read as an image ({error}); save it again as PNG")
-        raise fault_of(path, error, content) from error
-
-
-def _image_as_clip(path: str | os.PathLike, start: int = 0, frames: int | None = None) -> Tensor:
-    """-> uint8 [1,H,W,3]"""
-    pixels = _read_image(path)[None]
-    if start > 0 or frames not in (None, 1):
-        raise _too_short(path, 1, start, frames)
-    return torch.from_numpy(pixels)
-
-
-def _read_image(path: str | os.PathLike) -> np.ndarray:
-    """-> uint8 [H,W,3]"""
-    with _opened_image(path) as image:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I;16"):  # convert("RGB") would clip 16-bit grey instead of scaling it
-            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-        elif upright.mode in ("I", "F"):
-            raise ClipError(path, "unreadable", f"has pixels of mode {upright.mode}; save it with 8 or 16 bits")
-        if "A" in upright.getbands() or "transparency" in upright.info:
-            upright = upright.convert("RGBA")
-            upright = Image.alpha_composite(Image.new("RGBA", upright.size, (0, 0, 0, 255)), upright)
-        return np.array(upright.convert("RGB"))
-
-
-@contextmanager
-def _opened_video(path: str | os.PathLike, threads: int = 1) -> Iterator[tuple[Any, Any]]:
-    """The first video stream; FFmpeg's errors become ClipErrors; always closes."""
-    try:
-        if is_cut(path):
-            raise truncated(path)
-        with av.open(os.fspath(path), metadata_errors="ignore") as container:
-            if not container.streams.video:
-                raise ClipError(path, "no-video", "has no video stream; remove it from the manifest")
-            stream = container.streams.video[0]
-            if stream.codec_context is None:
-                raise ClipError(path, "unreadable", "has no decoder in this FFmpeg; convert it to H.264 mp4")
-            stream.codec_context.thread_count = threads
-            if threads != 1:
-                stream.thread_type = "AUTO"
-            yield container, stream
-    except (av.FFmpegError, OSError) as error:
-        message = f"cannot be decoded ({error.strerror}); convert it to H.264 mp4 or remove it from the manifest"
-        raise fault_of(path, error, ClipError(path, "unreadable", message)) from error
-
-
-# --------------------------------------------------------------------------------------------------------- decoding
-
-
-def _count_frames(path: str | os.PathLike, container: Any, stream: Any) -> tuple[int, Any]:
-    """(number of frames, the first decoded frame or None)"""
-    index = stream.index_entries
-    listed = "mov" in container.format.name and 0 < stream.frames == len(index) and not any(e.is_discard for e in index)
-    decode_all = stream.codec_context.name in _PACKETS_ARE_NOT_FRAMES
-    count, first, packets = 0, None, Packets(path)
-    for packet in container.demux(stream):
-        packets.add(packet)
-        decoded = packet.decode() if first is None or decode_all else []
-        count += len(decoded)
-        if first is None and decoded:
-            first = decoded[0]
-            if listed and not packets.leading and not decode_all:
-                return stream.frames, first
-    return (count if decode_all else len(packets.times)), first
-
-
-def _decoded(path: str | os.PathLike, container: Any, stream: Any, lean_before: int | None = None) -> Iterator[Any]:
-    """All frames; of those shown before `lean_before`, only the ones that others refer to need be decoded."""
-    for packet in container.demux(stream):
-        if packet.is_corrupt:
-            raise truncated(path)
-        if lean_before is not None:
-            unseen = packet.pts is not None and packet.pts < lean_before
-            stream.codec_context.skip_frame = "NONREF" if unseen else "DEFAULT"
-        yield from packet.decode()
-
-
-def _sound(path: str | os.PathLike, frames: Iterator[Any]) -> Iterator[Any]:
-    for frame in frames:
-        if frame.is_corrupt:
-            raise ClipError(path, "unreadable", "has damaged frames; export it again")
-        yield frame
-
-
-def _read(
-    path: str | os.PathLike, start: int, frames: int | None, make: Callable[[int | None], Sink], threads: int
-) -> Sink:
-    """What `make(frames)` gives, with the frames [start, start + frames) added; None: all from `start` on."""
+def _read(path: str | os.PathLike, start: int, frames: int | None, make: Make, threads: int) -> Sink:
+    """What `make` gives, with the frames [start, start + frames) added; None: all from `start` on."""
+    if is_image(path):
+        return _read_image(path, start, frames, make)
     sink = None
-    if start:
-        with _opened_video(path, threads) as (container, stream):
-            sink = _decode_after_seek(path, container, stream, start, frames, make)
+    with opened_video(path, threads) as video:
+        convert = converter_of(path, video)
+        found, read_through = pace_of(path, video)
+        span = Span.of(path, found, start, frames)
+        if span.first:
+            sink = decode_after_seek(path, video, span, make, convert)
+        elif not read_through:
+            return decode_from_start(path, video, span, make, convert)
     if sink is None:
-        with _opened_video(path, threads) as (container, stream):
-            sink = _decode_from_start(path, container, stream, start, frames, make(frames))
+        with opened_video(path, threads) as video:
+            sink = decode_from_start(path, video, span, make, convert)
     return sink
 
 
-def _decode_after_seek(
-    path: str | os.PathLike,
-    container: Any,
-    stream: Any,
-    start: int,
-    frames: int | None,
-    make: Callable[[int | None], Sink],
-) -> Sink | None:
-    """Decodes from the key frame before the window; None where times cannot vouch that the window is exact."""
-    if stream.codec_context.name in _PACKETS_ARE_NOT_FRAMES or not container.format.name.startswith(
-        _STORES_DISPLAY_TIMES
-    ):
-        return None
-    times = frame_times(path, container, stream)
-    if times is None:
-        return None
-    count = len(times.shown) - start if frames is None else frames
-    if count < 1 or start + count > len(times.shown):
-        return None  # decoding from the start tells what is missing
-    wanted = times.shown[start : start + count].tolist()
-    keys = times.keys[: np.searchsorted(times.keys, wanted[0], "right")].tolist()
-    tries = [(key, False) for key in keys[:-3:-1]]  # an open GOP may need the one before
-    if stream.codec_context.name in _MARKS_UNREFERENCED:
-        tries = [(keys[-1], True), *tries] if keys else []
-    for key, lean in tries:
-        container.seek(key, stream=stream)
-        sink = make(count)
-        for frame in _decoded(path, container, stream, wanted[0] if lean else None):
-            if frame.pts is None or frame.pts < wanted[0]:
-                continue
-            if frame.pts != wanted[sink.filled] or frame.is_corrupt:
-                break  # a frame is missing: try from further back
-            if sink.add(frame):
-                return sink
-    return None
-
-
-def _decode_from_start(
-    path: str | os.PathLike, container: Any, stream: Any, start: int, frames: int | None, sink: Sink
-) -> Sink:
-    seen = 0
-    for frame in _sound(path, _decoded(path, container, stream)):
-        seen += 1
-        if seen > start and sink.add(frame):
+def _read_image(path: str | os.PathLike, start: int, frames: int | None, make: Make) -> Sink:
+    found = _animation_pace(path)
+    have = found.frames
+    if start + (frames or 1) > have:
+        raise too_short(path, have, start, frames)
+    frames = have - start if frames is None else frames
+    span = Span.of(path, found, start, frames)
+    sink = make(Converter(path), frames)
+    repeated = Repeated(sink, span.repeats)
+    for n, frame in enumerate(animation_frames(path) if have > 1 else [read_image(path)]):
+        if n >= span.first and repeated.add(frame):
             break
-    if sink.filled == 0 or (frames is not None and sink.filled < frames):
-        raise _too_short(path, seen, start, frames)
     return sink
+
+
+class _Held:
+    """Keeps frames until they are taken out."""
+
+    def __init__(self) -> None:
+        self._frames: list[Any] = []
+
+    def add(self, frame: Any) -> bool:
+        self._frames.append(frame)
+        return False
+
+    def taken(self) -> list[Any]:
+        frames, self._frames = self._frames, []
+        return frames
+
+
+def _all_shown(path: str | os.PathLike, threads: int) -> Iterator[tuple[Converter, Any]]:
+    """All frames of a file as they are shown, still to be converted."""
+    held = _Held()
+    if is_image(path):
+        found = _animation_pace(path)
+        convert, repeats = Converter(path), None if found.slots is None else found.coded(0, found.frames)[1]
+        sink = Repeated(held, repeats)
+        for frame in animation_frames(path) if found.frames > 1 else [read_image(path)]:
+            sink.add(frame)
+            yield from ((convert, shown) for shown in held.taken())
+        return
+    with opened_with_pace(path, threads) as (video, found):
+        convert, repeats = converter_of(path, video), None if found.slots is None else found.coded(0, found.frames)[1]
+        sink = Progressive(Repeated(held, repeats))
+        for frame in undamaged(path, decoded(path, video)):
+            sink.add(frame)
+            yield from ((convert, shown) for shown in held.taken())
+        sink.end()
+        yield from ((convert, shown) for shown in held.taken())

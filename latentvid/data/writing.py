@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from latentvid.data.kinds import VIDEO_ENDINGS
-from latentvid.data.pixels import ACCURATE
+from latentvid.data.showing import ACCURATE
 from latentvid.errors import UserError
 from latentvid.files import written_whole
 

@@ -62,7 +62,7 @@ KINDS = {
     "long-gop.mp4": dict(options={"g": "250", "bf": "8", "b-pyramid": "normal"}),
     "open-gop.mp4": dict(options={"g": "12", "bf": "3", "x264-params": "open-gop=1"}),
     "late-start.mkv": dict(options={"g": "12", "bf": "3", "x264-params": "open-gop=1"}, start=1000),
-    "variable-rate.mp4": dict(options={"g": "16", "bf": "3"}, times=[i + i * i // 7 for i in range(LENGTH)]),
+    "uneven.mp4": dict(options={"g": "16", "bf": "3"}, times=[4 * i + i % 3 for i in range(LENGTH)]),
     "fragmented.mp4": dict(options={"g": "12"}, container={"movflags": "frag_keyframe+empty_moov"}),
     "stream.ts": dict(options={"g": "12", "bf": "3"}),
     "no-times.avi": dict(options={"g": "12", "bf": "2"}),
@@ -310,7 +310,7 @@ def test_times_are_remembered_for_the_files_last_seen(kinds, tmp_path, monkeypat
     reads = []
     add = packets.Packets.add
     monkeypatch.setattr(packets.Packets, "add", lambda self, packet: reads.append(self.path) or add(self, packet))
-    monkeypatch.setattr(packets, "_memory", packets._Memory(2 * LENGTH))
+    monkeypatch.setattr(packets, "_times", packets._Memory(2 * LENGTH))
     files = [tmp_path / name for name in ("a.mp4", "b.mp4", "c.mp4")]
     for file in files:
         file.write_bytes((kinds / "long-gop.mp4").read_bytes())
