@@ -102,7 +102,7 @@ def test_a_device_without_bf16_has_speed_0():
 )
 def test_every_program_has_the_one_option(script):
     text = (ROOT / script).read_text()
-    assert "precision.add_argument(" in text or "command.arguments(" in text
+    assert "precision.add_argument(" in text or "arguments.parser_of(" in text
     assert not re.search(r"--(fp32|bf16|fp16|precision)\b", text)
 
 
