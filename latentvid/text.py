@@ -6,11 +6,13 @@ Axis letters: S text tokens of all prompts together, Dt width of the encoder; B 
 import hashlib
 import json
 import logging
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
@@ -20,13 +22,15 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5Enc
 
 from latentvid.errors import UserError
 from latentvid.limits import check_values
+from latentvid.weights import check_file, check_finite, check_tensors, read_json, shapes_in, weight_files
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 TOKENIZERS = ("tokenizer.json", "spiece.model")
+LARGEST_TOKENIZER = 256 * 2**20
 TOKENIZED = 4096  # prompts at a time
 BATCH_TOKENS = 4096  # of one forward pass, padding included
+_TABLES = ("shared.weight", "encoder.embed_tokens.weight")
 # What changes the states and is in no parameter's shape.
 _CONFIG_KEYS = (
     "num_heads",
@@ -85,25 +89,40 @@ class TextEncoder:
 
         Weights must be safetensors. Raises :class:`TextError` for a folder that is missing or incomplete.
         """
-        source, where = str(model), {"local_files_only": True}
-        if Path(model).is_dir():
-            _check_folder(Path(model))
-        else:
-            where = _hub(source)
+        if not Path(model).is_dir():
+            return cls._load(str(model), str(model), dtype, _hub(str(model)))
+        _check_folder(Path(model))
+        return cls.from_folders(Path(model), Path(model), dtype=dtype)
+
+    @classmethod
+    def from_folders(cls, encoder: Path, tokenizer: Path, *, dtype: torch.dtype = torch.float32) -> "TextEncoder":
+        """From the two folders of a pipeline; nothing is fetched, and no code in them is run. Raises UserError."""
+        check_encoder(encoder)
+        check_tokenizer(tokenizer)
+        found = cls._load(str(encoder), str(tokenizer), dtype, {"local_files_only": True})
+        check_finite(found.encoder, encoder)
+        return found
+
+    @classmethod
+    def _load(cls, encoder: str, tokenizer: str, dtype: torch.dtype, where: dict[str, bool]) -> "TextEncoder":
+        safe = where | {"trust_remote_code": False}
         try:
-            encoder, info = T5EncoderModel.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, output_loading_info=True, **where
+            loaded, info = T5EncoderModel.from_pretrained(
+                encoder, dtype=dtype, use_safetensors=True, output_loading_info=True, **where
             )
-            tokenizer = AutoTokenizer.from_pretrained(source, **where)
+            words = AutoTokenizer.from_pretrained(tokenizer, **safe)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = " ".join(str(error).split())
-            raise TextError(f"text encoder {source} cannot be loaded as a T5: {reason:.300}") from error
+            raise _not_loaded(encoder, error) from error
+        except Exception as error:  # tokenizers raises plain exceptions, and transformers what its files lead to
+            if isinstance(error, MemoryError):
+                raise
+            raise _not_loaded(encoder, error) from error
         missing = sorted(info["missing_keys"])
         if missing:
             raise TextError(
-                f"text encoder {source} is no T5: its weights lack {len(missing)} tensors, e.g. {missing[0]}"
+                f"text encoder {encoder} is no T5: its weights lack {len(missing)} tensors, e.g. {missing[0]}"
             )
-        return cls(encoder, tokenizer)
+        return cls(loaded, words)
 
     @property
     def dim(self) -> int:
@@ -205,7 +224,8 @@ class TextEncoder:
                 ).last_hidden_state  # [B, L, Dt]
                 for i, row, length in zip(batch, out, lengths.tolist(), strict=True):
                     states[i] = row[:length]
-        packed = torch.cat(states) if states else torch.empty(0, self.dim, device=device, dtype=self.encoder.dtype)
+            none = torch.empty(0, self.dim, device=device, dtype=self.encoder.dtype)
+            packed = torch.cat(states) if states else none
         return PackedText(states=packed, lengths=[len(ids) for ids in every])
 
     def fingerprint(self) -> str:
@@ -245,42 +265,75 @@ def _batches(lengths: Sequence[int]) -> list[list[int]]:
     return batches
 
 
+def _not_loaded(source: str, error: Exception) -> TextError:
+    return TextError(f"text encoder {source} cannot be loaded as a T5: {' '.join(str(error).split()):.300}")
+
+
 def _check_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
+    """Raises UserError for a folder that cannot be one of encoder and tokenizer."""
+    if not (folder / "config.json").exists():
         inside = folder / "text_encoder"
         hint = f"; {inside} looks like one of a pipeline: load the pipeline" if inside.is_dir() else ""
         raise TextError(f"{folder} has no config.json: give a transformers T5 folder{hint}")
-    if not any((folder / name).is_file() for name in WEIGHTS):
-        old = next(folder.glob("*.bin"), None)
-        fix = f"convert {old.name} to safetensors" if old else "copy the file beside config.json"
-        raise TextError(f"{folder} has no weights ({WEIGHTS[0]}): {fix}")
-    if not any((folder / name).is_file() for name in TOKENIZERS):
-        raise TextError(
-            f"{folder} has no tokenizer ({' or '.join(TOKENIZERS)}): save the tokenizer into the same folder"
-        )
-    check_config(folder)
 
 
-def check_config(folder: Path) -> None:
-    """Raises UserError for a config.json whose numbers are impossible, or tell of more than the weights beside it."""
+def check_encoder(folder: Path) -> None:
+    """Raises UserError unless the folder's weights are, name by name, those of the T5 that its config.json tells of."""
     file = folder / "config.json"
+    config = read_json(file)
+    _refuse_code(file, config)
+    files = weight_files(folder, "model")
+    if config.get("model_type", "t5") not in ("t5", "umt5"):
+        raise TextError(f"{file}: model_type={config['model_type']!r:.60}: it cannot be loaded as a T5")
+    held = shapes_in(files)
+    wanted = _shapes_of(file, config)
+    held_bytes = sum(weights.stat().st_size for weights in files)
+    count = sum(math.prod(shape) for shape in wanted.values())
+    if count > held_bytes:
+        raise TextError(
+            f"text encoder {folder} cannot be loaded as a T5: config.json tells of {count:,} parameters, and the "
+            f"weights have {held_bytes:,} bytes: copy both again"
+        )
+    held = {name: shape for name, shape in held.items() if not name.startswith(("decoder.", "lm_head."))}
+    table = held.get(_TABLES[0], held.get(_TABLES[1]))  # one table, saved under either name or both
+    if table is not None:
+        held |= {name: held.get(name, table) for name in _TABLES if name in wanted}
+    check_tensors(folder, "T5 encoder", wanted, held)
+
+
+def _shapes_of(file: Path, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The tensors of the encoder that a config.json tells of. Raises UserError where it tells of none."""
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("no JSON object")
         check_values(f"{file}: ", config)
         with torch.device("meta"):
-            count = sum(p.numel() for p in T5EncoderModel(T5Config(**config)).parameters())
+            encoder = T5EncoderModel(T5Config(**config))
     except UserError:
         raise
     except Exception as error:  # transformers raises its validator's own errors, which differ by version
         raise TextError(f"{file} makes no T5 ({' '.join(str(error).split()):.200}): copy it again") from error
-    held = sum(weights.stat().st_size for weights in folder.glob("*.safetensors"))
-    if count > held:
+    return {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Raises UserError for a folder without a tokenizer, and for one that asks for code of its own."""
+    found = [folder / name for name in TOKENIZERS if (folder / name).exists()]
+    if not found:
         raise TextError(
-            f"text encoder {folder} cannot be loaded as a T5: config.json tells of {count:,} parameters, and the "
-            f"weights have {held:,} bytes: copy both again"
+            f"{folder} has no tokenizer ({' or '.join(TOKENIZERS)}): save the tokenizer into the same folder"
         )
+    for name in (*TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        if (folder / name).exists() or (folder / name).is_symlink():
+            check_file(folder / name)
+            if (folder / name).stat().st_size > LARGEST_TOKENIZER:
+                raise TextError(f"{folder / name} is larger than any tokenizer: copy it again")
+    settings = folder / "tokenizer_config.json"
+    if settings.exists():
+        _refuse_code(settings, read_json(settings))
+
+
+def _refuse_code(file: Path, config: dict[str, Any]) -> None:
+    if "auto_map" in config:
+        raise TextError(f"{file}: auto_map={config['auto_map']!r:.60} asks for code of its own, which is never run")
 
 
 def _hub(name: str) -> dict[str, bool]:

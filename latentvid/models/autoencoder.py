@@ -14,6 +14,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -27,6 +28,7 @@ from .causal3d import (
     Upsample,
     resize_channels,
 )
+from .saved import SavedModel
 from .streaming import decode_side, encode_side, run
 
 KERNELS = {
@@ -95,7 +97,7 @@ def _resized(part: Encoder | Decoder, y: Tensor, x: Tensor) -> Tensor:
     return y + resize_channels(x, y.shape[1]) if part.shortcuts else y
 
 
-class CausalVideoAutoencoder(ModelMixin, ConfigMixin):
+class CausalVideoAutoencoder(SavedModel, ModelMixin, ConfigMixin):
     """Causal 3D VAE: a patchify stem, residual stages of causal convolutions, and a Gaussian latent.
 
     Args:
@@ -171,6 +173,7 @@ class CausalVideoAutoencoder(ModelMixin, ConfigMixin):
             raise UserError(f"{height} x {width} pixels: this VAE takes multiples of {s}, such as {near}")
         return 1 + (frames - 1) // t, height // s, width // s
 
+    @apply_forward_hook
     def encode(self, x: Tensor, budget: int | None = None) -> AutoencoderKLOutput:
         """Posterior of clips x [B,3,F,H,W] in [-1,1]: `.latent_dist` has `.mean`, `.sample(generator)`, [B,C,f,h,w].
 
@@ -187,6 +190,7 @@ class CausalVideoAutoencoder(ModelMixin, ConfigMixin):
         moments = run(encode_side(self), x, budget)
         return AutoencoderKLOutput(latent_dist=DiagonalGaussianDistribution(moments))
 
+    @apply_forward_hook
     def decode(self, z: Tensor, budget: int | None = None) -> DecoderOutput:
         """Clips of latents z [B,C,f,h,w] (not normalised): `.sample` is [B,3,F,H,W], about [-1,1], not clamped.
 

@@ -18,6 +18,12 @@ def parameters_of(cls: type[nn.Module], arguments: Mapping[str, Any]) -> int:
         return sum(p.numel() for p in cls(**arguments).parameters())
 
 
+def shapes_of(cls: type[nn.Module], arguments: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor that `cls(**arguments)` would save; nothing is allocated."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in cls(**arguments).state_dict().items()}
+
+
 def check_memory(cls: type[nn.Module], arguments: Mapping[str, Any], section: str) -> None:
     """Raises UserError where the fp32 weights of `cls(**arguments)` are more than this machine can hold."""
     count, free = parameters_of(cls, arguments), free_bytes(torch.device("cpu"))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,52 +12,70 @@ from diffusers.models.modeling_utils import ModelMixin
 from safetensors import SafetensorError
 
 from ..errors import UserError
-from ..limits import check_arguments, shown
-from .building import parameters_of
+from ..limits import check_arguments
+from ..weights import Shapes, check_finite, check_tensors, read_json, shapes_in, weight_files
+from .building import shapes_of
 
 M = TypeVar("M", bound=ModelMixin)
-WEIGHTS = "*.safetensors"
+
+
+STEM = "diffusion_pytorch_model"  # of diffusers' weights
+
+
+class SavedModel:
+    """Beside `ModelMixin`, before it: `from_pretrained` refuses folders that diffusers fills with random numbers."""
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **options: Any) -> Any:
+        """As diffusers', of a folder here: weights missing, of other shapes or not finite raise UserError."""
+        if "config" not in options and "state_dict" not in options:
+            return checked(cls, _part(folder, options), super().from_pretrained, folder, options)
+        return super().from_pretrained(folder, **options)
 
 
 def load_component(cls: type[M], folder: str | Path) -> M:
     """A model of class `cls` from a folder in diffusers' format, in eval mode and fp32. Raises UserError."""
-    folder = Path(folder)
+    if issubclass(cls, SavedModel):
+        return cls.from_pretrained(folder, low_cpu_mem_usage=False).eval()
+    return checked(cls, Path(folder), cls.from_pretrained, folder, {"low_cpu_mem_usage": False}).eval()
+
+
+def checked(cls: type[M], folder: Path, load: Callable[..., Any], source: str | Path, options: dict[str, Any]) -> Any:
+    """`load(source, **options)`, which reads `folder`: between what can be told of its files and of its numbers."""
+    check_saved(cls, folder)
+    try:
+        loaded = load(source, **options | {"use_safetensors": True, "local_files_only": True})
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder} cannot be loaded: {' '.join(str(error).split()):.300}") from error
+    check_finite(loaded[0] if isinstance(loaded, tuple) else loaded, folder)
+    return loaded
+
+
+def _part(folder: str | Path, options: Mapping[str, Any]) -> Path:
+    return Path(folder) / (options.get("subfolder") or "")
+
+
+def check_saved(cls: type[ModelMixin], folder: Path) -> None:
+    """Raises UserError unless a folder is one of that class, by its config and by its weights' names and shapes."""
+    if not folder.is_dir():
+        raise UserError(f"there is no model folder {folder}: give the folder that training or save_pretrained wrote")
     found = class_name(folder, cls.__name__)
     if found != cls.__name__:
         raise UserError(f"{folder} holds a {found}, not a {cls.__name__}: give the folder of the right model")
-    weights = list(folder.glob(WEIGHTS))
-    if not weights:
-        raise UserError(f"{folder} has a config but no weights ({WEIGHTS}): its training or its copy is not finished")
+    files = weight_files(folder, STEM)
+    held = shapes_in(files)
     config = read_arguments(cls.__init__, folder / "config.json")
-    _check_size(cls, config, folder, sum(file.stat().st_size for file in weights))
-    try:
-        model, info = cls.from_pretrained(folder, low_cpu_mem_usage=False, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder} cannot be loaded: {' '.join(str(error).split()):.300}") from error
-    # diffusers only warns of these, and leaves random weights in place
-    wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
-    if wrong:
-        raise UserError(
-            f"{folder} was saved by another version of {cls.__name__}: {len(wrong)} tensors differ, e.g. {wrong[0]}"
-        )
-    return model.eval()
+    wanted = _shapes_of(cls, config, folder, sum(file.stat().st_size for file in files))
+    check_tensors(folder, cls.__name__, wanted, held)
 
 
 def class_name(folder: Path, wanted: str) -> str | None:
     """The `_class_name` in the folder's config.json; raises UserError, which names what was `wanted`, without one."""
-    need(folder / "config.json", f"{folder} holds no {wanted} (config.json is missing)")
+    if not (folder / "config.json").exists():
+        need(folder / "config.json", f"{folder} holds no {wanted} (config.json is missing)")
     return read_json(folder / "config.json").get("_class_name")
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises UserError where it holds something else."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is damaged ({error}): copy it again") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{file} holds {shown(found)} in place of a JSON object: copy it again")
-    return found
 
 
 def read_arguments(function: Callable, file: Path) -> dict[str, Any]:
@@ -71,18 +89,20 @@ def read_arguments(function: Callable, file: Path) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key in inspect.signature(function).parameters}
 
 
-def _check_size(cls: type[ModelMixin], config: dict[str, Any], folder: Path, held: int) -> None:
-    """Raises UserError where the config tells of more parameters than weights of so many bytes can hold."""
+def _shapes_of(cls: type[ModelMixin], config: dict[str, Any], folder: Path, held: int) -> Shapes:
+    """The shapes of a model's tensors. Raises UserError where weights of so many bytes cannot hold them."""
     try:
-        count = parameters_of(cls, config)
+        shapes = shapes_of(cls, config)
     except (TypeError, ValueError, IndexError, AssertionError, RuntimeError, ArithmeticError) as error:
         why = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{folder / 'config.json'} makes no {cls.__name__} ({why:.200}): copy it again") from error
+    count = sum(map(math.prod, shapes.values()))
     if count > held:
         raise UserError(
             f"{folder / 'config.json'} tells of a {cls.__name__} of {count:,} parameters, and its weights have "
             f"{held:,} bytes: they do not belong together, or the copy is not finished"
         )
+    return shapes
 
 
 def need(file: Path, message: str) -> None:

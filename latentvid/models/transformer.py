@@ -23,12 +23,13 @@ from .attention_plan import ATTENTIONS, make_plans
 from .fused import modulated_norm
 from .key_value_cache import KeyValueCache
 from .layers import Block, GatedLinear, rotary_table, timestep_embedding
+from .saved import SavedModel
 from .text_context import BlockText, TextContext
 
 TIMESTEP_FEATURES = 256
 
 
-class VideoDiT(ModelMixin, ConfigMixin):
+class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
     """AdaLN-Zero diffusion transformer conditioned on packed text states.
 
     Text acts twice: token by token through cross-attention, and as a mean that joins the noise level in the modulation

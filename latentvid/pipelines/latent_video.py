@@ -9,12 +9,14 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from ..data.transforms import from_uint8, to_uint8
@@ -29,6 +31,7 @@ from ..models.transformer import VideoDiT
 from ..packing import Grid, unpatchify
 from ..precision import choose, dtype_of
 from ..text import TextEncoder
+from .folder import CLASSES, check_index, read_parts
 from .sampling import Batch, Request, Sampling, make_predict, record
 
 
@@ -84,6 +87,26 @@ class LatentVideoPipeline(DiffusionPipeline):
             guidance=guidance,
             given=tuple(given),
         )
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, torch_dtype: torch.dtype | None = None, **parts: Any
+    ) -> LatentVideoPipeline:
+        """A saved pipeline, from a folder here alone, checked before anything of it is imported. Raises UserError.
+
+        torch_dtype: of the weights; it is computed in it too. parts: to take in place of those in the folder.
+        """
+        dtype = torch.float32 if torch_dtype is None else torch_dtype
+        if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise UserError(f"torch_dtype={torch_dtype}: give torch.float32, torch.bfloat16 or torch.float16")
+        parts.pop("local_files_only", None)  # as it always is
+        if unknown := sorted(parts.keys() - CLASSES.keys()):
+            raise UserError(f"from_pretrained takes no {unknown[0]}: torch_dtype, or one of {', '.join(CLASSES)}")
+        folder = Path(folder)
+        arguments = check_index(folder, cls)
+        pipeline = cls(**read_parts(folder, parts, dtype), **arguments)
+        pipeline.register_to_config(_name_or_path=str(folder))
+        return pipeline
 
     @property
     def codec(self) -> Vae:
@@ -281,10 +304,19 @@ class LatentVideoPipeline(DiffusionPipeline):
         return vae.latent_grid(frames, height, width)
 
     def _autocast(self, precision: torch.dtype | None):
-        device = self._execution_device.type
-        if precision is None:
+        device, held = self._execution_device.type, self.transformer.dtype
+        if held != torch.float32:  # weights that are kept in a narrow type, whose sums with fp32 need it
+            precision = held
+        elif precision is None:
             precision = dtype_of(choose("auto", self._execution_device))
         return nullcontext() if precision == torch.float32 else torch.autocast(device, precision)
+
+
+def wake(module: nn.Module) -> None:
+    """Brings a module that waits on the CPU (`enable_model_cpu_offload`) to the device, for a use without `forward`."""
+    hook = getattr(module, "_hf_hook", None)
+    if hook is not None:
+        hook.pre_forward(module)
 
 
 def _one_each(value, count: int, name: str) -> list:

@@ -28,7 +28,7 @@ from ..models.key_value_cache import KeyValueCache
 from ..models.streaming import DecodeStream
 from ..packing import Grid
 from ..rng import derived_seed
-from .latent_video import LatentVideoPipeline
+from .latent_video import LatentVideoPipeline, wake
 from .sampling import Request, Sampling
 
 CONTEXT_SHARE = 0.4  # of a window's latent frames
@@ -261,6 +261,7 @@ def _decoder(pipeline: LatentVideoPipeline, sampling: Sampling) -> Callable[[Ten
     stream = DecodeStream(codec)
 
     def decode(z: Tensor) -> Tensor:
+        wake(pipeline.vae)
         with pipeline._autocast(sampling.precision):
             return to_uint8(stream.push(codec.denormalise(z[None]))[0]).cpu()
 

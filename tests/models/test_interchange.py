@@ -271,7 +271,7 @@ def test_folders_that_hold_no_such_vae_are_said(vaes, tmp_path):
     with pytest.raises(UserError, match="is a whole pipeline: give its VAE, .*vae"):
         load_vae(tmp_path)
     (tmp_path / "vae/diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(UserError, match="config but no weights"):
+    with pytest.raises(UserError, match="vae has no weights"):
         load_vae(tmp_path, "vae")
     (tmp_path / "vae/config.json").write_text(json.dumps({"_class_name": "AutoencoderKLMochi"}))
     with pytest.raises(UserError, match="holds a AutoencoderKLMochi, not a VAE that latentvid knows"):

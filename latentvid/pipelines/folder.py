@@ -1,0 +1,92 @@
+"""What a saved pipeline's folder holds, checked file by file and class by class before any of it is imported.
+
+model_index.json names a package and a class for each part. Only those of `CLASSES` are taken, and they are imported
+here, never by the names in a file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..diffusion.scheduler import LatentVideoScheduler
+from ..errors import UserError
+from ..limits import shown
+from ..models.interchange import CLASSES as VAES
+from ..models.interchange import FOREIGN, load_vae, raw_vae
+from ..models.saved import load_component, read_arguments
+from ..models.transformer import VideoDiT
+from ..text import TextEncoder
+from ..weights import check_folder, read_json
+
+INDEX = "model_index.json"
+SCHEDULE = "scheduler_config.json"
+PIPELINE = "LatentVideoPipeline"
+TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast", "T5Tokenizer", "T5TokenizerFast")
+CLASSES: dict[str, tuple[tuple[str, str], ...]] = {
+    "vae": tuple(("diffusers" if cls in FOREIGN else cls.__module__, name) for name, cls in VAES.items()),
+    "transformer": ((VideoDiT.__module__, VideoDiT.__name__),),
+    "scheduler": ((LatentVideoScheduler.__module__, LatentVideoScheduler.__name__),),
+    "text_encoder": (("transformers", "T5EncoderModel"),),
+    "tokenizer": tuple(("transformers", name) for name in TOKENIZERS),
+}
+
+
+def check_index(folder: Path, pipeline: type) -> dict[str, Any]:
+    """What model_index.json sets of `pipeline`'s arguments. Raises UserError, which names the key."""
+    file = folder / INDEX
+    if not folder.is_dir():
+        raise UserError(f"there is no model folder {folder}: train one (make demo), or give --model")
+    if not file.exists() and not file.is_symlink():
+        raise UserError(f"{folder} is not a pipeline ({INDEX} is missing): give the folder that training wrote")
+    index = read_json(file)
+    found = index.get("_class_name")
+    if (found[-1:] if isinstance(found, list) else [found]) != [PIPELINE]:
+        raise UserError(f"{file}: _class_name={shown(found)}: must be {PIPELINE}: it is another kind of pipeline")
+    for name, allowed in CLASSES.items():
+        if name not in index:
+            raise UserError(f"{folder} has no {name} (see {INDEX}): it is another kind of pipeline")
+        if not isinstance(index[name], list) or tuple(index[name]) not in allowed:
+            names = " or ".join(".".join(pair) for pair in allowed)
+            raise UserError(f"{file}: {name}={shown(index[name])}: must be {names}; nothing else is imported")
+        check_folder(folder / name, folder)
+    arguments = read_arguments(pipeline.__init__, file)
+    for key in index.keys() - arguments.keys() - CLASSES.keys():
+        if isinstance(index[key], list) and not key.startswith("_"):
+            raise UserError(f"{file}: {key}={shown(index[key])}: {PIPELINE} has no such part; nothing is imported")
+    return {key: value for key, value in arguments.items() if key not in CLASSES}
+
+
+def read_parts(folder: Path, given: dict[str, Any], dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """The parts of a folder whose index is checked, but for those that are given; weights in `dtype`."""
+    parts = dict(given)
+    if "vae" not in parts:
+        parts["vae"] = _cast(raw_vae(load_vae(folder, "vae")), dtype)
+    if "transformer" not in parts:
+        parts["transformer"] = _cast(load_component(VideoDiT, folder / "transformer"), dtype)
+    if "scheduler" not in parts:
+        parts["scheduler"] = _scheduler(folder / "scheduler")
+    if not {"text_encoder", "tokenizer"} <= parts.keys():
+        text = TextEncoder.from_folders(folder / "text_encoder", folder / "tokenizer")
+        parts = {"text_encoder": _cast(text.encoder, dtype), "tokenizer": text.tokenizer} | parts
+    return parts
+
+
+def _cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    return nn.Module.to(module, dtype)  # diffusers' own `to` warns at every change of type
+
+
+def _scheduler(folder: Path) -> LatentVideoScheduler:
+    file = folder / SCHEDULE
+    held = read_json(file)
+    found = held.get("_class_name")
+    if found != LatentVideoScheduler.__name__:
+        raise UserError(f"{file}: _class_name={shown(found)}: must be {LatentVideoScheduler.__name__}")
+    read_arguments(LatentVideoScheduler.__init__, file)
+    try:
+        return LatentVideoScheduler.from_config(held)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{file} makes no scheduler ({' '.join(str(error).split()):.200}): copy it again") from error
