@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
+DEEPEST = 100  # brackets within each other
 LARGEST = 1 << 20  # characters of a configuration, and values in it once its aliases (*name) are written out
 
 
@@ -44,6 +46,8 @@ def parse_yaml(text: str, where: str) -> Any:
     if len(text) > LARGEST:
         raise ConfigError(f"{where:.300} has {len(text):,} characters: configurations have at most {LARGEST:,}")
     try:
+        if max(accumulate((c in "[{") - (c in "]}") for c in text), default=0) > DEEPEST:  # PyYAML takes seconds
+            raise RecursionError
         found = yaml.load(text, _Loader)
         size = _size(found, {})
     except (yaml.YAMLError, ValueError) as error:  # ValueError: no such date, a number of thousands of digits

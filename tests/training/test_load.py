@@ -127,7 +127,7 @@ def test_command_line_values_take_their_fields_type(tmp_path, override, key, wan
         ("", "--ema", ["--section.key=value"]),
         ("base: none.yaml", "", ["none.yaml does not exist"]),
         ("base: c.yaml", "", ["leads back to itself"]),
-        ("sizes: " + "[" * 300, "", ["c.yaml", "nested too deep"]),
+        ("sizes: " + "[" * 1200, "", ["c.yaml", "nested too deep"]),
         ("a: &a [*a]", "", ["c.yaml", "holds itself"]),
         ("".join(f"k{i}: &k{i} [{f'*k{i - 1}, ' * 9 if i else 7}]\n" for i in range(9)), "", ["c.yaml", "aliases"]),
         ("steps: " + "9" * 5000, "", ["c.yaml", "not valid YAML"]),
