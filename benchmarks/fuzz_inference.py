@@ -113,7 +113,7 @@ def prompts(draw: Draw, base: Path, folder: Path) -> Case:
         path.write_bytes(data)
     elif kind == "file":
         what, must = draw.file(path), "fail"
-    if draw.chance(0.15):
+    if path.is_file() and not path.is_symlink() and draw.chance(0.15):
         write_table(path, [{"prompt": "a red 7", "seed": 3}], None)
         (folder / "clips").mkdir()
         index = folder / "clips" / "results.jsonl"

@@ -77,7 +77,7 @@ def _configuration_key(draw: Draw, base: Path, folder: Path, dit: bool) -> Case:
         words.append("--run.dir=run")
     if key != "run.dry_run" and (endless or draw.chance(0.5)):
         words.append("--dry-run")
-    return Case(DIT if dit else VAE, words, f"{key}={value[:60]}", (key.split(".")[-1],), must)
+    return Case(DIT if dit else VAE, words, f"{key}={value[:60]}", (key.split(".")[-1], key.replace("_", " ")), must)
 
 
 def _text_value(draw: Draw, folder: Path) -> str:
@@ -198,7 +198,7 @@ def media(draw: Draw, base: Path, folder: Path) -> Case:
         return Case(MANIFEST, [str(clips), "out.jsonl"], what, names, "pass")
     if program == SCORE:
         words = [str(clips), "--metrics", "flicker", "--frames", "5", "--bootstrap", "0", "--out", "scores"]
-        return Case(SCORE, words, what, names, "say" if must else None)
+        return Case(SCORE, words, what, (*names, "skipped"), "say" if must else None)
     if program in (VAE, ENCODE):
         only = draw.chance(0.5)
         rows = [path] if only else [path, *(p for p in clips.iterdir() if p.suffix == ".mp4" and p != path)]
