@@ -100,6 +100,14 @@ def too_short(path: str | os.PathLike, have: int, start: int, frames: int | None
     return ClipError(path, "too-short", f"has {have} frames, but {asked} were asked for; {fix}")
 
 
+def first_frame_s(path: str | os.PathLike) -> Fraction:
+    """When a video's first frame is shown, in seconds, on the clock that its sound has too."""
+    with opened_video(path) as video:
+        times = frame_times(path, video)
+        start = video.stream.start_time or 0 if times is None else int(times.shown[0])
+        return start * video.stream.time_base
+
+
 def looked_at(path: str | os.PathLike, video: Video) -> tuple[Any, int, Pace]:
     """(the first decoded frame or None, number of frames as they are shown, pace), read on from the file's start"""
     first, count, found = _first_and_count(path, video)

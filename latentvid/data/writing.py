@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -19,19 +20,27 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from PIL import Image
 from torch import Tensor
 
+from latentvid.data.decoding import first_frame_s
 from latentvid.data.kinds import VIDEO_ENDINGS
+from latentvid.data.opening import opened_container
 from latentvid.data.showing import ACCURATE
 from latentvid.errors import UserError
 from latentvid.files import written_whole
 
 _BT709 = 1  # the same number for the matrix, the primaries and the transfer curve
-_MP4_AUDIO = frozenset({"aac", "mp3", "ac3", "eac3", "alac", "flac", "opus"})  # what mp4 players read in an mp4
+_AUDIO = {  # what players read in each
+    ".mp4": frozenset({"aac", "mp3", "ac3", "eac3", "alac", "flac", "opus"}),
+    ".webm": frozenset({"opus", "vorbis"}),
+}
+_CODECS = {".mp4": "libx264", ".webm": "libvpx-vp9"}
+_PREROLL = 2  # packets before the first frame that a decoder needs for the sound of the first
 
 
 def write_video(path: str | os.PathLike, frames: Tensor, fps: float, *, crf: int = 12) -> None:
     """Writes uint8 [F,H,W,3] RGB by the ending of `path`; its folder is made if need be.
 
     .mp4: H.264, BT.709, `crf` 0 (lossless luma) .. 51; 4:2:0, or 4:4:4 where a side is odd (4:2:0 needs even sides).
+    .webm: VP9, otherwise as .mp4.
     .gif: one palette of 256 colours for the clip, looping, at most 50 fps (`crf` is not used).
     .png: one frame as it is; several as a contact sheet, row by row (`fps` and `crf` are not used).
     The file appears under its name only when whole. Raises UserError for other endings or frames,
@@ -45,7 +54,7 @@ def write_video(path: str | os.PathLike, frames: Tensor, fps: float, *, crf: int
         )
     writer = _WRITERS.get(path.suffix.lower())
     if writer is None:
-        raise UserError(f"cannot write {path.name}: give the output the ending .mp4, .gif or .png")
+        raise UserError(f"cannot write {path.name}: give the output the ending .mp4, .webm, .gif or .png")
     if not (math.isfinite(fps) and fps > 0):
         raise UserError(f"fps must be above 0, got {fps}")
     with written_whole(path) as beside:
@@ -53,7 +62,7 @@ def write_video(path: str | os.PathLike, frames: Tensor, fps: float, *, crf: int
 
 
 @contextmanager
-def mp4_writer(
+def clip_writer(
     path: str | os.PathLike,
     height: int,
     width: int,
@@ -62,42 +71,58 @@ def mp4_writer(
     crf: int = 12,
     audio: str | os.PathLike | None = None,
 ) -> Iterator[Callable[[Tensor], None]]:
-    """Opens an mp4 (as `write_video` writes it) and gives a function that appends uint8 frames [F,H,W,3] to it.
+    """Opens an mp4 or webm (as `write_video` writes it) and gives a function that appends uint8 frames [F,H,W,3] to it.
 
-    audio: a file whose first audio stream is copied as it is, as far as the frames last; it must be one that
-    `copies_audio`. The file appears under its name when the block ends without an error.
+    audio: a file whose main audio stream is copied as it is, in step with the frames and as far as they last; it must
+    be one that `copies_audio`. The file appears under its name when the block ends without an error.
     """
-    with written_whole(path) as beside, _opened_mp4(beside, height, width, fps, crf, audio) as write:
+    ending = Path(path).suffix.lower()
+    if ending not in _CODECS:
+        raise UserError(f"cannot write {path} while it is made: give the output the ending .mp4 or .webm")
+    with written_whole(path) as beside, _opened(beside, ending, height, width, fps, crf, audio) as write:
         yield lambda frames: write(frames.cpu().numpy())
 
 
-def copies_audio(path: str | os.PathLike) -> tuple[bool, str | None]:
-    """Whether a file has an audio stream that an mp4 can hold as it is, and that stream's codec."""
+def copies_audio(path: str | os.PathLike, output: str | os.PathLike = ".mp4") -> tuple[bool, str | None]:
+    """Whether a file has an audio stream that `output`, by its ending, can hold as it is, and that stream's codec."""
     if os.path.splitext(os.fspath(path))[1].lower() not in VIDEO_ENDINGS:
         return False, None
-    with av.open(os.fspath(path), metadata_errors="ignore") as container:
-        context = container.streams.audio[0].codec_context if container.streams.audio else None
-        codec = None if context is None else context.name
-        return codec in _MP4_AUDIO, codec
+    with opened_container(path) as container:
+        audio = container.streams.best("audio")
+        codec = None if audio is None or audio.codec_context is None else audio.codec_context.name
+    name = os.fspath(output).lower()
+    return codec in _AUDIO.get(name[name.rfind(".") :], ()), codec
 
 
 @contextmanager
-def _opened_mp4(
-    path: Path, height: int, width: int, fps: float, crf: int, audio: str | os.PathLike | None = None
+def _opened(
+    path: Path, ending: str, height: int, width: int, fps: float, crf: int, audio: str | os.PathLike | None = None
 ) -> Iterator[Callable[[np.ndarray], None]]:
     pixel_format = "yuv444p" if height % 2 or width % 2 else "yuv420p"
     rate = Fraction(fps).limit_denominator(1001)
     # the conversion below averages 2x2 pixels, so the chroma sits in their centre; untagged it is read as "left", which
     # costs 4 dB on a 32x32 clip
-    options = {"crf": str(crf), "threads": "1", "mbtree": "0", "chroma_sample_location": "center"}
+    options = {"threads": "1", "chroma_sample_location": "center"}
+    if ending == ".webm":
+        quality = {"lossless": "1"} if crf == 0 else {"crf": str(crf)}
+        options |= {"b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "0", **quality}
+    else:
+        options |= {"crf": str(crf), "mbtree": "0"}
     with ExitStack() as stack:
-        container = stack.enter_context(av.open(os.fspath(path), "w", format="mp4", options={"movflags": "+faststart"}))
-        stream = container.add_stream("libx264", rate=rate, options=options)
+        source = None if audio is None else stack.enter_context(opened_container(audio))
+        container = av.open(
+            os.fspath(path),
+            "w",
+            format=ending[1:],
+            options={"movflags": "+faststart"} if ending == ".mp4" else {},
+        )
+        stack.enter_context(container)
+        stream = container.add_stream(_CODECS[ending], rate=rate, options=options)
         stream.height, stream.width, stream.pix_fmt = height, width, pixel_format
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.color_range = ColorRange.MPEG
-        sound = None if audio is None else _Sound(stack.enter_context(av.open(os.fspath(audio))), container)
+        sound = None if source is None else _Sound(audio, source, container)
         reformatter, frames = VideoReformatter(), count()
 
         def write(pixels: np.ndarray) -> None:
@@ -122,26 +147,26 @@ def _opened_mp4(
 class _Sound:
     """Copies an audio stream's packets in step with the frames that are written, so that none wait in memory."""
 
-    def __init__(self, source: Any, output: Any) -> None:
-        video, audio = source.streams.video[0], source.streams.audio[0]
+    def __init__(self, path: str | os.PathLike, source: Any, output: Any) -> None:
+        audio = source.streams.best("audio")
         self._output, self._stream = output, output.add_stream_from_template(audio)
         self._base = audio.time_base
-        self._start = (video.start_time or 0) * video.time_base  # the output's first frame is at 0
+        self._shift = round(first_frame_s(path) / self._base)  # the output's first frame is at 0
         self._packets = (packet for packet in source.demux(audio) if packet.size and packet.pts is not None)
         self._next = next(self._packets, None)
 
     def copy_until(self, seconds: Fraction) -> None:
-        shift = round(self._start / self._base)
-        while self._next is not None and (self._next.pts - shift) * self._base < seconds:
+        while self._next is not None and (self._next.pts - self._shift) * self._base < seconds:
             packet, self._next = self._next, next(self._packets, None)
-            packet.pts, packet.dts = packet.pts - shift, packet.pts - shift
-            if packet.pts >= 0:  # what sounds before the first frame has no place
+            packet.pts = packet.dts = packet.pts - self._shift
+            # what sounds before the first frame is left out, but for what starts the decoder (a player skips that)
+            if packet.pts + _PREROLL * (packet.duration or 0) > 0:
                 packet.stream = self._stream
                 self._output.mux(packet)
 
 
-def _write_mp4(path: Path, frames: np.ndarray, fps: float, crf: int) -> None:
-    with _opened_mp4(path, *frames.shape[1:3], fps, crf) as write:
+def _write_streamed(path: Path, frames: np.ndarray, fps: float, crf: int, ending: str) -> None:
+    with _opened(path, ending, *frames.shape[1:3], fps, crf) as write:
         write(frames)
 
 
@@ -170,4 +195,9 @@ def _write_png(path: Path, frames: np.ndarray, fps: float, crf: int) -> None:
     Image.fromarray(sheet).save(path, format="PNG")
 
 
-_WRITERS = {".mp4": _write_mp4, ".gif": _write_gif, ".png": _write_png}
+_WRITERS = {
+    ".mp4": partial(_write_streamed, ending=".mp4"),
+    ".webm": partial(_write_streamed, ending=".webm"),
+    ".gif": _write_gif,
+    ".png": _write_png,
+}

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ..data.transforms import fit, from_uint8, legal_frames, legal_size, to_uint8
 from ..data.video import probe, read_chunks
-from ..data.writing import copies_audio, mp4_writer, write_video
+from ..data.writing import clip_writer, copies_audio, write_video
 from ..errors import UserError
 from ..models.interchange import DiffusersVae, Vae
 from ..models.streaming import decode_stream, encode_stream
@@ -86,7 +86,7 @@ def reconstruct_file(
         shown = _counted(pieces, frames, Path(path).name)
         if ending == ".mp4":
             audio = path if copied else None
-            with mp4_writer(output, height, 2 * width, info.fps or IMAGE_FPS, audio=audio) as write:
+            with clip_writer(output, height, 2 * width, info.fps or IMAGE_FPS, audio=audio) as write:
                 for piece in shown:
                     write(piece)
         else:

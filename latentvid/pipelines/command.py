@@ -20,7 +20,7 @@ from .. import precision
 from ..data.kinds import IMAGE_ENDINGS
 from ..data.transforms import fit, legal_size
 from ..data.video import VideoInfo, probe, read_frames
-from ..data.writing import copies_audio, mp4_writer, write_video
+from ..data.writing import clip_writer, copies_audio, write_video
 from ..diffusion.guidance import Guidance
 from ..errors import UserError
 from .defaults import ENDINGS
@@ -176,7 +176,7 @@ def write(path: Path, frames: Tensor, fps: float, said: str, *, sound: Footage |
         copied = copied and path.suffix.lower() == ".mp4" and abs(fps - rate * sound.fps) < 1e-3 * fps
         said += f" (with its audio, {codec})" if copied else f" (without its audio, {codec}: another speed or format)"
     if copied:
-        with mp4_writer(path, *frames.shape[1:3], fps, audio=sound.path) as append:
+        with clip_writer(path, *frames.shape[1:3], fps, audio=sound.path) as append:
             append(frames)
     else:
         write_video(path, frames, fps)
@@ -210,7 +210,7 @@ def write_stream(
     """
     copied, codec = (False, None) if sound is None else copies_audio(sound)
     with (
-        mp4_writer(path, *size, fps, audio=sound if copied else None) as append,
+        clip_writer(path, *size, fps, audio=sound if copied else None) as append,
         tqdm(total=frames, desc=path.name, unit="frame", disable=None) as bar,
     ):
         for piece in pieces:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from latentvid.data.video import probe, read_chunks, read_frames
-from latentvid.data.writing import copies_audio, mp4_writer, write_video
+from latentvid.data.writing import clip_writer, copies_audio, write_video
 from latentvid.errors import ClipError, UserError
 
 RATE = 8000
@@ -67,11 +67,11 @@ def test_images_bad_files_and_lengths(tmp_path):
 def test_a_video_written_in_pieces_is_the_one_written_at_once(tmp_path):
     frames = torch.randint(0, 256, (11, 24, 32, 3), dtype=torch.uint8)
     write_video(tmp_path / "once.mp4", frames, 23.976)
-    with mp4_writer(tmp_path / "pieces.mp4", 24, 32, 23.976) as write:
+    with clip_writer(tmp_path / "pieces.mp4", 24, 32, 23.976) as write:
         for piece in frames.split(4):
             write(piece)
     assert (tmp_path / "once.mp4").read_bytes() == (tmp_path / "pieces.mp4").read_bytes()
-    with pytest.raises(RuntimeError, match="half-way"), mp4_writer(tmp_path / "half.mp4", 24, 32, 8) as write:
+    with pytest.raises(RuntimeError, match="half-way"), clip_writer(tmp_path / "half.mp4", 24, 32, 8) as write:
         write(frames)
         raise RuntimeError("half-way")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["once.mp4", "pieces.mp4"]
@@ -81,7 +81,7 @@ def test_a_video_written_in_pieces_is_the_one_written_at_once(tmp_path):
 def test_sound_is_copied_in_step_as_far_as_the_frames_last(tmp_path, delay):
     with_sound(tmp_path / "in.mkv", 40, 10, delay=delay)
     assert copies_audio(tmp_path / "in.mkv") == (True, "aac")
-    with mp4_writer(tmp_path / "out.mp4", 32, 48, 10, audio=tmp_path / "in.mkv") as write:
+    with clip_writer(tmp_path / "out.mp4", 32, 48, 10, audio=tmp_path / "in.mkv") as write:
         for piece in clip(20).split(3):
             write(piece)
     assert probe(tmp_path / "out.mp4").frames == 20

@@ -269,8 +269,8 @@ def test_gif_and_png(tmp_path):
 def test_write_refuses_with_the_fix_and_leaves_nothing(tmp_path, monkeypatch):
     clip = smooth_clip(3, 16, 16)
     for path, frames, fps, message in (
-        ("clip.avi", clip, 8, r"\.mp4, \.gif or \.png"),
-        ("clip", clip, 8, r"\.mp4, \.gif or \.png"),
+        ("clip.avi", clip, 8, r"\.mp4, \.webm, \.gif or \.png"),
+        ("clip", clip, 8, r"\.mp4, \.webm, \.gif or \.png"),
         ("clip.mp4", clip.float(), 8, "to_uint8"),
         ("clip.mp4", clip[:0], 8, "uint8 frames"),
         ("clip.mp4", clip, 0, "fps"),
