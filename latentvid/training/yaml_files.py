@@ -1,5 +1,6 @@
 """YAML as the configuration reads and writes it."""
 
+import os
 import re
 from collections.abc import Mapping
 from itertools import accumulate
@@ -15,17 +16,29 @@ class ConfigError(UserError):
     """A key or value of the configuration is wrong; the message names the dotted key, the value and the fix."""
 
 
+LARGEST = 1 << 18  # characters of a configuration, and values in it once its aliases (*name) are written out
+LARGEST_MAPPING = 10_000  # keys of one section
+DEEPEST = 100  # brackets within each other
+
 # PyYAML follows YAML 1.1, where 1e-4 is a string. Loader and dumper share this rule, so a string "1e-4" is quoted.
 _FLOAT = re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$")
 
 
 class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict:
-        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for i, key in enumerate(keys):
-            if key.value in [earlier.value for earlier in keys[:i]]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+    def flatten_mapping(self, node: yaml.Node) -> None:
+        """Mappings that are merged (<<) into mappings that are merged can grow tenfold with each line."""
+        super().flatten_mapping(node)
+        if len(node.value) > LARGEST_MAPPING:
+            raise yaml.constructor.ConstructorError(None, None, "too many merged keys (<<)", node.start_mark)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -35,10 +48,6 @@ class _Dumper(yaml.SafeDumper):
 
 for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
-
-
-DEEPEST = 100  # brackets within each other
-LARGEST = 1 << 20  # characters of a configuration, and values in it once its aliases (*name) are written out
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -72,7 +81,8 @@ def _size(value: Any, known: dict[int, int]) -> int:
 def read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The mapping in ``path``, laid over that of its ``base: other.yaml`` (relative to ``path``), if it names one."""
     if not path.is_file():
-        raise ConfigError(f"configuration file {path} does not exist")
+        what = "is not a file" if os.path.lexists(path) else "does not exist"
+        raise ConfigError(f"configuration file {path} {what}: give a YAML file, such as those in configs/")
     try:
         with path.open(encoding="utf-8") as file:
             raw = parse_yaml(file.read(LARGEST + 1), str(path))

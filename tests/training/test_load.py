@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -261,6 +262,44 @@ def test_signatures_are_read_without_an_import(cls):
     assert [a.name for a in found] == list(real)[1:]
     assert all(eval(a.default) == real[a.name].default for a in found)  # the source of a literal
     assert all(a.meaning for a in found), [a.name for a in found if not a.meaning]
+
+
+def _bomb(line: str, first: str) -> str:
+    return f"a0: &a0 {first}\n" + "".join(line.format(n=n, p=n - 1) for n in range(1, 12))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x00\x01\x02\xff" * 99, "not UTF-8|not valid YAML"),
+        ("run: {dir: caf\u00e9}".encode("latin-1"), "not UTF-8"),
+        ("run: {dir: out}".encode("utf-16"), "not UTF-8"),
+        (b"run:\n\tdir: out", "not valid YAML"),
+        (b"a" * 300_000, "300|262,144|characters"),
+        (_bomb("a{n}: &a{n} [" + "*a{p}, " * 10 + "]\n", "[x]").encode(), "aliases"),
+        (_bomb("a{n}: &a{n} {{<<: [" + "*a{p}, " * 10 + "]}}\n", "{x: 1}").encode(), "merged keys"),
+        (b"[" * 1000, "nested too deep"),
+        (b"a: &a [*a]", "holds itself|nested"),
+        (b"? [1, 2]\n: 3", "mapping|YAML|unknown key"),
+        (b"run: !!python/object/apply:os.system [ls]", "not valid YAML"),
+        ("\n".join(f"k{i}: 1" for i in range(1000)).encode(), "unknown key k0"),
+        (b"1: 2", "unknown key 1"),
+        (b"run: {dir: out}\nrun: {dir: in}", "'run' is given twice"),
+        (b"run: &r {dir: out}\noptim: {<<: *r}", "unknown key optim.dir"),
+    ],
+)
+def test_hostile_files_are_one_message(tmp_path, content, message):
+    (tmp_path / "c.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=message) as error:
+        load_config(Config, tmp_path / "c.yaml", [])
+    assert len(str(error.value)) < 1000 and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("nowhere", path)])
+def test_what_is_no_file_is_not_opened(tmp_path, make):
+    make(tmp_path / "c.yaml")
+    with pytest.raises(ConfigError, match="c.yaml is not a file: give a YAML file"):
+        load_config(Config, tmp_path / "c.yaml", [])
 
 
 def test_user_errors_are_one_line_and_status_2(capsys):
