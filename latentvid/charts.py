@@ -43,7 +43,7 @@ class Axis:
         low, high = (0.0 if zero else min(values)), max(values)
         if log:
             low, high = math.log10(low), math.log10(high)
-        room = 0.04 * (high - low) or 0.5
+        room = 0.04 * (high - low) or max(0.5, 1e-3 * abs(high))  # of large numbers 0.5 is nothing
         return cls(low if zero else low - room, high + room, start, end, log)
 
     def at(self, value: float) -> float:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,6 +62,18 @@ def check_writable(folder: str | os.PathLike, fix: str = "give another folder, o
     finally:
         with contextlib.suppress(OSError):
             probe.unlink(missing_ok=True)
+
+
+def kept_beside(path: Path, copy: bool = False) -> Path:
+    """Moves (or copies) a file to NAME.1, or the first such name that is free, and says where: nothing is lost."""
+    number = 1
+    while os.path.lexists(kept := path.with_name(f"{path.name}.{number}")):
+        number += 1
+    if copy:
+        shutil.copyfile(path, kept)
+    else:
+        os.rename(path, kept)
+    return kept
 
 
 def leads_out(path: Path, root: Path) -> bool:

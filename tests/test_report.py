@@ -10,7 +10,6 @@ from pages import Html
 from safetensors.torch import save_file
 
 from latentvid.data.writing import write_video
-from latentvid.errors import UserError
 from latentvid.evaluation.scores import ORDER
 from latentvid.report import write_report
 
@@ -85,10 +84,18 @@ def test_a_missing_clip_leaves_its_prompt(demo):
     assert "00.mp4 is missing" in page.text and "7 moves up" in page.text
 
 
-def test_damaged_files_are_refused(demo):
-    (demo / "scores.json").write_text('{"digit": 0.9')
-    with pytest.raises(UserError, match="scores.json is damaged"):
-        write_report([demo])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"digit": 0.9', "scores.json: is damaged"),
+        ('{"digit": "x", "strict": 0.5}', "scores.json: digit: input should be a valid number"),
+        ("[1]", "scores.json: its content: input should be a valid dictionary"),
+    ],
+)
+def test_a_damaged_file_is_said_and_the_rest_shown(content, said, demo):
+    (demo / "scores.json").write_text(content)
+    page = Html.of(write_report([demo]))
+    assert said in page.text and "7 moves up" in page.text and "Generated clips" in page.text
 
 
 def test_two_demos_side_by_side(demo, tmp_path):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict
 
 from ..evaluation.preference import wilson
 from ..evaluation.scores import ORDER, THRESHOLDS
+from ..files import file_fault
 from ..page import Page, duration, note, table
+from ..training.records import STRICT, Number
 from .facts import count_parameters, millions, shown_path
-from .runs import read_json
+from .reading import Clips, Faults, read_json
 from .scores import Score, score_table, unequal_settings
 
 ZOOM = 4
@@ -37,19 +41,38 @@ PICTURES = {
 GROUPS = {"seen": "Pairs of digit and direction seen in training", "heldout": "Pairs never seen in training"}
 
 
-def demo_sections(page: Page, folders: Sequence[Path], labels: Sequence[str]) -> list[tuple[str, str]]:
-    """As (title, HTML), of one demo or of several side by side."""
-    scores = [read_json(folder / "scores.json") for folder in folders]
-    pictures = {
-        title: [picture(page, folder / name, caption) for folder in folders]
+_FIGURES = dict.fromkeys([*ORDER, "seconds", "chance_both"], NotRequired[Number])
+DemoScores = TypedDict(  # scores.json
+    "DemoScores",
+    {
+        **_FIGURES,
+        "real": NotRequired[dict[str, Number]],
+        "counts": NotRequired[dict[str, Clips]],
+        "settings": NotRequired[dict[str, Number]],
+    },
+)
+DemoScores.__pydantic_config__ = STRICT
+
+
+def demo_sections(page: Page, folders: Sequence[Path], labels: Sequence[str]) -> list[tuple[str, Callable[[], str]]]:
+    """As (title, what makes its HTML), of one demo or of several side by side."""
+    pictures = [
+        (title, lambda name=name, caption=caption: beside(labels, [picture(page, f / name, caption) for f in folders]))
         for title, (name, caption) in PICTURES.items()
-    }
-    return [
-        ("Scores", scores_table(scores[0]) if len(folders) == 1 else compared(labels, scores)),
-        ("Generated clips", clips(page, folders, labels)),
-        *((title, beside(labels, columns)) for title, columns in pictures.items()),
-        ("Parameters", _parameters(folders, labels)),
     ]
+    return [
+        ("Scores", lambda: _scores(folders, labels)),
+        ("Generated clips", lambda: clips(page, folders, labels)),
+        *pictures,
+        ("Parameters", lambda: _parameters(folders, labels)),
+    ]
+
+
+def _scores(folders: Sequence[Path], labels: Sequence[str]) -> str:
+    faults = Faults()
+    scores = [read_json(folder / "scores.json", folder, faults, DemoScores) for folder in folders]
+    said = "".join(map(note, faults.lines))
+    return said + (scores_table(scores[0]) if len(folders) == 1 else compared(labels, scores))
 
 
 def _parameters(folders: Sequence[Path], labels: Sequence[str]) -> str:
@@ -131,9 +154,10 @@ def clips(page: Page, folders: Sequence[Path], labels: Sequence[str]) -> str:
     """Looping videos, each with its prompt and what the judge read; of several demos a column each."""
     columns = []
     for folder in folders:
-        found = read_json(folder / "samples" / "clips.json")
+        faults = Faults()
+        found = read_json(folder / "samples" / "clips.json", folder, faults)
         if not found:
-            columns.append(note(f"samples/clips.json is missing: {MAKES}"))
+            columns.append("".join(map(note, faults.lines)) or note(f"samples/clips.json is missing: {MAKES}"))
             continue
         groups = []
         for kind, title in GROUPS.items():
@@ -153,7 +177,7 @@ def beside(labels: Sequence[str], columns: Sequence[str]) -> str:
 
 def _card(page: Page, file: Path, clip: dict) -> str:
     width, height = ZOOM * clip["width"], ZOOM * clip["height"]
-    if file.is_file():
+    if file_fault(file, file.parent) is None:
         size = f'width="{width}" height="{height}"'
         shown = f'<video class="small" src="{page.embed(file)}" {size} autoplay loop muted playsinline></video>'
     else:
@@ -168,8 +192,8 @@ def _card(page: Page, file: Path, clip: dict) -> str:
 
 
 def picture(page: Page, file: Path, caption: str) -> str:
-    if not file.is_file():
-        return note(f"{file.name} is missing: {MAKES}")
+    if fault := file_fault(file, file.parent):
+        return note(f"{file.name} {fault}: {MAKES}")
     return f'<img class="wide" src="{page.embed(file)}" alt="{escape(caption)}">'
 
 

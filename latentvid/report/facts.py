@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from ..charts import short
+from ..files import file_fault
 from ..page import duration, note, table
 from ..training.about import versions as installed
 from .curves import mean_share
@@ -87,6 +88,15 @@ def count_parameters(folder: Path) -> int:
 
 
 def _parameters(file: Path) -> int:
+    if file_fault(file, file.parent) is not None:
+        return 0
+    try:
+        return _counted(file)
+    except (SafetensorError, OSError):
+        return 0
+
+
+def _counted(file: Path) -> int:
     with safe_open(file, framework="numpy") as tensors:
         return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
 

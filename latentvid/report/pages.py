@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import UserError
-from ..files import written_whole
+from ..files import check_writable, written_whole
 from ..page import LIMIT, Page, note
 from .configuration import configuration
 from .curves import efficiency, training_curves
@@ -17,6 +17,7 @@ from .samples import samples
 from .scores import evaluation
 from .validation import validation
 
+FAULTS = 20  # that are listed
 PARTS = {"vae_run": KINDS["vae"], "dit_run": KINDS["dit"]}  # of a demo, in the order in which they are trained
 
 
@@ -27,7 +28,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None, limit: int = 
     unset, report.html in the folder, or comparison.html in the first. limit: bytes of clips and pictures, above which
     the oldest samples are left out.
 
-    Raises UserError where a folder is none of these, where they are not of a kind, or where a file is damaged.
+    What is damaged is left out, and said. Raises UserError where a folder is none of these, or they are not of a kind.
     """
     for folder in folders:
         if not folder.is_dir():
@@ -38,16 +39,17 @@ def write_report(folders: Sequence[Path], out: Path | None = None, limit: int = 
             f"{folders[single.index(True)]} is a training run and {folders[single.index(False)]} is not: "
             "compare two runs, such as A/dit_run and B/dit_run, or two demos"
         )
+    out = out or folders[0] / ("report.html" if len(folders) == 1 else "comparison.html")
+    check_writable(out.parent, "give another page with --out")
     names = labels(folders) if len(folders) > 1 else [shown_path(folder) for folder in folders]
     page = Page(limit)
     if all(single):
         runs = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
         title, lead = _title(names, "Training run"), _lead(runs)
-        parts = [("", [*sections(page, runs), ("How to repeat", repeat(runs))])]
+        parts = [("", [*sections(page, runs), ("How to repeat", whole(lambda: repeat(runs)))])]
     else:
         title, lead = _title(names, "Demo" if any(map(_is_demo, folders)) else "Training runs"), _whole_lead(folders)
         parts = _whole(page, folders, names)
-    out = out or folders[0] / ("report.html" if len(folders) == 1 else "comparison.html")
     with written_whole(out) as beside:
         beside.write_text(page.html(title, lead, parts, made_by()), encoding="utf-8")
     return out
@@ -68,16 +70,33 @@ def _lead(runs: Sequence[Run]) -> str:
 def sections(page: Page, runs: Sequence[Run]) -> list[tuple[str, str]]:
     """All that is known of a training run, or of several side by side."""
     return [
-        ("Summary", summary(runs)),
-        ("Curves", training_curves(page, runs)),
-        ("Validation", validation(page, runs)),
-        ("Samples", samples(page, runs)),
-        ("Evaluation", evaluation(runs)),
-        ("Efficiency", efficiency(runs)),
-        ("Data", data(runs)),
-        ("Configuration", configuration(runs)),
-        ("Versions and machine", versions(runs)),
+        ("Summary", broken(runs) + whole(lambda: summary(runs))),
+        ("Curves", whole(lambda: training_curves(page, runs))),
+        ("Validation", whole(lambda: validation(page, runs))),
+        ("Samples", whole(lambda: samples(page, runs))),
+        ("Evaluation", whole(lambda: evaluation(runs))),
+        ("Efficiency", whole(lambda: efficiency(runs))),
+        ("Data", whole(lambda: data(runs))),
+        ("Configuration", whole(lambda: configuration(runs))),
+        ("Versions and machine", whole(lambda: versions(runs))),
     ]
+
+
+def broken(runs: Sequence[Run]) -> str:
+    """What of the folders is not whole."""
+    named = [f"{run.label}: {fault}" if len(runs) > 1 else fault for run in runs for fault in run.faults]
+    if not named:
+        return ""
+    rest = f" and {len(named) - FAULTS} more" if len(named) > FAULTS else ""
+    return "".join(map(note, ["Not whole, and left out of what follows:", *named[:FAULTS]])) + (rest and note(rest))
+
+
+def whole(make: Callable[[], str]) -> str:
+    """A part of the page; where what it shows is not as training writes it, a word on that, and the rest stands."""
+    try:
+        return make()
+    except Exception as error:
+        return note(f"This part cannot be shown: the folder holds what training does not write ({error!r:.200})")
 
 
 # ------------------------------------------------------------------------------------------- demos and folders of runs
@@ -111,7 +130,8 @@ def _whole(page: Page, folders: Sequence[Path], names: Sequence[str]) -> list[tu
             raise UserError(
                 f"{folder} holds neither a training run ({', '.join(LOGS)}) nor a demo (scores.json, vae_run, dit_run)"
             )
-    parts = [("", demo_sections(page, folders, names))] if demo else []
+    made = [(title, whole(make)) for title, make in demo_sections(page, folders, names)] if demo else []
+    parts = [("", made)] if demo else []
     own = list(PARTS) if demo else []
     for name in dict.fromkeys([*own, *(name for found in inner for name in found)]):
         heading = f"{PARTS[name]} ({name})" if name in PARTS else name

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from ..training.yaml_files import parse_yaml
+from ..files import leads_out
+from ..training.records import About, Best
+from .reading import Evaluation, Faults, read_columns, read_config, read_json, read_measured, there
 
 LOGS = ("metrics.jsonl", "config.yaml", "run.json", "validation.jsonl")  # any of them makes a folder a run
 KINDS = {"vae": "Autoencoder", "dit": "Diffusion transformer", None: "Training run"}
-SAMPLE = re.compile(r"step-(\d+)-(ema|raw)(?:\.png|-(\d+)\.(?:png|mp4))")
+SAMPLE = re.compile(r"step-(\d{1,9})-(ema|raw)(?:\.png|-(\d{1,6})\.(?:png|mp4))")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Run:
 
     label: how the page names it. kind: a key of KINDS. columns: of metrics.jsonl by key, [n] each, NaN where a line
     has no number; "wall" (seconds of training, over all starts) and "seen" (tokens so far) are made from them.
-    validation: lines of validation.jsonl. samples: by step, then by weights.
+    validation: lines of validation.jsonl. samples: by step, then by weights. faults: what of the folder is
+    not whole, a line each.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class Run:
     config_text: str
     evaluation: dict[str, Any] | None
     samples: dict[int, dict[str, Samples]]
+    faults: tuple[str, ...] = ()
 
     def column(self, key: str) -> np.ndarray:
         """[n] numbers of metrics.jsonl, all NaN where there are none."""
@@ -64,12 +66,9 @@ def is_run(folder: Path) -> bool:
 
 
 def read_run(folder: Path, label: str) -> Run:
-    """Raises UserError, which names the file and the fix, for one that is damaged."""
-    file = folder / "config.yaml"
-    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
-    config = parse_yaml(text, str(file)) if text else None
-    if config is not None and not isinstance(config, dict):
-        raise UserError(f"{file} holds no mapping: put back the config.yaml that the run wrote")
+    """What is whole of it; `faults` says what is not."""
+    faults = Faults()
+    text, config = read_config(folder / "config.yaml", folder, faults)
     kind = None
     if config is not None:
         kind = "dit" if "text_encoder" in config else "vae" if "statistics_samples" in config else None
@@ -77,60 +76,25 @@ def read_run(folder: Path, label: str) -> Run:
         folder=folder,
         label=label,
         kind=kind,
-        columns=read_columns(folder / "metrics.jsonl"),
-        validation=sorted(_records(folder / "validation.jsonl"), key=lambda line: line["step"]),
-        best=read_json(folder / "best.json"),
-        facts=read_json(folder / "run.json"),
+        columns=_with_sums(read_columns(folder / "metrics.jsonl", folder, faults)),
+        validation=read_measured(folder / "validation.jsonl", folder, faults),
+        best=read_json(folder / "best.json", folder, faults, Best),
+        facts=read_json(folder / "run.json", folder, faults, About),
         config=config,
         config_text=text,
-        evaluation=read_json(folder / "evaluation" / "scores.json"),
-        samples=find_samples(folder / "samples"),
+        evaluation=read_json(folder / "evaluation" / "scores.json", folder, faults, Evaluation),
+        samples=find_samples(folder, faults),
+        faults=tuple(faults.lines),
     )
 
 
-def read_json(path: Path) -> Any:
-    """What the file holds; None where it is not there."""
-    if not path.is_file():
-        return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): delete it, or make it again") from error
-    return found
-
-
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a log, if it is there; one cut short by a kill is left out."""
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(record, dict) and isinstance(record.get("step"), int):
-                yield record
-
-
-def read_columns(path: Path) -> dict[str, np.ndarray]:
-    """The numbers of metrics.jsonl by key, in little memory: eight bytes each, a line at a time."""
-    columns: dict[str, array] = {"step": array("d")}
-    count = 0
-    for record in _records(path):
-        for key, value in record.items():
-            if isinstance(value, int | float):
-                column = columns.setdefault(key, array("d"))
-                column.extend([np.nan] * (count - len(column)))
-                column.append(value)
-        count += 1
-    for column in columns.values():
-        column.extend([np.nan] * (count - len(column)))
-    found = {key: np.array(column) for key, column in columns.items()}
-    if count:
-        found["wall"] = wall_time(found.get("seconds", np.full(count, np.nan)))
-        found["seen"] = np.cumsum(np.nan_to_num(found["tokens"])) if "tokens" in found else np.full(count, np.nan)
-    return found
+def _with_sums(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    count = len(columns["step"])
+    if not count:
+        return columns
+    unknown = np.full(count, np.nan)
+    seen = np.cumsum(np.nan_to_num(columns["tokens"])) if "tokens" in columns else unknown
+    return {**columns, "wall": wall_time(columns.get("seconds", unknown)), "seen": seen}
 
 
 def wall_time(seconds: np.ndarray) -> np.ndarray:
@@ -139,12 +103,16 @@ def wall_time(seconds: np.ndarray) -> np.ndarray:
     return np.cumsum(np.where(passed < 0, seconds, passed))
 
 
-def find_samples(folder: Path) -> dict[int, dict[str, Samples]]:
-    """step-000200-ema.png (the grid) and step-000200-ema-0.mp4 (a clip), by step (increasing) and weights."""
+def find_samples(run: Path, faults: Faults) -> dict[int, dict[str, Samples]]:
+    """samples/step-000200-ema.png (the grid) and step-000200-ema-0.mp4 (a clip), by step (increasing) and weights."""
+    folder = run / "samples"
+    if folder.exists() and (not folder.is_dir() or leads_out(folder, run)):
+        faults.add("samples", "is no folder of the run")
+        return {}
     found: dict[int, dict[str, Samples]] = {}
     for path in sorted(folder.glob("step-*")) if folder.is_dir() else ():
         match = SAMPLE.fullmatch(path.name)
-        if match is None:
+        if match is None or not there(path, run, faults):
             continue
         step, weights = int(match[1]), match[2]
         old = found.setdefault(step, {}).get(weights, Samples(None, {}))

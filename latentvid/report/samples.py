@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 
 from ..data.video import probe
+from ..errors import ClipError
 from ..page import Page, note
 from .curves import missing
 from .runs import SAMPLE, Run, Samples
@@ -73,7 +74,8 @@ def _step(runs: Sequence[Run], step: int, sources: dict[Path, str]) -> str:
 
 
 def _weights(run: Run, weights: str, shown: Samples, sources: dict[Path, str], several: bool) -> str:
-    prompts = run.section("samples").get("prompts") or []
+    prompts = run.section("samples").get("prompts")
+    prompts = prompts if isinstance(prompts, list) else []
     small = " small" if _small(shown) else ""
     parts = [f"<h4>{weights} weights</h4>" if several else ""]
     if shown.grid in sources:
@@ -96,12 +98,22 @@ def _weights(run: Run, weights: str, shown: Samples, sources: dict[Path, str], s
 def _small(shown: Samples) -> bool:
     """By the first clip: those of a run are about as large as each other."""
     first = next(iter(shown.clips.values()), None)
-    return first is not None and probe(first).width < SMALL
+    return first is not None and (_width(first) or SMALL) < SMALL
+
+
+def _width(path: Path) -> int | None:
+    """None where it cannot be read."""
+    try:
+        return probe(path).width
+    except ClipError:
+        return None
 
 
 def _grid(path: Path, source: str, weights: str) -> str:
     """A narrow picture is enlarged."""
-    width = probe(path).width
+    width = _width(path)
+    if width is None:
+        return note(f"{path.name} cannot be read")
     zoom = max(1, min(4, 1000 // width))
     kind = "wide small" if zoom > 1 else "wide"
     return f'<img class="{kind}" width="{zoom * width}" src="{source}" alt="samples, {weights} weights">'
