@@ -67,6 +67,10 @@ _FIXES = {
     errno.EPERM: "choose one that you may use, or change its permissions",
     errno.EMFILE: "raise the limit of open files (ulimit -n 4096)",
     errno.ENFILE: "close other programs, or raise the system's limit of open files",
+    errno.EFBIG: "allow larger files (ulimit -f), or choose another file system",
+    errno.EIO: "mend the disk",
+    errno.ESTALE: "mount the network file system again",
+    errno.ELOOP: "mend the links, which lead back to each other",
     errno.ENAMETOOLONG: "give a shorter name",
     errno.ENOMEM: "close other programs, or ask for less at once",
 }

@@ -17,7 +17,7 @@ from .errors import UserError
 
 T = TypeVar("T")
 
-PATIENCE = 86_400.0  # seconds
+PATIENCE = 21_600.0  # seconds: to hash a terabyte may take hours
 _meetings = itertools.count()  # the same on all processes, which meet in the same order
 
 CPU_LAUNCH = (
@@ -70,7 +70,7 @@ def process_state() -> PartialState:
 
 
 def meet() -> None:
-    """Waits until all processes are here, a day if need be, for work that some have more of than others.
+    """Waits until all processes are here, for hours if need be, for work that some have more of than others.
 
     A collective will not do: NCCL and gloo end it, and with it the run, after ten minutes.
     """

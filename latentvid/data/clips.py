@@ -20,6 +20,7 @@ from torch import Tensor
 from ..errors import ClipError, StorageError, UserError
 from ..rng import generator
 from .columns import Column, Lookup, distinct_rows
+from .identity import identify
 from .manifest import USUAL, Columns, Manifest, read_manifest
 from .plan import Draw
 from .quarantine import Quarantine, Watched
@@ -178,6 +179,18 @@ class ClipSource:
             lines += [f"{name}: {count} windows of {samples} clips and images", *dropped_by_reason(dropped)]
             lines += [f"  {note}" for note in notes]
         return "\n".join(lines)
+
+    def identity(self) -> dict[str, Any]:
+        """Which clips and captions these are, wherever they lie."""
+        samples = self.samples
+        used = np.unique(self.windows.sample).tolist()
+        folders = [os.path.join(folder, "") for folder in samples.folders]
+        return identify(
+            {
+                "names": [samples.paths[i].removeprefix(folders[samples.source[i]]) for i in used],
+                "captions": [samples.captions[i] for i in used],
+            }
+        )
 
     def caption(self, index: int) -> str:
         return self.samples.captions[self.windows.sample[index]]

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..files import written_whole
 from ..limits import shown
+from .identity import identify
 from .samples import dropped_by_reason
 from .shards import AGAIN, Encoded, FileState, Shard, read_json, read_origins, shard_path
 
@@ -156,6 +157,12 @@ class LatentCache:
         lines = [f"{self.folder}: {len(self)} encoded windows", *dropped_by_reason(self.dropped)]
         return "\n".join(lines + [f"  {note}" for note in self.notes])
 
+    def entries(self) -> list[str]:
+        """Of each entry what tells it from others: what the cache was made of, its window and its shape."""
+        made_of = json.dumps([self.key, self.content], sort_keys=True)
+        key = hashlib.blake2b(made_of.encode(), digest_size=8).hexdigest()
+        return [f"{key} {window} {grid}" for window, grid in zip(self.windows, self.grids, strict=True)]
+
     def load(self, i: int) -> Encoded:
         """Entry i as float32. Raises UserError where it is not as it was written."""
         window = self.windows[i]
@@ -222,6 +229,10 @@ class LatentCaches:
 
     def summary(self) -> str:
         return "\n".join(cache.summary() for cache in self.caches)
+
+    def identity(self) -> dict[str, Any]:
+        """Which entries these are, made from what, wherever the caches lie."""
+        return identify({"entries": [text for cache in self.caches for text in cache.entries()]})
 
     def load(self, i: int) -> Encoded:
         """Entry i of all as float32."""

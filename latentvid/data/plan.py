@@ -321,6 +321,8 @@ class Plan:
         self._given = self._per_stream(self._carried)
         if state["place"]:
             self._plan_window()
+            if state["place"] > len(self._steps):
+                raise UserError(f"the saved place in the data, step {state['place']} of {len(self._steps)}, cannot be")
             self._place = state["place"]
 
     def _counters(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import platform
 from dataclasses import asdict
@@ -15,9 +16,13 @@ import psutil
 import torch
 
 from ..data.plan import Plan
-from ..files import written_whole
+from ..errors import UserError
+from ..files import kept_beside, written_whole
 from .compute import Compute
+from .records import About, read_json, salvaged
 from .task import Task
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = ("latentvid", "torch", "torchvision", "timm", "diffusers", "transformers", "accelerate", "deepspeed", "av")
 SHAPES = 20  # that are listed, those with the most tokens
@@ -67,12 +72,26 @@ def plan_summary(task: Task, plan: Plan) -> dict[str, Any]:
     }
 
 
+def _before(file: Path) -> About:
+    """What is right of the file of earlier starts; a damaged one is kept beside it."""
+    if not file.is_file():
+        return {}
+    try:
+        found, faults = salvaged(read_json(file), About)
+    except UserError as error:
+        found, faults = None, [str(error)]
+    if faults:
+        kept = kept_beside(file)
+        logger.warning("%s is damaged (%s) and is written anew; it is kept as %s", file, "; ".join(faults[:3]), kept)
+    return found or {}
+
+
 def write_about(
     run: Path, task: Task, plan: Plan, parameters: int, *, step: int, strategy: str, world: int, compute: Compute
 ) -> None:
     """Writes RUN/run.json at a start from `step`; earlier starts stay listed where the run goes on."""
     file, now = run / "run.json", datetime.now(UTC).isoformat(timespec="seconds")
-    before = json.loads(file.read_text(encoding="utf-8")) if step and file.is_file() else {}
+    before = _before(file) if step else {}
     about = {
         "started": before.get("started", now),
         "versions": versions(),

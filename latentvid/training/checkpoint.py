@@ -10,15 +10,19 @@ import logging
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..files import written_whole
+from ..errors import UserError
+from ..files import file_fault, follow_umask, leads_out, written_whole
+from .records import Manifest, read_record
 
 MANIFEST = "manifest.json"
 _PART = ".part-{:05d}.json"
 _STEP = re.compile(r"^step-(\d{8,})$")
-_LEFTOVER = re.compile(r"^\.step-\d{8,}\.(partial|trash)$")
+_LEFTOVER = re.compile(r"^\.step-\d{8,}\.(partial|trash)(\.[0-9a-f]+)?$")
+_NAMED = 5  # damaged checkpoints that an error names
 _REPLACED = re.compile(r"^\.(step-(\d{8,}))\.old$")
 
 logger = logging.getLogger(__name__)
@@ -40,6 +44,7 @@ class CheckpointStore:
         self.keep_last = keep_last
         self.keep_every = keep_every
         self.best: int | None = None
+        self._warned: set[int | None] = set()  # kinds of failure
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of ``step`` is, or would be."""
@@ -57,10 +62,17 @@ class CheckpointStore:
             if replaced and not (self.root / replaced[1]).exists():
                 entry.rename(self.root / replaced[1])  # killed between the two renames of commit()
             elif replaced or _LEFTOVER.match(entry.name):
-                shutil.rmtree(entry)
+                self._remove(entry)
         partial = self.partial(step)
+        if partial.exists():
+            partial.rename(self._trash(step))
         partial.mkdir()
         return partial
+
+    def abandon(self, step: int) -> None:
+        """Makes room again where a checkpoint could not be written."""
+        if self.partial(step).exists():
+            self._remove(self.partial(step))
 
     def seal(self, step: int, part: int, files: Iterable[Path]) -> None:
         """A process other than the main one has written these files; :meth:`commit` waits for its word."""
@@ -90,14 +102,17 @@ class CheckpointStore:
                 f"{partial} holds no files: write the checkpoint between begin({step}) and commit({step})"
             )
         (partial / MANIFEST).write_text(json.dumps({"step": step, "files": entries}, indent=1), encoding="utf-8")
+        follow_umask(partial)
         folders = [p for p in partial.rglob("*") if p.is_dir()]
         for path in [partial / MANIFEST, *folders, partial]:
             _fsync(path)
         if final.exists():  # a directory cannot replace another in one step: newest() also looks at the .old one
             old = self.root / f".{final.name}.old"
+            if old.exists():
+                old.rename(self._trash(step))
             final.rename(old)
             partial.rename(final)
-            shutil.rmtree(old)
+            self._remove(old)
         else:
             partial.rename(final)
         _fsync(self.root)
@@ -111,19 +126,30 @@ class CheckpointStore:
         return sorted(int(m[1]) for p in self.root.iterdir() if (m := _STEP.match(p.name)) and p.is_dir())
 
     def newest(self) -> Path | None:
-        """The newest whole checkpoint, every file checked against its sha256, or None.
+        """The newest whole checkpoint, every file checked against its sha256; None where there are none.
 
-        A damaged one is passed over with a warning that names the file.
+        A damaged one is passed over with a warning that names the file. Raises UserError where all are damaged: to
+        begin anew there would destroy what may yet be saved.
         """
-        found = {step: self.path(step) for step in self.steps()}
-        for entry in self.root.iterdir() if self.root.is_dir() else ():
+        entries = sorted(self.root.iterdir()) if self.root.is_dir() else []
+        found = {int(match[1]): entry for entry in entries if (match := _STEP.match(entry.name))}
+        for entry in entries:
             if replaced := _REPLACED.match(entry.name):
                 found.setdefault(int(replaced[2]), entry)
+        damaged = {}
         for step in sorted(found, reverse=True):
-            damage = find_damage(found[step])
+            damage = find_damage(found[step], step)
             if damage is None:
                 return found[step]
+            damaged[found[step].name] = damage
             logger.warning("checkpoint %s is skipped: %s", found[step], damage)
+        if damaged:
+            named = "; ".join(f"{name}: {damage}" for name, damage in list(damaged.items())[:_NAMED])
+            more = f"; and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
+            raise UserError(
+                f"no checkpoint in {self.root} is whole ({named}{more}); nothing was changed: mend one, or to begin "
+                "anew remove that folder by hand or give another run.dir"
+            )
         return None
 
     def _prune(self, step: int) -> None:
@@ -132,28 +158,65 @@ class CheckpointStore:
         for old in earlier[: -self.keep_last]:
             if old == self.best or (self.keep_every and old % self.keep_every == 0):
                 continue
-            trash = self.root / f".{self.path(old).name}.trash"
-            self.path(old).rename(trash)  # so that a kill during the removal leaves no half checkpoint
-            shutil.rmtree(trash)
+            trash = self._trash(old)
+            try:
+                self.path(old).rename(trash)  # so that a kill during the removal leaves no half checkpoint
+            except OSError as error:
+                self._warn(self.path(old), error)
+            else:
+                self._remove(trash)
+
+    def _trash(self, step: int) -> Path:
+        return self.root / f".{self.path(step).name}.trash.{uuid.uuid4().hex}"
+
+    def _remove(self, folder: Path) -> None:
+        """As far as the file system lets it (a file that is open elsewhere stays, on NFS); tried again at the next
+        checkpoint. The run goes on: what it needs is written."""
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            self._warn(folder, error)
+
+    def _warn(self, folder: Path, error: OSError) -> None:
+        if error.errno not in self._warned:
+            self._warned.add(error.errno)
+            logger.warning(
+                "%s cannot be removed (%s); it is tried again at later checkpoints, without another word",
+                folder,
+                error.strerror or error,
+            )
 
 
-def find_damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint directory, naming the file, or None when it is whole."""
+def find_damage(checkpoint: Path, step: int | None = None) -> str | None:
+    """What is wrong with a checkpoint directory, naming the file, or None when it is whole.
+
+    step: which it must be of. Files that a reader would take must be those of its manifest, and lie within it.
+    """
+    if checkpoint.is_symlink() and leads_out(checkpoint, checkpoint.parent):
+        return "it is a link that leads out of its folder"
+    if not checkpoint.is_dir():
+        return "it is no folder"
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        entries = [(checkpoint / name, e["size"], e["sha256"]) for name, e in manifest["files"].items()]
-    except FileNotFoundError:
-        return f"{MANIFEST} is missing"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{MANIFEST} cannot be read ({type(error).__name__}: {error})"
-    for path, size, sha256 in entries:
-        if not path.is_file():
-            return f"{path.name} is missing"
-        if path.stat().st_size != size:
-            return f"{path.name} has {path.stat().st_size} bytes instead of {size}"
-        if _sha256(path) != sha256:
-            return f"{path.name} does not match its sha256"
-    return None
+        manifest = read_record(checkpoint / MANIFEST, Manifest, checkpoint)
+    except UserError as error:
+        return str(error).removeprefix(f"{checkpoint}{os.sep}")
+    if step is not None and manifest["step"] != step:
+        return f"{MANIFEST} is of step {manifest['step']}"
+    if not manifest["files"]:
+        return f"{MANIFEST} names no file"
+    for name, entry in manifest["files"].items():
+        path = checkpoint / name
+        if fault := file_fault(path, checkpoint):
+            return f"{name} {fault}"
+        if path.stat().st_size != entry["size"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {entry['size']}"
+        try:
+            if _sha256(path) != entry["sha256"]:
+                return f"{name} does not match its sha256"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror or error})"
+    strange = {p.name for p in checkpoint.glob("*.safetensors")} - manifest["files"].keys()
+    return f"{sorted(strange)[0]} is not of this checkpoint" if strange else None
 
 
 def _entries(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, int | str]]:

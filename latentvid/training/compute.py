@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar, get_args
 
 import torch
-import yaml
 
+from ..errors import UserError
 from ..precision import Computed, autocast, choose, describe, speed
 from ..world import from_main
 from .checkpoint import CheckpointStore
 from .config import TrainingConfig
+from .records import read_json
+from .yaml_files import read_yaml
 
 Config = TypeVar("Config", bound=TrainingConfig)
 logger = logging.getLogger(__name__)
@@ -64,11 +65,11 @@ def kept_in(run: Path) -> dict[str, Computed]:
     store = CheckpointStore(run / "checkpoints")
     for step in reversed(store.steps()):
         try:
-            kept = json.loads((store.path(step) / "state.json").read_text(encoding="utf-8")).get("computes_in")
+            kept = read_json(store.path(step) / "state.json", run).get("computes_in")
             if kept is None:
-                kept = {"passes": yaml.safe_load((run / "config.yaml").read_text("utf-8"))["train"]["mixed_precision"]}
+                kept = {"passes": read_yaml(run / "config.yaml")["train"]["mixed_precision"]}
             return {key: value for key, value in kept.items() if value in get_args(Computed)}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        except (UserError, KeyError, TypeError, AttributeError):
             continue
     return {}
 

@@ -105,6 +105,10 @@ class Optim:
 @dataclass(kw_only=True)
 class Train:
     steps: int = _help("length of the run", default=100_000)
+    extend: bool = _help(
+        "go on with another `steps` than a run began with although the learning rate follows it, and so jumps",
+        default=False,
+    )
     mixed_precision: MixedPrecision = _help(
         "what passes compute in (weights stay fp32); auto: bf16 where the device is measured to be faster in it",
         default="auto",

@@ -147,6 +147,9 @@ class DitTask:
     def summary(self) -> str:
         return self.source.summary() if self.cache is None else "\n".join([self.cache.summary(), *self.cache_notes])
 
+    def identity(self) -> dict[str, Any]:
+        return self.source.identity() if self.cache is None else self.cache.identity()
+
     @property
     def frozen(self) -> tuple[nn.Module, ...]:
         return self.vae, self.text.encoder

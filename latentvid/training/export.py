@@ -18,25 +18,45 @@ import shutil
 from pathlib import Path
 
 import torch
-import yaml
 from torch import nn
 
 from ..errors import UserError
+from ..files import check_writable, follow_umask
 from .checkpoint import CheckpointStore, find_damage
 from .config import DitConfig, VaeConfig
 from .load import load_config
-from .pieces import PieceReader
+from .pieces import PieceReader, not_finite
+from .records import State, read_record
 from .watch import read_best
+from .yaml_files import read_yaml
 
 
-def export_checkpoint(task, checkpoint: Path, out: Path, device: torch.device, raw: bool = False) -> None:
-    """Writes the task's product at `out`, there only when whole; `task` is a `trainer.Task`."""
-    model = read_model(task.new_model(), checkpoint, raw).to(device).eval()
-    beside = out.with_name(f".{out.name}.partial")
-    for folder in (beside, out):
+def export_checkpoint(task, checkpoint: Path, out: Path, raw: bool = False) -> None:
+    """Writes the task's product at `out`, there only when whole; `task` is a `trainer.Task`.
+
+    The model is built on the CPU, beside whatever else the device holds. What was at `out` stays until then. Raises
+    UserError for weights that were never trained, or are no numbers.
+    """
+    if read_record(checkpoint / "state.json", State, checkpoint)["ema_updates"] == 0:
+        raise UserError(
+            f"{checkpoint} holds no trained weights, because every step was skipped: lower optim.lr, or mend the data, "
+            "and begin anew"
+        )
+    model = read_model(task.new_model(), checkpoint, raw).eval()
+    if (name := not_finite(dict(model.named_parameters()))) is not None:
+        raise UserError(f"{checkpoint}: {name} is not finite: export another step")
+    beside, old = (out.with_name(f".{out.name}.{word}") for word in ("partial", "old"))
+    for folder in (beside, old):
         shutil.rmtree(folder, ignore_errors=True)
-    task.export(model, beside)
-    beside.rename(out)
+    try:
+        task.export(model, beside)
+        follow_umask(beside)
+        if out.exists():
+            out.rename(old)
+        beside.rename(out)
+    finally:
+        for folder in (beside, old):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @torch.no_grad()
@@ -57,6 +77,8 @@ def export_run(run: Path, out: Path, step: int | None = None, raw: bool = False,
     """Exports a step's checkpoint of a run (the newest whole one by default); returns the checkpoint's folder."""
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is not a run: it holds no config.yaml")
+    if out.exists():
+        raise UserError(f"{out} exists: choose another folder, or remove it")
     if best:
         chosen = read_best(run)
         if chosen is None:
@@ -67,11 +89,10 @@ def export_run(run: Path, out: Path, step: int | None = None, raw: bool = False,
     if checkpoint is None or not checkpoint.is_dir():
         have = ", ".join(map(str, store.steps())) or "none"
         raise UserError(f"{run} has no {'whole checkpoint' if step is None else f'checkpoint of step {step}'}: {have}")
-    if step is not None and (damage := find_damage(checkpoint)):
+    if step is not None and (damage := find_damage(checkpoint, step)):
         raise UserError(f"{checkpoint} is damaged: {damage}")
-    if out.exists():
-        raise UserError(f"{out} exists: choose another folder, or remove it")
-    settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    check_writable(out.parent)
+    settings = read_yaml(run / "config.yaml")
     if "vae" in settings:  # only the transformer's configuration names a VAE
         from .dit_task import DitTask as MakeTask
 
@@ -82,5 +103,5 @@ def export_run(run: Path, out: Path, step: int | None = None, raw: bool = False,
         config = load_config(VaeConfig, run / "config.yaml")
     config.train.sequence_parallel = 1
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    export_checkpoint(MakeTask(config, device, data=False), checkpoint, out, device, raw)
+    export_checkpoint(MakeTask(config, device, data=False), checkpoint, out, raw)
     return checkpoint

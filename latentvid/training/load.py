@@ -163,6 +163,12 @@ def to_dict(config: Any) -> dict[str, Any]:
     return _serial(config)
 
 
+def default_values(cls: type) -> dict[str, Any]:
+    """Of every key that has a default, by its dotted name, as YAML would hold it."""
+    values = {key: default_of(field, hint) for key, hint, field in _walk(cls, "")}
+    return {key: _serial(value) for key, value in values.items() if value is not MISSING}
+
+
 def save_config(config: Any, path: Path | str) -> None:
     """Writes YAML that :func:`load_config` reads back equal."""
     Path(path).write_text(dump_yaml(to_dict(config)), encoding="utf-8")

@@ -13,7 +13,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from ..files import written_whole
+from ..errors import UserError
+from ..files import file_fault, kept_beside, written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -22,15 +23,21 @@ class MetricsLog:
     """Appends one JSON object a line to ``RUN/metrics.jsonl``, flushed each time.
 
     ``resume_step``: lines of later steps, and a line cut short by a kill, are dropped first, so that the log of a
-    resumed run is that of an uninterrupted one; None (a run from the start) drops them all. NaN and infinity, which
-    JSON cannot hold, are written as null. The main process alone opens the log.
+    resumed run is that of an uninterrupted one. A log with other lines that are no records, and the log of a run from
+    the start (None), is moved aside instead: to NAME.1, or the next name that is free. NaN and infinity, which JSON
+    cannot hold, are written as null. The main process alone opens the log.
     """
 
     def __init__(self, run_dir: Path, resume_step: int | None = None, name: str = "metrics.jsonl") -> None:
         self.path = Path(run_dir) / name
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
-            _cut(self.path, resume_step or 0)
+        if fault := file_fault(self.path, self.path.parent):
+            if self.path.is_symlink() or self.path.exists():
+                raise UserError(f"{self.path} {fault}: move it away")
+        elif resume_step is not None:
+            _cut(self.path, resume_step)
+        elif self.path.stat().st_size:
+            logger.warning("%s is of an earlier run, and is kept as %s", self.path, kept_beside(self.path))
         self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -61,24 +68,32 @@ def read_metrics(run_dir: Path, name: str = "metrics.jsonl") -> list[dict[str, A
 
 def _cut(path: Path, last_step: int) -> None:
     """Rewrites the log with the lines up to ``last_step``, in one step."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    records = [_parse(line) if line.endswith("\n") else None for line in lines]
-    for number, record in enumerate(records[:-1], 1):
-        if record is None:
-            logger.warning("%s: line %d is not a record and is dropped", path, number)
-    kept = [line for line, r in zip(lines, records, strict=True) if r is not None and r["step"] <= last_step]
-    with written_whole(path) as beside, beside.open("w", encoding="utf-8") as file:
-        file.writelines(kept)
-        file.flush()
-        os.fsync(file.fileno())
+    wrong = []
+    with written_whole(path) as beside:
+        with (
+            path.open(encoding="utf-8", errors="replace", newline="\n") as lines,
+            beside.open("w", encoding="utf-8", newline="\n") as file,
+        ):
+            for number, line in enumerate(lines, 1):
+                record = _parse(line) if line.endswith("\n") else None
+                if record is not None and record["step"] <= last_step:
+                    file.write(line)
+                elif record is None and line.endswith("\n"):
+                    wrong.append(number)
+            file.flush()
+            os.fsync(file.fileno())
+        if wrong:
+            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            kept = kept_beside(path, copy=True)
+            logger.warning("%s: line %d%s is not a record and is dropped; kept as %s", path, wrong[0], more, kept)
 
 
 def _parse(line: str) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+    return record if isinstance(record, dict) and type(record.get("step")) is int else None
 
 
 def _plain(value: Any) -> Any:

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import UserError
+from ..files import file_fault
 
 _PART = re.compile(r"^(?P<name>.*)\[(?P<start>\d+):(?P<stop>\d+)\]$")
 
@@ -77,7 +78,7 @@ class PieceReader:
 
     def __init__(self, folder: Path, kind: str) -> None:
         self.folder, self.kind = folder, kind
-        self._files = [safe_open(path, "pt") for path in sorted(folder.glob(f"{kind}*.safetensors"))]
+        self._files = [_open(path, folder) for path in sorted(folder.glob(f"{kind}*.safetensors"))]
         if not self._files:
             raise UserError(f"{folder} holds no {kind}*.safetensors: it is not a checkpoint of this version")
         self._runs: dict[str, list[tuple[int, int | None, int, str]]] = defaultdict(list)
@@ -133,6 +134,26 @@ class PieceReader:
         if stored is not None and stored != tuple(shape):
             raise UserError(f"{self.folder}: {name} has shape {stored}, the model's has {tuple(shape)}")
         return self.read(name, 0, shape.numel(), shape.numel()).reshape(shape)
+
+
+def _open(path: Path, folder: Path):
+    """A file of a checkpoint's tensors; UserError where it is none."""
+    if fault := file_fault(path, folder):
+        raise UserError(f"{path} {fault}")
+    try:
+        return safe_open(path, "pt")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read ({error})") from None
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Name of the first tensor that holds NaN or infinity; None where none does."""
+    for name, tensor in tensors.items():
+        if tensor.numel() and tensor.is_floating_point():
+            low, high = torch.aminmax(tensor)  # one pass, and no memory; NaN is both
+            if not (torch.isfinite(low) and torch.isfinite(high)):
+                return name
+    return None
 
 
 def model_tensors(pieces: Iterable[Piece]) -> dict[str, Tensor]:

@@ -18,7 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
+from ..world import from_main
 from .checkpoint import CheckpointStore
+from .pieces import not_finite
 
 logger = logging.getLogger(__name__)
 
@@ -26,14 +28,22 @@ PART_TIMEOUT = 1800.0  # seconds that the main process waits for the slowest one
 
 
 class Saver:
-    """`parts`: processes that write (1: the main one alone). `barrier`: all processes meet."""
+    """`parts`: processes that write (1: the main one alone). `barrier`: all processes meet, however long it takes.
+    `check`: raises UserError where the folder is not this run's any more."""
 
     def __init__(
-        self, store: CheckpointStore, rank: int, parts: int, barrier: Callable[[], None], beside: bool = False
+        self,
+        store: CheckpointStore,
+        rank: int,
+        parts: int,
+        barrier: Callable[[], None],
+        beside: bool = False,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.store, self.rank, self.parts, self.barrier, self.beside = store, rank, parts, barrier, beside
+        self.check = check
         self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._error: tuple[int, BaseException] | None = None  # of which step
 
     def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
         """`tensors`: {"model": {name: tensor}, ...} of this process, which must not change afterwards.
@@ -44,7 +54,12 @@ class Saver:
         self.finish()
         self.barrier()
         if self.rank == 0:
-            self.store.begin(step)
+            self.check()
+            try:
+                self.store.begin(step)
+            except OSError as error:
+                self._error = step, error
+                self.finish()
         self.barrier()
         if self.rank < self.parts:
             self._thread = threading.Thread(target=self._write, args=(step, tensors, state), name="checkpoint")
@@ -58,13 +73,21 @@ class Saver:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            good = [self.store.path(s).name for s in self.store.steps()]
+        if self._error is None:
+            return
+        (step, error), self._error = self._error, None
+        if self.rank == 0:
+            self.store.abandon(step)
+        good = [self.store.path(s).name for s in self.store.steps()]
+        again = f"it goes on from {good[-1] if good else 'the start'}"
+        if isinstance(error, UserError):
             raise UserError(
-                f"a checkpoint could not be written to {self.store.root} ({error}): make room or mend the disk and "
-                f"start again; it goes on from {good[-1] if good else 'the start'}"
-            ) from error
+                f"checkpoint of step {step} in {self.store.root}: {error}; started again, {again}"
+            ) from None
+        raise UserError(
+            f"a checkpoint could not be written to {self.store.root} ({error}): make room or mend the disk and start "
+            f"again; {again}"
+        ) from error
 
     def _write(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
         try:
@@ -72,6 +95,8 @@ class Saver:
             suffix = "" if self.parts == 1 else f"-{self.rank:05d}-of-{self.parts:05d}"
             files = [folder / f"{kind}{suffix}.safetensors" for kind in tensors]
             for file, named in zip(files, tensors.values(), strict=True):
+                if (name := not_finite(named)) is not None:
+                    raise UserError(f"{name} is not finite, so it is not saved: lower optim.lr or optim.clip")
                 save_file(dict(named), file)
             if self.rank:
                 self.store.seal(step, self.rank, files)
@@ -80,7 +105,7 @@ class Saver:
             self._wait_for_parts(step)
             self.store.commit(step)
         except Exception as error:  # handed to the training thread by finish()
-            self._error = error
+            self._error = step, error
 
     def _wait_for_parts(self, step: int) -> None:
         limit = time.monotonic() + PART_TIMEOUT
@@ -90,12 +115,17 @@ class Saver:
             time.sleep(0.01)
 
 
-def newest_for_all(store: CheckpointStore, main: bool, share: Callable[[Any], Any]) -> Path | None:
-    """The newest whole checkpoint, chosen (and checked) by the main process; `share` gives its value to all.
+def newest_for_all(store: CheckpointStore) -> Path | None:
+    """The newest whole checkpoint, chosen (and checked) by the main process, which the others wait for.
 
-    Raises UserError on a process that cannot see it.
+    Raises UserError where all are damaged, and on a process that cannot see it.
     """
-    name = share(folder.name if main and (folder := store.newest()) is not None else None)
+
+    def choose() -> str | None:
+        folder = store.newest()
+        return None if folder is None else folder.name
+
+    name = from_main(choose)
     if name is None:
         return None
     folder = store.root / name

@@ -1,12 +1,10 @@
-"""What a run needs before its first step: the processes, its steps, and that it is the run it was."""
+"""What a run needs before its first step: the processes, and its steps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
@@ -20,31 +18,11 @@ from accelerate.utils import (
 from ..data.plan import Plan
 from ..errors import UserError
 from ..world import check_strategy, check_world
-from .checkpoint import CheckpointStore
 from .config import TrainingConfig
-from .load import to_dict
 from .strategy import load_whole
 from .streams import make_streams
 from .task import Task
 
-# what may change between a run and its continuation; all else would make it another run
-MAY_CHANGE = (
-    "train.steps",
-    "train.compile",
-    "train.mixed_precision",  # settled by `compute.settle`
-    "train.max_bad_steps",
-    "train.sequence_parallel",
-    "data.workers",
-    "data.timeout_s",
-    "data.retry_s",
-    "checkpoint",
-    "log",
-    "samples",
-    "validation",
-    "attention",
-    "run.dir",
-    "run.dry_run",
-)
 READ_SHARE = 1 / 4  # of a pack, that the windows of one read take at most
 
 
@@ -109,29 +87,3 @@ def check_trackers(trackers: Sequence[str]) -> None:
                 f"log.trackers names {name}, which is not installed: pip install {name}, or set "
                 f"log.trackers=[{','.join(left)}]"
             )
-
-
-def check_same_run(config: TrainingConfig) -> None:
-    """Raises UserError where `run.dir` holds checkpoints of a run with another configuration."""
-    saved = config.run.dir / "config.yaml"
-    if not saved.is_file() or not CheckpointStore(config.run.dir / "checkpoints").steps():
-        return
-    before, now = (_flat(c) for c in (yaml.safe_load(saved.read_text(encoding="utf-8")), to_dict(config)))
-    free = tuple(f"{key}." for key in MAY_CHANGE)
-    changed = [
-        f"{key} was {before.get(key)}, is {now.get(key)}"
-        for key in sorted(before.keys() | now.keys())
-        if str(before.get(key)) != str(now.get(key)) and not f"{key}.".startswith(free)
-    ]
-    if changed:
-        raise UserError(
-            f"{config.run.dir} holds checkpoints of a run with another configuration ({'; '.join(changed)}): "
-            "choose another run.dir, or remove that folder"
-        )
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -37,6 +37,9 @@ class Task(Protocol):
     def summary(self) -> str:
         """What it trains on, and what was left out for which reason; shown at the start."""
 
+    def identity(self) -> dict[str, Any]:
+        """Which data these are, to be kept with the run: see `data.identity`."""
+
     def make_pack(self, draws: Sequence[Draw]) -> Any:
         """The inputs of a pack; runs in loader processes. Has `.to(device)` and `.tokens`, a list a sample."""
 

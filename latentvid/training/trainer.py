@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,9 +16,9 @@ from torch import Tensor, nn
 from ..data.plan import Draw, Plan
 from ..data.quarantine import Quarantine
 from ..errors import UserError
-from ..files import written_whole
+from ..files import check_writable, written_whole
 from ..precision import describe, dtype_of
-from ..world import from_main
+from ..world import from_main, meet
 from .about import write_about
 from .checkpoint import CheckpointStore
 from .compute import Compute, settle
@@ -28,6 +27,7 @@ from .efficiency import EfficiencyMeter, rank_balance
 from .ema import EMA
 from .export import export_checkpoint
 from .flops import TRAINING, peak_flops
+from .folder import check_same_run, load_plan, run_folder, same_data
 from .load import save_config
 from .loader import iterate_steps
 from .logs import RunLogs
@@ -35,8 +35,9 @@ from .metrics import Progress
 from .optim import make_optimizer, set_lr
 from .pieces import PieceReader, load_moments, load_values, model_tensors, optimizer_tensors, saved_state
 from .preflight import preflight
+from .records import State, read_record
 from .saver import Saver, newest_for_all
-from .setup import check_same_run, make_accelerator, make_plan
+from .setup import make_accelerator, make_plan
 from .signals import Preempted, StopRequest
 from .task import MakeTask, Task
 from .watch import Watch
@@ -48,39 +49,51 @@ logger = logging.getLogger(__name__)
 def train(config: TrainingConfig, make_task: MakeTask) -> None:
     """Trains from the newest whole checkpoint of `run.dir`, or from the start, to `train.steps`, then exports.
 
-    SIGTERM and SIGUSR1 save after the step that is being made and end the process with status 75 (`Preempted`).
+    SIGTERM, SIGUSR1 and Ctrl-C save after the step that is being made and end the process with status 75
+    (`Preempted`).
     """
     with StopRequest() as stop:
-        accelerator = make_accelerator(config)
-        check_same_run(config)
-        asked, (config, compute) = config, settle(config, accelerator.device)
-        task = make_task(config, accelerator.device)
-        plan = make_plan(config, task)
         if config.run.dry_run:
-            if accelerator.is_main_process:
-                print(preflight(config, task, plan, world=accelerator.num_processes, device=accelerator.device))
-                if (held_out := task.held_out()) is not None:
-                    print(f"\n{held_out.summary()}")
+            dry_run(config, make_task)
             return
-        if task.clips is not None:
-            task.clips.quarantine = Quarantine(config.run.dir / "quarantine.jsonl")
-        run = TrainingRun(accelerator, config, task, plan, compute, stop)
-        run.resume()
-        if accelerator.is_main_process:
-            about = [task.summary(), run.watch.held_out and run.watch.held_out.summary(), run.summary()]
-            print(*filter(None, about), sep="\n", file=sys.stderr, flush=True)
-            with written_whole(config.run.dir / "config.yaml") as beside:
-                save_config(asked, beside)
-            run.describe()
-        product = config.run.dir / task.product
-        if run.step >= config.train.steps and product.is_dir():
-            logger.warning("%s is finished: raise train.steps to go on", config.run.dir)
-        else:
-            run.loop()
+        check_writable(config.run.dir, "give another run.dir")
+        accelerator = make_accelerator(config)
+        with run_folder(config, accelerator.is_main_process) as check_folder:
+            asked, (config, compute) = config, settle(config, accelerator.device)
+            task = make_task(config, accelerator.device)
+            plan = make_plan(config, task)
+            if task.clips is not None:
+                task.clips.quarantine = Quarantine(config.run.dir / "quarantine.jsonl")
+            run = TrainingRun(accelerator, config, task, plan, compute, stop, check_folder)
+            run.resume()
             if accelerator.is_main_process:
-                export_checkpoint(task, run.store.path(run.step), product, accelerator.device)
-        accelerator.wait_for_everyone()
-        accelerator.end_training()
+                about = [task.summary(), run.watch.held_out and run.watch.held_out.summary(), run.summary()]
+                print(*filter(None, about), sep="\n", file=sys.stderr, flush=True)
+                with written_whole(config.run.dir / "config.yaml") as beside:
+                    save_config(asked, beside)
+                run.describe()
+            product = config.run.dir / task.product
+            if run.step >= config.train.steps and product.is_dir():
+                logger.warning("%s is finished: raise train.steps to go on", config.run.dir)
+            else:
+                run.loop()
+                if accelerator.is_main_process:
+                    export_checkpoint(task, run.store.path(run.step), product)
+            meet()  # for as long as the export takes
+            accelerator.end_training()
+
+
+def dry_run(config: TrainingConfig, make_task: MakeTask) -> None:
+    """Says what the run would be; writes nothing."""
+    accelerator = make_accelerator(config)
+    from_main(lambda: check_same_run(config))
+    config, _ = settle(config, accelerator.device)
+    task = make_task(config, accelerator.device)
+    plan = make_plan(config, task)
+    if accelerator.is_main_process:
+        print(preflight(config, task, plan, world=accelerator.num_processes, device=accelerator.device))
+        if (held_out := task.held_out()) is not None:
+            print(f"\n{held_out.summary()}")
 
 
 @dataclass
@@ -106,6 +119,7 @@ class TrainingRun:
         plan: Plan,
         compute: Compute,
         stop: StopRequest,
+        check_folder: Callable[[], None],
     ) -> None:
         self.accelerator, self.config, self.task, self.plan, self.stop = accelerator, config, task, plan, stop
         self.compute = compute
@@ -130,14 +144,13 @@ class TrainingRun:
         self.ema = EMA(self.strategy.pieces(), config.train.ema)
         self.watch = Watch(accelerator, config, task, self.strategy, self.ema)
         parts = self.world if self.strategy.sharded else 1
-        self.saver = Saver(
-            self.store, self.rank, parts, accelerator.wait_for_everyone, beside=config.checkpoint.background
-        )
+        self.saver = Saver(self.store, self.rank, parts, meet, beside=config.checkpoint.background, check=check_folder)
         peak, self.peak_source = peak_flops(accelerator.device, config.train.mixed_precision)
         self.meter = EfficiencyMeter(accelerator.device, peak, self.world)
         self.step = 0
         self.bad_steps = 0  # in a row
         self.skipped = 0  # in all
+        self.data: dict[str, Any] | None = None  # which they are; the main process's
 
     def summary(self) -> str:
         """One line: how the run is spread, and where it begins."""
@@ -180,6 +193,7 @@ class TrainingRun:
         meter = self.meter
         logs = RunLogs(config, self.step) if self.main else None
         self.watch.open(self.step)
+        self.stop.saves = True
         self.strategy.module.train()
         if self.watch.looked < self.step:  # it was stopped right after that step
             self._look()
@@ -216,7 +230,8 @@ class TrainingRun:
                 progress.update(loss=result.loss, tokens_per_s=record["tokens_per_s"])
                 self._after_step(result.stop)
         self.saver.finish()
-        self.accelerator.wait_for_everyone()  # the last checkpoint is in place
+        meet()  # the last checkpoint is in place
+        self.stop.saves = False
         self.watch.close()
         if logs is not None:
             logs.close()
@@ -262,9 +277,10 @@ class TrainingRun:
             logger.warning("step %d skipped: its gradient norm %s is %s", self.step + 1, norm, why)
         if self.bad_steps >= self.config.train.max_bad_steps:
             self.saver.finish()
+            last = self.store.path(self.store.steps()[-1]).name if self.store.steps() else "none"
             raise UserError(
                 f"{self.bad_steps} steps in a row were skipped (gradient norm {why}): lower optim.lr or optim.clip, or "
-                f"set train.mixed_precision=no; the last good checkpoint is {self.store.newest()}"
+                f"set train.mixed_precision=no; the last checkpoint is {last}"
             )
         return norms
 
@@ -284,7 +300,7 @@ class TrainingRun:
         if stop and self.step < total:
             self.save()
             self.saver.finish()
-            self.accelerator.wait_for_everyone()
+            meet()
             if self.main:
                 name = self.store.path(self.step).name
                 print(f"asked to stop: saved {name}; start again to go on", file=sys.stderr, flush=True)
@@ -314,6 +330,7 @@ class TrainingRun:
             "best": self.watch.best,
             "computes_in": asdict(self.compute),
             "written_by": f"{self.strategy.name} x{self.world}",
+            "data": self.data,
         }
         if self.watch.best is not None:
             self.store.best = self.watch.best["step"]
@@ -328,10 +345,13 @@ class TrainingRun:
 
     def resume(self) -> None:
         """Goes on from the newest whole checkpoint, whatever strategy and number of processes wrote it."""
-        folder = newest_for_all(self.store, self.main, lambda name: from_main(lambda: name))
-        if folder is None:
+        folder = newest_for_all(self.store)
+        state = None if folder is None else read_record(folder / "state.json", State, folder)
+        if state is not None:
+            load_plan(self.plan, state["plan"], folder)
+        self.data = from_main(lambda: same_data(self.task.identity(), state))
+        if state is None:
             return
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         pieces = self.strategy.pieces()
         load_values(pieces, PieceReader(folder, "model"))
         self.strategy.push()
@@ -339,7 +359,6 @@ class TrainingRun:
         moments = PieceReader(folder, "optimizer")
         self.strategy.make_state(*saved_state(moments))
         load_moments(self.strategy.pieces(), moments)
-        self.plan.load_state_dict(state["plan"])
         self.step, self.skipped, self.bad_steps = state["step"], state["skipped_steps"], state["bad_steps"]
         self.watch.looked, self.watch.best = state.get("looked", self.step), state.get("best")
 

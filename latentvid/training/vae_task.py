@@ -152,6 +152,9 @@ class VaeTask:
         missing = f"\nwarning: trained without loss.lpips={self.config.loss.lpips}: {self.without_lpips}"
         return self.source.summary() + (missing if self.without_lpips else "")
 
+    def identity(self) -> dict[str, Any]:
+        return self.source.identity()
+
     @property
     def frozen(self) -> tuple[nn.Module, ...]:
         return () if self.objective.lpips is None else (self.objective.lpips,)
@@ -230,7 +233,7 @@ class VaeTask:
         """The autoencoder alone, with its latents' statistics: measured, or with a frozen encoder those it had."""
         vae = vae_of(model)
         if not self.config.freeze_encoder:
-            vae.set_statistics(*self.statistics(vae))
+            vae.set_statistics(*self.statistics(vae.to(self.device)))
         vae.save_pretrained(folder)
 
     @torch.no_grad()
@@ -245,6 +248,11 @@ class VaeTask:
                 z = model.encode(video).latent_dist.mode()[0]
             z = z.double().flatten(1).cpu()
             total += torch.stack([torch.full((self.channels,), float(z.shape[1])), z.sum(1), z.square().sum(1)])
+        if not (count and total.isfinite().all()):
+            raise UserError(
+                f"the latents of {count} windows have no mean and deviation: set statistics_samples to 1 or more, and "
+                "look at the loss of the run"
+            )
         mean = total[1] / total[0]
         std = (total[2] / total[0] - mean.square()).clamp_min(1e-12).sqrt()
         return mean.tolist(), std.tolist()

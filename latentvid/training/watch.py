@@ -22,6 +22,7 @@ from ..files import written_whole
 from .config import TrainingConfig, Weights
 from .ema import EMA
 from .metrics import MetricsLog
+from .records import Best, read_record
 from .strategy import Strategy
 from .task import Task
 
@@ -43,7 +44,7 @@ class Watch:
         self.strategy, self.ema = strategy, ema
         self.main, self.share = accelerator.is_main_process, (accelerator.process_index, accelerator.num_processes)
         self.held_out = task.held_out()
-        self.best: dict[str, Any] | None = None
+        self.best: Best | None = None
         self.looked = 0
         self._log: MetricsLog | None = None
         settings = config.validation
@@ -145,10 +146,10 @@ class Watch:
                 self.strategy.push()  # shards again what a forward pass without a backward pass left gathered
 
 
-def read_best(run: Path) -> dict[str, Any] | None:
-    """What RUN/best.json holds."""
+def read_best(run: Path) -> Best | None:
+    """What RUN/best.json holds; None where it is not there. Raises UserError where it is damaged."""
     file = run / "best.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return read_record(file, Best, run) if file.exists() or file.is_symlink() else None
 
 
 def _flat(figures: dict[str, Any], prefix: str) -> dict[str, float]:

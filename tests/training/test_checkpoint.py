@@ -77,8 +77,8 @@ def test_killed_between_the_renames_of_a_replacement(tmp_path):
         (lambda d: (d / "model" / "a.bin").write_text("w"), "a.bin has 1 bytes instead of 9"),
         (lambda d: (d / "model" / "a.bin").write_text("weightz 2"), "a.bin does not match its sha256"),
         (lambda d: (d / "manifest.json").unlink(), "manifest.json is missing"),
-        (lambda d: (d / "manifest.json").write_text('{"files": {"a'), "manifest.json cannot be read"),
-        (lambda d: (d / "manifest.json").write_text("[]"), "manifest.json cannot be read"),
+        (lambda d: (d / "manifest.json").write_text('{"files": {"a'), "manifest.json is damaged"),
+        (lambda d: (d / "manifest.json").write_text("[]"), "manifest.json is damaged"),
     ],
 )
 def test_a_damaged_checkpoint_is_skipped_by_name(tmp_path, caplog, damage, message):

@@ -78,10 +78,11 @@ def test_in_the_background_the_next_save_waits_and_a_failure_is_raised_then(tmp_
     assert saver.store.newest() == saver.store.path(2)
 
 
-def test_all_processes_go_on_from_the_main_ones_choice(tmp_path):
+def test_all_processes_go_on_from_the_main_ones_choice(tmp_path, monkeypatch):
     (saver,) = group(tmp_path, 1)
-    assert newest_for_all(saver.store, True, lambda name: name) is None
+    assert newest_for_all(saver.store) is None
     saver.save(5, tensors(0), {})
-    assert newest_for_all(saver.store, True, lambda name: name) == saver.store.path(5)
+    assert newest_for_all(saver.store) == saver.store.path(5)
+    monkeypatch.setattr(module, "from_main", lambda choose: "step-00000009")
     with pytest.raises(UserError, match="step-00000009.*file system that all nodes share"):
-        newest_for_all(saver.store, False, lambda name: "step-00000009")
+        newest_for_all(saver.store)

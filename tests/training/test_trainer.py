@@ -1,5 +1,6 @@
 """Training: stopped equals not stopped, clips equal their cache, bad steps change nothing, what it leaves is whole."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -309,7 +310,8 @@ def test_an_exploding_gradient_is_skipped_and_counted(dit_config, tmp_path):
     norms = [r["grad_norm"] for r in read_metrics(tmp_path / "free")]
     limit = norms[0] * 0.999  # the first step is above it
     run = tmp_path / "limited"
-    train(dit_config(run, "train.steps=3", "checkpoint.every=1", f"optim.skip_norm={limit}"), DitTask)
+    with contextlib.suppress(UserError):  # where the other steps lie above it too, nothing is exported
+        train(dit_config(run, "train.steps=3", "checkpoint.every=1", f"optim.skip_norm={limit}"), DitTask)
     first = read_metrics(run)[0]
     assert first["grad_norm"] == norms[0] and first["skipped_steps"] == 1
     assert state(run, 1, "optimizer") == {} and not same(state(run, 1), state(tmp_path / "free", 1))
