@@ -99,7 +99,7 @@ class Scores:
 
 
 def plain_sampling(pipeline: LatentVideoPipeline, **options) -> Sampling:
-    return Sampling(precision=torch.bfloat16, progress=False, **options)
+    return Sampling(progress=False, **options)
 
 
 def images_to_video(pipeline: LatentVideoPipeline, clips: list[Clip], judge: Judge, out: Path) -> dict:

@@ -142,3 +142,14 @@ def _check_bf16(where: str, found: Speed) -> None:
         raise UserError(f"mixed_precision=bf16: this {where} cannot compute in bf16; choose auto or no")
     if found.faster == "no":
         logger.warning("mixed_precision=bf16, but bf16 is on this %s %s: choose auto or no", where, found)
+
+
+def _main() -> None:
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    print(describe(choose("auto", device), device))
+
+
+if __name__ == "__main__":
+    _main()

@@ -97,7 +97,7 @@ def test_a_device_without_bf16_has_speed_0():
 
 @pytest.mark.parametrize(
     "script",
-    ["vae/encode_latents.py", "vae/reconstruct.py", "vae/evaluate.py", "latentvid/evaluation/demo.py"]
+    ["vae/encode_latents.py", "vae/reconstruct.py", "vae/evaluate.py"]
     + [str(path.relative_to(ROOT)) for path in sorted((ROOT / "inference").glob("*.py"))],
 )
 def test_every_program_has_the_one_option(script):

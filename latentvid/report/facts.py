@@ -46,6 +46,7 @@ def summary(runs: Sequence[Run]) -> str:
         ("epochs", lambda run: _last(run, "epoch", lambda value: f"{value:.2f}")),
         ("time", lambda run: _last(run, "wall", duration)),
         ("processes", _processes),
+        ("computed in", _computed_in),
         ("loss, mean of the last 2 % of steps", lambda run: _mean(run, "loss", last=0.02)),
         ("best of validation", lambda run: best_of(run) if run.best else ""),
         ("tokens per second", _rate),
@@ -134,6 +135,12 @@ def _rate(run: Run) -> str:
 def _steps(run: Run) -> str:
     done, planned = _last(run, "step", lambda value: f"{value:,.0f}"), run.section("train").get("steps")
     return f"{done} of {planned:,}" if done and isinstance(planned, int) else done
+
+
+def _computed_in(run: Run) -> str:
+    found = (run.facts or {}).get("computes_in")
+    passes = found.get("passes") if isinstance(found, dict) else None
+    return {"no": "fp32", "bf16": "bf16"}.get(str(passes), "")
 
 
 def _processes(run: Run) -> str:
