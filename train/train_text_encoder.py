@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from latentvid.command_line import Parser
 from latentvid.errors import UserError, user_errors
+from latentvid.files import check_writable, follow_umask
 from latentvid.limits import number
 
 if TYPE_CHECKING:
@@ -50,11 +51,13 @@ def main(argv: list[str] | None = None) -> None:
     from latentvid.training.t5_task import paraphrase_match, train_text_encoder
 
     labels = read_labels(args.captions)
+    check_writable(args.out)
     torch.set_num_threads(1)  # matrices this small are slower on several, much slower where cores are shared
     encoder = train_text_encoder(labels, steps=args.steps, seed=args.seed)
     transformers_logging.disable_progress_bar()
     encoder.encoder.save_pretrained(args.out)
     encoder.tokenizer.save_pretrained(args.out)
+    follow_umask(args.out)
     match = paraphrase_match(encoder, labels[:500], args.seed)
     size = sum(p.numel() for p in encoder.encoder.parameters()) / 1e6
     print(f"{args.out}: T5 of {size:.2f}M parameters, {len(encoder.tokenizer)} tokens, paraphrases matched {match:.3f}")

@@ -3,7 +3,7 @@
     python vae/train_vae.py CONFIG.yaml [--section.key value ...]
 
 --dry-run says what the run would be, and stops. Started again with the same configuration it goes on from the newest
-checkpoint in run.dir; SIGTERM and SIGUSR1 save and end it with status 75. It leaves RUN/metrics.jsonl,
+checkpoint in run.dir; SIGTERM, SIGUSR1 and Ctrl-C save and end it with status 75. It leaves RUN/metrics.jsonl,
 RUN/checkpoints/ and RUN/vae/, the model in diffusers' format with its latents' statistics.
 """
 

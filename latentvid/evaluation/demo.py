@@ -33,7 +33,7 @@ from ..data.video import read_frames
 from ..data.writing import write_video
 from ..diffusion.guidance import Guidance
 from ..errors import UserError
-from ..files import written_whole
+from ..files import follow_umask, written_whole
 from ..pipelines.latent_video import LatentVideoPipeline
 from ..pipelines.loading import load_pipeline
 from ..pipelines.sampling import Sampling
@@ -120,6 +120,7 @@ class Demo:
             clips = self._sample(job.kind, numbers)
             content = {str(i): clip.contiguous() for i, clip in zip(numbers, clips, strict=True)}
         save_file(content, job.file(self.config.run))
+        follow_umask(job.file(self.config.run))
 
     def _sample(self, kind: str, numbers: range) -> list[Tensor]:
         texts = [self.prompts[kind][i][1] for i in numbers]

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from latentvid.data.digits import COLOURS, DIRECTIONS, GLYPH, Label, glyphs, paint
+from latentvid.files import follow_umask
 
 WEIGHTS = Path(__file__).with_name("judge.safetensors")
 CROP = 20  # side of the window that the CNN reads, pixels: a glyph and its centre's offset
@@ -246,6 +247,7 @@ def train(path: Path = WEIGHTS, *, steps: int = 600, batch: int = 192, seed: int
             schedule.step()
     net.eval()
     save_file(net.state_dict(), path)
+    follow_umask(path)
     images, digits = (x.repeat_interleave(4, dim=0) for x in glyphs(heldout=True))
     with torch.inference_mode():
         return float((net(degraded(images, generator)).argmax(dim=1) == digits).float().mean())

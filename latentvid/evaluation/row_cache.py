@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -116,10 +116,13 @@ class RowCache:
             path = self.file(name, clips)
             if not path.exists():
                 raise UserError(f"clips of {clips[0].label} and after were changed while they were scored: run again")
-            with safe_open(path, "pt") as file:
-                counts = file.get_tensor("counts").tolist()
-                rows = iter(file.get_tensor("rows").split([n for n in counts if n]) if any(counts) else ())
-                reasons = json.loads(file.metadata()["reasons"])
+            try:
+                with safe_open(path, "pt") as file:
+                    counts = file.get_tensor("counts").tolist()
+                    rows = iter(file.get_tensor("rows").split([n for n in counts if n]) if any(counts) else ())
+                    reasons = json.loads(file.metadata()["reasons"])
+            except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+                raise UserError(f"{path} is damaged ({error}): remove it, and run again") from None
             for k, (clip, count) in enumerate(zip(clips, counts, strict=True)):
                 if count:
                     found.rows.append(next(rows))

@@ -5,6 +5,7 @@ Axes: latents are [C,f,h,w], frames uint8 [F,H,W,3].
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -25,6 +26,7 @@ from ..diffusion.inversion import ITERATIONS, invert
 from ..diffusion.scheduler import LatentVideoScheduler
 from ..diffusion.solvers import Predict, solve
 from ..errors import UserError
+from ..files import follow_umask
 from ..models.interchange import Vae, as_vae, raw_vae
 from ..models.key_value_cache import KeyValueCache
 from ..models.transformer import VideoDiT
@@ -107,6 +109,11 @@ class LatentVideoPipeline(DiffusionPipeline):
         pipeline = cls(**read_parts(folder, parts, dtype), **arguments)
         pipeline.register_to_config(_name_or_path=str(folder))
         return pipeline
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **options: Any) -> None:
+        """As diffusers has it, with files that others may read as far as the umask lets them."""
+        super().save_pretrained(save_directory, **options)
+        follow_umask(save_directory)
 
     @property
     def codec(self) -> Vae:

@@ -18,6 +18,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from ..errors import UserError
@@ -54,6 +55,10 @@ def export_checkpoint(task, checkpoint: Path, out: Path, raw: bool = False) -> N
         if out.exists():
             out.rename(old)
         beside.rename(out)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{out} could not be written ({error}): make room or mend the disk, and export again"
+        ) from error
     finally:
         for folder in (beside, old):
             shutil.rmtree(folder, ignore_errors=True)

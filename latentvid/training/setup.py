@@ -64,17 +64,22 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     check_world(accelerator.num_processes)
     check_strategy(accelerator)
     load_whole(accelerator)
-    if trackers:
-        init = {"wandb": {"dir": str(config.run.dir)}} if "wandb" in trackers else {}
-        try:
-            accelerator.init_trackers(config.log.project, init_kwargs=init)
-        except Exception as error:  # of another package: no key, no network, no place to write
-            why = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(
-                f"log.trackers={list(config.log.trackers)} cannot start ({why:.300}): mend it (wandb: `wandb login`, "
-                "or WANDB_MODE=offline), or leave it out"
-            ) from error
     return accelerator
+
+
+def start_trackers(accelerator: Accelerator, config: TrainingConfig) -> None:
+    """Once the folder is this run's: they write there at once."""
+    if not config.log.trackers:
+        return
+    init = {"wandb": {"dir": str(config.run.dir)}} if "wandb" in config.log.trackers else {}
+    try:
+        accelerator.init_trackers(config.log.project, init_kwargs=init)
+    except Exception as error:  # of another package: no key, no network, no place to write
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"log.trackers={list(config.log.trackers)} cannot start ({why:.300}): mend it (wandb: `wandb login`, "
+            "or WANDB_MODE=offline), or leave it out"
+        ) from error
 
 
 def check_trackers(trackers: Sequence[str]) -> None:

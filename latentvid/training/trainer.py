@@ -37,7 +37,7 @@ from .pieces import PieceReader, load_moments, load_values, model_tensors, optim
 from .preflight import preflight
 from .records import State, read_record
 from .saver import Saver, newest_for_all
-from .setup import make_accelerator, make_plan
+from .setup import make_accelerator, make_plan, start_trackers
 from .signals import Preempted, StopRequest
 from .task import MakeTask, Task
 from .watch import Watch
@@ -59,6 +59,7 @@ def train(config: TrainingConfig, make_task: MakeTask) -> None:
         check_writable(config.run.dir, "give another run.dir")
         accelerator = make_accelerator(config)
         with run_folder(config, accelerator.is_main_process) as check_folder:
+            start_trackers(accelerator, config)
             asked, (config, compute) = config, settle(config, accelerator.device)
             task = make_task(config, accelerator.device)
             plan = make_plan(config, task)

@@ -1,8 +1,11 @@
 """What a run's folder may hold, and who may write there: nothing is lost, and each refusal says why in one line."""
 
+import contextlib
 import json
 import os
+import resource
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from accelerate.state import AcceleratorState
 from comparing import assert_same_run, lines
 from safetensors.torch import load_file
 
-from latentvid.errors import UserError
+from latentvid.errors import UserError, message_of
 from latentvid.lock import NAME, FolderLock
 from latentvid.training import folder as module
 from latentvid.training.checkpoint import CheckpointStore
@@ -101,7 +104,7 @@ def test_a_run_that_may_not_export_leaves_what_is_there(dit_config, begun, monke
 
     monkeypatch.setattr(DitTask, "export", fail)
     before = contents(begun / "pipeline")
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match="pipeline could not be written .*No space left.*make room"):
         go_on(dit_config, begun)
     assert contents(begun / "pipeline") == before
     assert sorted(p.name for p in begun.iterdir() if p.name.startswith(".")) == []
@@ -137,6 +140,54 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_work(dit_config, tm
     for run in (tmp_path / "file" / "run", Path("/proc/run")):
         with pytest.raises(UserError, match=r"cannot be written \(.*\): give another run.dir"):
             train(dit_config(run), lambda *_: pytest.fail("it began to work"))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 300 KiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", folder], capture_output=True
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_is_one_message_and_loses_nothing(dit_config, small_disk):
+    run = small_disk / "run"
+    with pytest.raises(UserError, match=r"could not be written .*No space left.*make room .*goes on from the start"):
+        train(dit_config(run, "checkpoint.every=1"), DitTask)
+    assert len(read_metrics(run)) == 1 and not list((run / "checkpoints").iterdir())  # and the room is free again
+    filler = run.with_name("filler")
+    with contextlib.suppress(OSError), filler.open("wb") as file:
+        while True:
+            file.write(bytes(4096))
+            file.flush()
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\): give another run.dir"):
+        train(dit_config(run), DitTask)
+
+
+def test_few_open_files_are_enough_or_one_message(dit_config, begun):
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 30, before[1]))
+    try:
+        go_on(dit_config, begun)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    kept = contents(begun)
+    spare = os.open(os.devnull, os.O_RDONLY)
+    os.close(spare)  # the next file would have this number
+    resource.setrlimit(resource.RLIMIT_NOFILE, (spare, before[1]))
+    try:
+        with pytest.raises((UserError, OSError)) as error:
+            go_on(dit_config, begun, steps=4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert "open files" in message_of(error.value) and contents(begun) == kept
 
 
 # --- what may be in it ---

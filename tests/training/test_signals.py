@@ -6,13 +6,14 @@ import subprocess
 import sys
 import time
 
+import pytest
 from launching import ROOT
 
 from latentvid.training.checkpoint import CheckpointStore
 from latentvid.training.dit_task import DitTask
 from latentvid.training.load import save_config
 from latentvid.training.metrics import read_metrics
-from latentvid.training.signals import PREEMPTED, StopRequest
+from latentvid.training.signals import INTERRUPTED, PREEMPTED, TWICE, StopRequest
 from latentvid.training.trainer import train
 
 
@@ -30,9 +31,10 @@ def test_a_preempted_run_saves_and_goes_on_as_if_nothing_had_been(dit_config, tm
     limit = time.monotonic() + 120
     while len(read_metrics(stopped)) < 3 and process.poll() is None and time.monotonic() < limit:
         time.sleep(0.02)
-    process.send_signal(signal.SIGUSR1)
+    process.send_signal(signal.SIGINT)  # Ctrl-C; the scheduler's signals go the same way
     said = process.communicate(timeout=60)[1]
-    assert process.returncode == PREEMPTED == 75, said
+    assert process.returncode == PREEMPTED == 75 and "Traceback" not in said, said
+    assert "Ctrl-C once more ends at once" in said
     done = read_metrics(stopped)[-1]["step"]
     assert CheckpointStore(stopped / "checkpoints").newest().name == f"step-{done:08d}"
     assert f"asked to stop: saved step-{done:08d}" in said
@@ -57,3 +59,39 @@ def test_handlers_are_there_only_inside_and_take_every_signal():
         assert ended == [True]
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_ctrl_c_saves_only_where_there_are_steps_to_lose():
+    with StopRequest() as stop:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert stop.asked is None
+        stop.saves = True
+        signal.raise_signal(signal.SIGINT)
+        assert stop.asked == "SIGINT"
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_second_ctrl_c_ends_at_once_what_hangs():
+    """Not one that a launcher passes on beside the terminal, a moment after the first."""
+    program = (
+        "import time\n"
+        "from latentvid.training.signals import StopRequest\n"
+        "with StopRequest() as stop:\n"
+        "    stop.saves = True\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(120)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    for pause in (0.1, TWICE, 0.0):
+        process.send_signal(signal.SIGINT)
+        time.sleep(pause)
+    assert "asked to stop" in process.communicate(timeout=30)[1] and process.returncode == INTERRUPTED == 130
