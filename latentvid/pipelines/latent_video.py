@@ -27,6 +27,8 @@ from ..diffusion.scheduler import LatentVideoScheduler
 from ..diffusion.solvers import Predict, solve
 from ..errors import UserError
 from ..files import follow_umask
+from ..limits import check, check_values
+from ..models.budget import free_bytes
 from ..models.interchange import Vae, as_vae, raw_vae
 from ..models.key_value_cache import KeyValueCache
 from ..models.transformer import VideoDiT
@@ -35,6 +37,8 @@ from ..precision import choose, dtype_of
 from ..text import TextEncoder
 from .folder import CLASSES, check_index, read_parts
 from .sampling import Batch, Request, Sampling, make_predict, record
+
+BYTES_A_PIXEL = 15  # of a decoded clip: three fp32 values, and three bytes of what is written
 
 
 @dataclass
@@ -151,7 +155,7 @@ class LatentVideoPipeline(DiffusionPipeline):
         grids = [self.latent_grid(*size) for size in zip(*sizes, strict=True)]
         negatives = _one_each(negative_prompt, len(prompts), "negative_prompt")
         requests = [
-            Request(prompt=prompt, negative_prompt=negative, grid=grid, seed=seed + i)
+            Request(prompt=prompt, negative_prompt=negative, grid=grid, seed=check("seed", seed + i))
             for i, (prompt, negative, grid) in enumerate(zip(prompts, negatives, grids, strict=True))
         ]
         sampling = sampling or Sampling()
@@ -230,8 +234,10 @@ class LatentVideoPipeline(DiffusionPipeline):
         """The pack of the requests, and what predicts for it. Raises UserError."""
         steps = self.config.steps if sampling.steps is None else sampling.steps
         guidance = sampling.guidance or Guidance(scale=self.config.guidance)
-        if steps < 1 or not requests:
-            raise UserError(f"{steps} steps and {len(requests)} prompts: at least one of each is needed")
+        check("steps", steps)
+        check("reconstruction_weight", sampling.reconstruction_weight)
+        if not requests:
+            raise UserError("0 prompts: at least one is needed")
         self._text().check(text for request in requests for text in (request.prompt, request.negative_prompt))
         condition = self._condition(sampling.condition)
         model, scheduler = self.transformer.config, self.scheduler
@@ -303,12 +309,20 @@ class LatentVideoPipeline(DiffusionPipeline):
 
     def latent_grid(self, frames: int, height: int, width: int) -> Grid:
         """(f,h,w) of the latent of such a clip. Raises UserError for sizes that the model cannot make."""
+        check_values("", {"frames": frames, "height": height, "width": width})
         patch, vae = self.transformer.config.patch, self.codec
         stride = vae.spatial_stride * patch
         if any(side < stride or side % stride for side in (height, width)):
             near = " x ".join(str(max(1, round(side / stride)) * stride) for side in (height, width))
             raise UserError(f"{height} x {width} pixels: this model makes multiples of {stride}, such as {near}")
-        return vae.latent_grid(frames, height, width)
+        grid = vae.latent_grid(frames, height, width)
+        need, free = BYTES_A_PIXEL * frames * height * width, free_bytes(torch.device("cpu"))
+        if need > free:
+            raise UserError(
+                f"{frames} frames of {height} x {width} pixels take {need / 2**30:,.1f} GiB decoded, and "
+                f"{free / 2**30:,.1f} GiB are free: ask for fewer or smaller ones"
+            )
+        return grid
 
     def _autocast(self, precision: torch.dtype | None):
         device, held = self._execution_device.type, self.transformer.dtype

@@ -24,6 +24,7 @@ from ..data.writing import write_video
 from ..diffusion.guidance import Guidance
 from ..errors import UserError
 from ..files import written_whole
+from ..limits import check, shown
 from ..packing import Grid
 from ..precision import Computed, choose, describe, dtype_of
 from ..text import TextEncoder
@@ -116,8 +117,8 @@ def _whole(name: str, value: Any) -> int:
         if isinstance(value, bool) or value != int(value):
             raise ValueError
     except (TypeError, ValueError, OverflowError):
-        raise UserError(f"{name} {value!r}: give a whole number") from None
-    return int(value)
+        raise UserError(f"{name} {shown(value)}: give a whole number") from None
+    return check(name, int(value))
 
 
 def request_of(pipeline: LatentVideoPipeline, row: Row) -> Request:

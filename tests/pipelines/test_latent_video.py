@@ -134,16 +134,24 @@ def test_noise_in_the_steps_changes_the_clip_and_is_seeded(pipeline):
     ("options", "message"),
     [
         ({"frames": 6}, r"6 frames: .* such as 5 or 9"),
-        ({"frames": 0}, r"0 frames"),
+        ({"frames": 0}, r"frames=0: must be a whole number"),
         ({"height": 36}, r"36 x 32 pixels: .* multiples of 8, such as 32 x 32"),  # the VAE alone would take it
         ({"height": 30, "width": 45}, r"30 x 45 pixels: .* multiples of 8, such as 32 x 48"),
-        ({"width": 0}, r"32 x 0 pixels: .* such as 32 x 8"),
-        ({"steps": 0}, r"0 steps"),
+        ({"width": 0}, r"width=0: must be a whole number"),
+        ({"steps": 0}, r"steps=0: must be a whole number"),
         ({"width": [32, 32]}, r"width: 2 values for 1 prompts"),
         ({"negative_prompt": ["a", "b"]}, r"negative_prompt: 2 values for 1 prompts"),
         ({"prompt": "a red 7 moves up " * 20}, r"prompt of \d+ tokens is longer than the text encoder's 24"),
         ({"negative_prompt": "blue " * 40}, r"longer than the text encoder's 24"),
         ({"prompt": []}, r"0 prompts"),
+        ({"frames": 2**70}, r"frames=\d+: must be a whole number"),
+        ({"frames": 5.0}, r"frames=5: must be a whole number"),
+        ({"height": float("nan")}, r"height=nan: must be a whole number"),
+        ({"seed": -1}, r"seed=-1: must be a whole number from 0"),
+        (
+            {"frames": 9_999_997, "height": 16_384, "width": 16_384},
+            r"9999997 frames of 16384 x 16384 pixels take [\d,.]+ GiB decoded, and [\d,.]+ GiB are free",
+        ),
     ],
 )
 def test_bad_requests_are_said(pipeline, options, message):
