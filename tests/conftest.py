@@ -133,6 +133,7 @@ def dit_config(tiny_vae, tiny_t5, tiny_latents) -> Callable:
         "vae": tiny_vae,
         "text_encoder": tiny_t5,
         "data.latents": tiny_latents,
+        "data.workers": 0,
         "data.tokens_per_pack": 256,
         "data.packs_per_step": 2,
         "model": "{patch: 2, width: 32, depth: 2, heads: 2, mlp_ratio: 2.0, rope_theta: 100.0}",
@@ -165,6 +166,7 @@ def vae_config(digits_data) -> Callable:
     base = {
         "data.manifest": digits_data / "train.jsonl",
         "data.max_frames": 9,
+        "data.workers": 0,
         "data.tokens_per_pack": 400,
         "data.packs_per_step": 2,
         "model": "{latent_channels: 4, widths: [8, 8, 8], kernels: factorised}",

@@ -67,7 +67,10 @@ class Data:
     flip: bool = _help("mirror half of the samples; not for captions that say left or right", default=False)
     tokens_per_pack: int = _help("most tokens in a pack (the unit of memory)", default=4096)
     packs_per_step: int = _help("packs of a step over all processes; accumulation is this / processes", default=1)
-    workers: int = _help("loader processes for each training process; 0 loads in the training process", default=0)
+    workers: int | None = _help(
+        "loader processes for each training process; 0 loads in the training process; null: by the cores to spare",
+        default=None,
+    )
     timeout_s: float = _help("a clip that takes longer to read hangs, and is replaced by another", default=120.0)
     retry_s: float = _help(
         "storage that does not answer (stale handles, time-outs) is tried again for so long; then the run stops",

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
+import errno
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields, is_dataclass
 from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..data.plan import Draw, Plan, Step
@@ -18,14 +23,23 @@ from ..errors import UserError
 from .signals import SIGNALS
 
 MakePack = Callable[[Sequence[Draw]], Any]
+SHARED_MEMORY = "/dev/shm"
 
 
 class _Packs(Dataset):
-    def __init__(self, make_pack: MakePack) -> None:
-        self.make_pack = make_pack
+    """The packs, or the UserError that a pack's making ended in: raised here, torch would wrap it in a traceback."""
 
-    def __getitem__(self, draws: Sequence[Draw]) -> tuple[Sequence[Draw], Any]:
-        return draws, self.make_pack(draws)
+    def __init__(self, make_pack: MakePack, shared: bool) -> None:
+        self.make_pack, self.shared = make_pack, shared
+
+    def __getitem__(self, draws: Sequence[Draw]) -> tuple[Sequence[Draw], Any] | UserError:
+        try:
+            pack = self.make_pack(draws)
+            if self.shared:
+                _share(pack)
+        except UserError as error:
+            return error
+        return draws, pack
 
 
 class _Draws(Sampler):
@@ -40,13 +54,22 @@ class _Draws(Sampler):
 
 
 def iterate_steps(
-    plan: Plan, make_pack: MakePack, *, rank: int, world: int, workers: int, pin_memory: bool, sequence: int = 1
+    plan: Plan,
+    make_pack: MakePack,
+    *,
+    rank: int,
+    world: int,
+    workers: int,
+    pin_memory: bool,
+    sequence: int = 1,
+    waiting: Callable[[], AbstractContextManager] = nullcontext,
 ) -> Iterator[tuple[Step, list[tuple[Sequence[Draw], Any]]]]:
     """Endless (step, this rank's packs with the draws of each). `plan` advances as steps are yielded, not as they are
     read ahead, so its state after a step is what a checkpoint of that step must hold.
 
     sequence: consecutive ranks that work on the same packs; each gets all their draws, of which `make_pack` makes its
-    own part. It divides `world`.
+    own part. It divides `world`. waiting: what is entered while packs are waited for; what it raises leaves the plan
+    where it was. Raises UserError where loader processes die or cannot hand their packs over.
     """
     readers = world // sequence
     if plan.packs % readers:
@@ -55,7 +78,7 @@ def iterate_steps(
             f"data.packs_per_step is {plan.packs}, which {who} cannot share equally: make it a multiple of {readers}"
         )
     loader = DataLoader(
-        _Packs(make_pack),
+        _Packs(make_pack, shared=workers > 0),
         batch_size=None,
         sampler=_Draws(copy.deepcopy(plan), rank // sequence, readers),
         num_workers=workers,
@@ -65,8 +88,23 @@ def iterate_steps(
     )
     packs = _start(loader)
     while True:
-        step = plan.next()
-        yield step, [next(packs) for _ in range(plan.packs // readers)]
+        with waiting():
+            mine = [_next(packs) for _ in range(plan.packs // readers)]
+        yield plan.next(), mine
+
+
+def _next(packs: Iterator[Any]) -> tuple[Sequence[Draw], Any]:
+    try:
+        found = next(packs)
+    except (RuntimeError, OSError, EOFError) as error:  # also what reading from a dead process raises
+        for process in getattr(packs, "_workers", ()):  # torch has no public name for them
+            process.join(1)
+            if process.exitcode is not None:
+                raise UserError(_death(process.exitcode)) from error
+        raise _explained(error) from error
+    if isinstance(found, UserError):
+        raise found
+    return found
 
 
 def _start(loader: DataLoader) -> Iterator[Any]:
@@ -79,6 +117,8 @@ def _start(loader: DataLoader) -> Iterator[Any]:
     try:
         forkserver.ensure_running()
         return iter(loader)
+    except OSError as error:  # its locks lie in shared memory
+        raise _explained(error) from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
@@ -94,3 +134,59 @@ def _end_with_the_trainer() -> None:
     """torch watches the parent, which is the fork server, not the trainer: that one's end is seen nowhere else."""
     multiprocessing.parent_process().join()
     os._exit(1)
+
+
+# --- what goes wrong between processes -------------------------------------------------------------------------------
+
+
+def _share(pack: Any) -> None:
+    """Moves a pack's tensors to shared memory. torch would do it later, in a thread whose failure nobody sees: the
+    trainer would wait for ever."""
+    if isinstance(pack, Tensor):
+        try:
+            pack.share_memory_()
+        except (RuntimeError, OSError) as error:
+            raise _explained(error) from error
+    elif is_dataclass(pack):
+        for field in fields(pack):
+            _share(getattr(pack, field.name))
+    elif isinstance(pack, dict):
+        _share(list(pack.values()))
+    elif isinstance(pack, list | tuple):
+        for value in pack:
+            _share(value)
+
+
+def _explained(error: Exception) -> Exception:
+    """The error with its remedy, where it is one of the machine's limits."""
+    number, text = getattr(error, "errno", None), str(error)
+    if number == errno.ENOSPC or "shared memory" in text or "No space left" in text:
+        space = shutil.disk_usage(SHARED_MEMORY)
+        return UserError(
+            f"loader processes hand their packs over in {SHARED_MEMORY}, which is too small ({_size(space.total)}, of "
+            f"which {_size(space.free)} are free): give the container more (docker run --shm-size=8g; Kubernetes: an "
+            "emptyDir of medium Memory mounted there), or set data.workers=0"
+        )
+    if number in (errno.EMFILE, errno.ENFILE) or "Too many open files" in text or "ancdata" in text:
+        return UserError(
+            "loader processes and the trainer have too many open files: raise `ulimit -n`, or set data.workers=0"
+        )
+    return error
+
+
+def _death(status: int) -> str:
+    if status < 0:
+        name = signal.Signals(-status).name
+        how = f"was killed by {name}"
+        likely = {
+            "SIGKILL": "most likely the machine's memory ran out: lower data.workers or data.tokens_per_pack",
+            "SIGBUS": f"most likely {SHARED_MEMORY} is full: make it larger, or set data.workers=0",
+        }
+        fix = likely.get(name, "set data.workers=0 to see where")
+    else:
+        how, fix = f"ended with status {status}", "set data.workers=0 to see why"
+    return f"a loader process {how}: {fix}. The run goes on from its last checkpoint when it is started again"
+
+
+def _size(n: int) -> str:
+    return f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.1f} MiB" if n >= 2**20 else f"{n / 2**10:.0f} KiB"

@@ -6,6 +6,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -21,6 +23,10 @@ class Preempted(SystemExit):
         super().__init__(PREEMPTED)
 
 
+class StopWaiting(Exception):
+    """What ends a wait for data when the run is asked to stop."""
+
+
 class StopRequest:
     """Inside, SIGTERM and SIGUSR1 only set `asked` to the signal's name, however often they come.
 
@@ -32,6 +38,7 @@ class StopRequest:
         self.asked: str | None = None
         self.saves = False
         self._first: float | None = None  # Ctrl-C
+        self._grace: float | None = None  # seconds that the wait under way may still take; None: there is none
         self._before: dict[int, object] = {}
         self._pipe = self._woken = -1
 
@@ -51,6 +58,32 @@ class StopRequest:
         if number == signal.SIGINT and not self.saves:
             raise KeyboardInterrupt
         self.asked = signal.Signals(number).name
+        if self._grace is not None:
+            self._end_the_wait()
+
+    @contextmanager
+    def waiting(self, grace: float) -> Iterator[None]:
+        """Inside, being asked to stop raises StopWaiting: at once where `grace` is 0, else if the wait then takes so
+        many seconds longer, for another process may be a step ahead and need this one."""
+        self._grace = grace
+        try:
+            if self.asked is not None:
+                self._end_the_wait()
+            yield
+        finally:
+            self._grace = None
+            if grace and self.asked is not None:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _end_the_wait(self) -> None:
+        if not self._grace:
+            raise StopWaiting
+        signal.signal(signal.SIGALRM, self._time_is_up)
+        signal.setitimer(signal.ITIMER_REAL, self._grace)
+
+    def _time_is_up(self, number: int, frame: FrameType | None) -> None:
+        if self._grace is not None:
+            raise StopWaiting
 
     def _watch(self, reader: int) -> None:
         """Sees signals when they come, not when the main thread is back in Python."""

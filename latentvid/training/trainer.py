@@ -31,6 +31,7 @@ from .folder import check_same_run, load_plan, run_folder, same_data
 from .load import save_config
 from .loader import iterate_steps
 from .logs import RunLogs
+from .machine import loader_processes, take_threads
 from .metrics import Progress
 from .optim import make_optimizer, set_lr
 from .pieces import PieceReader, load_moments, load_values, model_tensors, optimizer_tensors, saved_state
@@ -38,12 +39,14 @@ from .preflight import preflight
 from .records import State, read_record
 from .saver import Saver, newest_for_all
 from .setup import make_accelerator, make_plan, start_trackers
-from .signals import Preempted, StopRequest
+from .signals import Preempted, StopRequest, StopWaiting
 from .task import MakeTask, Task
 from .watch import Watch
 from .zero import make_strategy
 
 logger = logging.getLogger(__name__)
+
+GRACE_S = 15.0  # to wait for data once asked to stop, of several processes: launchers kill after 30
 
 
 def train(config: TrainingConfig, make_task: MakeTask) -> None:
@@ -58,6 +61,7 @@ def train(config: TrainingConfig, make_task: MakeTask) -> None:
             return
         check_writable(config.run.dir, "give another run.dir")
         accelerator = make_accelerator(config)
+        threads = take_threads(accelerator.device)
         with run_folder(config, accelerator.is_main_process) as check_folder:
             start_trackers(accelerator, config)
             asked, (config, compute) = config, settle(config, accelerator.device)
@@ -68,7 +72,7 @@ def train(config: TrainingConfig, make_task: MakeTask) -> None:
             run = TrainingRun(accelerator, config, task, plan, compute, stop, check_folder)
             run.resume()
             if accelerator.is_main_process:
-                about = [task.summary(), run.watch.held_out and run.watch.held_out.summary(), run.summary()]
+                about = [task.summary(), run.watch.held_out and run.watch.held_out.summary(), run.summary(), threads]
                 print(*filter(None, about), sep="\n", file=sys.stderr, flush=True)
                 with written_whole(config.run.dir / "config.yaml") as beside:
                     save_config(asked, beside)
@@ -148,7 +152,10 @@ class TrainingRun:
         self.saver = Saver(self.store, self.rank, parts, meet, beside=config.checkpoint.background, check=check_folder)
         peak, self.peak_source = peak_flops(accelerator.device, config.train.mixed_precision)
         self.meter = EfficiencyMeter(accelerator.device, peak, self.world)
-        self.step = 0
+        self.workers, self.why_workers = loader_processes(
+            config.data.workers, accelerator.device.type, of_files=task.clips is not None
+        )
+        self.step = self.saved = 0  # done; of the last checkpoint
         self.bad_steps = 0  # in a row
         self.skipped = 0  # in all
         self.data: dict[str, Any] | None = None  # which they are; the main process's
@@ -159,7 +166,8 @@ class TrainingRun:
         peak = f"{self.meter.peak / self.world / 1e12:.3g} TFLOP/s a device ({self.peak_source})"
         precision = describe(self.compute.passes, self.accelerator.device)
         spread = f"{self.strategy.name}, {self.world} x {self.accelerator.device.type}"
-        return f"{spread}, {where}; {precision}; MFU is of {peak}"
+        loaders = f"{self.workers} loader processes each ({self.why_workers})"
+        return f"{spread}, {where}; {precision}; MFU is of {peak}; {loaders}"
 
     def describe(self) -> None:
         """Writes run.json."""
@@ -187,8 +195,9 @@ class TrainingRun:
             rank=self.rank,
             world=self.world,
             sequence=config.train.sequence_parallel,
-            workers=config.data.workers,
+            workers=self.workers,
             pin_memory=self.accelerator.device.type == "cuda",
+            waiting=lambda: self.stop.waiting(0.0 if self.world == 1 else GRACE_S),
         )
         ranks = self.world // config.train.sequence_parallel  # that take packs of their own
         meter = self.meter
@@ -200,8 +209,11 @@ class TrainingRun:
             self._look()
         with Progress(total, self.step, desc=config.run.dir.name, main=self.main) as progress:
             while self.step < total:
-                with meter.span("data"):
-                    step, packs = next(steps)
+                try:
+                    with meter.span("data"):
+                        step, packs = next(steps)
+                except StopWaiting:
+                    self._stop_waiting()
                 lr = set_lr(self.strategy.groups(), self.step, total, config.optim)
                 weight = step.tokens if config.train.loss_by == "token" else step.samples
                 result = self._forward_backward([pack for _, pack in packs], weight)
@@ -295,6 +307,16 @@ class TrainingRun:
         groups = every[:: self.config.train.sequence_parallel]  # whose processes all have the same
         return sorted(Draw(*draw) for draws in groups for draw in draws)
 
+    def _stop_waiting(self) -> None:
+        """Asked to stop while data do not come: alone it saves what is done; of several, the others may wait for it."""
+        if self.world == 1 and self.step > self.saved:
+            self.save()
+            self.saver.finish()
+        newest = self.store.newest()
+        saved = "nothing was done yet" if newest is None else f"{newest.name} is the last checkpoint"
+        print(f"asked to stop while waiting for data after step {self.step}: {saved}", file=sys.stderr, flush=True)
+        raise Preempted
+
     def _after_step(self, stop: bool) -> None:
         """Measures, saves and shows what is due; what is asked to stop saves first, and measures when it goes on."""
         every, total = self.config.checkpoint.every, self.config.train.steps
@@ -343,6 +365,7 @@ class TrainingRun:
                 "optimizer": optimizer_tensors(pieces),
             }
             self.saver.save(self.step, tensors, state)
+        self.saved = self.step
 
     def resume(self) -> None:
         """Goes on from the newest whole checkpoint, whatever strategy and number of processes wrote it."""
@@ -361,6 +384,7 @@ class TrainingRun:
         self.strategy.make_state(*saved_state(moments))
         load_moments(self.strategy.pieces(), moments)
         self.step, self.skipped, self.bad_steps = state["step"], state["skipped_steps"], state["bad_steps"]
+        self.saved = self.step
         self.watch.looked, self.watch.best = state.get("looked", self.step), state.get("best")
 
 
