@@ -13,10 +13,11 @@ PACKAGE = ROOT / "latentvid"
 FILES = sorted(PACKAGE.rglob("*.py"))
 SCRIPT_FOLDERS = ("vae", "train", "inference", "benchmarks", "tests")
 
-BASE = {"errors", "files", "limits", "lock", "rng", "packing", "precision", "weights"}
+BASE = {"errors", "files", "progress", "limits", "lock", "rng", "packing", "precision", "weights"}
 MAY_IMPORT = {  # parts of the package that a part may import; what is not listed may import all
     "errors": set(),
     "files": {"errors"},
+    "progress": set(),
     "lock": {"errors"},
     "limits": {"errors"},
     "command_line": {"limits"},

@@ -118,7 +118,7 @@ class Train:
     )
     ema: float = _help("decay of the weights' moving average", default=0.999)
     loss_by: Literal["token", "sample"] = _help(
-        "every token, or every sample, weighs the same in a step", default="token"
+        "every token that has a loss, or every sample, weighs the same in a step", default="token"
     )
     gradient_checkpointing: bool = _help("recompute activations in the backward pass", default=False)
     compile: bool = _help("torch.compile the blocks", default=False)

@@ -33,6 +33,8 @@ class DitPack:
     videos: list[Tensor] | None = None
     posterior: list[Tensor] | None = None
     captions: list[str] | None = None
+    counted: tuple[int, ...] = ()  # of each sample that `tokens` counts: tokens that have a loss, not being given
+    counted_in_all: int = 0  # in the whole pack
     numbers: tuple[int, ...] = ()  # global numbers of the layout's samples
     replaced: int = 0  # clips read in the place of others
     ready: bool = False  # encoded and traded

@@ -80,6 +80,11 @@ class DitTask:
         except UserError as error:
             raise UserError(f"samples.prompts: {error}") from None
 
+    @property
+    def partial(self) -> bool:
+        """Whether some clips have given frames, whose tokens have no loss."""
+        return not {"plain", "independent"}.issuperset(self.config.given.names)
+
     def __getstate__(self) -> dict[str, Any]:
         """What loader processes need to make packs: no network."""
         return {k: v for k, v in self.__dict__.items() if k not in ("model", "vae", "text")}
@@ -203,16 +208,24 @@ class DitTask:
         rank, size = (0, 1) if self.sequence is None else (self.sequence.rank, self.sequence.size)
         span = spans(whole.lengths, size)[rank]
         layout = whole if size == 1 else whole.piece(span)
-        noise, rows, skip = [], [], span.start - int(whole.cu_seqlens[span.first])
+        noise, skip = [], span.start - int(whole.cu_seqlens[span.first])
         for draw, grid, length in zip(draws[span.first : span.last], layout.grid, layout.lengths, strict=True):
             tokens = torch.randn(math.prod(grid), self.features, generator=generator(seed, draw.number, "noise"))
             noise.append(tokens[skip : skip + length])
-            rows.append(self._noise_levels(draw, grid))
             skip = 0
+        levels = [self._noise_levels(draw, grid) for draw, grid in zip(draws, whole.grid, strict=True)]
+        counted = [int((level > 0).sum()) * h * w for level, (_, h, w) in zip(levels, whole.grid, strict=True)]
         made = [draw for draw, maker in zip(draws, makers(whole.lengths, size), strict=True) if maker == rank]
         make = self._from_clips if self.cache is None else self._from_cache
-        numbers = tuple(draw.number for draw in draws[span.first : span.last])
-        return DitPack(noise=torch.cat(noise), timestep=torch.cat(rows), layout=layout, numbers=numbers, **make(made))
+        return DitPack(
+            noise=torch.cat(noise),
+            timestep=torch.cat(levels[span.first : span.last]),
+            layout=layout,
+            counted=tuple(counted[span.first : span.last]),
+            counted_in_all=sum(counted),
+            numbers=tuple(draw.number for draw in draws[span.first : span.last]),
+            **make(made),
+        )
 
     def _noise_levels(self, draw: Draw, grid: Grid) -> Tensor:
         """Of each latent frame [f]; 0 where it is given."""

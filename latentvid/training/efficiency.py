@@ -153,15 +153,19 @@ class EfficiencyMeter:
             "seconds": self._throughput.seconds,
         }
 
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return max(self._throughput.seconds, 1e-9)
+
     def summary(self) -> str:
         """One line on the whole run so far, what was timed after the last step included."""
         while self._unread:
             self._read(*self._unread.popleft())
         totals = dict(self.totals)
         _add(self._timer.between, self._spans, totals)
-        seconds = self._throughput.seconds
-        shares = ", ".join(f"{SPANS[name]} {spent / max(seconds, 1e-9):.1%}" for name, spent in totals.items())
-        return f"{seconds:,.0f} s: {shares}"
+        shares = ", ".join(f"{SPANS[name]} {spent / self.seconds:.1%}" for name, spent in totals.items())
+        return f"{self.seconds:,.0f} s: {shares}"
 
     def _read(self, step: _Step, spans: list[_Span]) -> None:
         step.seconds = dict.fromkeys(SPANS, 0.0)

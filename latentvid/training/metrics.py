@@ -1,17 +1,14 @@
-"""What a run says about itself: ``metrics.jsonl``, throughput, and a progress bar."""
+"""What a run says about itself: ``metrics.jsonl``, and throughput."""
 
 import json
 import logging
 import math
 import os
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TextIO
-
-from tqdm import tqdm
+from typing import Any
 
 from ..errors import UserError
 from ..files import file_fault, kept_beside, written_whole
@@ -141,57 +138,3 @@ class ThroughputMeter:
     def _rate(self, column: int) -> float:
         first, last = self._steps[0], self._steps[-1]
         return (last[column] - first[column]) / max(last[0] - first[0], 1e-9) if len(self._steps) > 1 else 0.0
-
-
-class Progress:
-    """A bar with loss, tokens/s and time left; plain lines every ``every`` steps where stderr is not a terminal.
-
-    ``initial``: the step resumed from. ``main=False`` (every process but the first) shows nothing.
-    """
-
-    def __init__(
-        self,
-        total: int,
-        initial: int = 0,
-        *,
-        desc: str = "train",
-        main: bool = True,
-        every: int = 50,
-        file: TextIO | None = None,
-    ) -> None:
-        self.total, self.initial, self.step = total, initial, initial
-        self._file = file or sys.stderr
-        self._desc, self._every, self._main = desc, every, main
-        self._start = time.perf_counter()
-        terminal = main and self._file.isatty()
-        self._bar = (
-            tqdm(total=total, initial=initial, desc=desc, file=self._file, dynamic_ncols=True) if terminal else None
-        )
-
-    def update(self, *, loss: float, tokens_per_s: float) -> None:
-        """At the end of a step."""
-        self.step += 1
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {loss:.4f}, {tokens_per_s:,.0f} tokens/s", refresh=False)
-            self._bar.update()
-        elif self._main and (self.step % self._every == 0 or self.step in (self.initial + 1, self.total)):
-            elapsed = time.perf_counter() - self._start
-            left = elapsed / (self.step - self.initial) * max(self.total - self.step, 0)
-            line = f"{self._desc}: step {self.step}/{self.total}, loss {loss:.4f}, {tokens_per_s:,.0f} tokens/s"
-            self.say(f"{line}, {tqdm.format_interval(left)} left")
-
-    def say(self, line: str) -> None:
-        """A line that does not break the bar."""
-        if self._main:
-            tqdm.write(line, file=self._file)
-            self._file.flush()
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -19,7 +19,8 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from latentvid.data.digits import Label, caption
 from latentvid.text import TextEncoder
-from latentvid.training.metrics import Progress, ThroughputMeter
+from latentvid.training.bar import Progress
+from latentvid.training.metrics import ThroughputMeter
 
 SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2 as in published T5s
 MAX_TOKENS = 128

@@ -32,6 +32,7 @@ class Task(Protocol):
     clips: ClipSource | None  # what reads files, if anything does
     apart: tuple[Part, ...]  # sub-modules of the model that learn beside the rest
     ragged: bool  # a pack may take several calls of the model, as many as it has shapes
+    partial: bool  # some tokens have no loss: packs then say how many have, in `counted` and `counted_in_all`
     product: str  # name of the folder in run.dir that the finished model goes to
 
     def summary(self) -> str:

@@ -13,13 +13,15 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..data.plan import Draw, Plan
+from ..data.plan import Draw, Plan, Step
 from ..data.quarantine import Quarantine
 from ..errors import UserError
 from ..files import check_writable, written_whole
 from ..precision import describe, dtype_of
+from ..progress import phase
 from ..world import from_main, meet
 from .about import write_about
+from .bar import Progress
 from .checkpoint import CheckpointStore
 from .compute import Compute, settle
 from .config import TrainingConfig
@@ -32,7 +34,6 @@ from .load import save_config
 from .loader import iterate_steps
 from .logs import RunLogs
 from .machine import loader_processes, take_threads
-from .metrics import Progress
 from .optim import make_optimizer, set_lr
 from .pieces import PieceReader, load_moments, load_values, model_tensors, optimizer_tensors, saved_state
 from .preflight import preflight
@@ -41,6 +42,7 @@ from .saver import Saver, newest_for_all
 from .setup import make_accelerator, make_plan, start_trackers
 from .signals import Preempted, StopRequest, StopWaiting
 from .task import MakeTask, Task
+from .waiting import advice
 from .watch import Watch
 from .zero import make_strategy
 
@@ -83,7 +85,8 @@ def train(config: TrainingConfig, make_task: MakeTask) -> None:
             else:
                 run.loop()
                 if accelerator.is_main_process:
-                    export_checkpoint(task, run.store.path(run.step), product)
+                    with phase(f"{config.run.dir.name}: exporting"):
+                        export_checkpoint(task, run.store.path(run.step), product)
             meet()  # for as long as the export takes
             accelerator.end_training()
 
@@ -202,12 +205,13 @@ class TrainingRun:
         ranks = self.world // config.train.sequence_parallel  # that take packs of their own
         meter = self.meter
         logs = RunLogs(config, self.step) if self.main else None
-        self.watch.open(self.step)
+        with phase("preparing validation"):
+            self.watch.open(self.step)
         self.stop.saves = True
         self.strategy.module.train()
-        if self.watch.looked < self.step:  # it was stopped right after that step
-            self._look()
-        with Progress(total, self.step, desc=config.run.dir.name, main=self.main) as progress:
+        with self._progress() as self.progress:
+            if self.watch.looked < self.step:  # it was stopped right after that step
+                self._look()
             while self.step < total:
                 try:
                     with meter.span("data"):
@@ -215,8 +219,7 @@ class TrainingRun:
                 except StopWaiting:
                     self._stop_waiting()
                 lr = set_lr(self.strategy.groups(), self.step, total, config.optim)
-                weight = step.tokens if config.train.loss_by == "token" else step.samples
-                result = self._forward_backward([pack for _, pack in packs], weight)
+                result = self._forward_backward([pack for _, pack in packs], self._weight(step, packs))
                 with meter.span("optimizer"):
                     norms = self._update()
                 self.step += 1
@@ -240,7 +243,7 @@ class TrainingRun:
                 if logs is not None:
                     logs.write(record, draws)
                 self.accelerator.log({k: v for k, v in record.items() if k != "step"}, step=self.step)
-                progress.update(loss=result.loss, tokens_per_s=record["tokens_per_s"])
+                self.progress.update(loss=result.loss, tokens_per_s=record["tokens_per_s"])
                 self._after_step(result.stop)
         self.saver.finish()
         meet()  # the last checkpoint is in place
@@ -249,6 +252,29 @@ class TrainingRun:
         if logs is not None:
             logs.close()
             print(f"{config.run.dir.name}: {meter.summary()}", file=sys.stderr, flush=True)
+            if said := advice(meter.totals["data"] / meter.seconds, self.workers, self.task.clips):
+                print(f"{config.run.dir.name}: {said}", file=sys.stderr, flush=True)
+
+    def _progress(self) -> Progress:
+        config = self.config
+        every = {
+            "validation": config.validation.every,
+            "samples": config.samples.every,
+            "checkpoint": config.checkpoint.every or config.train.steps,
+        }
+        name = config.run.dir.name
+        return Progress(config.train.steps, self.step, desc=name, main=self.main, beside_every=every)
+
+    def _weight(self, step: Step, packs: Sequence[tuple[Sequence[Draw], Any]]) -> int:
+        """Samples of the step, or its tokens that have a loss, over all processes."""
+        if self.config.train.loss_by == "sample":
+            return step.samples
+        if not self.task.partial:
+            return step.tokens
+        counted = torch.tensor(sum(pack.counted_in_all for _, pack in packs), device=self.accelerator.device)
+        if self.world > 1:
+            torch.distributed.all_reduce(counted)
+        return int(counted) // self.config.train.sequence_parallel  # whose processes all have the same packs
 
     def _forward_backward(self, packs: Sequence[Any], weight: int) -> StepResult:
         """Gradients of the step's mean loss: each rank sums its share over `weight`, strategies average over ranks."""
@@ -262,7 +288,8 @@ class TrainingRun:
             with self.meter.span("compute"), self.strategy.accumulating(last=i + 1 == len(packs)):
                 losses, parts = self.task.loss(self.strategy, pack, self.step)
                 if self.config.train.loss_by == "token":
-                    share = torch.tensor(pack.tokens, dtype=torch.float32, device=losses.device) / weight
+                    tokens = pack.counted if self.task.partial else pack.tokens
+                    share = torch.tensor(tokens, dtype=torch.float32, device=losses.device) / weight
                 else:
                     share = torch.full_like(losses, 1.0 / weight)
                 self.strategy.backward((losses * share).sum() * self.world)
@@ -332,11 +359,12 @@ class TrainingRun:
 
     def _look(self, save: bool = False) -> None:
         """What is due at this step: measures, saves (also what is the best so far), shows samples."""
-        with self.meter.span("validation"):
+        with self.meter.span("validation"), self.progress.beside("validation"):
             best = self.watch.measure(self.step)
         if save or best:
-            self.save()
-        with self.meter.span("validation"):
+            with self.progress.beside("checkpoint" if save else "validation"):
+                self.save()
+        with self.meter.span("validation"), self.progress.beside("samples"):
             self.watch.show(self.step)
 
     # --- checkpoints ---

@@ -26,6 +26,7 @@ from ..evaluation.sheet import Row
 from ..models.discriminator import PatchCritic, VaeWithCritic
 from ..models.interchange import Vae, build_vae, channels_last, load_vae
 from ..packing import Grid
+from ..progress import phase
 from ..rng import generator
 from .compute import compute_type
 from .config import VaeConfig, several
@@ -69,6 +70,7 @@ class VaeTask:
 
     product = "vae"
     ragged = True
+    partial = False
 
     def __init__(self, config: VaeConfig, device: torch.device, data: bool = True) -> None:
         """`data=False`, enough to export, leaves out LPIPS alone: statistics are measured on the data."""
@@ -242,12 +244,14 @@ class VaeTask:
         count = min(self.config.statistics_samples, len(self.source))
         device = next(model.parameters()).device
         total = torch.zeros(3, self.channels, dtype=torch.float64)
-        for i in torch.linspace(0, len(self.source) - 1, count).long().tolist():
-            video = self.source.load(i, self.config.run.seed, i).video[None].to(device)
-            with compute_type(self.config, device):
-                z = model.encode(video).latent_dist.mode()[0]
-            z = z.double().flatten(1).cpu()
-            total += torch.stack([torch.full((self.channels,), float(z.shape[1])), z.sum(1), z.square().sum(1)])
+        with phase("measuring the latents' statistics", count) as advance:
+            for i in torch.linspace(0, len(self.source) - 1, count).long().tolist():
+                video = self.source.load(i, self.config.run.seed, i).video[None].to(device)
+                with compute_type(self.config, device):
+                    z = model.encode(video).latent_dist.mode()[0]
+                z = z.double().flatten(1).cpu()
+                total += torch.stack([torch.full((self.channels,), float(z.shape[1])), z.sum(1), z.square().sum(1)])
+                advance()
         if not (count and total.isfinite().all()):
             raise UserError(
                 f"the latents of {count} windows have no mean and deviation: set statistics_samples to 1 or more, and "

@@ -7,8 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from launching import wait_for
 
-from latentvid.training.metrics import MetricsLog, Progress, ThroughputMeter, read_metrics
+from latentvid.progress import phase
+from latentvid.training.bar import Progress, TimeLeft
+from latentvid.training.metrics import MetricsLog, ThroughputMeter, read_metrics
 
 
 def run(folder, steps, resume_step=None):
@@ -70,6 +73,81 @@ def test_progress_prints_plain_lines_without_a_terminal():
     lines = out.getvalue().splitlines()
     assert [line.split(",")[0] for line in lines] == ["train: step 3/7", "train: step 6/7", "train: step 7/7"]
     assert "loss 0.5000, 12,345 tokens/s, 00:00 left" in lines[-1]
+
+
+class Clock:
+    """Time that passes when told to."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_line_comes_every_30_seconds_however_few_the_steps():
+    out, time = io.StringIO(), Clock()
+    with Progress(1000, 100, every=50, file=out, timer=time) as progress:
+        for _ in range(12):
+            time.now += 11
+            progress.update(loss=0.5, tokens_per_s=1)
+    steps = [int(line.split("step ")[1].split("/")[0]) for line in out.getvalue().splitlines()]
+    assert steps == [101, 104, 105, 108, 111]  # the first and the fifth, and every 33 seconds
+
+
+def test_a_long_step_and_long_work_beside_it_give_signs_of_life():
+    out = io.StringIO()
+    with Progress(9, 2, desc="run", seconds=0.05, file=out) as progress:
+        wait_for(lambda: "run: step 3/9, 00:00 since step 2" in out.getvalue(), 10, "a sign of the step")
+        with progress.beside("validation"):
+            wait_for(lambda: "run: validation, 00:0" in out.getvalue(), 10, "a sign of the validation")
+
+
+def test_a_phase_says_how_far_it_is(monkeypatch):
+    out = io.StringIO()
+    with phase("statistics", 8, every=0.05, file=out) as advance:
+        advance()
+        advance()
+        wait_for(lambda: "statistics: 2 of 8, 00:0" in out.getvalue(), 10, "a line")
+        assert "left" in out.getvalue()
+    monkeypatch.setenv("RANK", "1")
+    with phase("statistics", every=0.0, file=out) as advance:
+        advance()
+
+
+def simulated(total: int, after: int, *, step=1.0, first=0.0, every=None, cost=0.0) -> tuple[float, float]:
+    """(time left as said after some steps, as it then was): the first steps take longer, `cost` is beside the steps."""
+    time, out, said, when = Clock(), io.StringIO(), None, 0.0
+    with Progress(total, file=out, timer=time, beside_every={"validation": every or 0}) as progress:
+        for number in range(1, total + 1):
+            time.now += step + (first if number <= 2 else 0.0)
+            progress.update(loss=0.0, tokens_per_s=0.0)
+            if every and (number % every == 0 or number == total):
+                with progress.beside("validation"):
+                    time.now += cost
+            if number == after:
+                said, when = progress._left.left(number), time.now
+    return said, time.now - when
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        {"total": 200, "after": 5},
+        {"total": 200, "after": 5, "first": 60.0},  # compiles
+        {"total": 200, "after": 5, "every": 4, "cost": 20.0},
+        {"total": 203, "after": 50, "every": 20, "cost": 100.0, "first": 30.0},
+    ],
+)
+def test_the_time_left_is_right_after_five_steps(run):
+    said, was = simulated(**run)
+    assert said == pytest.approx(was, rel=0.05)
+
+
+def test_a_stall_is_not_taken_for_the_rule():
+    left = TimeLeft(1000, 0, {})
+    for seconds in (5.0, 1.0, 1.0, 300.0, 1.0, 1.0):
+        left.step(seconds)
+    assert left.left(6) < 5 * 994
 
 
 def test_progress_draws_a_bar_on_a_terminal_and_nothing_on_other_ranks():

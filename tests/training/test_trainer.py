@@ -93,10 +93,11 @@ def test_a_run_leaves_its_records(whole, dit_config):
     assert [(start["step"], start["world"]) for start in about["starts"]] == [(0, 1)]
 
 
-def test_a_step_weighs_every_token_or_every_sample_alike(dit_config, tmp_path):
-    """The first loss is that of the step's samples, computed one by one."""
+@pytest.mark.parametrize("given", ["{plain: 1}", "{plain: 1, first: 1, prefix: 1, ends: 1}"])
+def test_a_step_weighs_every_token_that_has_a_loss_or_every_sample_alike(given, dit_config, tmp_path):
+    """The first loss is that of the step's samples, computed one by one; given frames have none."""
     for by in ("token", "sample"):
-        config = dit_config(tmp_path / by, f"train.loss_by={by}", "train.steps=1")
+        config = dit_config(tmp_path / by, f"train.loss_by={by}", f"given={given}", "train.steps=1")
         train(config, DitTask)
         task = DitTask(config, torch.device("cpu"))
         step = Plan(task.tokens, budget=256, packs=2, seed=0).next()
@@ -104,7 +105,10 @@ def test_a_step_weighs_every_token_or_every_sample_alike(dit_config, tmp_path):
         for draw in (draw for pack in step.packs for draw in pack):
             alone = task.make_pack([draw])
             each.append(task.loss(task.model, alone, 0)[0].item())
-            weights.append(alone.tokens[0] if by == "token" else 1)
+            noised = alone.timestep[alone.layout.row] > 0  # of each token
+            weights.append(int(noised.sum()) if by == "token" else 1)
+        if by == "token":
+            assert (sum(weights) < step.tokens) == ("first" in given)
         expected = sum(w * loss for w, loss in zip(weights, each, strict=True)) / sum(weights)
         record = read_metrics(tmp_path / by)[0]
         assert record["loss"] == pytest.approx(expected, rel=1e-5)
