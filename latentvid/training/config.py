@@ -59,8 +59,8 @@ class Data:
     image_share: float | None = _help("share of the tokens that are images'; null leaves it to the data", default=None)
     max_frames: int = _help("frames of a window; longer clips are cut into windows that follow each other", default=17)
     frames_per_read: int | None = _help(
-        "windows of a clip that are decoded together, and share a pack, have at most so many frames, and a quarter of "
-        "the pack; null reads each by itself",
+        "windows of a clip that are decoded together, and share a pack, have at most so many frames, and half of a "
+        "step's tokens; null reads each by itself",
         default=256,
     )
     max_area: int | None = _help("largest height x width in pixels; null keeps the native size", default=None)

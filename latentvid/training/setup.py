@@ -23,14 +23,14 @@ from .strategy import load_whole
 from .streams import make_streams
 from .task import Task
 
-READ_SHARE = 1 / 4  # of a pack, that the windows of one read take at most
+READ_SHARE = 1 / 2  # of a step, that the windows of one read, which share a pack, take at most
 
 
 def make_plan(config: TrainingConfig, task: Task) -> Plan:
     """The run's steps, from its configuration and data alone."""
     data, reads = config.data, None
     if task.clips is not None and data.frames_per_read is not None:
-        most = int(data.tokens_per_pack * READ_SHARE)
+        most = min(data.tokens_per_pack, int(data.tokens_per_pack * data.packs_per_step * READ_SHARE))
         reads = task.clips.reads(task.tokens, frames=data.frames_per_read, most_tokens=most)
     return Plan(
         task.tokens,

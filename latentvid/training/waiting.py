@@ -60,15 +60,15 @@ def advice(share: float, workers: int, clips: Any) -> str:
     if share < SHARE:
         return ""
     said = [
-        f"{share:.0%} of the time went into waiting for data, with data.workers={workers}: raise it as far as there are "
-        "cores"
+        f"{share:.0%} of the time went into waiting for data, with data.workers={workers}: raise it as far as there "
+        "are cores"
     ]
     found = measure(clips) if isinstance(clips, ClipSource) else None
     if found is not None:
-        (height, width), name = found.size, Path(found.sample.path).name
+        sample, (height, width), name = found.sample, found.size, Path(found.sample.path).name
         said.append(
-            f"; {found.frames} frames of {name} ({found.sample.width}x{found.sample.height}) take {found.now * 1000:.0f} ms "
-            f"to read, {found.then * 1000:.0f} ms from a copy of {width}x{height}, which is what is trained on: scale "
-            f"the files once (ffmpeg -i IN -vf scale={width}:{height} -crf 16 OUT) and train on the copies"
+            f"; {found.frames} frames of {name} ({sample.width}x{sample.height}) take {found.now * 1000:.0f} ms to "
+            f"read, {found.then * 1000:.0f} ms from a copy of {width}x{height}, which is what is trained on: scale the "
+            f"files once (ffmpeg -i IN -vf scale={width}:{height} -crf 16 OUT) and train on the copies"
         )
     return "".join(said)
