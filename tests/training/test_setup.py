@@ -23,7 +23,7 @@ def test_a_tracker_that_is_not_installed_is_an_error_before_the_work(dry, dit_co
     config = dit_config(tmp_path / "run", "log.trackers=[tensorboard,wandb]", f"run.dry_run={dry}")
     with pytest.raises(UserError, match=r"log\.trackers names wandb.*pip install wandb, or set .*=\[tensorboard\]"):
         train(config, DitTask)
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_a_tracker_that_cannot_start_is_one_message(dit_config, tmp_path, monkeypatch):
