@@ -46,14 +46,16 @@ def test_clips_of_ones_own_become_a_pipeline(run, my_clips, tiny_t5, monkeypatch
     seen = []
     for program, *words in commands("Train on your own clips"):
         words = [word.replace("google/flan-t5-base", str(tiny_t5)) for word in words]
-        if program == ".venv/bin/python":
+        assert program == ".venv/bin/python"
+        if words[0] == "-m":
             module, *rest = words[1:]
             monkeypatch.setattr(sys, "argv", [module, *rest])
-            runpy.run_module(module, run_name="__main__")
+            with pytest.raises(SystemExit) as stop:
+                runpy.run_module(module, run_name="__main__")
+            assert not stop.value.code
             seen.append(module)
             continue
-        launch, script, *rest = words
-        assert (program, launch) == (".venv/bin/accelerate", "launch")
+        script, *rest = words
         status, _, said = run(script, *rest, *SMALL.get(script, "").split())
         assert status == 0, said
         seen.append(script)
