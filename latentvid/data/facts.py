@@ -24,7 +24,9 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import ClipError
+from ..progress import phase
 from .samples import Dropped, Rows, Samples
+from .storage import patiently
 from .video import VideoInfo, probe
 
 logger = logging.getLogger(__name__)
@@ -144,22 +146,23 @@ def _probed(
     samples: Samples, asked: np.ndarray, pool: ThreadPoolExecutor, memory: Memory | None
 ) -> Iterator[tuple[int, VideoInfo | str]]:
     bar = tqdm(total=len(asked), desc="probing", unit="file", disable=None if len(asked) else True)
-    for begin in range(0, len(asked), WAVE):
-        wave = asked[begin : begin + WAVE]
-        before = {int(i): os.stat(samples.path(i)) for i in wave if os.path.exists(samples.path(i))}
-        new = []
-        for i, result in zip(wave, pool.map(_probe_or_reason, map(samples.path, wave)), strict=True):
-            bar.update()
-            if isinstance(result, VideoInfo):
-                new.append((samples.paths[i], before.get(int(i)), result))
-            yield i, result
-        if memory is not None:
-            try:
-                memory.add(row for row in new if row[1] is not None)
-            except OSError as error:
-                logger.warning("what the files are cannot be remembered (%s): each start opens them again", error)
-                memory = None
-    bar.close()
+    with bar, phase("probing files", len(asked)) as advance:  # the one on a terminal, the other in a log
+        for begin in range(0, len(asked), WAVE):
+            wave = asked[begin : begin + WAVE]
+            before = {int(i): os.stat(samples.path(i)) for i in wave if os.path.exists(samples.path(i))}
+            new = []
+            for i, result in zip(wave, pool.map(_probe_or_reason, map(samples.path, wave)), strict=True):
+                bar.update()
+                advance()
+                if isinstance(result, VideoInfo):
+                    new.append((samples.paths[i], before.get(int(i)), result))
+                yield i, result
+            if memory is not None:
+                try:
+                    memory.add(row for row in new if row[1] is not None)
+                except OSError as error:
+                    logger.warning("what the files are cannot be remembered (%s): each start opens them again", error)
+                    memory = None
 
 
 def _fill(samples: Samples, i: int, info: VideoInfo) -> None:
@@ -187,6 +190,6 @@ def _file_fault(path: str, frames: int) -> str | None:
 
 def _probe_or_reason(path: str) -> VideoInfo | str:
     try:
-        return probe(path)
+        return patiently(partial(probe, path), path)
     except ClipError as error:
         return error.reason
