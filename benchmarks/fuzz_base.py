@@ -103,7 +103,7 @@ def make_encoders(base: Path) -> None:
 def _configurations(base: Path) -> None:
     """dit.yaml and vae.yaml: each trains a step in a moment."""
     common = {
-        "optim": {"lr": 1e-3, "warmup": 1},
+        "optim": {"lr": 1e-3, "warmup": 1, "schedule": "constant"},
         "train": {"steps": 1, "mixed_precision": "no", "ema": 0.9},
         "checkpoint": {"every": 1, "keep_last": 5},
         "log": {"trackers": []},

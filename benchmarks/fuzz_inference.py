@@ -33,7 +33,7 @@ def pipeline(draw: Draw, base: Path, folder: Path) -> Case:
     path = draw.choice([*files, *(p for p in files if p.name in OURS or p.name == "config.json")])
     part = path.parent.name
     must: str | None = None
-    names: tuple[str, ...] = (path.name, *(() if path.parent == copy else (part,)))
+    names: tuple[str, ...] = (path.name, *(() if path.parent == copy else (part, "text encoder")))
     kind = draw.choice(("value", "value", "value", "bytes", "file"))
     if path.suffix == ".safetensors" and kind == "value":
         what, must = spoil_tensors(draw, path), "fail"
@@ -249,7 +249,7 @@ def name(draw: Draw, base: Path, folder: Path) -> Case:
     words[at - 1 : at + 1] = [f"{words[at - 1]}={stem}{ending}"]
     if program == T2V and draw.chance(0.3):
         words += ["--prompt", "a blue 3"]
-    said = ("output", "--out", "ending", stem[:20] if stem.strip() else "output")
+    said = ("output", "--out", "ending", stem[:20] if stem.strip() else "output", stem.split("/")[0] or "/proc", "/dev")
     return Case(program, words, f"output {stem[:40]!r}{ending} ({len(stem.encode(errors='replace'))} bytes)", said,
                 work_first="sampling: 100%")  # fmt: skip
 

@@ -72,7 +72,7 @@ def encoders(draw: Draw, base: Path, folder: Path) -> Case:
     elif path.suffix == ".json" and draw.chance(0.7):
         tree, key, what = draw.json(json.loads(path.read_text()))
         write_json(path, tree)
-        names = (path.name, key or path.name, copy.name)
+        names = (path.name, key or path.name, copy.name, "text encoder")
     elif draw.chance(0.5):
         what, must = draw.file(path), None if path.name == "tokenizer_config.json" else "fail"
     else:

@@ -144,7 +144,7 @@ def yaml_file(draw: Draw, base: Path, folder: Path) -> Case:
         path.write_bytes(data)
         must = None
     words = [str(path), "--run.dir=run", "--dry-run"]
-    names = ("config.yaml", "optimm", "deep", "model", "log", "trackers", "lr", "key", *words_of(text))
+    names = ("config.yaml", "optimm", "deep", "model", "log", "trackers", "lr", "key", "text encoder", *words_of(text))
     return Case(DIT if dit else VAE, words, f"config.yaml: {kind}", names, must)
 
 

@@ -268,7 +268,8 @@ def _whole(low: int, high: int) -> Callable[[Any], bool]:
 
 
 def _is_key(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("vae"), str) and isinstance(value.get("text"), str)
+    made = isinstance(value, dict) and isinstance(value.get("vae"), str) and isinstance(value.get("text"), str)
+    return made and isinstance(value.get("transform", {}), dict)
 
 
 def _is_grids(value: Any) -> bool:
