@@ -62,9 +62,16 @@ def check_strategy(accelerator: Accelerator) -> None:
         raise UserError(f"the launcher started {asked} processes, but {answer} answer each other; {on_cpus}")
 
 
+class Processes(PartialState):
+    """accelerate's state of the launched processes, which wait for each other as long as their work takes."""
+
+    def wait_for_everyone(self) -> None:
+        meet()
+
+
 def process_state() -> PartialState:
-    """accelerate's state of the launched processes, for work shared without an Accelerator."""
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    """The launched processes, for work shared without an Accelerator."""
+    state = Processes(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     check_world(state.num_processes)
     return state
 

@@ -161,13 +161,14 @@ def records(path: Path, root: Path, faults: Faults) -> Iterator[dict[str, Any]]:
     """The lines of a log, if it is there; one cut short by a kill is left out."""
     if not there(path, root, faults):
         return
-    wrong, number, line = [], 0, b"\n"
+    wrong, number, found = [], 0, 0
     try:
         with path.open("rb") as file:
             while line := file.readline(LINE):
                 number += 1
                 record = _record(line)
                 if record is not None:
+                    found += 1
                     yield record
                 elif line.endswith(b"\n") or len(line) == LINE:
                     wrong.append(number)
@@ -177,8 +178,8 @@ def records(path: Path, root: Path, faults: Faults) -> Iterator[dict[str, Any]]:
         faults.add(path.name, f"cannot be read beyond line {number} ({error.strerror or error})")
     if wrong:
         faults.add(path.name, f"{len(wrong)} of {number} lines are no records, line {wrong[0]} the first")
-    elif not number:
-        faults.add(path.name, "is empty")
+    elif not found:
+        faults.add(path.name, "holds no record" if number else "is empty")
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
