@@ -23,7 +23,7 @@ def find_captioned(folder: str) -> tuple[Rows, Dropped]:
     "folder-twice" (a link to a folder that is here already) and "unreadable-folder".
     """
     rows, dropped = Rows(folder), Dropped()
-    for place, names in sorted(_folders(folder, dropped)):
+    for place, names in sorted(folders(folder, dropped)):
         hidden = any(part.startswith(".") for part in os.path.relpath(place, folder).split(os.sep) if part != ".")
         captions = {os.path.splitext(name)[0]: name for name in names if name.lower().endswith(".txt")}
         used = set()
@@ -64,7 +64,7 @@ def _add(rows: Rows, dropped: Dropped, path: str, caption: str | None) -> None:
         dropped.add(path, error.reason)
 
 
-def _folders(folder: str, dropped: Dropped) -> Iterator[tuple[str, list[str]]]:
+def folders(folder: str, dropped: Dropped) -> Iterator[tuple[str, list[str]]]:
     """Each folder once, with the names of its files. Those that are here by themselves go before links to them."""
     seen: set[tuple[int, int]] = set()
     links: list[str] = []

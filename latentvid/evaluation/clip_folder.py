@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import pyarrow
 
+from ..data.captions import one_line, read_caption
 from ..data.manifest import read_manifest
 from ..data.tables import READERS
 from ..data.video import probe
@@ -23,7 +24,7 @@ from .footage import Cut, Excerpt, cut_files, find_files
 from .rows import Clip
 
 INDEX = "results.jsonl"  # what inference/t2v.py --prompts writes beside its clips
-NAMES, TEXTS = ("path", "file", "name"), ("caption", "prompt")  # columns of a table of captions
+NAMES, TEXTS = ("path", "file", "name", "file_name"), ("caption", "prompt", "text")  # columns of a table of captions
 
 
 class Skipped(NamedTuple):
@@ -109,24 +110,27 @@ def list_files(source: Path, captions: Path | None = None) -> Files:
         found = find_files([source])
         folder = source if source.is_dir() else source.parent
         paths, skipped = {os.path.relpath(path, folder): path for path in found}, []
-        texts = {} if captions else _texts_beside(folder, paths)
+        texts = {}
+        if captions is None:
+            texts, unread = _texts_beside(folder, paths)
+            skipped += unread
     if captions is not None:
         texts = read_captions(captions, paths)
     return Files(paths, texts, skipped)
 
 
-def _texts_beside(folder: Path, paths: Mapping[str, Path]) -> dict[str, str]:
+def _texts_beside(folder: Path, paths: Mapping[str, Path]) -> tuple[dict[str, str], list[Skipped]]:
+    """Captions by name, and the files whose caption cannot be read."""
     if (folder / INDEX).is_file():
-        return read_captions(folder / INDEX, paths)
-    found = {}
+        return read_captions(folder / INDEX, paths), []
+    found, skipped = {}, []
     for name, path in paths.items():
         try:
-            lines = path.with_suffix(".txt").read_text(encoding="utf-8-sig", errors="replace").splitlines()
-        except OSError:
-            continue
-        if text := next((line.strip() for line in lines if line.strip()), ""):
-            found[name] = text
-    return found
+            found[name] = read_caption(path.with_suffix(".txt"))
+        except ClipError as error:
+            if error.reason not in ("no-caption", "empty-caption"):
+                skipped.append(Skipped(str(path), "captions", str(error)))
+    return found, skipped
 
 
 def read_captions(table: Path, names: Mapping[str, Path]) -> dict[str, str]:
@@ -143,7 +147,7 @@ def read_captions(table: Path, names: Mapping[str, Path]) -> dict[str, str]:
             if not isinstance(name, str) or not isinstance(text, str):
                 columns = f"({', '.join(NAMES)}) and a text ({', '.join(TEXTS)})"
                 raise UserError(f"{table}, line {line}: give a name {columns}")
-            found[os.path.normpath(name)] = text.strip()
+            found[os.path.normpath(name)] = one_line(text)
     except (UnicodeDecodeError, pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{table} cannot be read ({error}): save it as UTF-8 text, or write it again") from error
     if not found.keys() & names.keys():

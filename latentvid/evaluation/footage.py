@@ -5,7 +5,6 @@ Axes: F frames, H W height and width in pixels.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ from pathlib import Path
 from torch import Tensor
 
 from ..data.kinds import IMAGE_ENDINGS, VIDEO_ENDINGS
+from ..data.samples import Dropped
+from ..data.scan import folders
 from ..data.transforms import fit, legal_frames, legal_size
 from ..data.video import probe, read_frames
 from ..errors import ClipError, UserError
@@ -92,8 +93,8 @@ def find_files(inputs: Sequence[Path]) -> list[Path]:
 
 
 def _media(folder: Path) -> Iterator[Path]:
-    for root, _, names in os.walk(folder):
-        yield from (Path(root, n) for n in names if Path(n).suffix.lower() in VIDEO_ENDINGS | IMAGE_ENDINGS)
+    for place, names in folders(str(folder), Dropped()):
+        yield from (Path(place, n) for n in names if Path(n).suffix.lower() in VIDEO_ENDINGS | IMAGE_ENDINGS)
 
 
 def cut_files(files: Sequence[Path], cut: Cut, most: int | None) -> tuple[list[Excerpt], list[tuple[Path, str]]]:
