@@ -46,6 +46,8 @@ class Parser(argparse.ArgumentParser):
         found = {plain(option): option for option in options}.get(plain(name))
         if found is None:
             self.error(f"unknown option {name}: {nearest(name, options)}")
+        if value == "--":  # argparse takes it for the end of the options, and gives a list of nothing
+            self.error(f"{found}: `--` is no value")
         return f"{found}{equals}{value}"
 
     def error(self, message: str) -> NoReturn:

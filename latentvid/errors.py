@@ -104,6 +104,8 @@ def message_of(error: BaseException) -> str | None:
         return text
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in text:
         return f"out of memory ({text or 'refused by the system'}): ask for less at once, or for smaller sizes"
+    if type(error).__name__ == "SafetensorError" and "I/O error" in text:  # which holds neither name nor errno
+        return f"a file of tensors cannot be written ({text.partition('I/O error: ')[2]}): make room, and start again"
     if isinstance(error, OSError) and error.errno is not None:
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes | os.PathLike) else ""
         fix = _FIXES.get(error.errno)

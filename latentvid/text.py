@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5EncoderModel
 
@@ -110,13 +109,19 @@ class TextEncoder:
             loaded, info = T5EncoderModel.from_pretrained(
                 encoder, dtype=dtype, use_safetensors=True, output_loading_info=True, **where
             )
+        except MemoryError:
+            raise
+        except Exception as error:  # transformers raises what the files lead it to
+            raise _not_loaded(encoder, error) from error
+        try:
             words = AutoTokenizer.from_pretrained(tokenizer, **safe)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise _not_loaded(encoder, error) from error
-        except Exception as error:  # tokenizers raises plain exceptions, and transformers what its files lead to
-            if isinstance(error, MemoryError):
-                raise
-            raise _not_loaded(encoder, error) from error
+        except MemoryError:
+            raise
+        except Exception as error:  # tokenizers raises plain ones
+            raise TextError(
+                f"the tokenizer in {tokenizer} ({' or '.join(TOKENIZERS)}, tokenizer_config.json) cannot be loaded: "
+                f"{' '.join(str(error).split()):.300}"
+            ) from error
         missing = sorted(info["missing_keys"])
         if missing:
             raise TextError(
@@ -142,6 +147,9 @@ class TextEncoder:
         """Token ids of each prompt, ``</s>`` last. :class:`TextError` for a prompt that is too long; none is cut."""
         if not prompts:
             return []
+        for prompt in prompts:
+            if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # bytes of a command line that are no UTF-8
+                raise TextError(f"prompt {prompt[:60]!a} is not UTF-8 text: write it as UTF-8")
         every = self.tokenizer(list(prompts), add_special_tokens=True, padding=False, truncation=False, verbose=False)
         for prompt, ids in zip(prompts, every["input_ids"], strict=True):
             if len(ids) > self.max_tokens:
@@ -328,7 +336,12 @@ def check_tokenizer(folder: Path) -> None:
                 raise TextError(f"{folder / name} is larger than any tokenizer: copy it again")
     settings = folder / "tokenizer_config.json"
     if settings.exists():
-        _refuse_code(settings, read_json(settings))
+        found = read_json(settings)
+        _refuse_code(settings, found)
+        longest = found.get("model_max_length")
+        is_number = isinstance(longest, int | float) and not isinstance(longest, bool)
+        if longest is not None and not (is_number and longest >= 1):
+            raise TextError(f"{settings}: model_max_length={longest!r:.60}: must be a number of tokens, at least 1")
 
 
 def _refuse_code(file: Path, config: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ import errno
 import sys
 
 import pytest
+from safetensors import SafetensorError
 
 from latentvid.command_line import Parser
 from latentvid.errors import ClipError, UserError, user_errors
@@ -57,6 +58,7 @@ def test_values_are_left_as_they_are():
         (["--many", "99999999999999999999"], "--many 99999999999999999999: must be a whole number from"),
         (["--interval", "0", "nan"], "--interval nan: must be a finite number"),
         (["--steps"], "--steps expected one argument"),
+        (["--steps=--"], "--steps: `--` is no value"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_status_2(line, said, capsys):
@@ -88,6 +90,11 @@ class OutOfMemoryError(RuntimeError):
         (OSError(errno.EMFILE, "Too many open files"), 2, "error: Too many open files: raise the limit"),
         (PermissionError(errno.EACCES, "Permission denied", b"out"), 2, "error: out: Permission denied: "),
         (OSError(errno.EIO, "Input/output error", 3), 2, "error: Input/output error"),
+        (
+            SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+            2,
+            "error: a file of tensors cannot be written (No space left on device (os error 28)): make room",
+        ),
     ],
 )
 def test_every_program_ends_with_one_line(error, status, said, capsys):

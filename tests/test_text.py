@@ -91,6 +91,25 @@ def test_too_long_a_prompt_is_refused_not_cut(encoder):
         encoder.encode(["a red 7", " ".join(["red"] * limit)])
 
 
+def test_what_is_no_text_is_refused(encoder):
+    with pytest.raises(UserError, match=r"prompt 'a \\udcff' is not UTF-8 text"):
+        encoder.tokenize(["a \udcff"])
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("tokenizer_config.json", '{"model_max_length": -5}', r"tokenizer_config.json: model_max_length=-5: must be"),
+        ("tokenizer_config.json", '{"model_max_length": true}', r"tokenizer_config.json: model_max_length=True"),
+        ("tokenizer.json", '{"merges": -1}', r"tokenizer in .*tokenizer.json.* cannot be loaded"),
+    ],
+)
+def test_a_broken_tokenizer_is_named(copy, file, text, message):
+    (copy / file).write_text(text)
+    with pytest.raises(UserError, match=message):
+        TextEncoder.from_pretrained(copy)
+
+
 def test_any_text_survives_the_tokenizer(encoder):
     text = "naïve 7 左へ動く 😀 \t{x}"
     ids = encoder.tokenize([text])[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from ..data.tables import READERS
 from ..data.writing import write_video
 from ..diffusion.guidance import Guidance
 from ..errors import UserError
-from ..files import written_whole
+from ..files import file_fault, written_whole
 from ..limits import check, shown
 from ..packing import Grid
 from ..precision import Computed, choose, describe, dtype_of
@@ -216,13 +217,18 @@ def _mark(pipeline: LatentVideoPipeline) -> str:
 
 
 def _read_index(path: Path) -> dict[str, dict[str, Any]]:
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
+    if (fault := file_fault(path)) is not None:
+        raise UserError(f"{path} {fault}: remove it with the clips beside it")
     try:
         found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return {record["file"]: record for record in found}
-    except (ValueError, TypeError, KeyError) as error:
+        records = {record["file"]: record for record in found}
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): remove it with the clips beside it") from error
+    if wrong := [name for name in records if not isinstance(name, str) or not _NAME.fullmatch(name)]:
+        raise UserError(f"{path} is damaged (file={wrong[0]!r:.60}): remove it with the clips beside it")
+    return records
 
 
 def _begin(folder: Path, records: dict[str, dict[str, Any]]) -> None:

@@ -1,6 +1,7 @@
 """Many prompts from a file: rows read as meant, the same clips however they are packed, and runs that go on."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -232,6 +233,11 @@ def test_other_files_are_refused(pipeline, tmp_path):
     (tmp_path / "q.jsonl").write_text('{"prompt": 5}\n')
     with pytest.raises(UserError, match="line 1: has no prompt"):
         read_prompts(tmp_path / "q.jsonl", pipeline)
-    (tmp_path / INDEX).write_text("{")
-    with pytest.raises(UserError, match="is damaged"):
+    for text in ("{", '{"file": true}\n', '{"file": "../x.mp4"}\n', '{"file": [1]}\n'):
+        (tmp_path / INDEX).write_text(text)
+        with pytest.raises(UserError, match="is damaged"):
+            sample_prompts(pipeline, [], tmp_path, FAST, Rank())
+    (tmp_path / INDEX).unlink()
+    os.mkfifo(tmp_path / INDEX)
+    with pytest.raises(UserError, match=f"{INDEX} is no regular file"):
         sample_prompts(pipeline, [], tmp_path, FAST, Rank())
