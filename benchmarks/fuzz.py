@@ -56,7 +56,9 @@ def area_of(seed: int, number: int, areas: Sequence[str]) -> tuple[str, Draw]:
     return draw.choices(areas, [AREAS[name][0] for name in areas])[0], draw
 
 
-def run_cases(numbers: Sequence[int], seed: int, areas: Sequence[str], work: Path, jobs: int) -> list[Outcome]:
+def run_cases(
+    numbers: Sequence[int], seed: int, areas: Sequence[str], work: Path, jobs: int, seconds: float
+) -> list[Outcome]:
     """Runs the cases, `jobs` at a time; says how far it is."""
     waiting, found = list(reversed(numbers)), []
     running: dict[int, tuple[Running, str]] = {}
@@ -71,7 +73,7 @@ def run_cases(numbers: Sequence[int], seed: int, areas: Sequence[str], work: Pat
         time.sleep(0.02)
         for pid, (run, area) in list(running.items()):
             ended, status = os.waitpid(pid, os.WNOHANG)
-            late = not ended and run.seconds() > SECONDS
+            late = not ended and run.seconds() > seconds
             if not (ended or late):
                 continue
             run.end()
@@ -109,6 +111,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", type=int, nargs="+", metavar="N", help="these cases alone")
     parser.add_argument("--areas", nargs="+", choices=sorted(AREAS), default=list(AREAS), help="default: all")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="at a time (default: a processor each)")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="that a case may take (default %(default)s)")
     parser.add_argument("--json", type=Path, help="file for the bad cases, and those that were taken")
     parser.add_argument("--keep", type=Path, help="work here, and leave the folders of bad cases")
     return parser.parse_args()
@@ -129,7 +132,7 @@ def main() -> int:
         for old in work.glob("case-*"):
             shutil.rmtree(old)
         numbers = args.only or range(args.first, args.first + args.cases)
-        found = run_cases(numbers, args.seed, args.areas, work, args.jobs)
+        found = run_cases(numbers, args.seed, args.areas, work, args.jobs, args.seconds)
     finally:
         if not args.keep:
             shutil.rmtree(work, ignore_errors=True)

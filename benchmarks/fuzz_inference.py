@@ -298,8 +298,8 @@ def storage(draw: Draw, base: Path, folder: Path) -> Case:
     """A program on a disk that is full, or with few open files."""
     program = draw.choice((*OPTIONS, DIT, VAE, REPORT, MANIFEST))
     words = {
-        DIT: [str(base / "dit.yaml"), "--run.dir=run", f"--data.workers={draw.choice((0, 2))}"],
-        VAE: [str(base / "vae.yaml"), "--run.dir=run", f"--data.workers={draw.choice((0, 2))}"],
+        DIT: [str(base / "dit.yaml"), "--run.dir=run"],
+        VAE: [str(base / "vae.yaml"), "--run.dir=run"],
         REPORT: [str(base / "dit_run"), "--out", "page.html"],
         MANIFEST: [str(base / "clips"), "table.jsonl"],
     }.get(program) or _valid(program, base)

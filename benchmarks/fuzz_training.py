@@ -73,7 +73,8 @@ def _configuration_key(draw: Draw, base: Path, folder: Path, dit: bool) -> Case:
     if section in ("validation", "samples") and key.split(".")[1] != "every":
         words.append(f"--{section}.every=1")
     words.append(f"--{key}={value}")
-    endless = key in ("train.steps", "train.max_bad_steps") or key.startswith("samples")
+    # without end, or longer than a case may take: a loader process starts in some 10 s
+    endless = key in ("train.steps", "train.max_bad_steps", "data.workers") or key.startswith("samples")
     if key != "run.dir":
         words.append("--run.dir=run")
     if key != "run.dry_run" and (endless or draw.chance(0.5)):

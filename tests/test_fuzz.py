@@ -1,6 +1,9 @@
-"""benchmarks/fuzz.py: that it knows a bad ending from a good one."""
+"""benchmarks/fuzz.py: some of its cases on every run, and that it knows a bad ending from a good one."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -68,3 +71,17 @@ def test_what_a_refusal_must_leave(fuzz_run, tmp_path):
         log.write_text(text)
         kinds.append(fuzz_run.judge(run, "run", exited(2), late=False).kind)
     assert kinds == ["refused", "lost"]
+
+
+def test_cases_end_well(tmp_path):
+    """Some cases of each area, run as anyone runs them."""
+    found = tmp_path / "bad.json"
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks/fuzz.py"), "--cases", "12", "--seconds", "90", "--json", str(found)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{found.exists() and found.read_text()}"
+    assert "| all " in done.stdout and not list(tmp_path.glob("fuzz-*"))
