@@ -85,7 +85,8 @@ def score_demo() -> None:
     parser.add_argument("--guidance", type=float, help="guidance scale (default: the pipeline's)")
     precision.add_argument(parser)
     args = parser.parse_args()
-    from .evaluation.demo import DemoConfig, run_demo, table
+    from .evaluation.demo import DemoConfig, run_demo
+    from .evaluation.scores import table
 
     scores = run_demo(DemoConfig(**vars(args)))
     if scores is not None:

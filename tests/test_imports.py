@@ -1,6 +1,8 @@
 """Who may import whom, read from the import statements, and imports that leave no trace."""
 
 import ast
+import importlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -167,3 +169,25 @@ def test_importing_every_module_has_no_effects(tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout) == {"effects": [], "same": True, "made": []}, run.stdout
+
+
+def late(file: Path) -> set[str]:
+    """What the file imports of the package inside functions, where no import of the file would miss it."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    early = {id(node) for node in tree.body}
+    inside = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and id(n) not in early]
+    package = (module_name(file) if file.name == "__init__.py" else module_name(file).rpartition(".")[0]).split(".")
+    names = set()
+    for node in inside:
+        if node.level:
+            origin = [*package[: len(package) + 1 - node.level], *([node.module] if node.module else [])]
+            names |= {f"{'.'.join(origin)}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if late(file)], ids=module_name)
+def test_what_is_imported_late_is_there(file):
+    for name in late(file):
+        origin, _, last = name.rpartition(".")
+        found = hasattr(importlib.import_module(origin), last)
+        assert found or importlib.util.find_spec(name), f"{name} is not there"
