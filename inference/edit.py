@@ -36,14 +36,17 @@ def main() -> None:
     if args.mode == "inversion" and args.source is None:
         raise UserError("--mode inversion needs --source, a prompt for the clip as it is; --mode sdedit does without")
     pipeline = load_pipeline(args.model, args.device)
-    source = command.read_footage(args.clip, pipeline, height=args.height, width=args.width, frames=args.frames)
-    (clip,) = tasks.edit(
+    size = {name: getattr(args, name) for name in ("height", "width", "frames", "large")}
+    source = command.read_footage(args.clip, pipeline, **size)
+    clip = command.in_windows(
+        tasks.edit_windows,
         pipeline,
-        [source.frames],
-        [args.source or ""],
-        [args.prompt],
+        source,
+        args.source or "",
+        args.prompt,
         args.mode,
         args.strength,
+        large=args.large,
         seed=args.seed,
         negative_prompt=args.negative_prompt,
         sampling=command.sampling_of(args, pipeline),

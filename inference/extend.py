@@ -46,7 +46,7 @@ def main() -> None:
     info, sampling = probe(args.clip), command.sampling_of(args, pipeline)
     fps = args.fps or info.fps or pipeline.config.fps
     frames = command.asked_frames(args.frames, args.seconds, fps)
-    size = command.footage_size(args.clip, info, pipeline, height=args.height, width=args.width)
+    size = command.footage_size(args.clip, info, pipeline, height=args.height, width=args.width, large=args.large)
     longest = pipeline.config.frames if args.window is None else max(1, args.window)  # that a context can be
     end = read_frames(args.clip, max(0, info.frames - longest), threads=0)
     options = {name: getattr(args, name) for name in ("negative_prompt", "window", "context", "seed")}

@@ -17,7 +17,7 @@ def parse() -> argparse.Namespace:
     parser = arguments.parser_of(__doc__, known=True)
     parser.add_argument("--image", type=Path, action="append", required=True, help="the first frame")
     parser.add_argument("--prompt", action="append", required=True, help="what happens from there; one for each image")
-    parser.add_argument("--frames", type=int, help="1 + 4k, by the VAE's stride in time (default: the model's)")
+    arguments.add_length(parser, "1 + 4k, by the VAE's stride in time (default: the model's)")
     arguments.add_sizes(parser)
     return parser.parse_args()
 
@@ -28,24 +28,26 @@ def main() -> None:
     from latentvid.pipelines import command, tasks
     from latentvid.pipelines.loading import load_pipeline
 
-    command.check_output(args.output, args.fps)
+    command.check_output(args.output, args.fps, len(args.image))
     if len(args.image) != len(args.prompt):
         raise UserError(f"{len(args.image)} --image and {len(args.prompt)} --prompt: give a prompt for each image")
     pipeline = load_pipeline(args.model, args.device)
     sampling = command.sampling_of(args, pipeline)
-    pictures = [command.read_picture(path, pipeline, height=args.height, width=args.width) for path in args.image]
-    command.note_condition(pipeline, sampling)
+    fps, size = args.fps or pipeline.config.fps, {"height": args.height, "width": args.width, "large": args.large}
+    frames = command.legal_frames(pipeline, args.frames, args.seconds, fps)
+    pictures = [command.read_picture(path, pipeline, **size) for path in args.image]
+    command.note_condition(pipeline, sampling, "first", "prefix", "random")
+    command.note_size(pipeline, frames or 1)
     clips = tasks.image_to_video(
         pipeline,
         [picture.frames[0] for picture in pictures],
         args.prompt,
-        args.frames,
+        frames,
         seed=args.seed,
         negative_prompt=args.negative_prompt,
         sampling=sampling,
     )
-    for i, (clip, prompt) in enumerate(zip(clips, args.prompt, strict=True)):
-        command.write(command.numbered(args.output, i, len(clips)), clip, args.fps or pipeline.config.fps, prompt)
+    command.write_all(args.output, clips, fps, args.prompt)
 
 
 if __name__ == "__main__":

@@ -32,14 +32,17 @@ def main() -> None:
     command.check_output(args.output, args.fps)
     pipeline = load_pipeline(args.model, args.device)
     sampling = command.sampling_of(args, pipeline)
-    source = command.read_footage(args.clip, pipeline, height=args.height, width=args.width, frames=args.frames)
+    size = {name: getattr(args, name) for name in ("height", "width", "frames", "large")}
+    source = command.read_footage(args.clip, pipeline, **size)
     mask = command.read_mask(args.mask, source)
     command.note_condition(pipeline, sampling)
-    (clip,) = tasks.inpaint(
+    clip = command.in_windows(
+        tasks.inpaint_windows,
         pipeline,
-        [source.frames],
-        [mask],
-        [args.prompt],
+        source,
+        mask,
+        args.prompt,
+        large=args.large,
         seed=args.seed,
         negative_prompt=args.negative_prompt,
         sampling=sampling,

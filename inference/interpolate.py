@@ -40,7 +40,10 @@ def main() -> None:
 
     command.check_output(args.output, args.fps)
     pipeline = load_pipeline(args.model, args.device)
-    sampling, size = command.sampling_of(args, pipeline), {"height": args.height, "width": args.width}
+    sampling, size = (
+        command.sampling_of(args, pipeline),
+        {"height": args.height, "width": args.width, "large": args.large},
+    )
     words = {"seed": args.seed, "negative_prompt": args.negative_prompt, "sampling": sampling}
     stride = pipeline.codec.temporal_stride
     between = args.between if args.clip is None else args.factor - 1

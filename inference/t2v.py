@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 from latentvid.errors import UserError, user_errors
+from latentvid.files import check_writable
 from latentvid.pipelines import arguments, defaults
 
 
@@ -24,7 +25,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--tokens-per-pack", type=int, default=defaults.TOKENS_PER_PACK, help="of --prompts (default %(default)s)"
     )
-    parser.add_argument("--frames", type=int, help="1 + 4k, by the VAE's stride in time (default: the model's)")
+    arguments.add_length(parser, "1 + 4k, by the VAE's stride in time (default: the model's)")
     parser.add_argument("--height", type=int, help="pixels (default: the model's)")
     parser.add_argument("--width", type=int, help="pixels (default: the model's)")
     parser.add_argument("--compile", action="store_true", help="compile the network: for runs of several minutes")
@@ -39,20 +40,24 @@ def main() -> None:
     from latentvid.pipelines.prompts import read_prompts, sample_prompts
     from latentvid.world import process_state
 
-    words = {name: getattr(args, name) for name in ("frames", "height", "width", "negative_prompt", "seed")}
+    words = {name: getattr(args, name) for name in ("height", "width", "negative_prompt", "seed")}
     if args.prompts is None:
-        command.check_output(args.output, args.fps)
+        command.check_output(args.output, args.fps, len(args.prompt))
         pipeline = load_pipeline(args.model, args.device, compiled=args.compile)
-        result = pipeline(args.prompt, sampling=command.sampling_of(args, pipeline), **words)
-        for i, (clip, prompt) in enumerate(zip(result.frames, args.prompt, strict=True)):
-            command.write(command.numbered(args.output, i, len(result.frames)), clip, args.fps or result.fps, prompt)
+        fps = args.fps or pipeline.config.fps
+        frames = command.legal_frames(pipeline, args.frames, args.seconds, fps)
+        command.note_size(pipeline, frames or 1, args.height, args.width)
+        result = pipeline(args.prompt, frames=frames, sampling=command.sampling_of(args, pipeline), **words)
+        command.write_all(args.output, result.frames, fps, args.prompt)
         return
     if args.output.suffix.lower() in defaults.ENDINGS:
         raise UserError(f"--output {args.output}: with --prompts give a folder")
     command.check_fps(args.fps)
+    check_writable(args.output, "give --output another folder, or mend this one")
     state = process_state()
     pipeline = load_pipeline(args.model, args.device or state.device, compiled=args.compile)
-    rows = read_prompts(args.prompts, pipeline, **words)
+    frames = command.legal_frames(pipeline, args.frames, args.seconds, args.fps or pipeline.config.fps)
+    rows = read_prompts(args.prompts, pipeline, frames=frames, large=args.large, **words)
     more = {"fps": args.fps, "tokens_per_pack": args.tokens_per_pack}
     sample_prompts(pipeline, rows, args.output, command.sampling_of(args, pipeline), state, **more)
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from .errors import UserError
 
+LONGEST_NAME = 255  # bytes, of most file systems
+
 
 @contextmanager
 def written_whole(path: str | os.PathLike) -> Iterator[Path]:
@@ -20,13 +22,34 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    # whole, so that a colon in the name is not taken for a protocol by ffmpeg
+    beside = Path(os.path.abspath(path.with_name(f".{part_of(path.name)}.{uuid.uuid4().hex}.part")))
     try:
         yield beside
         follow_umask(beside)
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def part_of(name: str) -> str:
+    """As much of a file's name as the hidden name beside it has room for."""
+    return os.fsencode(name)[: LONGEST_NAME - 40].decode("utf-8", "ignore")
+
+
+def check_target(path: Path, option: str = "--output") -> None:
+    """Raises UserError unless a file can be written under that name: before the work, not after it."""
+    length = len(os.fsencode(path.name))
+    if length > LONGEST_NAME:
+        raise UserError(f"{option} {path.name[:40]}...: its name has {length} bytes, and at most {LONGEST_NAME} can be")
+    if any(0xD800 <= ord(c) <= 0xDFFF or ord(c) < 32 or ord(c) == 127 for c in str(path)):
+        raise UserError(f"{option} {str(path)!a}: give a name in UTF-8, without control characters")
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{option} {path} is {'a folder' if path.is_dir() else 'no plain file'}: give another name")
+    except OSError as error:
+        raise UserError(f"{option} {path} cannot be written ({error.strerror}): give another name") from None
+    check_writable(path.parent, f"give {option} another folder, or mend this one")
 
 
 def follow_umask(path: str | os.PathLike) -> None:

@@ -149,6 +149,7 @@ def dit_config(tiny_vae, tiny_t5, tiny_latents) -> Callable:
         "samples.width": 32,
         "samples.frames": 5,
         "samples.steps": 2,
+        "inference.steps": 2,
     }
 
     def make(run_dir: Path, *overrides: str) -> DitConfig:

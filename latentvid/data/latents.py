@@ -82,6 +82,7 @@ class LatentCache:
         self.windows = [int(i) for i in grids]
         self.grids = [tuple(g) for g in grids.values()]  # latent (f,h,w)
         self.fps: float = self._field("fps", lambda v: 0 <= v < math.inf, "frames a second")
+        self.rates: list[float] = self._field("rates", _is_rates(len(grids)), "the frames a second of each window", [])
         self.dropped = [tuple(row) for row in self._field("dropped", _is_pairs, "paths and reasons")]
         self.notes: list[str] = self._field("notes", _is_texts, "texts", [])
         self.unknown: float = self._field("unknown", lambda v: 0 <= v <= 1, "a share", 0)
@@ -280,6 +281,12 @@ def _is_grids(value: Any) -> bool:
         and numbers == sorted(set(numbers))
         and 0 <= numbers[0] <= numbers[-1] < 2**31
         and all(isinstance(g, list) and len(g) == 3 and all(sides(n) for n in g) for g in value.values())
+    )
+
+
+def _is_rates(count: int) -> Callable[[Any], bool]:
+    return lambda rates: (
+        isinstance(rates, list) and len(rates) in (0, count) and all(0 <= rate < math.inf for rate in rates)
     )
 
 

@@ -29,6 +29,11 @@ def parser_of(doc: str, *, known: bool = False) -> Parser:
     parser.add_argument("--negative-prompt", default="", help="what to steer away from")
     parser.add_argument("--seed", type=int, default=0, help="of the first clip; the next has seed + 1, and so on")
     parser.add_argument("--fps", type=float, help="frames a second of the file (default: the input's, or the model's)")
+    parser.add_argument(
+        "--large",
+        action="store_true",
+        help="take sizes and lengths beyond what the model was trained on as they are, whatever they cost",
+    )
     parser.add_argument("--device", help="cuda, cpu, ... (default: cuda where there is one)")
     precision.add_argument(parser)
     if known:
@@ -43,7 +48,14 @@ def parser_of(doc: str, *, known: bool = False) -> Parser:
     return parser
 
 
+def add_length(parser: Parser, frames: str) -> None:
+    """Adds --frames, or --seconds."""
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--frames", type=int, help=frames)
+    length.add_argument("--seconds", type=float, help="the same in seconds, to the nearest length that it makes")
+
+
 def add_sizes(parser: Parser) -> None:
     """Adds --height and --width, to which `command.read_footage` scales and crops."""
     for side in ("height", "width"):
-        parser.add_argument(f"--{side}", type=int, help="pixels (default: the input's, cut to what the model makes)")
+        parser.add_argument(f"--{side}", type=int, help="pixels (default: the input's, at most what was trained)")

@@ -6,12 +6,16 @@ Axes: F frames, H height, W width in pixels.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import math
+import os
 import sys
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -19,14 +23,18 @@ from tqdm import tqdm
 from .. import precision
 from ..data.kinds import IMAGE_ENDINGS
 from ..data.transforms import fit, legal_size
-from ..data.video import VideoInfo, probe, read_frames
+from ..data.video import VideoInfo, probe, read_chunks, read_frames
 from ..data.writing import clip_writer, copies_audio, write_video
 from ..diffusion.guidance import Guidance
 from ..errors import UserError
+from ..files import check_target
 from .defaults import ENDINGS
 from .latent_video import LatentVideoPipeline
+from .limit import check_cost, trained_area, trained_frames
 from .sampling import Sampling
 
+CHUNK = 64  # frames that are read at a time
+MOST_GIF = 50
 _GUIDANCE = {
     "guidance": "scale",
     "guidance_rescale": "rescale",
@@ -35,11 +43,15 @@ _GUIDANCE = {
 }
 
 
-def check_output(path: Path, fps: float | None = None) -> None:
-    """Raises UserError for an ending or a rate that cannot be written: before the work, not after it."""
+def check_output(path: Path, fps: float | None = None, count: int = 1) -> None:
+    """Raises UserError for what cannot be written (of so many clips): before the work, not after it."""
     if path.suffix.lower() not in ENDINGS:
         raise UserError(f"--output {path}: the name must end in {', '.join(ENDINGS)}")
+    if path.suffix.lower() == ".gif" and (fps or 0) > MOST_GIF:
+        raise UserError(f"--fps {fps:g}: a gif plays at most {MOST_GIF} frames a second; lower it or write an .mp4")
     check_fps(fps)
+    for i in {0, count - 1}:
+        check_target(numbered(path, i, count))
 
 
 def check_fps(fps: float | None) -> None:
@@ -58,6 +70,7 @@ def sampling_of(args: argparse.Namespace, pipeline: LatentVideoPipeline) -> Samp
         computed = precision.choose(args.mixed_precision, pipeline.device)
         print(precision.describe(computed, pipeline.device), file=sys.stderr, flush=True)
         options["precision"] = precision.dtype_of(computed)
+    options["large"] = args.large
     return Sampling(steps=args.steps, solver=args.solver, guidance=guidance, **options)
 
 
@@ -81,6 +94,7 @@ def read_footage(
     height: int | None = None,
     width: int | None = None,
     frames: int | None = None,
+    large: bool = False,
 ) -> Footage:
     """A clip or image in a size that the model makes (`footage_size`). frames: so many from the start; None is all.
 
@@ -89,45 +103,72 @@ def read_footage(
     if frames is not None and frames < 1:
         raise UserError(f"--frames {frames}: ask for at least 1")
     info = probe(path)
-    height, width = footage_size(path, info, pipeline, height=height, width=width)
-    pixels = read_frames(path, 0, None if frames is None else min(frames, info.frames), threads=0)
-    return Footage(path, fit(pixels, height, width), info.fps or pipeline.config.fps)
+    size = footage_size(path, info, pipeline, height=height, width=width, large=large)
+    pixels = _read_fit(path, info.frames if frames is None else min(frames, info.frames), size)
+    return Footage(path, pixels, info.fps or pipeline.config.fps)
+
+
+def _read_fit(path: Path, frames: int, size: tuple[int, int]) -> Tensor:
+    """uint8 [F,H,W,3] of the first frames at a size, without all of them in memory at their own."""
+    if frames <= CHUNK:
+        return fit(read_frames(path, 0, frames, threads=0), *size)
+    chunks, left = [], frames
+    for chunk in read_chunks(path, CHUNK, CHUNK, threads=0):
+        chunks.append(fit(chunk[:left], *size))
+        left -= len(chunks[-1])
+        if left <= 0:
+            break
+    return torch.cat(chunks)
 
 
 def footage_size(
-    path: Path, info: VideoInfo, pipeline: LatentVideoPipeline, *, height: int | None = None, width: int | None = None
+    path: Path,
+    info: VideoInfo,
+    pipeline: LatentVideoPipeline,
+    *,
+    height: int | None = None,
+    width: int | None = None,
+    large: bool = False,
 ) -> tuple[int, int]:
     """(height, width) to which a clip or image is scaled and cropped (`fit`); prints what of its pixels is changed.
 
-    By default the legal size next to its own (`legal_size`). Where one of the two is given the other follows the
-    aspect. Raises UserError for sizes that the model cannot make.
+    By default the legal size next to its own (`legal_size`), of at most the area that the model was trained on unless
+    `large`. Where one of the two is given the other follows the aspect. Raises UserError for sizes that the model
+    cannot make, and for those that cost too much (`limit.check_cost`).
     """
     native = info.height, info.width
     stride = pipeline.codec.spatial_stride * pipeline.transformer.config.patch
     if height is None and width is None:
         try:
-            height, width = legal_size(*native, stride=stride, max_area=None)
+            height, width = legal_size(*native, stride=stride, max_area=None if large else trained_area(pipeline))
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
     elif height is None:
         height = max(1, round(width * native[0] / native[1] / stride)) * stride
     elif width is None:
         width = max(1, round(height * native[1] / native[0] / stride)) * stride
-    pipeline.latent_grid(1, height, width)
+    frames = 1 if info.frames == 1 else pipeline.config.frames
+    check_cost(pipeline, [pipeline.latent_grid(frames, height, width)], large)
     if is_transparent(path):
         print(f"{path}: its transparent parts are taken as black", flush=True)
+    beyond = "" if large or native[0] * native[1] <= trained_area(pipeline) else ", as the model was trained"
     if native != (height, width):
-        print(f"{path}: {native[0]} x {native[1]} pixels scaled and cropped to {height} x {width}", flush=True)
+        print(f"{path}: {native[0]} x {native[1]} pixels scaled and cropped to {height} x {width}{beyond}", flush=True)
     return height, width
 
 
 def read_picture(
-    path: Path, pipeline: LatentVideoPipeline, *, height: int | None = None, width: int | None = None
+    path: Path,
+    pipeline: LatentVideoPipeline,
+    *,
+    height: int | None = None,
+    width: int | None = None,
+    large: bool = False,
 ) -> Footage:
     """As `read_footage`, of one frame. Raises UserError for a clip of several."""
     if (count := probe(path).frames) != 1:
         raise UserError(f"{path} has {count} frames where one picture is wanted: save the frame that you mean as a png")
-    return read_footage(path, pipeline, height=height, width=width)
+    return read_footage(path, pipeline, height=height, width=width, large=large)
 
 
 def read_mask(path: Path, footage: Footage) -> Tensor:
@@ -147,7 +188,7 @@ def read_mask(path: Path, footage: Footage) -> Tensor:
         )
     if is_transparent(path):
         raise UserError(f"mask {path} is transparent in parts: save it without alpha, white where to repaint")
-    pixels = fit(read_frames(path, 0, min(len(footage.frames), info.frames), threads=0), *footage.size)
+    pixels = _read_fit(path, min(len(footage.frames), info.frames), footage.size)
     white = pixels.float().mean(-1) >= 128
     return white[0] if info.frames == 1 else white
 
@@ -175,12 +216,41 @@ def write(path: Path, frames: Tensor, fps: float, said: str, *, sound: Footage |
     if codec is not None:
         copied = copied and path.suffix.lower() == ".mp4" and abs(fps - rate * sound.fps) < 1e-3 * fps
         said += f" (with its audio, {codec})" if copied else f" (without its audio, {codec}: another speed or format)"
-    if copied:
-        with clip_writer(path, *frames.shape[1:3], fps, audio=sound.path) as append:
-            append(frames)
-    else:
-        write_video(path, frames, fps)
+    try:
+        if copied:
+            with clip_writer(path, *frames.shape[1:3], fps, audio=sound.path) as append:
+                append(frames)
+        else:
+            write_video(path, frames, fps)
+    except (UserError, OSError, ValueError, RuntimeError) as error:  # PyAV's errors are of the last three
+        raise UserError(saved_elsewhere(path, frames, fps, error)) from error
     print(f"{path}: {said}", flush=True)
+
+
+def saved_elsewhere(path: Path, frames: Tensor, fps: float, error: Exception) -> str:
+    """Writes a clip that its output did not take beside it, or where temporary files go, and says where it is."""
+    why = f"{path} cannot be written ({' '.join(str(error).split()):.200})"
+    digest = hashlib.sha256(str(path).encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    for folder in (path.parent, Path(tempfile.gettempdir())):
+        other = folder / f"clip-{digest}-{os.getpid()}.mp4"
+        try:
+            write_video(other, frames, fps)
+        except (UserError, OSError, ValueError, RuntimeError):
+            continue
+        return f"{why}: the clip is in {other}"
+    return f"{why}, nor can its folder or {tempfile.gettempdir()}: the clip is lost; make room and start again"
+
+
+def write_all(path: Path, clips: Sequence[Tensor], fps: float, said: Sequence[str]) -> None:
+    """As `write`, of several, numbered. One that cannot be written does not keep the others from it."""
+    failed = []
+    for i, (clip, words) in enumerate(zip(clips, said, strict=True)):
+        try:
+            write(numbered(path, i, len(clips)), clip, fps, words)
+        except UserError as error:
+            failed.append(str(error))
+    if failed:
+        raise UserError("; ".join(failed))
 
 
 def check_stream(path: Path, fps: float | None = None) -> None:
@@ -188,6 +258,7 @@ def check_stream(path: Path, fps: float | None = None) -> None:
     if path.suffix.lower() != ".mp4":
         raise UserError(f"--output {path}: the name must end in .mp4, which alone can be written while it is made")
     check_fps(fps)
+    check_target(path)
 
 
 def asked_frames(frames: int | None, seconds: float | None, fps: float) -> int:
@@ -220,7 +291,50 @@ def write_stream(
     print(f"{path}: {frames} frames, {frames / fps:.1f} s{audio}", flush=True)
 
 
-def note_condition(pipeline: LatentVideoPipeline, sampling: Sampling) -> None:
-    """Prints how what is given conditions a model that was trained without given frames."""
+def legal_frames(pipeline: LatentVideoPipeline, frames: int | None, seconds: float | None, fps: float) -> int | None:
+    """The frames that --frames or --seconds ask for, those of --seconds as the model makes them; None for neither."""
+    if seconds is None:
+        return frames
+    stride = pipeline.codec.temporal_stride
+    asked = asked_frames(None, seconds, fps)
+    made = 1 + max(0, round((asked - 1) / stride)) * stride
+    if made != asked:
+        print(f"{seconds:g} s at {fps:g} fps: the model makes {made} frames, {made / fps:.3g} s", flush=True)
+    return made
+
+
+def in_windows(
+    task: Callable[..., Tensor], pipeline: LatentVideoPipeline, source: Footage, *words, large: bool, **more
+):
+    """A task over footage, in windows of the length that the model was trained on; `large`: as one clip."""
+    frames = len(source.frames)
+    window = frames if large else trained_frames(pipeline)
+    if frames > window:
+        print(f"{source.path}: {frames} frames, in windows of {window}, as the model was trained", flush=True)
+    return task(pipeline, source.frames, *words, window=window, **more)
+
+
+def note_size(pipeline: LatentVideoPipeline, frames: int, height: int | None = None, width: int | None = None) -> None:
+    """Says on stderr where a clip is longer or larger than all that the model was trained on."""
+    longest, area = trained_frames(pipeline), trained_area(pipeline)
+    size = height or pipeline.config.height, width or pipeline.config.width
+    beyond = [f"{frames} frames (at most {longest})"] if frames > longest else []
+    beyond += [f"{size[0]} x {size[1]} pixels (at most {area:,})"] if size[0] * size[1] > area else []
+    if beyond:
+        print(f"note: the model was trained on less than {' and '.join(beyond)}", file=sys.stderr, flush=True)
+
+
+def note_condition(pipeline: LatentVideoPipeline, sampling: Sampling, *wanted: str) -> None:
+    """Prints how what is given conditions a model that was trained without given frames, or without those `wanted`."""
+    given, shares = set(pipeline.config.given), pipeline.config.given_shares or {}
+    if wanted and given != {"plain"} and not given & set(wanted):
+        total = sum(shares.values()) or 1
+        said = ", ".join(f"{name} {shares[name] / total:.0%}" if name in shares else name for name in sorted(given))
+        print(
+            f"note: this model was trained with {said} of given frames, none of which is {' or '.join(wanted)}: it "
+            "does this badly",
+            file=sys.stderr,
+            flush=True,
+        )
     if tuple(pipeline.config.given) == ("plain",) and sampling.condition is None:
         print("this model was trained without given frames: what is given guides it (reconstruction)", flush=True)

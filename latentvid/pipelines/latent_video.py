@@ -36,6 +36,7 @@ from ..packing import Grid, unpatchify
 from ..precision import choose, dtype_of
 from ..text import TextEncoder
 from .folder import CLASSES, check_index, read_parts
+from .limit import Kind, check_cost
 from .sampling import Batch, Request, Sampling, make_predict, record
 
 BYTES_A_PIXEL = 15  # of a decoded clip: three fp32 values, and three bytes of what is written
@@ -55,8 +56,9 @@ class LatentVideoPipeline(DiffusionPipeline):
     The VAE is ours or one of diffusers' (`latentvid.models.interchange`): `vae` is what diffusers saves, `codec` the
     same behind the interface of ours.
 
-    `frames, height, width, fps, steps, guidance` are what the model was trained for and the defaults of a call; `given`
-    names the frames that were given in training (`diffusion.masks.GivenFrames`).
+    `frames, height, width, fps` are those of most of the training's tokens and, with `steps, guidance`, the defaults of
+    a call; `given` names the frames that were given in training (`diffusion.masks.GivenFrames`), `given_shares` has how
+    often each. `trained` lists the kinds of clips that training saw (`limit.Kind`).
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -75,6 +77,8 @@ class LatentVideoPipeline(DiffusionPipeline):
         steps: int = 50,
         guidance: float = 3.0,
         given: list[str] | tuple[str, ...] = ("plain",),  # diffusers warns of types that it does not know
+        trained: list | None = None,
+        given_shares: dict | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -92,6 +96,8 @@ class LatentVideoPipeline(DiffusionPipeline):
             steps=steps,
             guidance=guidance,
             given=tuple(given),
+            trained=None if trained is None else [Kind.of(kind).as_json() for kind in trained],
+            given_shares=given_shares,
         )
 
     @classmethod
@@ -239,6 +245,7 @@ class LatentVideoPipeline(DiffusionPipeline):
         if not requests:
             raise UserError("0 prompts: at least one is needed")
         self._text().check(text for request in requests for text in (request.prompt, request.negative_prompt))
+        check_cost(self, [request.grid for request in requests], sampling.large)
         condition = self._condition(sampling.condition)
         model, scheduler = self.transformer.config, self.scheduler
         batch = Batch.of(

@@ -21,22 +21,24 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from ..data.tables import READERS
-from ..data.writing import write_video
 from ..diffusion.guidance import Guidance
 from ..errors import UserError
-from ..files import file_fault, written_whole
+from ..files import file_fault, part_of, written_whole
 from ..limits import check, shown
 from ..packing import Grid
 from ..precision import Computed, choose, describe, dtype_of
 from ..text import TextEncoder
 from ..world import from_main
+from .command import write
 from .defaults import ENDINGS, TOKENS_PER_PACK
 from .latent_video import LatentVideoPipeline
+from .limit import check_cost
 from .sampling import Request, Sampling
 from .tasks import packs, tokens_of
 
 INDEX = "results.jsonl"
 COLUMNS = ("prompt", "negative_prompt", "seed", "frames", "height", "width", "name")
+LONGEST = 200  # bytes of a file name; longer ones are shortened, so that every system holds them
 _NAME = re.compile(r"[^./\\][^/\\]*")
 
 
@@ -62,6 +64,7 @@ def read_prompts(
     frames: int | None = None,
     height: int | None = None,
     width: int | None = None,
+    large: bool = False,
 ) -> list[Row]:
     """The rows of a table (.csv, .jsonl or .parquet) with the column `prompt` and any more of `COLUMNS`.
 
@@ -79,7 +82,7 @@ def read_prompts(
         for i, (line, cells) in enumerate(READERS[path.suffix.lower()](str(path), COLUMNS, [("prompt",)])):
             try:
                 row = _row(cells, defaults | {"negative_prompt": negative_prompt, "seed": seed + i, "name": f"{i:05d}"})
-                pipeline.latent_grid(row.frames, row.height, row.width)
+                check_cost(pipeline, [pipeline.latent_grid(row.frames, row.height, row.width)], large)
                 text.check([row.prompt, row.negative_prompt])
                 if row.file in lines:
                     raise UserError(f"line {lines[row.file]} has the name {row.file} too: names must differ")
@@ -106,8 +109,14 @@ def _row(cells: dict[str, Any], defaults: dict[str, Any]) -> Row:
     file = str(values["name"])
     if not _NAME.fullmatch(file):
         raise UserError(f"name {file!r}: give the name of a file, without folders and not beginning with a dot")
+    if any(ord(c) < 32 or 0xD800 <= ord(c) <= 0xDFFF for c in file):
+        raise UserError(f"name {file!a}: give one in UTF-8, without control characters")
     if Path(file).suffix.lower() not in ENDINGS:
         file += ".mp4"
+    if len(os.fsencode(file)) > LONGEST:
+        stem, ending = os.path.splitext(file)
+        short = os.fsencode(stem)[: LONGEST - 16].decode("utf-8", "ignore")
+        file = f"{short}-{hashlib.sha256(os.fsencode(stem)).hexdigest()[:8]}{ending}"
     return Row(file=file, prompt=values["prompt"], negative_prompt=values["negative_prompt"], **numbers)
 
 
@@ -180,12 +189,17 @@ def sample_prompts(
         _begin(folder, records | others)
         print(f"{folder}: {len(done)} of {len(rows)} clips are there, {len(todo)} packs to make", flush=True)
     state.wait_for_everyone()
+    failed = []
     mine = todo[state.process_index :: state.num_processes]
     for pack in tqdm(mine, desc="sampling", unit="pack", disable=not state.is_main_process):
         latents = pipeline.sample([request_of(pipeline, row) for row in pack], replace(sampling, progress=False))
         for row, clip in zip(pack, pipeline.decode(latents, sampling.precision), strict=True):
-            write_video(folder / row.file, clip, fps)
-            print(f"{folder / row.file}: {row.prompt}", flush=True)
+            try:
+                write(folder / row.file, clip, fps, row.prompt)
+            except UserError as error:
+                failed.append(str(error))
+    if failed:
+        raise UserError("; ".join(failed))
 
 
 def _computed(pipeline: LatentVideoPipeline, folder: Path, found: Mapping[str, Mapping[str, Any]]) -> Computed:
@@ -236,5 +250,5 @@ def _begin(folder: Path, records: dict[str, dict[str, Any]]) -> None:
     with written_whole(folder / INDEX) as beside:
         beside.write_text("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in records.values()), encoding="utf-8")
     for part in folder.glob(".*.part"):
-        if part.name[1:].rsplit(".", 2)[0] in records:
+        if part.name[1:].rsplit(".", 2)[0] in {part_of(file) for file in records}:
             part.unlink()

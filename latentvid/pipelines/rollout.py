@@ -29,6 +29,7 @@ from ..models.streaming import DecodeStream
 from ..packing import Grid
 from ..rng import derived_seed
 from .latent_video import LatentVideoPipeline, wake
+from .limit import check_cost
 from .sampling import Request, Sampling
 
 CONTEXT_SHARE = 0.4  # of a window's latent frames
@@ -84,6 +85,7 @@ def rollout(
             )
     sizes = [size] * len(prompts) if clips is None else [tuple(clip.shape[1:3]) for clip in clips]
     grids = [pipeline.latent_grid(span.window, *size) for size in sizes]
+    check_cost(pipeline, grids, sampling.large)
     use_cache = cached if cached is not None else _can_cache(pipeline, sampling)
     _check_training(pipeline, sampling, span, use_cache)
     asks = [

@@ -56,6 +56,7 @@ class Sampling:
     models that were trained so; what is known besides is put back, with noise, after each step ("replacement", which
     does so for all that is known). "reconstruction": that, and guidance by the gradient of the error in what is known
     (Ho et al. 2022), of weight `reconstruction_weight`. None: levels if the model was trained with given frames.
+    large: whether a clip may cost more than `limit.TIMES` those that the model was trained on.
     precision: autocast type of the networks; None is bf16 where the device computes it faster, else fp32.
     """
 
@@ -66,6 +67,7 @@ class Sampling:
     reconstruction_weight: float = RECONSTRUCTION_WEIGHT
     precision: torch.dtype | None = None
     progress: bool = True
+    large: bool = False
 
 
 @dataclass

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from einops import rearrange, repeat
@@ -19,7 +19,7 @@ from torch import Tensor
 from ..diffusion.guidance import Guidance
 from ..errors import UserError
 from ..packing import Grid, token_grid
-from ..rng import generator
+from ..rng import derived_seed, generator
 from .defaults import STRENGTH, TOKENS_PER_PACK
 from .latent_video import LatentVideoPipeline
 from .sampling import Request, Sampling
@@ -159,6 +159,54 @@ def inpaint(
         torch.where(mask[..., None], new[: len(old)], old.cpu())
         for new, old, mask in zip(made, clips, paint, strict=True)
     ]
+
+
+def inpaint_windows(
+    pipeline: LatentVideoPipeline,
+    clip: Tensor,
+    mask: Tensor,
+    prompt: str,
+    *,
+    window: int,
+    seed: int = 0,
+    negative_prompt: str = "",
+    sampling: Sampling | None = None,
+) -> Tensor:
+    """`inpaint` of a clip of any length, by windows of so many frames. Each begins with the last frame of the one
+    before as that was painted, so that it goes on from it; the noise of window k is that of a seed of its own."""
+    paint, made = _mask(0, mask, clip), clip.cpu().clone()
+    for k, start in enumerate(range(0, max(1, len(clip) - 1), max(1, window - 1))):
+        part = slice(start, start + window)
+        here = paint[part].clone()
+        if k and window > 1:
+            here[0] = False
+        if here.any():
+            words = {"seed": _window_seed(seed, k), "negative_prompt": negative_prompt, "sampling": sampling}
+            made[part] = inpaint(pipeline, [made[part]], [here], [prompt], **words)[0]
+    return made
+
+
+def edit_windows(
+    pipeline: LatentVideoPipeline,
+    clip: Tensor,
+    source: str,
+    target: str,
+    *how: str | float | None,
+    window: int,
+    seed: int = 0,
+    **words: Any,
+) -> Tensor:
+    """`edit` of a clip of any length, by windows of so many frames, each by itself."""
+    return torch.cat(
+        [
+            edit(pipeline, [part], [source], [target], *how, seed=_window_seed(seed, k), **words)[0]
+            for k, part in enumerate(clip.split(window))
+        ]
+    )
+
+
+def _window_seed(seed: int, window: int) -> int:
+    return derived_seed(seed, window, "window") if window else seed
 
 
 def edit(

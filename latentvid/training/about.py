@@ -101,6 +101,7 @@ def write_about(
         "computes_in": asdict(compute),
         "parameters": parameters,
         "data": task.summary(),
+        "trained": getattr(task, "trained", None),
         "plan": plan_summary(task, plan),
         "starts": [*before.get("starts", []), {"time": now, "step": step, "strategy": strategy, "world": world}],
     }

@@ -162,7 +162,7 @@ class Samples:
 
 @dataclass(kw_only=True)
 class DitSamples(Samples):
-    """What the looks show, and the exported pipeline's defaults."""
+    """What the looks show."""
 
     prompts: tuple[str, ...] = _help("a clip each", default=())
     frames: int = _help("frames", default=17)
@@ -176,6 +176,17 @@ class DitSamples(Samples):
         super().__post_init__()
         if self.every and not self.prompts:
             raise ValueError("every is set but prompts is empty: say what to show")
+
+
+@dataclass(kw_only=True)
+class Inference:
+    """Defaults of the exported pipeline; its size, length and rate are those of most of the training's tokens."""
+
+    steps: int = _help("sampling steps", default=50)
+    guidance: float = _help("classifier-free guidance scale; 1 is none", default=3.0)
+
+    def __post_init__(self) -> None:
+        check_fields(self, "inference")
 
 
 @dataclass(kw_only=True)
@@ -352,5 +363,6 @@ class DitConfig(TrainingConfig):
     weighting: Weighting = field(default_factory=Weighting)
     given: GivenFrames = field(default_factory=GivenFrames)
     samples: DitSamples = field(default_factory=DitSamples)
+    inference: Inference = field(default_factory=Inference)
     validation: DitValidation = field(default_factory=DitValidation)
     attention: str = _help("backend: auto, torch, flash, grouped or sdpa", default="auto")

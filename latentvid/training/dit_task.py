@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from .config import DitConfig, several
 from .dit_pack import DitPack
 from .flops import GridFlops, dit_flops, vae_flops
 from .manifests import check_cache, open_manifests
+from .seen import defaults_of, seen_by, seen_in
 from .task import HeldOut, build_model, shares
 
 
@@ -338,7 +339,7 @@ class DitTask:
         prompts = self.config.samples.prompts
         mine = shares(len(prompts), rank, world)
         wanted = [prompts[i] for i, _ in mine]
-        sampling = Sampling(precision=self.dtype, progress=False)
+        sampling = Sampling(precision=self.dtype, progress=False, large=True)
         clips = self.pipeline(model)(wanted, seed=mine[0][0], sampling=sampling).frames
         return {i: Row([clip], prompts[i]) for (i, counts), clip in zip(mine, clips, strict=True) if counts}
 
@@ -348,4 +349,20 @@ class DitTask:
         return HeldOutLatents(self) if self.config.validation.every else None
 
     def export(self, model: VideoDiT, folder: Path) -> None:
-        self.pipeline(model).save_pretrained(folder)
+        """The pipeline, which makes by default what it was trained on; `samples` is of the looks at it alone."""
+        seen, inference = self.trained or seen_by(self.config.run.dir), self.config.inference
+        pipeline = self.pipeline(model)
+        pipeline.register_to_config(
+            **defaults_of(seen),
+            steps=inference.steps,
+            guidance=inference.guidance,
+            trained=seen or None,
+            given_shares=asdict(self.config.given),
+        )
+        pipeline.save_pretrained(folder)
+
+    @cached_property
+    def trained(self) -> list[dict[str, Any]]:
+        """What sizes, lengths and rates the data have; none where they are not open."""
+        source = getattr(self, "cache", None) or getattr(self, "source", None)
+        return [] if source is None else seen_in(source, self.vae)

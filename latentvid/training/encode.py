@@ -271,6 +271,7 @@ def _seal(out: Path, encoder: Encoder, shards: int) -> str:
     if not grids:
         raise UserError(f"no clip of the manifest could be encoded: {dropped[:5]}")
     fps = [s.fps for s in source.samples if s.fps > 0]
+    rates = source.samples.fps[source.windows.sample[list(grids)]]
     folder = os.path.dirname(os.path.abspath(encoder.config.manifest))
     write_index(
         out,
@@ -280,6 +281,7 @@ def _seal(out: Path, encoder: Encoder, shards: int) -> str:
         channels=encoder.vae.latent_channels,
         text_width=encoder.text.dim,
         fps=sorted(fps)[len(fps) // 2] if fps else 0.0,
+        rates=[round(float(rate), 3) for rate in rates],
         dropped=dropped,
         notes=source.notes,
         unknown=source.unknown_captions / max(1, len(source.samples)),

@@ -69,7 +69,7 @@ class SampledScores:
     def measure(self, model: nn.Module, rank: int, world: int) -> dict[str, dict[str, Any]]:
         """Each score with its interval and floor, as `summarise` gives it."""
         pipeline = self.task.pipeline(model)
-        sampling = Sampling(precision=self.task.dtype, progress=False)
+        sampling = Sampling(precision=self.task.dtype, progress=False, large=True)
 
         def make(places: Sequence[int]) -> list[Tensor]:
             frames, heights, widths = zip(*(self.source.shapes[self.windows[i]] for i in places), strict=True)

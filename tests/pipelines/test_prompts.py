@@ -109,15 +109,15 @@ def test_packs_hold_like_shapes_within_the_budget(pipeline, table):
 
 def test_a_stopped_run_goes_on_and_ends_as_one_that_was_not(pipeline, table, tmp_path, monkeypatch, capsys):
     rows = read_prompts(table, pipeline)
-    write, written = prompts.write_video, []
+    write, written = prompts.write, []
 
-    def stopping(path, clip, fps):
+    def stopping(path, clip, fps, said):
         written.append(path.name)
         if len(written) == 3:
             raise KeyboardInterrupt
-        write(path, clip, fps)
+        write(path, clip, fps, said)
 
-    monkeypatch.setattr(prompts, "write_video", stopping)
+    monkeypatch.setattr(prompts, "write", stopping)
     with pytest.raises(KeyboardInterrupt):
         sample_prompts(pipeline, rows, tmp_path / "a", FAST, Rank(), tokens_per_pack=64)
     (tmp_path / "a" / f".{written[2]}.0123.part").write_bytes(b"half")  # as a kill would leave it

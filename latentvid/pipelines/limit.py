@@ -1,0 +1,88 @@
+"""What a model was trained on, and what may be asked of it without saying so: at most `TIMES` the cost of its clips."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UserError
+from ..limits import shown
+from ..models.attention_plan import attended_pairs
+from ..packing import Grid, token_grid
+
+if TYPE_CHECKING:
+    from .latent_video import LatentVideoPipeline
+
+TIMES = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """Clips of one size, length and rate that training saw, `count` of them. fps: None of pictures."""
+
+    frames: int
+    height: int
+    width: int
+    fps: float | None = None
+    count: int = 1
+
+    @classmethod
+    def of(cls, value: Kind | Mapping[str, Any]) -> Kind:
+        try:
+            kind = value if isinstance(value, Kind) else cls(**value)
+            if min(kind.frames, kind.height, kind.width, kind.count) < 1:
+                raise TypeError
+        except TypeError:
+            keys = ", ".join(cls.__dataclass_fields__)
+            raise UserError(f"trained={shown(value)}: must be a list, each with whole numbers {keys}") from None
+        return kind
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def kinds_of(pipeline: LatentVideoPipeline) -> list[Kind]:
+    """What the model was trained on; folders of older versions tell of their defaults alone."""
+    config = pipeline.config
+    default = Kind(frames=config.frames, height=config.height, width=config.width)
+    return [Kind.of(kind) for kind in config.trained or ()] or [default]
+
+
+def trained_area(pipeline: LatentVideoPipeline) -> int:
+    """Pixels of a frame, of the largest that it was trained on."""
+    return max(kind.height * kind.width for kind in kinds_of(pipeline))
+
+
+def trained_frames(pipeline: LatentVideoPipeline) -> int:
+    """Of the longest clip that it was trained on."""
+    return max(kind.frames for kind in kinds_of(pipeline))
+
+
+def cost(pipeline: LatentVideoPipeline, grid: Grid) -> float:
+    """Of a step over a clip whose latent is (f,h,w), in tokens: a block's attention costs 4 D a pair, its linear layers
+    about 24 D^2 a token."""
+    model = pipeline.transformer.config
+    tokens = token_grid(grid, model.patch)
+    return math.prod(tokens) + attended_pairs(model.attention, model.depth, tokens) / model.depth / (6 * model.width)
+
+
+def check_cost(pipeline: LatentVideoPipeline, grids: Sequence[Grid], large: bool) -> None:
+    """Raises UserError where a clip costs more than `TIMES` the dearest of training, and `large` is not asked for."""
+    if large:
+        return
+    made = pipeline.codec
+    dearest = max((kind for kind in kinds_of(pipeline)), key=lambda k: k.frames * k.height * k.width)
+    usual = cost(pipeline, made.latent_grid(dearest.frames, dearest.height, dearest.width))
+    for grid in grids:
+        times = cost(pipeline, grid) / usual
+        if times > TIMES:
+            f, h, w = grid
+            side = made.spatial_stride
+            raise UserError(
+                f"{1 + (f - 1) * made.temporal_stride} frames of {h * side} x {w * side} cost {times:,.0f} times a "
+                f"clip that the model was trained on (at most {dearest.frames} frames of {dearest.height} x "
+                f"{dearest.width}): ask for a smaller size or fewer frames, or give --large (in Python: "
+                "Sampling(large=True))"
+            )
