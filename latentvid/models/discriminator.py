@@ -10,6 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class Conv3x3x3(nn.Conv3d):
+    """Padded by 1 on all sides, in time by hand: where oneDNN's bf16 kernels for AMX pad one frame in time, they return
+    what was in memory before (torch 2.15)."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: tuple[int, int, int] = (1, 1, 1)) -> None:
+        super().__init__(channels_in, channels_out, 3, stride=stride, padding=(0, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:  # [B,C,F,H,W] -> [B,C',f,h,w]
+        x = F.pad(x, (0, 0, 0, 0, 1, 1)).contiguous(memory_format=torch.channels_last_3d)
+        return super().forward(x)
+
+
 class PatchCritic(nn.Module):
     """Scores patches: high for real ones, low for reconstructions (PatchGAN, Isola et al. 2017, in three dimensions).
 
@@ -34,12 +46,11 @@ class PatchCritic(nn.Module):
             raise ValueError(f"widths and time_strides need one entry a level, got {len(widths)}, {len(time_strides)}")
         inputs = (in_channels, *widths[:-1])
         self.convs = nn.ModuleList(
-            nn.Conv3d(c, width, 3, stride=(time, 2, 2), padding=1)
-            for c, width, time in zip(inputs, widths, time_strides, strict=True)
+            Conv3x3x3(c, width, (time, 2, 2)) for c, width, time in zip(inputs, widths, time_strides, strict=True)
         )
         # the generous epsilon keeps noise on flat patches from being blown up to the size of a texture
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-3) for width in widths[1:])
-        self.score = nn.Conv3d(widths[-1], 1, 3, padding=1)
+        self.score = Conv3x3x3(widths[-1], 1)
         self.initialise()
 
     def initialise(self) -> None:
@@ -48,7 +59,6 @@ class PatchCritic(nn.Module):
             nn.init.zeros_(conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:  # [B,C,F,H,W] in [-1,1] -> [B,f,h,w]
-        x = x.contiguous(memory_format=torch.channels_last_3d)
         for i, conv in enumerate(self.convs):
             x = conv(x)
             if i:  # channels are last in memory, so moving the axis is free

@@ -59,3 +59,19 @@ def test_an_idle_critic_gets_gradients_of_zero():
     assert idle == 0
     (reconstruction.mean() + idle).backward()
     assert all(torch.equal(grad, torch.zeros_like(grad)) for grad in gradients(both.critic))
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5])
+@pytest.mark.parametrize("in_channels", [1, 3, 12])
+def test_bf16_is_fp32_but_for_its_rounding(frames, in_channels):
+    """Some processors' bf16 kernels are wrong for one frame that is padded in time."""
+    torch.manual_seed(0)
+    critic = PatchCritic(in_channels, widths=(8, 8), time_strides=(1, 2))
+    for conv in (*critic.convs, critic.score):
+        x = torch.randn(1, conv.in_channels, frames, 28, 20)
+        plain = torch.nn.functional.conv3d(x, conv.weight, conv.bias, conv.stride, padding=1)
+        assert torch.allclose(conv(x), plain, atol=1e-4)
+        for _ in range(3):
+            with torch.autocast("cpu", torch.bfloat16):
+                half = conv(x).float()
+            assert (half - plain).abs().max() < 0.05 * plain.abs().max()

@@ -203,7 +203,7 @@ def test_the_cache_changes_nothing(pipeline, sampling, shift, monkeypatch):
             words = {"prompt": ask.prompt, "negative_prompt": ask.negative_prompt, "grid": (f + 1, h, w)}
             requests.append(Request(**words, given=start, start=start, known=known))
         for new, before, full in zip(chunk, past, pipeline.sample(requests, sampling), strict=True):
-            torch.testing.assert_close(full, torch.cat([before, new], dim=1), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(full, torch.cat([before, new], dim=1), rtol=1e-4, atol=1e-4)
         past = [torch.cat(both, dim=1) for both in zip(past, chunk, strict=True)]
 
 

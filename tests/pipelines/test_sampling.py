@@ -140,8 +140,8 @@ def test_zero_init_is_for_rectified_flow(pipeline):
     ("options", "message"),
     [
         (dict(interval=(0.5, 0.5)), "0 <= low < high <= 1"),
-        (dict(rescale=1.5), "rescale 1.5"),
-        (dict(zero_init=-1), "zero_init -1"),
+        (dict(rescale=1.5), "guidance_rescale=1.5: must"),
+        (dict(zero_init=-1), "zero_init=-1: must"),
     ],
 )
 def test_impossible_guidance_is_said(options, message):
