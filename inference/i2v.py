@@ -3,7 +3,7 @@
     python inference/i2v.py --image picture.png --prompt "a red 7 moves up" [--output clip.mp4]
 
 Several --image with as many --prompt make several clips, sampled together. The clip has the picture's size, or the
-nearest that the model makes. The output's ending chooses the format: mp4, gif, or png (a contact sheet).
+nearest that the model makes. The output's ending chooses the format: mp4, webm, gif, or png (a contact sheet).
 """
 
 import argparse

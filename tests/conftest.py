@@ -7,6 +7,7 @@ import os
 import random
 import runpy
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,9 @@ import torch
 from latentvid import precision
 
 MEASURED = precision._speed
+# inductor takes what it compiled for one arithmetic for another's (ATEN_CPU_CAPABILITY), and then writes out of bounds
+KERNELS = f"torchinductor_{os.getuid()}_{torch.backends.cpu.get_cpu_capability().split()[0].lower()}"
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), KERNELS))
 
 
 def pytest_configure(config: pytest.Config) -> None:

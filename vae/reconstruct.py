@@ -2,8 +2,8 @@
 
     python vae/reconstruct.py --vae RUN/vae INPUT... --output OUT.mp4
 
-The output's ending chooses the format: mp4, gif or png. Any size and length goes in, as one stream, so that memory does
-not grow with the length; what is scaled, cropped or left out is said. vae/evaluate.py scores many files.
+The output's ending chooses the format: mp4, webm, gif or png. Any size and length goes in, as one stream, so that
+memory does not grow with the length; what is scaled, cropped or left out is said. vae/evaluate.py scores many files.
 """
 
 from pathlib import Path

@@ -24,8 +24,10 @@ from ..data.transforms import fit, from_uint8, legal_frames, legal_size, to_uint
 from ..data.video import probe, read_chunks
 from ..data.writing import clip_writer, copies_audio, write_video
 from ..errors import UserError
+from ..files import check_target
 from ..models.interchange import DiffusersVae, Vae
 from ..models.streaming import decode_stream, encode_stream
+from ..pipelines.defaults import ENDINGS, STREAMED
 from .fidelity import Fidelity
 
 T = TypeVar("T")
@@ -51,7 +53,7 @@ class FileResult:
 def reconstruct_file(
     vae: Vae, path: str | os.PathLike, output: str | os.PathLike, max_frames: int | None = None
 ) -> FileResult:
-    """Writes original | reconstruction of a video or image, by the output's ending (.mp4, .gif, .png).
+    """Writes original | reconstruction of a video or image, by the output's ending (`ENDINGS`).
 
     Sizes that the VAE cannot represent are scaled and cropped to the nearest legal ones; a length that it cannot
     represent has its last frame repeated, and the repetitions are cut off again. An autoencoder that has no stream
@@ -66,9 +68,10 @@ def reconstruct_file(
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     frames, ending = min(info.frames, max_frames or info.frames), output.suffix.lower()
-    if ending not in (".mp4", ".gif", ".png"):
-        raise UserError(f"cannot write {output.name}: give the output the ending .mp4, .gif or .png")
-    if frames > SHEET_FRAMES and ending != ".mp4":
+    if ending not in ENDINGS:
+        raise UserError(f"cannot write {output.name}: give the output the ending {', '.join(ENDINGS)}")
+    check_target(output)
+    if frames > SHEET_FRAMES and ending not in STREAMED:
         raise UserError(f"{output}: {frames} frames are too many for it; write an .mp4, or ask for fewer (max_frames)")
     changes = []
     if (height, width) != (info.height, info.width):
@@ -76,15 +79,14 @@ def reconstruct_file(
     first, later = _lengths(vae, height * width)
     if not has_stream(vae) and frames > first:
         changes.append(f"windows of {first} frames, each a clip of its own: this autoencoder has no stream")
-    copied, codec = copies_audio(path)
+    copied, codec = copies_audio(path, output)
     if codec is not None:
-        kept = copied and ending == ".mp4"
-        changes.append(f"audio ({codec}) " + ("copied" if kept else f"left out: {ending} does not hold it"))
+        changes.append(f"audio ({codec}) " + ("copied" if copied else f"left out: {ending} does not hold it"))
     fidelity = Fidelity()
     pairs = _pairs(vae, _limited(read_chunks(path, first, later, threads=0), frames), (height, width))
     with closing(ahead(_side_by_side(pairs, fidelity))) as pieces:
         shown = _counted(pieces, frames, Path(path).name)
-        if ending == ".mp4":
+        if ending in STREAMED:
             audio = path if copied else None
             with clip_writer(output, height, 2 * width, info.fps or IMAGE_FPS, audio=audio) as write:
                 for piece in shown:

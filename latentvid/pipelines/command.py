@@ -28,7 +28,7 @@ from ..data.writing import clip_writer, copies_audio, write_video
 from ..diffusion.guidance import Guidance
 from ..errors import UserError
 from ..files import check_target
-from .defaults import ENDINGS
+from .defaults import ENDINGS, STREAMED
 from .latent_video import LatentVideoPipeline
 from .limit import check_cost, trained_area, trained_frames
 from .sampling import Sampling
@@ -212,9 +212,9 @@ def write(path: Path, frames: Tensor, fps: float, said: str, *, sound: Footage |
     sound: footage that the frames run along with, with `rate` frames for each of its own: its audio is copied where
     the output can hold it, and what is left out is said.
     """
-    copied, codec = (False, None) if sound is None else copies_audio(sound.path)
+    copied, codec = (False, None) if sound is None else copies_audio(sound.path, path)
     if codec is not None:
-        copied = copied and path.suffix.lower() == ".mp4" and abs(fps - rate * sound.fps) < 1e-3 * fps
+        copied = copied and abs(fps - rate * sound.fps) < 1e-3 * fps
         said += f" (with its audio, {codec})" if copied else f" (without its audio, {codec}: another speed or format)"
     try:
         if copied:
@@ -255,8 +255,8 @@ def write_all(path: Path, clips: Sequence[Tensor], fps: float, said: Sequence[st
 
 def check_stream(path: Path, fps: float | None = None) -> None:
     """As `check_output`, for what is written while it is made."""
-    if path.suffix.lower() != ".mp4":
-        raise UserError(f"--output {path}: the name must end in .mp4, which alone can be written while it is made")
+    if path.suffix.lower() not in STREAMED:
+        raise UserError(f"--output {path}: the name must end in {' or '.join(STREAMED)}, written as it is made")
     check_fps(fps)
     check_target(path)
 
@@ -274,12 +274,12 @@ def asked_frames(frames: int | None, seconds: float | None, fps: float) -> int:
 def write_stream(
     path: Path, pieces: Iterable[Tensor], size: tuple[int, int], fps: float, frames: int, *, sound: Path | None = None
 ) -> None:
-    """Writes an mp4 of pieces uint8 [F,H,W,3], one in memory at a time, and shows how many of `frames` are done.
+    """Writes an mp4 or webm of pieces uint8 [F,H,W,3], one in memory at a time, and shows how many of `frames` are.
 
-    size: (height, width). sound: a video whose audio is copied, as far as it goes, where an mp4 can hold it.
+    size: (height, width). sound: a video whose audio is copied, as far as it goes, where the output can hold it.
     After an error there is no file.
     """
-    copied, codec = (False, None) if sound is None else copies_audio(sound)
+    copied, codec = (False, None) if sound is None else copies_audio(sound, path)
     with (
         clip_writer(path, *size, fps, audio=sound if copied else None) as append,
         tqdm(total=frames, desc=path.name, unit="frame", disable=None) as bar,

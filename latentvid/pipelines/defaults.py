@@ -1,6 +1,7 @@
 """What sampling does where nothing is said; without torch, so that options are read at once."""
 
-ENDINGS = (".mp4", ".gif", ".png")
+ENDINGS = (".mp4", ".webm", ".gif", ".png")
+STREAMED = (".mp4", ".webm")  # that are written while they are made, and hold audio
 SOLVERS = ("euler", "ddpm", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc")
 SOLVER = "euler"
 CONDITIONS = ("levels", "replacement", "reconstruction")

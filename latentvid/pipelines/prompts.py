@@ -69,7 +69,7 @@ def read_prompts(
     """The rows of a table (.csv, .jsonl or .parquet) with the column `prompt` and any more of `COLUMNS`.
 
     What a row leaves out is as in the arguments (None: the model's), but the i-th row has seed + i, and its number as
-    name. A name with the ending .mp4, .gif or .png is written so, others as mp4.
+    name. A name with an ending of `ENDINGS` is written so, others as mp4.
     Raises UserError, with the line (in a .parquet the row, from 1), for what the model cannot make.
     """
     if path.suffix.lower() not in READERS or not path.is_file():
