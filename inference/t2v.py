@@ -5,8 +5,8 @@
 
 Several --prompt make several clips, sampled together. The output's ending chooses the format: mp4, webm, gif, or png
 (one frame as it is, more as a contact sheet). --prompts reads a .csv, .jsonl or .parquet with the columns prompt and,
-as far as wanted, negative_prompt, seed, frames, height, width, name; a run that was stopped goes on where it was, and the
-processes of a launch share the work.
+as far as wanted, negative_prompt, seed, frames, height, width, name; a run that was stopped goes on where it was, and
+the processes of a launch share the work.
 """
 
 import argparse

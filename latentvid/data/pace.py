@@ -41,9 +41,9 @@ class Pace:
 def pace(times: np.ndarray, tick: Fraction, last: int, declared: Fraction | None, *, leaps: bool = False) -> Pace:
     """times: int64 [N], when each frame is shown, ascending, in `tick` seconds. last: how long the last one is shown.
 
-    A clip whose frames all lie within half an interval of an even row is taken frame by frame: at the `declared` rate
-    where that keeps step to half a frame, else at the row's own. Any other is shown at the rate of its median interval
-    (or the standard rate within 1.5% of it). leaps: the clock may be set anew on the way (broadcast streams).
+    A clip whose frames all lie less than half an interval from an even row is taken frame by frame: at the `declared`
+    rate where that keeps step to half a frame, else at the row's own. Any other is shown at the rate of its median
+    interval (or the standard rate within 1.5% of it). leaps: the clock may be set anew on the way (broadcast streams).
     Raises ValueError for times that no clip has.
     """
     count = len(times)
@@ -57,7 +57,7 @@ def pace(times: np.ndarray, tick: Fraction, last: int, declared: Fraction | None
         raise ValueError(f"has a gap of {steps.max() * float(tick) / 3600:.3g} hours in its times")
     since = np.concatenate([[0], np.cumsum(steps)])
     length, mean = int(since[-1]), Fraction(int(since[-1]), count - 1)
-    if np.ptp(since - float(mean) * np.arange(count)) <= mean:
+    if np.ptp(since - float(mean) * np.arange(count)) < mean:
         slack = max(mean / 2, Fraction(2))
         for rate in (declared, min(STANDARD, key=lambda rate: abs(rate - 1 / (mean * tick)))):
             if rate and abs((count - 1) / (rate * tick) - length) <= slack:

@@ -121,7 +121,7 @@ class DitTask:
             self.sources, self.source_of = self.cache.sources, self.cache.source_of
             self.is_image = np.array([grid[0] == 1 for grid in self.cache.grids])
             self.cache.check({"vae": module_fingerprint(self.vae, self.vae.config), "text": self.text.fingerprint()})
-            self.cache_notes = check_cache(self.cache, self.config)
+            self.cache_notes = check_cache(self.cache, self.config, self.vae)
             self.null_text = self.cache.null_text()
             latent_grids = Lookup.among(self.cache.grids)
         elif data.manifest is not None:

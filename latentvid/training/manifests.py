@@ -10,6 +10,7 @@ from ..data.clips import ClipSource, Transform, open_sources
 from ..data.latents import LatentCaches
 from ..data.manifest import Columns, Manifest
 from ..errors import UserError
+from ..models.interchange import Vae
 from ..world import from_main
 from .config import Data, DitConfig
 
@@ -42,7 +43,7 @@ def main_first(make: Callable[[], T]) -> T:
     return made[0]
 
 
-def check_cache(caches: LatentCaches, config: DitConfig) -> list[str]:
+def check_cache(caches: LatentCaches, config: DitConfig, vae: Vae) -> list[str]:
     """What is to be said of the clips that caches were made of, a line each; the main process looks at them.
 
     Raises UserError where clips changed since, captions mean nothing, or the configuration says other sizes.
@@ -54,13 +55,18 @@ def check_cache(caches: LatentCaches, config: DitConfig) -> list[str]:
             f"for their language, or allow it with caption.unknown_share={caches.unknown:.2g}"
         )
     held_out = config.validation.every and config.validation.manifest is not None  # is cut as the configuration says
-    for name in ("max_area", "max_frames"):
-        asked, default = getattr(config.data, name), Data.__dataclass_fields__[name].default
-        for cache in caches.caches:
+    for cache in caches.caches:
+        largest = {
+            "max_area": max(h * w for _, h, w in cache.grids) * vae.spatial_stride**2,
+            "max_frames": 1 + (max(f for f, _, _ in cache.grids) - 1) * vae.temporal_stride,
+        }
+        for name, found in largest.items():
+            asked = getattr(config.data, name)
             made = cache.key.get("transform", {}).get(name, asked)
-            if made != asked and (held_out or asked != default):
+            beyond = asked is not None and found > asked and asked != Data.__dataclass_fields__[name].default
+            if beyond or (held_out and made != asked):
                 raise UserError(
-                    f"data.{name} is {asked}, but {cache.folder} was made with {made}: set "
+                    f"data.{name} is {asked}, but {cache.folder} was made with {made} and has clips of {found}: set "
                     f"--data.{name}={'null' if made is None else made}, or encode again"
                 )
     return notes

@@ -87,7 +87,16 @@ def test_a_run_leaves_its_records(whole, dit_config):
     assert load_config(type(config), whole / "config.yaml").model == config.model
     about = json.loads((whole / "run.json").read_text())
     assert about["versions"]["torch"] == torch.__version__.split("+")[0] and about["machine"]["cores"] >= 1
-    model = load_pipeline(whole / "pipeline", "cpu").transformer
+    pipeline = load_pipeline(whole / "pipeline", "cpu")
+    # by default it makes what most of its training's tokens were, not what the samples on the way are
+    first = about["trained"][0]
+    tokens = [
+        kind["count"] * (1 + (kind["frames"] - 1) // 4) * kind["height"] * kind["width"] for kind in about["trained"]
+    ]
+    assert tokens[0] == max(tokens) and sum(kind["count"] for kind in about["trained"]) == about["plan"]["samples"]
+    assert {name: pipeline.config[name] for name in ("frames", "height", "width")}.items() <= first.items()
+    assert pipeline.config.fps == 8.0 and pipeline.config.trained == about["trained"]
+    model = pipeline.transformer
     assert about["parameters"] == sum(p.numel() for p in model.parameters())
     assert about["plan"]["samples"] == sum(shape["count"] for shape in about["plan"]["shapes"])
     assert [(start["step"], start["world"]) for start in about["starts"]] == [(0, 1)]
@@ -120,7 +129,7 @@ def test_the_export_is_the_average_and_makes_clips(whole):
     average = state(whole, 6, "ema")
     assert same(transformer, average) and not same(transformer, state(whole, 6))
     clip = load_pipeline(whole / "pipeline", "cpu")("a red 7 moves up", sampling=Sampling(progress=False))
-    assert tuple(clip.frames[0].shape) == (5, 32, 32, 3)
+    assert tuple(clip.frames[0].shape) == (17, 32, 24, 3)  # of most of the training's tokens
 
 
 @pytest.mark.parametrize("stage", ["dit", "vae"])
@@ -374,6 +383,12 @@ def test_a_world_other_than_asked_is_refused(environment, message, dit_config, t
     assert not list(tmp_path.iterdir())
 
 
+def test_a_cache_of_larger_clips_than_data_allows_is_refused(dit_config, tmp_path):
+    with pytest.raises(UserError, match="data.max_area is 64, but .* has clips of"):
+        DitTask(dit_config(tmp_path, "data.max_area=64"), torch.device("cpu"))
+    DitTask(dit_config(tmp_path, "data.max_area=1000000"), torch.device("cpu"))  # of which nothing is cut
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -433,7 +448,7 @@ def test_what_the_autoencoder_cannot_do_is_said(override, message, vae_config, t
 )
 def test_values_out_of_range_name_their_key(override, dit_config, tmp_path):
     section, key = override.split("=")[0].split(".")
-    with pytest.raises(UserError, match=rf"{section}: {key}="):
+    with pytest.raises(UserError, match=rf"{section}\.{key}="):
         dit_config(tmp_path, override)
 
 
