@@ -175,7 +175,7 @@ def test_models_without_given_frames_say_how_they_do_it(run, tiny_pipeline, tmp_
         (("edit", *EDIT), "--mode inversion needs --source"),
         (("edit", *EDIT, "--mode", "sdedit", "--strength", 2), "--strength 2: must be a finite number"),
         (("edit", *EDIT, "--mode", "sdedit", "--fps", 0), "--fps 0: must be a finite number"),
-        (("edit", *EDIT, "--mode", "sdedit", "--output", "x.avi"), "must end in .mp4, .gif, .png"),
+        (("edit", *EDIT, "--mode", "sdedit", "--output", "x.avi"), "must end in .mp4, .webm, .gif, .png"),
     ],
 )
 def test_bad_input_is_one_message(words, message, run, tmp_path):

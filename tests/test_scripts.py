@@ -90,7 +90,7 @@ def test_t2v_refuses(options, message, run, tiny_pipeline, tmp_path, monkeypatch
 def test_t2v_refuses_a_model_without_weights(run, tiny_pipeline, tmp_path):
     model = shutil.copytree(tiny_pipeline, tmp_path / "model")
     (model / "transformer/diffusion_pytorch_model.safetensors").unlink()
-    assert "config but no weights" in refused(run(T2V, "--prompt", "a red 7", "--model", model))
+    assert "has no weights" in refused(run(T2V, "--prompt", "a red 7", "--model", model))
 
 
 def test_t2v_wants_a_prompt(run):
