@@ -1,7 +1,9 @@
 """Checkpoints are whole or not there, also when the process is killed at any moment."""
 
+import errno
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,6 +89,28 @@ def test_a_damaged_checkpoint_is_skipped_by_name(tmp_path, caplog, damage, messa
     damage(save(store, 2))
     assert store.newest() == store.path(1)
     assert "step-00000002" in caplog.text and message in caplog.text
+
+
+@pytest.mark.parametrize("where", ["rmtree", "rename"])
+def test_an_old_checkpoint_that_cannot_be_removed_stops_no_run(tmp_path, monkeypatch, caplog, where):
+    """As on NFS, where a file that another holds open keeps its folder busy: said once, and tried again."""
+    store = CheckpointStore(tmp_path, keep_last=1)
+    save(store, 1)
+
+    def busy(*_):
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    with monkeypatch.context() as patched:
+        if where == "rmtree":
+            patched.setattr(shutil, "rmtree", busy)
+        else:
+            rename = Path.rename
+            patched.setattr(Path, "rename", lambda a, b: busy() if "trash" in str(b) else rename(a, b))
+        for step in (2, 3):
+            assert save(store, step) == store.newest()
+    assert caplog.text.count("busy") == 1
+    save(store, 4)
+    assert store.steps() == [4] and [p.name for p in tmp_path.iterdir()] == ["step-00000004"]
 
 
 def test_commit_of_nothing_is_refused(tmp_path):
