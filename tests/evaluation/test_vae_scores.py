@@ -108,7 +108,7 @@ def test_without_networks_their_scores_are_left_out_and_that_is_said(folder, tmp
         (("footage", "--i3d", "none.safetensors"), "no I3D weights"),
         (("footage", "--frames", 8), "8 frames"),
         (("footage", "--size", "30x40"), "30 x 40 pixels"),
-        (("footage", "--max-clips", 0), "max_clips 0"),
+        (("footage", "--max-clips", 0), "--max-clips 0: must be"),
         (("nowhere",), "nowhere cannot be found"),
         (("vae",), "holds no video or image"),
         (("footage/cut.mp4",), "no clip can be used"),

@@ -88,7 +88,7 @@ def test_bad_files_and_outputs_are_refused_before_any_work(vae, tmp_path, monkey
     for name, output, frames, message in (
         ("none.mp4", "out.mp4", None, "none.mp4"),
         ("tiny.png", "out.mp4", None, "tiny.png.*smaller than one stride"),
-        ("in.mp4", "out.avi", None, "mp4, .gif or .png"),
+        ("in.mp4", "out.avi", None, "mp4, .webm, .gif, .png"),
         ("in.mp4", "out.gif", None, "9 frames are too many"),
         ("in.mp4", "out.mp4", 0, "at least 1 frame"),
     ):
