@@ -29,7 +29,7 @@ from PIL import Image
 from latentvid.charts import Line, svg_file
 from latentvid.errors import UserError, user_errors
 from latentvid.evaluation.scores import ORDER
-from latentvid.report.runs import Run, read_json, read_run
+from latentvid.report.runs import Run, read_run
 
 ROOT = Path(__file__).parents[1] / "docs" / "reference"
 POINTS = 200  # rows of a kept curve
@@ -39,6 +39,11 @@ DEVIATIONS = 3  # of another run from the reference, in standard deviations, tha
 STATED = {"vae loss": 0.15, "dit loss": 0.05, "dit x_mse": 0.05, "psnr": 0.6, "ssim": 0.01, "lpips": 0.03}
 
 Figures = dict[str, tuple[float, float]]  # by name: value, tolerance
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What a file of figures holds; None where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def validated(stage: str, run: Run) -> Figures:

@@ -72,7 +72,7 @@ def test_bf16_gives_nearly_the_same_pixels(folder, tmp_path, monkeypatch, capsys
     ("vae", "name", "output", "more", "message"),
     [
         ("vae", "none.mp4", "out.mp4", (), "none.mp4"),
-        ("vae", "clip.mp4", "out.avi", (), ".mp4, .gif or .png"),
+        ("vae", "clip.mp4", "out.avi", (), ".mp4, .webm, .gif, .png"),
         ("vae", "clip.mp4", "out.mp4", ("--max-frames", 0), "--max-frames 0"),
         ("nowhere", "clip.mp4", "out.mp4", (), "config.json is missing"),
     ],
