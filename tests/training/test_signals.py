@@ -37,7 +37,7 @@ def test_a_preempted_run_saves_and_goes_on_as_if_nothing_had_been(dit_config, tm
     assert "Ctrl-C once more ends at once" in said
     done = read_metrics(stopped)[-1]["step"]
     assert CheckpointStore(stopped / "checkpoints").newest().name == f"step-{done:08d}"
-    assert f"asked to stop: saved step-{done:08d}" in said
+    assert "asked to stop" in said and f"step-{done:08d}" in said  # between steps, or while it waited for data
     for run in (stopped, whole):
         train(dit_config(run, *options, f"train.steps={done + 2}"), DitTask)
     assert [r["loss"] for r in read_metrics(stopped)] == [r["loss"] for r in read_metrics(whole)]
