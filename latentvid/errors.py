@@ -16,8 +16,8 @@ class ClipError(UserError):
     """A clip that cannot be used.
 
     `reason` is a short stable code to count by: "missing", "empty-file", "unreadable", "truncated", "too-short",
-    "no-video", "no-permission", "hangs", "too-large", "hdr", "colours" (and, from manifests, "empty-caption",
-    "bad-row"). The message names the file and the fix.
+    "no-video", "no-permission", "hangs", "too-large", "hdr", "colours", "other-size" (and, from manifests,
+    "empty-caption", "bad-row"). The message names the file and the fix.
     """
 
     def __init__(self, path: str | os.PathLike, reason: str, message: str):

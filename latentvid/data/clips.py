@@ -297,12 +297,14 @@ class ClipSource:
         """uint8 [F,H,W,3] for each start, in the file of window `index`, after its change; raises ClipError, whose
         fault is certain, or `believed` at the first try, and StorageError."""
         w, path = self.windows[index], self.path(index)
+        told = int(self.samples.height[w.sample]), int(self.samples.width[w.sample])
         self.quarantine.check(path)
 
         def change(place: int, pixels: Tensor) -> Tensor:
             return changes[place](pixels)
 
-        read = partial(self._watched, read_windows, path, starts, w.frames, change, (w.height, w.width))
+        windows = partial(read_windows, told=told)
+        read = partial(self._watched, windows, path, starts, w.frames, change, (w.height, w.width))
         plainly, known = partial(self._watched, read_plainly), path in self.quarantine.reasons
         return patiently(read, path, self.patience_s, believed=believed or known, plainly=plainly)
 

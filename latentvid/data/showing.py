@@ -44,6 +44,7 @@ class Converter:
         if not Fraction(1, 20) <= self._sar <= 20:
             raise ClipError(path, "unreadable", f"has pixels of {self._sar} to 1; export it with square ones")
         self._shape: tuple[int, ...] | None = None
+        self._told: tuple[int, int] | None = None
         self._reformatter = VideoReformatter()
         self._last: tuple[Any, Picture] | None = None
 
@@ -53,8 +54,16 @@ class Converter:
         picture = Picture(frame) if isinstance(frame, np.ndarray) else self._convert(frame)
         if picture.shape != (self._shape or picture.shape):
             raise ClipError(self.path, "unreadable", "changes its size half-way; cut it there or export it again")
+        if self._shape is None and self._told not in (None, picture.shape[:2]):
+            (height, width), told = picture.shape[:2], " x ".join(map(str, self._told))
+            fault = f"is {height} x {width} pixels, not {told} as its table says; correct that, or leave it out there"
+            raise ClipError(self.path, "other-size", fault)
         self._shape, self._last = picture.shape, (frame, picture)
         return picture
+
+    def expect(self, size: tuple[int, int]) -> None:
+        """(height, width) that a table says of the file: another one is a ClipError ("other-size")."""
+        self._told = size
 
     def size(self, frame: Any) -> tuple[int, int]:
         """(height, width) as it is shown. Raises ClipError for colours that cannot be read."""

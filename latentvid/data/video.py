@@ -96,12 +96,14 @@ def read_windows(
     then: Callable[[int, Tensor], T],
     size: tuple[int, int] | None = None,
     *,
+    told: tuple[int, int] | None = None,
     threads: int = 1,
 ) -> list[T]:
     """Decodes the windows [start, start + frames) of a file in one go, so that what lies before and between them is
     decoded once: of each, in the order of `starts`, what `then` makes of its place in that and its uint8 [F,H,W,3].
 
-    size: (H, W) that the frames are fitted to (`transforms.fit`); None: their own. A window is handed to `then` as soon
+    size: (H, W) that the frames are fitted to (`transforms.fit`); None: their own. told: (H, W) that a table says of
+    the file; ClipError ("other-size") where it has another. A window is handed to `then` as soon
     as it is whole, and not kept. Otherwise as `read_frames`, with its errors.
     """
     if not starts or min(starts) < 0 or frames < 1:
@@ -111,6 +113,8 @@ def read_windows(
     offsets = [start - first for start in starts]
 
     def make(convert: Converter, _: int | None) -> Windows:
+        if told is not None:
+            convert.expect(told)
         return Windows(convert, offsets, frames, then, size)
 
     return _read(path, first, max(offsets) + frames, make, threads).results

@@ -146,6 +146,19 @@ def test_a_truncated_clip_is_replaced_by_the_next_of_its_shape(folder, caplog):
     assert shuffled.load(2, 0, 7).index == 3
 
 
+@pytest.mark.parametrize("index", [1, 6])
+def test_a_size_that_contradicts_the_file_is_said(folder, index):
+    """It would be scaled and cropped into a shape that is not its own."""
+    clips = source(folder)
+    clips.samples.width[index] = 64  # after the windows were cut: the shapes are the table's
+    if index == 6:
+        clips.samples.width[7] = 64
+    window = int((clips.windows.sample == index).argmax())
+    with pytest.raises(ClipError, match="is 32 x 32 pixels, not 32 x 64 as its table says") as error:
+        clips._read(window, 0)
+    assert error.value.reason == "other-size" and clips.quarantine.reasons == {error.value.path: "other-size"}
+
+
 def test_the_replacement_wraps_around(folder):
     cut_short(folder / "5.mp4")
     assert source(folder).load(5, 0, 0).index == 0
@@ -266,10 +279,10 @@ def hanging(monkeypatch):
     """Names of files that hang when read, until the test ends."""
     release, names = threading.Event(), set()
 
-    def read(path, *arguments):
+    def read(path, *arguments, **named):
         if Path(path).name in names:
             release.wait()
-        return read_windows(path, *arguments)
+        return read_windows(path, *arguments, **named)
 
     monkeypatch.setattr("latentvid.data.clips.read_windows", read)
     yield names
@@ -301,10 +314,10 @@ def test_the_good_windows_of_a_damaged_file_stay_whoever_comes_first(tmp_path, m
     for name in "abc":
         make_clip(tmp_path / f"{name}.mp4", 34)
 
-    def read(path, starts, *arguments):
+    def read(path, starts, *arguments, **named):
         if Path(path).name == "b.mp4" and max(starts) > 0:
             raise ClipError(path, "unreadable", "has damaged frames")
-        return read_windows(path, starts, *arguments)
+        return read_windows(path, starts, *arguments, **named)
 
     monkeypatch.setattr("latentvid.data.clips.read_windows", read)
     samples = [Sample(str(tmp_path / f"{name}.mp4"), name, 34, 8.0, 32, 32) for name in "abc"]

@@ -47,11 +47,11 @@ def decodings(monkeypatch) -> list[tuple[str, int]]:
     """(file, windows) of each decoding; a start of 10 or more in c.mp4 is damaged."""
     seen = []
 
-    def read(path, starts, *arguments):
+    def read(path, starts, *arguments, **named):
         seen.append((Path(path).stem, len(starts)))
         if seen[-1][0] == "c" and max(starts) >= 10:
             raise ClipError(path, "unreadable", "has damaged frames")
-        return read_windows(path, starts, *arguments)
+        return read_windows(path, starts, *arguments, **named)
 
     monkeypatch.setattr("latentvid.data.clips.read_windows", read)
     return seen
