@@ -35,6 +35,8 @@ def main() -> None:
     command.check_output(args.output, args.fps)
     if args.mode == "inversion" and args.source is None:
         raise UserError("--mode inversion needs --source, a prompt for the clip as it is; --mode sdedit does without")
+    if args.mode != "inversion" and args.source is not None:
+        raise UserError(f"--source is of --mode inversion: --mode {args.mode} does without")
     pipeline = load_pipeline(args.model, args.device)
     size = {name: getattr(args, name) for name in ("height", "width", "frames", "large")}
     source = command.read_footage(args.clip, pipeline, **size)

@@ -13,6 +13,8 @@ from pathlib import Path
 from latentvid.errors import UserError, user_errors
 from latentvid.pipelines import arguments, defaults
 
+FACTOR = 4
+
 
 def parse() -> argparse.Namespace:
     parser = arguments.parser_of(__doc__, known=True)
@@ -22,13 +24,19 @@ def parse() -> argparse.Namespace:
         "--between", type=int, help="frames between the two (default: as many as the model's clips have)"
     )
     parser.add_argument("--clip", type=Path, help="video")
-    parser.add_argument("--factor", type=int, default=4, help="frames for each of the clip's (default: %(default)s)")
-    parser.add_argument("--tokens-per-pack", type=int, default=defaults.TOKENS_PER_PACK, help="default: %(default)s")
+    parser.add_argument("--factor", type=int, help=f"frames for each of the clip's (default: {FACTOR})")
+    parser.add_argument("--tokens-per-pack", type=int, help=f"of --clip (default: {defaults.TOKENS_PER_PACK})")
     parser.add_argument("--prompt", default="", help="what is shown")
     arguments.add_sizes(parser)
     args = parser.parse_args()
     if (args.clip is None) == (args.first is None) or (args.first is None) != (args.last is None):
         parser.error("give --first and --last, or --clip")
+    if args.clip is not None and args.between is not None:
+        parser.error("--between is of --first and --last: with --clip give --factor")
+    if args.clip is None and (args.factor or args.tokens_per_pack):
+        parser.error("--factor and --tokens-per-pack are of --clip: with --first and --last give --between")
+    args.factor = args.factor or FACTOR
+    args.tokens_per_pack = args.tokens_per_pack or defaults.TOKENS_PER_PACK
     return args
 
 
@@ -40,10 +48,8 @@ def main() -> None:
 
     command.check_output(args.output, args.fps)
     pipeline = load_pipeline(args.model, args.device)
-    sampling, size = (
-        command.sampling_of(args, pipeline),
-        {"height": args.height, "width": args.width, "large": args.large},
-    )
+    sampling = command.sampling_of(args, pipeline)
+    size = {name: getattr(args, name) for name in ("height", "width", "large")}
     words = {"seed": args.seed, "negative_prompt": args.negative_prompt, "sampling": sampling}
     stride = pipeline.codec.temporal_stride
     between = args.between if args.clip is None else args.factor - 1

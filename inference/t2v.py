@@ -22,14 +22,16 @@ def parse() -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", action="append", help="what to show; give it again for more clips")
     what.add_argument("--prompts", type=Path, help="file of prompts; --output is then a folder")
-    parser.add_argument(
-        "--tokens-per-pack", type=int, default=defaults.TOKENS_PER_PACK, help="of --prompts (default %(default)s)"
-    )
+    parser.add_argument("--tokens-per-pack", type=int, help=f"of --prompts (default {defaults.TOKENS_PER_PACK})")
     arguments.add_length(parser, "1 + 4k, by the VAE's stride in time (default: the model's)")
     parser.add_argument("--height", type=int, help="pixels (default: the model's)")
     parser.add_argument("--width", type=int, help="pixels (default: the model's)")
     parser.add_argument("--compile", action="store_true", help="compile the network: for runs of several minutes")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.prompts is None and args.tokens_per_pack:
+        parser.error("--tokens-per-pack is of --prompts: several --prompt are one pack")
+    args.tokens_per_pack = args.tokens_per_pack or defaults.TOKENS_PER_PACK
+    return args
 
 
 def main() -> None:

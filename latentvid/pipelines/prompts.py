@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -25,6 +26,7 @@ from ..diffusion.guidance import Guidance
 from ..errors import UserError
 from ..files import file_fault, part_of, written_whole
 from ..limits import check, shown
+from ..lock import FolderLock
 from ..packing import Grid
 from ..precision import Computed, choose, describe, dtype_of
 from ..text import TextEncoder
@@ -167,7 +169,26 @@ def sample_prompts(
     `INDEX` in the folder lists all clips with what they were made of; a clip's file is there when it is whole.
     Raises UserError, in every process, where the folder holds a clip of such a name that was made of something else.
     """
-    fps = pipeline.config.fps if fps is None else fps
+    with ExitStack() as stack:
+
+        def hold() -> None:
+            if state.is_main_process:
+                stack.enter_context(FolderLock(folder, "wait for it, or give another --output"))
+
+        from_main(hold)
+        _sample_prompts(pipeline, rows, folder, sampling, state, fps or pipeline.config.fps, tokens_per_pack)
+        state.wait_for_everyone()  # the folder is held until all are done
+
+
+def _sample_prompts(
+    pipeline: LatentVideoPipeline,
+    rows: Sequence[Row],
+    folder: Path,
+    sampling: Sampling,
+    state: PartialState,
+    fps: float,
+    tokens_per_pack: int,
+) -> None:
     found = _read_index(folder / INDEX)
     if sampling.precision is None:
         computed = from_main(lambda: _computed(pipeline, folder, found))

@@ -13,6 +13,7 @@ from latentvid import precision
 from latentvid.data.tables import WRITERS
 from latentvid.data.video import probe, read_frames
 from latentvid.errors import UserError
+from latentvid.lock import FolderLock
 from latentvid.pipelines import prompts
 from latentvid.pipelines.latent_video import LatentVideoPipeline
 from latentvid.pipelines.loading import load_pipeline
@@ -187,6 +188,13 @@ def test_clips_of_something_else_are_not_taken_for_finished(change, pipeline, tm
     sample_prompts(pipeline, [more], tmp_path, sampling, Rank())  # other names in the same folder
     kept = [json.loads(line)["file"] for line in (tmp_path / INDEX).read_text().splitlines()]
     assert kept == (["y.png"] if change == "index" else ["y.png", "x.png"])
+
+
+def test_a_folder_in_which_others_write_is_left_alone(pipeline, table, tmp_path):
+    rows = read_prompts(table, pipeline)
+    with FolderLock(tmp_path / "out"), pytest.raises(UserError, match="is in use by process"):
+        sample_prompts(pipeline, rows, tmp_path / "out", FAST, Rank())
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_two_processes_make_what_one_does(pipeline, table, tiny_pipeline, tmp_path):
