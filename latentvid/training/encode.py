@@ -47,6 +47,7 @@ from ..world import from_main, process_state
 from .captions import check_captions
 from .config import CaptionRules
 from .earlier import Earlier, computed_in, finite, forget, put_aside
+from .machine import take_threads
 from .manifests import main_first
 from .sharing import SharedWork
 
@@ -233,6 +234,8 @@ def encode_manifest(config: EncodeConfig) -> str:
     a caption or the manifest is all that is made again.
     """
     state = process_state()
+    if (said := take_threads(state.device)) is not None and state.is_main_process:
+        print(said, file=sys.stderr, flush=True)
     encoder = Encoder(config, state.device)
     with ExitStack() as held:
         encoder.compute_in(from_main(lambda: _begin(encoder, held)))
