@@ -52,7 +52,7 @@ def main() -> None:
     options = {name: getattr(args, name) for name in ("negative_prompt", "window", "context", "seed")}
     sampling = replace(sampling, progress=False)
     windows = rollout(pipeline, [args.prompt], frames, clips=[fit(end, *size)], sampling=sampling, **options)
-    command.note_condition(pipeline, sampling)
+    command.note_condition(pipeline, sampling, "prefix", "random")
 
     def pieces() -> Iterator[Tensor]:
         for chunk in read_chunks(args.clip, CHUNK, CHUNK, threads=0):

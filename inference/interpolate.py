@@ -59,7 +59,7 @@ def main() -> None:
         ends = [command.read_picture(path, pipeline, **size) for path in (args.first, args.last)]
     elif len((source := command.read_footage(args.clip, pipeline, **size)).frames) < 2:
         raise UserError(f"{args.clip} has one frame: --clip wants 2 or more (from one picture on: inference/i2v.py)")
-    command.note_condition(pipeline, sampling)
+    command.note_condition(pipeline, sampling, "ends", "random")
     if (made := tasks.made_between(between, stride)) != between:
         print(f"{between} frames between two: the nearest in time of the {made} that the model makes", flush=True)
     if args.clip is None:

@@ -20,9 +20,7 @@ from ..errors import ClipError, StorageError
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-PATIENCE_S = (
-    180.0  # for storage that does not answer: well below the 10 minutes that other processes wait in a collective
-)
+PATIENCE_S = 180.0  # for storage that does not answer; other processes wait 10 minutes in a collective
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 30.0
 ABSENT_S = 1.75  # for a file that is not there: directories of network file systems may be a moment behind
 DOUBTFUL_S = 7.75  # for an "input/output error" of a decoder where the file can be read
