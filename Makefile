@@ -55,7 +55,7 @@ format: setup
 demo: setup
 	@mkdir -p $(DEMO)
 	@test -f $(DEMO)/started || date +%s > $(DEMO)/started
-	test -f $(DEMO)/data/train.jsonl || OMP_NUM_THREADS=1 $(BIN)/python -m latentvid.data.digits $(DEMO)/data --seed $(SEED)
+	test -f $(DEMO)/data/train.jsonl || OMP_NUM_THREADS=1 $(BIN)/python -m latentvid.demo.digits $(DEMO)/data --seed $(SEED)
 	test -f $(DEMO)/t5/model.safetensors || OMP_NUM_THREADS=1 $(BIN)/python train/train_text_encoder.py $(DEMO)/t5 \
 	  --captions $(DEMO)/data/train.jsonl --seed $(SEED)
 	$(LAUNCH) vae/train_vae.py configs/vae/demo.yaml --run.dir=$(DEMO)/vae_run --run.seed=$(SEED) \
@@ -68,7 +68,7 @@ demo: setup
 	@rm -rf $(DEMO)/pipeline && cp -r $(DEMO)/dit_run/pipeline $(DEMO)/pipeline
 	$(BIN)/python inference/t2v.py --model $(DEMO)/pipeline --prompt "a red 7 moves up and to the left" \
 	  --output $(DEMO)/video.mp4
-	test -f $(DEMO)/scores.json || $(LAUNCH) -m latentvid.evaluation.demo $(DEMO) --seed $(SEED)
+	test -f $(DEMO)/scores.json || $(LAUNCH) -m latentvid.demo.scoring $(DEMO) --seed $(SEED)
 	$(BIN)/python -m latentvid.report $(DEMO)
 	@echo "Look at $(DEMO)/report.html; the video is $(DEMO)/video.mp4."
 

@@ -8,8 +8,8 @@ import argparse
 import json
 from pathlib import Path
 
+from latentvid.demo.scores import ORDER, THRESHOLDS
 from latentvid.errors import UserError, user_errors
-from latentvid.evaluation.scores import ORDER, THRESHOLDS
 
 NAMES = {
     "vae_psnr": "VAE on held-out clips, PSNR (dB)",

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from latentvid.data.digits import prompts, render
-from latentvid.data.writing import write_video
+from latentvid.data.video.writing import write_video
+from latentvid.demo.digits import prompts, render
 
 ROOT = Path(__file__).parents[1]
 METRICS = ("fid", "kid", "psnr", "ssim", "flicker", "warping_error", "dynamic_degree", "both")

@@ -23,7 +23,7 @@ import torch
 from av.video.reformatter import Interpolation
 from tqdm import tqdm
 
-from latentvid.data.writing import write_video
+from latentvid.data.video.writing import write_video
 
 CHANGE = 0.11  # mean absolute difference of neighbouring thumbnails, of full scale, at which a shot ends
 CUT_AT = 144  # pixels high: what is compared, so that a source has the same shots, and captions, at every height

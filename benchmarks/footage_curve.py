@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 
 from latentvid.charts import Axis
+from latentvid.config.parsing import load_config
+from latentvid.config.schema import VaeConfig
 from latentvid.errors import user_errors
-from latentvid.evaluation.vae_scores import VaeScoresConfig, score_vae
+from latentvid.evaluation.vae.scores import VaeScoresConfig, score_vae
 from latentvid.models.interchange import build_vae
-from latentvid.training.checkpoint import CheckpointStore
-from latentvid.training.config import VaeConfig
+from latentvid.training.checkpoint.checkpoint import CheckpointStore
 from latentvid.training.export import read_model
-from latentvid.training.load import load_config
 
 SCORES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS"}
 COLOURS = ("#2563d9", "#c4282d", "#2f8f4e", "#8a5cd1")

@@ -35,9 +35,9 @@ from fuzz_run import BAD, GOOD, SECONDS, Case, Outcome, Running, fork, judge, st
 from fuzz_saved import AREAS as SAVED
 from fuzz_training import AREAS as TRAINING
 
+import latentvid.evaluation.pairs.whole_file
 import latentvid.evaluation.scoring
-import latentvid.evaluation.vae_scores
-import latentvid.evaluation.whole_file
+import latentvid.evaluation.vae.scores
 import latentvid.pipelines.command
 import latentvid.pipelines.prompts
 import latentvid.pipelines.rollout

@@ -15,13 +15,13 @@ from fuzz_run import fork, run_program
 from PIL import Image
 from transformers import AutoTokenizer, T5EncoderModel
 
-from latentvid.data.digits import prompts, write_dataset
-from latentvid.data.writing import write_video
+from latentvid.data.video.writing import write_video
+from latentvid.demo.digits import prompts, write_dataset
+from latentvid.demo.text_encoder import build_encoder, build_tokenizer
 from latentvid.diffusion.scheduler import LatentVideoScheduler
 from latentvid.models.autoencoder import CausalVideoAutoencoder
 from latentvid.models.transformer import VideoDiT
 from latentvid.pipelines.latent_video import LatentVideoPipeline
-from latentvid.training.t5_task import build_encoder, build_tokenizer
 
 SIDE, FRAMES = 32, 9
 GIVEN = ["plain", "first", "prefix", "ends", "random"]

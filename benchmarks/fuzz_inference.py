@@ -17,7 +17,7 @@ from fuzz_run import Case
 from fuzz_training import DIT, ENCODE, EXPORT, MANIFEST, REPORT, SCORE, VAE
 from safetensors.torch import load_file, save_file
 
-T2V, DIGITS, COMPARE = "inference/t2v.py", "-m latentvid.data.digits", "-m latentvid.evaluation.compare"
+T2V, DIGITS, COMPARE = "inference/t2v.py", "-m latentvid.demo.digits", "-m latentvid.evaluation.compare"
 OURS = ("model_index.json", "scheduler_config.json")
 PLANTED = "from pathlib import Path\n\nPath('planted').touch()\n\n\nclass Thing:\n    pass\n"
 

@@ -17,10 +17,10 @@ from fuzz_base import CLIPS, encoding
 from fuzz_draw import NEGATIVE, NOT_FINITE, TEXTS, Draw, copy_tree, write_table
 from fuzz_run import Case
 
+from latentvid.config.schema import DitConfig, VaeConfig
 from latentvid.diffusion.scheduler import LatentVideoScheduler
 from latentvid.models.autoencoder import CausalVideoAutoencoder
 from latentvid.models.transformer import VideoDiT
-from latentvid.training.config import DitConfig, VaeConfig
 
 DIT, VAE, ENCODE = "train/train_dit.py", "vae/train_vae.py", "vae/encode_latents.py"
 EXPORT, REPORT, SCORE = "-m latentvid.training.export", "-m latentvid.report", "-m latentvid.evaluation"

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from latentvid.attention import resolve_backend
+from latentvid.models.flops import TRAINING, dit_flops, vae_flops
 from latentvid.models.interchange import build_vae, channels_last
 from latentvid.models.transformer import VideoDiT
 from latentvid.packing import Packed
-from latentvid.training.flops import TRAINING, dit_flops, vae_flops
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "vae"
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from latentvid.data.video import read_frames
+from latentvid.data.video.reading import read_frames
+from latentvid.demo.scoring import read_labelled
 from latentvid.diffusion.guidance import Guidance
 from latentvid.errors import user_errors
-from latentvid.evaluation.demo import read_labelled
 from latentvid.pipelines.latent_video import LatentVideoPipeline
 from latentvid.pipelines.loading import load_pipeline
 from latentvid.pipelines.sampling import Request, Sampling

@@ -33,17 +33,17 @@ import numpy as np
 import torch
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
+from latentvid.config.parsing import load_config
+from latentvid.config.schema import Data, DitConfig, VaeConfig
 from latentvid.data.clips import ClipSource, Transform
-from latentvid.data.kinds import VIDEO_ENDINGS
-from latentvid.data.manifest import Manifest, Sample, read_manifest, write_manifest
-from latentvid.data.plan import Draw, Plan
-from latentvid.data.showing import ACCURATE
-from latentvid.data.video import probe
-from latentvid.training.config import Data, DitConfig, VaeConfig
-from latentvid.training.load import load_config
-from latentvid.training.loader import iterate_steps
-from latentvid.training.setup import make_plan
-from latentvid.training.vae_task import VaeTask
+from latentvid.data.manifest.manifest import Manifest, Sample, read_manifest, write_manifest
+from latentvid.data.plan.plan import Draw, Plan
+from latentvid.data.video.kinds import VIDEO_ENDINGS
+from latentvid.data.video.reading import probe
+from latentvid.data.video.showing import ACCURATE
+from latentvid.training.feed.loader import iterate_steps
+from latentvid.training.launch import make_plan
+from latentvid.training.stages.vae.task import VaeTask
 
 try:
     from torchcodec.decoders import VideoDecoder
@@ -273,10 +273,10 @@ def start(manifest: Path, repeats: int, max_area: int) -> dict[str, list[float]]
 
 def latents(manifest: Path, repeats: int, max_area: int) -> dict[str, list[float]]:
     """Processor's seconds a pack until it is ready for the transformer."""
+    from latentvid.demo.text_encoder import build_encoder, build_tokenizer
     from latentvid.models.autoencoder import CausalVideoAutoencoder
-    from latentvid.training.dit_task import DitTask
-    from latentvid.training.encode import EncodeConfig, encode_manifest
-    from latentvid.training.t5_task import build_encoder, build_tokenizer
+    from latentvid.training.stages.dit.encode import EncodeConfig, encode_manifest
+    from latentvid.training.stages.dit.task import DitTask
 
     folder = manifest.parent
     tokenizer = build_tokenizer(["a clip of something"], vocab_size=400)

@@ -50,8 +50,8 @@ def measure(manifest: Path, max_frames: int) -> None:
     """One start, in this process; prints a line."""
     times = [time.perf_counter()]
     from latentvid.data.clips import ClipSource, Transform
-    from latentvid.data.manifest import read_manifest
-    from latentvid.data.plan import Plan
+    from latentvid.data.manifest.manifest import read_manifest
+    from latentvid.data.plan.plan import Plan
 
     times.append(time.perf_counter())
     table = read_manifest(manifest)

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from latentvid.attention import BACKENDS, EXPLICIT, grouped_attention, grouped_attention_backward
-from latentvid.data.plan import Plan
+from latentvid.data.plan.plan import Plan
 from latentvid.data.transforms import legal_size
 from latentvid.diffusion.objective import loss_per_sample
 from latentvid.diffusion.scheduler import LatentVideoScheduler

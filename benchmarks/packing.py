@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from latentvid.data.plan import Plan
+from latentvid.data.plan.plan import Plan
 
 WIDTH, FPS, MAX_FRAMES = 3072, 24, 129
 SHAPES = {(1, 1): 0.2, (16, 9): 0.35, (9, 16): 0.15, (4, 3): 0.15, (2, 3): 0.15}  # aspect ratio: share

@@ -27,8 +27,8 @@ import yaml
 from PIL import Image
 
 from latentvid.charts import Line, svg_file
+from latentvid.demo.scores import ORDER
 from latentvid.errors import UserError, user_errors
-from latentvid.evaluation.scores import ORDER
 from latentvid.report.runs import Run, read_run
 
 ROOT = Path(__file__).parents[1] / "docs" / "reference"

@@ -34,7 +34,8 @@ from training_step import compile_blocks
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 from vae_cost import CONFIGS, PEERS
 
-from latentvid.data.digits import prompts
+from latentvid.demo.digits import prompts
+from latentvid.demo.text_encoder import build_tokenizer
 from latentvid.diffusion.guidance import Guidance
 from latentvid.diffusion.scheduler import LatentVideoScheduler
 from latentvid.models.interchange import build_vae
@@ -42,7 +43,6 @@ from latentvid.models.transformer import VideoDiT
 from latentvid.packing import token_grid
 from latentvid.pipelines.latent_video import LatentVideoPipeline
 from latentvid.pipelines.sampling import Sampling
-from latentvid.training.t5_task import build_tokenizer
 
 PROMPT = "a slow shot of a harbour at dawn: small boats rock on grey water while a man in a red coat mends his nets"
 NEGATIVE = "blurred, low quality, still picture, text"

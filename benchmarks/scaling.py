@@ -4,7 +4,7 @@
     python benchmarks/scaling.py --plan 100000000                                        # needs about 10 GB of memory
 
 Nothing is trained. Bytes and FLOPs are counted on networks without storage; rates are those of
-latentvid/training/estimate.py unless they are given here, and its docstring says what is assumed. Each GPU has one pack
+latentvid/training/dryrun/estimate.py unless given here; its docstring says what is assumed. Each GPU has one pack
 of 32,768 tokens (four clips of 8 x 32 x 32) with 256 text tokens a clip. --plan plans steps of 1,024 packs for as many
 ranks over so many rows, drawn like stage 1 of benchmarks/packing.py.
 """
@@ -20,12 +20,21 @@ import numpy as np
 import torch
 from packing import Mix, cost, draw
 
-from latentvid.data.plan import Plan
+from latentvid.data.plan.plan import Plan
+from latentvid.models.flops import dit_flops
 from latentvid.models.transformer import VideoDiT
-from latentvid.training.efficiency import rank_balance
-from latentvid.training.estimate import H200, Cluster, Seconds, Step, dit_pass_bytes, mfu, peak_bytes, step_seconds
-from latentvid.training.flops import dit_flops
-from latentvid.training.memory import PassBytes, size, state_bytes
+from latentvid.training.dryrun.estimate import (
+    H200,
+    Cluster,
+    Seconds,
+    Step,
+    dit_pass_bytes,
+    mfu,
+    peak_bytes,
+    step_seconds,
+)
+from latentvid.training.dryrun.memory import PassBytes, size, state_bytes
+from latentvid.training.monitor.efficiency import rank_balance
 
 NETWORKS = {  # width, depth, heads of 128
     "0.1B": (512, 18),

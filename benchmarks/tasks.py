@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from latentvid.data.digits import DIRECTIONS, WORDS, Label, prompts
-from latentvid.data.video import read_frames
+from latentvid.data.video.reading import read_frames
+from latentvid.demo.digits import DIRECTIONS, WORDS, Label, prompts
+from latentvid.demo.judge import STILL, Judge, Verdict
+from latentvid.demo.scoring import DemoConfig, read_labelled, run_demo
 from latentvid.errors import user_errors
-from latentvid.evaluation.demo import DemoConfig, read_labelled, run_demo
-from latentvid.evaluation.judge import STILL, Judge, Verdict
 from latentvid.evaluation.sheet import Row, draw_sheet
 from latentvid.pipelines.latent_video import LatentVideoPipeline
 from latentvid.pipelines.loading import load_pipeline

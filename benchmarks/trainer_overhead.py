@@ -26,18 +26,18 @@ os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from latentvid.data.latents import cache_key, module_fingerprint, write_index
-from latentvid.data.plan import Plan
-from latentvid.data.shards import Encoded, write_shard
+from latentvid.config.parsing import load_config
+from latentvid.config.schema import DitConfig
+from latentvid.data.cache.latents import cache_key, module_fingerprint, write_index
+from latentvid.data.cache.shards import Encoded, write_shard
+from latentvid.data.plan.plan import Plan
+from latentvid.demo.text_encoder import build_encoder, build_tokenizer
 from latentvid.models.autoencoder import CausalVideoAutoencoder
 from latentvid.text import TextEncoder
-from latentvid.training.config import DitConfig
-from latentvid.training.dit_task import DitTask
-from latentvid.training.load import load_config
+from latentvid.training.launch import make_accelerator, make_plan
 from latentvid.training.optim import make_optimizer
-from latentvid.training.setup import make_accelerator, make_plan
 from latentvid.training.signals import StopRequest
-from latentvid.training.t5_task import build_encoder, build_tokenizer
+from latentvid.training.stages.dit.task import DitTask
 from latentvid.training.trainer import TrainingRun
 
 CHANNELS, SAMPLES, WORDS = 16, 96, 32

@@ -29,8 +29,8 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
+from latentvid.models.flops import TRAINING, peak_flops
 from latentvid.models.transformer import VideoDiT
-from latentvid.training.flops import TRAINING, peak_flops
 
 OURS = ("latentvid", "latentvid, factorised")
 CPU = torch.device("cpu")

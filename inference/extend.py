@@ -36,7 +36,7 @@ def main() -> None:
     from torch import Tensor
 
     from latentvid.data.transforms import fit
-    from latentvid.data.video import probe, read_chunks, read_frames
+    from latentvid.data.video.reading import probe, read_chunks, read_frames
     from latentvid.pipelines import command
     from latentvid.pipelines.loading import load_pipeline
     from latentvid.pipelines.rollout import rollout

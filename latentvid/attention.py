@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .cpu.grouped import grouped_attention, grouped_attention_backward, kept
 from .errors import UserError
-from .grouped import grouped_attention, grouped_attention_backward, kept
 from .packing import Segments
 
 

@@ -23,7 +23,7 @@ def manifest() -> None:
     parser.add_argument("folder", help="folder of videos and images, each with its caption in NAME.txt beside it")
     parser.add_argument("output", help="manifest to write: .jsonl, .csv, .tsv or .parquet")
     args = parser.parse_args()
-    from .data.manifest import check_output, scan_folder, write_manifest
+    from .data.manifest.manifest import check_output, scan_folder, write_manifest
 
     check_output(args.output)
     found = scan_folder(args.folder)
@@ -35,14 +35,14 @@ def manifest() -> None:
 @user_errors()
 def digits() -> None:
     parser = Parser(
-        prog="python -m latentvid.data.digits", description="Writes the demo's digit clips, images and manifests."
+        prog="python -m latentvid.demo.digits", description="Writes the demo's digit clips, images and manifests."
     )
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--train", type=number("digits.train"), default=3000, help="samples (default %(default)s)")
     parser.add_argument("--val", type=number("digits.val"), default=320, help="held-out ones (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
     args = parser.parse_args()
-    from .data.digits import write_dataset
+    from .demo.digits import write_dataset
 
     write_dataset(args.out, train=args.train, val=args.val, seed=args.seed)
 
@@ -72,7 +72,7 @@ def export() -> None:
 def score_demo() -> None:
     # what is not given is left to DemoConfig
     parser = Parser(
-        prog="python -m latentvid.evaluation.demo",
+        prog="python -m latentvid.demo.scoring",
         description="Scores the demo: what its autoencoder keeps, and whether its clips show what their prompts say.",
         argument_default=argparse.SUPPRESS,
     )
@@ -85,8 +85,8 @@ def score_demo() -> None:
     parser.add_argument("--guidance", type=float, help="guidance scale (default: the pipeline's)")
     precision.add_argument(parser)
     args = parser.parse_args()
-    from .evaluation.demo import DemoConfig, run_demo
-    from .evaluation.scores import table
+    from .demo.scores import table
+    from .demo.scoring import DemoConfig, run_demo
 
     scores = run_demo(DemoConfig(**vars(args)))
     if scores is not None:
@@ -95,7 +95,7 @@ def score_demo() -> None:
 
 @user_errors()
 def judge() -> None:
-    parser = Parser(prog="python -m latentvid.evaluation.judge", description="Trains the judge of digit clips anew.")
+    parser = Parser(prog="python -m latentvid.demo.judge", description="Trains the judge of digit clips anew.")
     parser.add_argument(
         "--train", type=Path, nargs="?", const=Path(), required=True, metavar="FILE",
         help="write the weights here (default: over the shipped ones)",
@@ -103,7 +103,7 @@ def judge() -> None:
     args = parser.parse_args()
     import torch
 
-    from .evaluation.judge import WEIGHTS, train
+    from .demo.judge import WEIGHTS, train
 
     torch.set_num_threads(1)  # the same sums, so the same file, whatever the machine's load
     file = WEIGHTS if args.train == Path() else args.train
@@ -137,7 +137,7 @@ def compare() -> None:
     if args.count is not None and not args.paths:
         raise UserError("--count DIR: give the files of choices too (choices-NAME.json)")
     from .evaluation.compare import count_choices, make_page
-    from .evaluation.compare_key import KEY, PAGE
+    from .evaluation.preference.key import KEY, PAGE
 
     if args.count is not None:
         print(count_choices(args.count, args.paths, args.out))

@@ -19,9 +19,9 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5EncoderModel
 
-from latentvid.errors import UserError
-from latentvid.limits import check_values
-from latentvid.weights import check_file, check_finite, check_tensors, read_json, shapes_in, weight_files
+from .errors import UserError
+from .limits import check_values
+from .weights import check_file, check_finite, check_tensors, read_json, shapes_in, weight_files
 
 logger = logging.getLogger(__name__)
 

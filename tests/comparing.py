@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from latentvid.training.metrics import read_metrics
+from latentvid.training.monitor.metrics import read_metrics
 
 WEIGHTS = "pipeline/transformer/diffusion_pytorch_model.safetensors"
 TIMES = (

@@ -81,7 +81,7 @@ def run(capsys, monkeypatch) -> Callable:
 @pytest.fixture(scope="session")
 def digits_data(tmp_path_factory) -> Path:
     """Folder of the demo's clips and images, 24 of them, with train.jsonl."""
-    from latentvid.data.digits import write_dataset
+    from latentvid.demo.digits import write_dataset
 
     root = tmp_path_factory.mktemp("digits")
     write_dataset(root, train=24, val=2)
@@ -91,8 +91,8 @@ def digits_data(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_t5(tmp_path_factory) -> Path:
     """A transformers folder: T5 encoder of width 32, untrained, with a tokenizer that takes 24 tokens."""
-    from latentvid.data.digits import prompts
-    from latentvid.training.t5_task import build_encoder, build_tokenizer
+    from latentvid.demo.digits import prompts
+    from latentvid.demo.text_encoder import build_encoder, build_tokenizer
 
     folder = tmp_path_factory.mktemp("t5")
     tokenizer = build_tokenizer([text for _, text in prompts(100, heldout=False, seed=0)], vocab_size=400)
@@ -119,7 +119,7 @@ def tiny_vae(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_latents(tmp_path_factory, digits_data, tiny_vae, tiny_t5) -> Path:
     """The cache of the tiny parts over the digits."""
-    from latentvid.training.encode import EncodeConfig, encode_manifest
+    from latentvid.training.stages.dit.encode import EncodeConfig, encode_manifest
 
     folder = tmp_path_factory.mktemp("cache") / "latents"
     sizes = {"max_frames": 17, "max_area": None, "patch": 2, "batch": 4, "mixed_precision": "no"}
@@ -130,8 +130,8 @@ def tiny_latents(tmp_path_factory, digits_data, tiny_vae, tiny_t5) -> Path:
 @pytest.fixture(scope="session")
 def dit_config(tiny_vae, tiny_t5, tiny_latents) -> Callable:
     """`dit_config(run_dir, "section.key=value", ...)`: a tiny DitConfig that trains from the tiny cache."""
-    from latentvid.training.config import DitConfig
-    from latentvid.training.load import load_config
+    from latentvid.config.parsing import load_config
+    from latentvid.config.schema import DitConfig
 
     base = {
         "vae": tiny_vae,
@@ -165,8 +165,8 @@ def dit_config(tiny_vae, tiny_t5, tiny_latents) -> Callable:
 @pytest.fixture(scope="session")
 def vae_config(digits_data) -> Callable:
     """`vae_config(run_dir, "section.key=value", ...)`: a tiny VaeConfig that trains on the digits."""
-    from latentvid.training.config import VaeConfig
-    from latentvid.training.load import load_config
+    from latentvid.config.parsing import load_config
+    from latentvid.config.schema import VaeConfig
 
     base = {
         "data.manifest": digits_data / "train.jsonl",

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import latentvid.grouped as grouped
-import latentvid.grouping as grouping
+import latentvid.cpu.grouped as grouped
+import latentvid.cpu.grouping as grouping
 from latentvid.attention import BACKENDS, packed_attention, resolve_backend
 from latentvid.errors import UserError
 from latentvid.packing import Packed

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from latentvid.data.video import probe, read_frames
-from latentvid.data.writing import write_video
+from latentvid.data.video.reading import probe, read_frames
+from latentvid.data.video.writing import write_video
 
 
 @pytest.fixture(scope="module")

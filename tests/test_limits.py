@@ -5,11 +5,11 @@ import math
 
 import pytest
 
+from latentvid.config.parsing import load_config
+from latentvid.config.schema import DitConfig, Optim, VaeConfig
+from latentvid.config.yaml_files import ConfigError
 from latentvid.errors import UserError
 from latentvid.limits import ANY, ANY_WHOLE, RANGES, RangeError, check, check_arguments, check_values, number, range_of
-from latentvid.training.config import DitConfig, Optim, VaeConfig
-from latentvid.training.load import load_config
-from latentvid.training.yaml_files import ConfigError
 
 NEEDED = {
     DitConfig: ("run.dir=r", "data.latents=c", "vae=v", "text_encoder=t"),

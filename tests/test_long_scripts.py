@@ -9,8 +9,8 @@ import pytest
 import torch
 from scripting import refused
 
-from latentvid.data.video import probe, read_frames
-from latentvid.data.writing import write_video
+from latentvid.data.video.reading import probe, read_frames
+from latentvid.data.video.writing import write_video
 from latentvid.pipelines.latent_video import LatentVideoPipeline
 from latentvid.pipelines.loading import load_pipeline
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentvid.data.video import probe
-from latentvid.data.writing import write_video
+from latentvid.data.video.reading import probe
+from latentvid.data.video.writing import write_video
 
 ROOT = Path(__file__).parents[1]
 SMALL = {  # beside what the README says: so that it takes seconds

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentvid.data.video import probe, read_frames
-from latentvid.data.writing import write_video
+from latentvid.data.video.reading import probe, read_frames
+from latentvid.data.video.writing import write_video
 from latentvid.models.autoencoder import CausalVideoAutoencoder
 
 SCRIPT = Path(__file__).parents[1] / "vae" / "reconstruct.py"

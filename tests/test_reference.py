@@ -9,11 +9,11 @@ import pytest
 from accelerate.state import AcceleratorState
 from PIL import Image
 
+from latentvid.demo.scores import ORDER
 from latentvid.errors import UserError
-from latentvid.evaluation.scores import ORDER
-from latentvid.training.dit_task import DitTask
+from latentvid.training.stages.dit.task import DitTask
+from latentvid.training.stages.vae.task import VaeTask
 from latentvid.training.trainer import train
-from latentvid.training.vae_task import VaeTask
 
 ROOT = Path(__file__).parents[1]
 

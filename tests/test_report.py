@@ -9,8 +9,8 @@ import torch
 from pages import Html
 from safetensors.torch import save_file
 
-from latentvid.data.writing import write_video
-from latentvid.evaluation.scores import ORDER
+from latentvid.data.video.writing import write_video
+from latentvid.demo.scores import ORDER
 from latentvid.report import write_report
 
 CONFIGS = {"vae_run": "statistics_samples: 8\n", "dit_run": "text_encoder: t5\n"}

@@ -12,7 +12,9 @@ import pytest
 import torch
 from pages import Html
 
-from latentvid.data.writing import write_video
+from latentvid.config.parsing import save_config
+from latentvid.config.schema import DitConfig, DitData, Run
+from latentvid.data.video.writing import write_video
 from latentvid.errors import UserError
 from latentvid.report import write_report
 from latentvid.report.__main__ import main
@@ -20,8 +22,6 @@ from latentvid.report.configuration import configuration, defaults
 from latentvid.report.reading import Faults, read_columns
 from latentvid.report.runs import _with_sums, find_samples, labels, read_run, wall_time
 from latentvid.report.scores import Score, figure, score_table
-from latentvid.training.config import DitConfig, DitData, Run
-from latentvid.training.load import save_config
 
 SHARES = {"data_wait": 0.1, "encode": 0.0, "compute": 0.6, "optimizer": 0.1, "checkpoint": 0.0, "validation": 0.1}
 

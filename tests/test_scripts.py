@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from scripting import refused
 
-from latentvid.data.video import probe, read_frames
+from latentvid.data.video.reading import probe, read_frames
 from latentvid.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -113,7 +113,7 @@ def test_t2v_wants_a_prompt(run):
     ],
 )
 def test_train_dit_refuses(options, message, run, dit_config, tmp_path):
-    from latentvid.training.load import save_config
+    from latentvid.config.parsing import save_config
 
     save_config(dit_config(tmp_path / "run"), tmp_path / "config.yaml")
     assert message in refused(run(TRAIN_DIT, tmp_path / "config.yaml", *options))
@@ -135,10 +135,10 @@ def test_help_is_printed(script, run):
 
 @pytest.mark.parametrize("config", ["dit/demo.yaml", "vae/demo.yaml"])
 def test_the_demos_configurations_are_valid(config):
+    from latentvid.config.parsing import load_config
+    from latentvid.config.schema import DitConfig, VaeConfig
     from latentvid.models.interchange import build_vae
     from latentvid.models.transformer import VideoDiT
-    from latentvid.training.config import DitConfig, VaeConfig
-    from latentvid.training.load import load_config
     from latentvid.training.task import build_model
 
     if config.startswith("vae"):

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from launching import ROOT, launch
 from torch import Tensor, nn
 
-from latentvid.data.plan import Draw, Plan
+from latentvid.config.parsing import save_config
+from latentvid.config.schema import DitConfig
+from latentvid.data.plan.plan import Draw, Plan
 from latentvid.diffusion.objective import loss_per_sample
 from latentvid.errors import UserError
 from latentvid.models.transformer import VideoDiT
 from latentvid.packing import Packed, spans
 from latentvid.sequence import SequenceGroup, make_sequence_group, makers
-from latentvid.training.config import DitConfig
-from latentvid.training.dit_task import DitTask
-from latentvid.training.load import save_config
-from latentvid.training.loader import iterate_steps
+from latentvid.training.feed.loader import iterate_steps
+from latentvid.training.stages.dit.task import DitTask
 from latentvid.training.trainer import train
 
 WORLD = 4
@@ -184,7 +184,7 @@ def test_processes_that_share_packs_equal_one(dit_config, digits_data, tmp_path)
         "heads": dit_config(tmp_path, *common),
     }
     # one import for all four, where no server has been started yet
-    mp.get_context("forkserver").set_forkserver_preload(["pytest", "hypothesis", "latentvid.training.dit_task"])
+    mp.get_context("forkserver").set_forkserver_preload(["pytest", "hypothesis", "latentvid.training.stages.dit.task"])
     mp.start_processes(as_process, (port, configs), nprocs=WORLD, start_method="forkserver")
 
 

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import latentvid.text
-from latentvid.data.digits import COLOURS, DIRECTIONS, VERBS, Label, caption
+from latentvid.demo.digits import COLOURS, DIRECTIONS, VERBS, Label, caption
+from latentvid.demo.text_encoder import build_encoder, build_tokenizer, paraphrase_match, train_text_encoder
 from latentvid.errors import UserError
 from latentvid.text import TextEncoder, TextError
-from latentvid.training.t5_task import build_encoder, build_tokenizer, paraphrase_match, train_text_encoder
 
 SCRIPT = Path(__file__).parents[1] / "train" / "train_text_encoder.py"
 PROMPTS = ["a red 7 moves left", "", "a blue three bounces down and to the right", "7 " * 40, "a red 7 moves right"]

@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # what could find its way into a wheel by mistake
 KEPT = (".py", ".toml", ".md", ".safetensors", ".html", ".yaml", ".txt")
-DATA = {"latentvid/evaluation/judge.safetensors", "latentvid/evaluation/compare_page.html"}
+DATA = {"latentvid/demo/judge.safetensors", "latentvid/evaluation/preference/page.html"}
 
 
 def unwanted(folder: str, names: list[str]) -> list[str]:

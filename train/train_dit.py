@@ -7,15 +7,15 @@ checkpoint in run.dir; SIGTERM, SIGUSR1 and Ctrl-C save and end it with status 7
 RUN/checkpoints/, RUN/samples/ and RUN/pipeline/, which inference/t2v.py takes.
 """
 
+from latentvid.config.parsing import parse_cli
+from latentvid.config.schema import DitConfig
 from latentvid.errors import user_errors
-from latentvid.training.config import DitConfig
-from latentvid.training.load import parse_cli
 
 
 def main() -> None:
     config = parse_cli(DitConfig, doc=__doc__)
     # after the command line is read: --help and wrong options are answered at once
-    from latentvid.training.dit_task import DitTask
+    from latentvid.training.stages.dit.task import DitTask
     from latentvid.training.trainer import train
 
     train(config, DitTask)

@@ -15,14 +15,14 @@ from latentvid.files import check_writable, follow_umask
 from latentvid.limits import number
 
 if TYPE_CHECKING:
-    from latentvid.data.digits import Label
+    from latentvid.demo.digits import Label
 
 
 def read_labels(manifest: Path) -> list[Label]:
     """What the demo's manifest says of each training sample."""
     if not manifest.is_file():
-        raise UserError(f"manifest {manifest} does not exist: write it with `python -m latentvid.data.digits`")
-    from latentvid.data.digits import Label
+        raise UserError(f"manifest {manifest} does not exist: write it with `python -m latentvid.demo.digits`")
+    from latentvid.demo.digits import Label
 
     labels = []
     for place, line in enumerate(manifest.read_text(encoding="utf-8").splitlines(), 1):
@@ -32,7 +32,7 @@ def read_labels(manifest: Path) -> list[Label]:
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{manifest} line {place} is no row of the demo's manifest: {error!r}") from None
     if not labels:
-        raise UserError(f"{manifest} is empty: write it again with `python -m latentvid.data.digits`")
+        raise UserError(f"{manifest} is empty: write it again with `python -m latentvid.demo.digits`")
     return labels
 
 
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     import torch
     from transformers.utils import logging as transformers_logging
 
-    from latentvid.training.t5_task import paraphrase_match, train_text_encoder
+    from latentvid.demo.text_encoder import paraphrase_match, train_text_encoder
 
     labels = read_labels(args.captions)
     check_writable(args.out)

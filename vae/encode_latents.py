@@ -10,9 +10,9 @@ from pathlib import Path
 
 from latentvid import precision
 from latentvid.command_line import Parser
+from latentvid.config.schema import CaptionRules
 from latentvid.errors import user_errors
 from latentvid.limits import number
-from latentvid.training.config import CaptionRules
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
     precision.add_argument(parser)
     args = parser.parse_args()
     # after the options are read: --help and wrong ones are answered at once
-    from latentvid.training.encode import EncodeConfig, encode_manifest
+    from latentvid.training.stages.dit.encode import EncodeConfig, encode_manifest
 
     print(encode_manifest(EncodeConfig(**vars(args))), flush=True)
 

@@ -38,7 +38,7 @@ def main() -> None:
     precision.add_argument(parser, more="scores that are to be compared need the same")
     args = parser.parse_args()
     # after the options are read: --help and wrong ones are answered at once
-    from latentvid.evaluation.vae_scores import VaeScoresConfig, score_vae, table
+    from latentvid.evaluation.vae.scores import VaeScoresConfig, score_vae, table
 
     print(table(score_vae(VaeScoresConfig(**vars(args)))), flush=True)
 

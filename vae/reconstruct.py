@@ -24,7 +24,7 @@ def main() -> None:
     # after the options are read: --help and wrong ones are answered at once
     import torch
 
-    from latentvid.evaluation.whole_file import reconstruct_file
+    from latentvid.evaluation.pairs.whole_file import reconstruct_file
     from latentvid.models.interchange import load_vae
 
     vae = load_vae(args.vae).to("cuda" if torch.cuda.is_available() else "cpu")

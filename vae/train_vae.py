@@ -7,16 +7,16 @@ checkpoint in run.dir; SIGTERM, SIGUSR1 and Ctrl-C save and end it with status 7
 RUN/checkpoints/ and RUN/vae/, the model in diffusers' format with its latents' statistics.
 """
 
+from latentvid.config.parsing import parse_cli
+from latentvid.config.schema import VaeConfig
 from latentvid.errors import user_errors
-from latentvid.training.config import VaeConfig
-from latentvid.training.load import parse_cli
 
 
 def main() -> None:
     config = parse_cli(VaeConfig, doc=__doc__)
     # after the command line is read: --help and wrong options are answered at once
+    from latentvid.training.stages.vae.task import VaeTask
     from latentvid.training.trainer import train
-    from latentvid.training.vae_task import VaeTask
 
     train(config, VaeTask)
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..limits import RangeError, shown
+from .conversion import MISSING, Text, build, default_of, section_of, type_name
 from .signatures import constructor
-from .values import MISSING, Text, build, default_of, section_of, type_name
 from .yaml_files import ConfigError, dump_yaml, read_yaml
 
 T = TypeVar("T")

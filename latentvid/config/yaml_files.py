@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from latentvid.errors import UserError
+from ..errors import UserError
 
 
 class ConfigError(UserError):

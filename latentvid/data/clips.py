@@ -19,16 +19,16 @@ from torch import Tensor
 
 from ..errors import ClipError, StorageError, UserError
 from ..rng import generator
-from .columns import Column, Lookup, distinct_rows
-from .identity import identify
-from .manifest import USUAL, Columns, Manifest, read_manifest
-from .plan import Draw
+from .manifest.columns import Column, Lookup, distinct_rows
+from .manifest.identity import identify
+from .manifest.manifest import USUAL, Columns, Manifest, read_manifest
+from .manifest.samples import Dropped, Samples, dropped_by_reason
+from .plan.plan import Draw
+from .plan.reads import group, runs
 from .quarantine import Quarantine, Watched
-from .reads import group, runs
-from .samples import Dropped, Samples, dropped_by_reason
 from .storage import PATIENCE_S, patiently, read_plainly
 from .transforms import from_uint8, legal_frames, legal_size
-from .video import read_windows
+from .video.reading import read_windows
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-from latentvid.errors import UserError
+from ..errors import UserError
 
 
 def legal_frames(frames: int, temporal_stride: int = 4) -> int:

@@ -5,7 +5,7 @@ Axis letters: F H W frames, height, width; N glyphs.
 """
 
 if __name__ == "__main__":  # before torch is imported: --help and wrong options are answered at once
-    from latentvid.commands import digits
+    from ..commands import digits
 
     digits()
     raise SystemExit
@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from latentvid.data.writing import write_video
-from latentvid.errors import UserError
+from ..data.video.writing import write_video
+from ..errors import UserError
 
 GLYPH = 16  # side of an enlarged digit, pixels
 FPS = 8.0

@@ -5,7 +5,7 @@ Axis letters: F H W frames, height, width; B glyphs in a training batch.
 """
 
 if __name__ == "__main__":  # before torch is imported: --help and wrong options are answered at once
-    from latentvid.commands import judge
+    from ..commands import judge
 
     judge()
     raise SystemExit
@@ -20,8 +20,8 @@ import torch.nn.functional as nnf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from latentvid.data.digits import COLOURS, DIRECTIONS, GLYPH, Label, glyphs, paint
-from latentvid.files import follow_umask
+from ..files import follow_umask
+from .digits import COLOURS, DIRECTIONS, GLYPH, Label, glyphs, paint
 
 WEIGHTS = Path(__file__).with_name("judge.safetensors")
 CROP = 20  # side of the window that the CNN reads, pixels: a glyph and its centre's offset
@@ -152,9 +152,7 @@ class Judge:
     def load(cls, path: Path = WEIGHTS) -> "Judge":
         """Raises FileNotFoundError where `path` is missing."""
         if not Path(path).is_file():
-            raise FileNotFoundError(
-                f"{path}: no judge weights; make them: python -m latentvid.evaluation.judge --train"
-            )
+            raise FileNotFoundError(f"{path}: no judge weights; make them: python -m latentvid.demo.judge --train")
         net = DigitNet()
         net.load_state_dict(load_file(path))
         return cls(net)

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..data.digits import read_caption
-from ..data.latents import module_fingerprint
+from ..data.cache.latents import module_fingerprint
 from ..errors import ClipError, UserError
+from ..evaluation.mean_score import ColumnMean, MeanScore
+from ..evaluation.rows import Clip
+from .digits import read_caption
 from .judge import Judge, score
-from .mean_score import ColumnMean, MeanScore
-from .rows import Clip
 
 ASPECTS = ("digit", "direction", "both", "strict", "colour", "verb")  # as `judge.score` names and defines them
 
@@ -20,7 +20,7 @@ ASPECTS = ("digit", "direction", "both", "strict", "colour", "verb")  # as `judg
 class JudgeRows:
     """One row a clip: 1 where the clip shows what its caption says, else 0, in the order of `ASPECTS`.
 
-    Captions are of the demo's grammar (`latentvid.data.digits`); ClipError for others. The judge runs on the CPU.
+    Captions are of the demo's grammar (`latentvid.demo.digits`); ClipError for others. The judge runs on the CPU.
     """
 
     name = "judge"

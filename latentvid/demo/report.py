@@ -9,17 +9,17 @@ from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
-from ..evaluation.preference import wilson
-from ..evaluation.scores import ORDER, THRESHOLDS
+from ..evaluation.preference.counting import wilson
 from ..files import file_fault
 from ..page import Page, duration, note, table
-from ..training.records import STRICT, Number
-from .facts import count_parameters, millions, shown_path
-from .reading import Clips, Faults, read_json
-from .scores import Score, score_table, unequal_settings
+from ..report.facts import count_parameters, millions, shown_path
+from ..report.reading import Clips, Faults, read_json
+from ..report.scores import Score, score_table, unequal_settings
+from ..training.checkpoint.records import STRICT, Number
+from .scores import ORDER, THRESHOLDS
 
 ZOOM = 4
-MAKES = "python -m latentvid.evaluation.demo RUN makes it"
+MAKES = "python -m latentvid.demo.scoring RUN makes it"
 MEANING = {
     "vae_psnr": "autoencoder on held-out clips, dB",
     "vae_ssim": "autoencoder on held-out clips",
@@ -201,7 +201,7 @@ def repeat_demo(folders: Sequence[Path]) -> str:
     commands = ["make demo"]
     for folder in map(shown_path, folders):
         commands += [
-            f"python -m latentvid.evaluation.demo {folder} --seed 0",
+            f"python -m latentvid.demo.scoring {folder} --seed 0",
             f'python inference/t2v.py --model {folder}/pipeline --prompt "a red 7 moves up and to the left"',
         ]
     commands.append(f"python -m latentvid.report {' '.join(map(shown_path, folders))}")

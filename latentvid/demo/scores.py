@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..data.digits import Label
+from .digits import Label
 from .judge import Judge, score
 
 THRESHOLDS = {  # score: (at least, aim)

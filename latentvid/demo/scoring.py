@@ -1,6 +1,6 @@
 """Scores the demo: what its autoencoder keeps, and whether its clips show what their prompts say.
 
-    [accelerate launch] -m latentvid.evaluation.demo RUN [--prompts 280 --heldout 140 --seed 0 --chunk 28]
+    [accelerate launch] -m latentvid.demo.scoring RUN [--prompts 280 --heldout 140 --seed 0 --chunk 28]
 
 RUN holds data/ and pipeline/; it gets scores.json, samples/, contact_sheet.png and reconstructions.png. Several
 processes share the work, and the result does not depend on how many there are.
@@ -9,7 +9,7 @@ processes share the work, and the result does not depend on how many there are.
 from __future__ import annotations
 
 if __name__ == "__main__":  # before torch is imported: --help and wrong options are answered at once
-    from latentvid.commands import score_demo
+    from ..commands import score_demo
 
     score_demo()
     raise SystemExit
@@ -26,23 +26,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.digits import SIZES, Label, prompts
-from ..data.manifest import Sample, read_manifest
+from ..data.manifest.manifest import Sample, read_manifest
 from ..data.transforms import resize_and_crop, to_uint8
-from ..data.video import read_frames
-from ..data.writing import write_video
+from ..data.video.reading import read_frames
+from ..data.video.writing import write_video
 from ..diffusion.guidance import Guidance
 from ..errors import UserError
+from ..evaluation.pairs.reconstruction import evaluate, reconstruct
+from ..evaluation.sheet import Row, draw_sheet
 from ..files import follow_umask, written_whole
 from ..pipelines.latent_video import LatentVideoPipeline
 from ..pipelines.loading import load_pipeline
 from ..pipelines.sampling import Sampling
 from ..precision import Computed, MixedPrecision, choose, describe, dtype_of
 from ..world import from_main, process_state
+from .digits import SIZES, Label, prompts
 from .judge import Judge, Verdict
-from .reconstruction import evaluate, reconstruct
 from .scores import judged, shuffled_both
-from .sheet import Row, draw_sheet
 
 FRAMES = 17
 SHOWN = {"seen": 16, "heldout": 8}  # clips that are kept as files
@@ -157,7 +157,7 @@ def read_labelled(manifest: Path) -> list[tuple[Sample, Label]]:
         labels = [Label(*values) for values in zip(*(found.extra[name] for name in names), strict=True)]
     except (KeyError, ValueError) as error:
         raise UserError(
-            f"{manifest} does not say what its clips show ({error}): make it with python -m latentvid.data.digits"
+            f"{manifest} does not say what its clips show ({error}): make it with python -m latentvid.demo.digits"
         ) from error
     return list(zip(found.samples, labels, strict=True))
 

@@ -17,10 +17,10 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from latentvid.data.digits import Label, caption
-from latentvid.text import TextEncoder
-from latentvid.training.bar import Progress
-from latentvid.training.metrics import ThroughputMeter
+from ..text import TextEncoder
+from ..training.monitor.bar import Progress
+from ..training.monitor.metrics import ThroughputMeter
+from .digits import Label, caption
 
 SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2 as in published T5s
 MAX_TOKENS = 128

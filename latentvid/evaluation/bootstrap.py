@@ -21,7 +21,7 @@ from ..errors import UserError
 from ..rng import generator
 from .defaults import RESAMPLES
 from .rows import Score
-from .set_scores import SetScore
+from .sets.scores import SetScore
 
 Rows = Sequence[Tensor]
 

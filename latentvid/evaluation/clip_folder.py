@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import pyarrow
 
-from ..data.captions import one_line, read_caption
-from ..data.manifest import read_manifest
-from ..data.tables import READERS
-from ..data.video import probe
+from ..data.manifest.captions import one_line, read_caption
+from ..data.manifest.manifest import read_manifest
+from ..data.manifest.tables import READERS
+from ..data.video.reading import probe
 from ..errors import ClipError, UserError
 from .footage import Cut, Excerpt, cut_files, find_files
 from .rows import Clip

@@ -10,7 +10,7 @@ rater sends back the file of choices that the page saves. The second counts them
 from __future__ import annotations
 
 if __name__ == "__main__":  # before torch is imported: --help and wrong options are answered at once
-    from latentvid.commands import compare
+    from ..commands import compare
 
     compare()
     raise SystemExit
@@ -22,13 +22,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..data.video import probe, read_frames
+from ..data.video.reading import probe, read_frames
 from ..errors import UserError
 from ..files import written_whole
-from .compare_key import NOISE, PAGE, Key, Pair, draw_pairs, read_choices, read_key
-from .compare_page import LIMIT, Shown, base64_size, noise_like, shown, write_page
 from .footage import find_files
-from .preference import count, table
+from .preference.counting import count, table
+from .preference.key import NOISE, PAGE, Key, Pair, draw_pairs, read_choices, read_key
+from .preference.page import LIMIT, Shown, base64_size, noise_like, shown, write_page
 from .rows import Clip
 
 INDEX = "results.jsonl"  # beside clips that came of a list of prompts

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..data.kinds import IMAGE_ENDINGS, VIDEO_ENDINGS
-from ..data.samples import Dropped
-from ..data.scan import folders
+from ..data.manifest.samples import Dropped
+from ..data.manifest.scan import folders
 from ..data.transforms import fit, legal_frames, legal_size
-from ..data.video import probe, read_frames
+from ..data.video.kinds import IMAGE_ENDINGS, VIDEO_ENDINGS
+from ..data.video.reading import probe, read_frames
 from ..errors import ClipError, UserError
 
 

@@ -12,9 +12,9 @@ import torch
 
 from ..errors import UserError
 from . import per_clip
-from .features import PICTURES, I3DRows, InceptionRows
 from .rows import Extractor, Score
-from .set_scores import SET_SCORES, InceptionScore
+from .sets.features import PICTURES, I3DRows, InceptionRows
+from .sets.scores import SET_SCORES, InceptionScore
 
 SCORES: dict[str, Score] = {score.name: score for score in SET_SCORES} | per_clip.SCORES
 EXTRACTORS: dict[str, type[Extractor]] = {

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from .clip_similarity import CLIP_SCORES, ClipFrameRows, ClipTextRows
+from ..demo.prompt_following import FOLLOWING_SCORES, JudgeRows
 from .mean_score import MeanScore
-from .motion import MOTION_SCORES, FlickerRows, MotionRows
-from .pair_scores import PAIR_SCORES, FidelityRows, LpipsRows
-from .prompt_following import FOLLOWING_SCORES, JudgeRows
+from .motion.scores import MOTION_SCORES, FlickerRows, MotionRows
+from .pairs.scores import PAIR_SCORES, FidelityRows, LpipsRows
+from .prompts.clip_similarity import CLIP_SCORES, ClipFrameRows, ClipTextRows
 from .rows import Extractor
 
 # Each is made of the folder of weights (lpips/, clip/, raft/; None: what this machine has by itself) and a device;

@@ -17,12 +17,12 @@ from ..errors import UserError
 from ..world import process_state
 from .bootstrap import RESAMPLES, summarise_one
 from .clip_folder import ClipSet, list_clips, paired, unrelated
-from .features import PICTURES
 from .footage import Cut
 from .metrics import EXTRACTORS, SCORES, Metrics, named_scores, open_metrics
 from .row_cache import RowCache
 from .rows import Score
 from .score_table import Scored
+from .sets.features import PICTURES
 
 ENOUGH = 2048  # clips, from which on published distances are reported
 

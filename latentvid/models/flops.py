@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..models.attention_plan import attended_pairs
-from ..models.interchange import Vae, arguments_of, build_vae
-from ..models.transformer import TIMESTEP_FEATURES
 from ..packing import Grid
 from ..precision import Computed, dtype_of
+from .attention_plan import attended_pairs
+from .interchange import Vae, arguments_of, build_vae
+from .transformer import TIMESTEP_FEATURES
 
 # a training step over a forward pass: the backward pass makes two products for each of the forward's. Activations
 # computed again under gradient checkpointing do not count: MFU asks how fast the model trains (Chowdhery et al. 2022)

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..attention import resolve_backend
+from ..cpu.fused import modulated_norm
 from ..packing import Packed
 from ..sequence import SequenceGroup
 from .attention_plan import ATTENTIONS, make_plans
-from .fused import modulated_norm
 from .key_value_cache import KeyValueCache
 from .layers import Block, GatedLinear, rotary_table, timestep_embedding
 from .saved import SavedModel

@@ -21,10 +21,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import precision
-from ..data.kinds import IMAGE_ENDINGS
 from ..data.transforms import fit, legal_size
-from ..data.video import VideoInfo, probe, read_chunks, read_frames
-from ..data.writing import clip_writer, copies_audio, write_video
+from ..data.video.kinds import IMAGE_ENDINGS
+from ..data.video.reading import VideoInfo, probe, read_chunks, read_frames
+from ..data.video.writing import clip_writer, copies_audio, write_video
 from ..diffusion.guidance import Guidance
 from ..errors import UserError
 from ..files import check_target

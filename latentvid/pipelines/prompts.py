@@ -21,7 +21,7 @@ import pyarrow
 from accelerate import PartialState
 from tqdm import tqdm
 
-from ..data.tables import READERS
+from ..data.manifest.tables import READERS
 from ..diffusion.guidance import Guidance
 from ..errors import UserError
 from ..files import file_fault, part_of, written_whole

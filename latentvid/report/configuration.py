@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from ..config.conversion import MISSING, default_of, section_of
+from ..config.parsing import to_dict
+from ..config.schema import DitConfig, VaeConfig
 from ..diffusion.scheduler import LatentVideoScheduler
 from ..models.autoencoder import CausalVideoAutoencoder
 from ..models.discriminator import PatchCritic
 from ..models.transformer import VideoDiT
 from ..page import note, table
-from ..training.config import DitConfig, VaeConfig
-from ..training.load import to_dict
-from ..training.values import MISSING, default_of, section_of
 from .runs import Run
 
 CONFIGS = {"vae": VaeConfig, "dit": DitConfig}

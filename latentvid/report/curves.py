@@ -9,7 +9,7 @@ import numpy as np
 
 from ..charts import PALETTE, Line, chart, smooth, stacked
 from ..page import Page, note, table
-from ..training.efficiency import SPANS
+from ..training.monitor.efficiency import SPANS
 from .runs import Run
 
 NAMES = {"data_wait": "waiting for data", "encode": "encoding", "compute": "forward and backward"}

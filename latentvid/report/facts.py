@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from ..charts import short
 from ..files import file_fault
 from ..page import duration, note, table
-from ..training.about import versions as installed
+from ..training.monitor.about import versions as installed
 from .curves import mean_share
 from .runs import KINDS, Run
 from .validation import best_of

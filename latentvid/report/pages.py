@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ..demo.report import demo_sections, repeat_demo
 from ..errors import UserError
 from ..files import check_writable, written_whole
 from ..page import LIMIT, Page, note
 from .configuration import configuration
 from .curves import efficiency, training_curves
-from .demo import demo_sections, repeat_demo
 from .facts import data, made_by, repeat, shown_path, summary, versions
 from .runs import KINDS, LOGS, Run, is_run, labels, read_run
 from .samples import samples

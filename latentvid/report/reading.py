@@ -14,10 +14,10 @@ import yaml
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from ..config.yaml_files import parse_yaml
 from ..errors import UserError
 from ..files import file_fault
-from ..training.records import MOST_BYTES, STRICT, Number, Record, Step, salvaged
-from ..training.yaml_files import parse_yaml
+from ..training.checkpoint.records import MOST_BYTES, STRICT, Number, Record, Step, salvaged
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..files import leads_out
-from ..training.records import About, Best
+from ..training.checkpoint.records import About, Best
 from .reading import Evaluation, Faults, read_columns, read_config, read_json, read_measured, there
 
 LOGS = ("metrics.jsonl", "config.yaml", "run.json", "validation.jsonl")  # any of them makes a folder a run

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from ..data.video import probe
+from ..data.video.reading import probe
 from ..errors import ClipError
 from ..page import Page, note
 from .curves import missing

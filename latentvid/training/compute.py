@@ -9,13 +9,13 @@ from typing import TypeVar, get_args
 
 import torch
 
+from ..config.schema import TrainingConfig
+from ..config.yaml_files import read_yaml
 from ..errors import UserError
 from ..precision import Computed, autocast, choose, describe, speed
 from ..world import from_main
-from .checkpoint import CheckpointStore
-from .config import TrainingConfig
-from .records import read_json
-from .yaml_files import read_yaml
+from .checkpoint.checkpoint import CheckpointStore
+from .checkpoint.records import read_json
 
 Config = TypeVar("Config", bound=TrainingConfig)
 logger = logging.getLogger(__name__)

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from .pieces import Piece, PieceReader
-from .strategy import Strategy
+from .parallel.pieces import Piece, PieceReader
+from .parallel.strategy import Strategy
 
 
 class EMA:

@@ -9,7 +9,7 @@ RUN/best.json names. OUT is what inference and `from_pretrained` load.
 from __future__ import annotations
 
 if __name__ == "__main__":  # before torch is imported: --help and wrong options are answered at once
-    from latentvid.commands import export
+    from ..commands import export
 
     export()
     raise SystemExit
@@ -21,15 +21,15 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from ..config.parsing import load_config
+from ..config.schema import DitConfig, VaeConfig
+from ..config.yaml_files import read_yaml
 from ..errors import UserError
 from ..files import check_writable, follow_umask
-from .checkpoint import CheckpointStore, find_damage
-from .config import DitConfig, VaeConfig
-from .load import load_config
-from .pieces import PieceReader, not_finite
-from .records import State, read_record
-from .watch import read_best
-from .yaml_files import read_yaml
+from .checkpoint.checkpoint import CheckpointStore, find_damage
+from .checkpoint.records import State, read_record
+from .monitor.watch import read_best
+from .parallel.pieces import PieceReader, not_finite
 
 
 def export_checkpoint(task, checkpoint: Path, out: Path, raw: bool = False) -> None:
@@ -99,11 +99,11 @@ def export_run(run: Path, out: Path, step: int | None = None, raw: bool = False,
     check_writable(out.parent)
     settings = read_yaml(run / "config.yaml")
     if "vae" in settings:  # only the transformer's configuration names a VAE
-        from .dit_task import DitTask as MakeTask
+        from .stages.dit.task import DitTask as MakeTask
 
         config = load_config(DitConfig, run / "config.yaml")
     else:
-        from .vae_task import VaeTask as MakeTask
+        from .stages.vae.task import VaeTask as MakeTask
 
         config = load_config(VaeConfig, run / "config.yaml")
     config.train.sequence_parallel = 1

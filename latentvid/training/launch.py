@@ -15,12 +15,12 @@ from accelerate.utils import (
     parse_flag_from_env,
 )
 
-from ..data.plan import Plan
+from ..config.schema import TrainingConfig
+from ..data.plan.plan import Plan
+from ..data.plan.streams import make_streams
 from ..errors import UserError
 from ..world import check_strategy, check_world
-from .config import TrainingConfig
-from .strategy import load_whole
-from .streams import make_streams
+from .parallel.strategy import load_whole
 from .task import Task
 
 READ_SHARE = 1 / 2  # of a step, that the windows of one read, which share a pack, take at most

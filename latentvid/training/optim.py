@@ -12,7 +12,7 @@ import torch
 from timm.optim import muon
 from torch import nn
 
-from .config import Optim
+from ..config.schema import Optim
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..config.schema import TrainingConfig
 from ..data.clips import ClipSource
-from ..data.plan import Draw
+from ..data.plan.plan import Draw
 from ..errors import UserError
 from ..evaluation.sheet import Row
 from ..limits import check_arguments
 from ..models.building import check_memory
-from .config import TrainingConfig
 from .optim import Part
 
 

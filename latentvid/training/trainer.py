@@ -13,38 +13,38 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..data.plan import Draw, Plan, Step
+from ..config.parsing import save_config
+from ..config.schema import TrainingConfig
+from ..data.plan.plan import Draw, Plan, Step
 from ..data.quarantine import Quarantine
 from ..errors import UserError
 from ..files import check_writable, written_whole
+from ..models.flops import TRAINING, peak_flops
 from ..precision import describe, dtype_of
 from ..progress import phase
 from ..world import from_main, meet
-from .about import write_about
-from .bar import Progress
-from .checkpoint import CheckpointStore
+from .checkpoint.checkpoint import CheckpointStore
+from .checkpoint.records import State, read_record
+from .checkpoint.run_folder import check_same_run, load_plan, run_folder, same_data
+from .checkpoint.saver import Saver, newest_for_all
 from .compute import Compute, settle
-from .config import TrainingConfig
-from .efficiency import EfficiencyMeter, rank_balance
+from .dryrun.preflight import preflight
 from .ema import EMA
 from .export import export_checkpoint
-from .flops import TRAINING, peak_flops
-from .folder import check_same_run, load_plan, run_folder, same_data
-from .load import save_config
-from .loader import iterate_steps
-from .logs import RunLogs
+from .feed.loader import iterate_steps
+from .feed.waiting import advice
+from .launch import make_accelerator, make_plan, start_trackers
 from .machine import loader_processes, take_threads
+from .monitor.about import write_about
+from .monitor.bar import Progress
+from .monitor.efficiency import EfficiencyMeter, rank_balance
+from .monitor.logs import RunLogs
+from .monitor.watch import Watch
 from .optim import make_optimizer, set_lr
-from .pieces import PieceReader, load_moments, load_values, model_tensors, optimizer_tensors, saved_state
-from .preflight import preflight
-from .records import State, read_record
-from .saver import Saver, newest_for_all
-from .setup import make_accelerator, make_plan, start_trackers
+from .parallel.pieces import PieceReader, load_moments, load_values, model_tensors, optimizer_tensors, saved_state
+from .parallel.zero import make_strategy
 from .signals import Preempted, StopRequest, StopWaiting
 from .task import MakeTask, Task
-from .waiting import advice
-from .watch import Watch
-from .zero import make_strategy
 
 logger = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentvid.data.clips import ClipSource, Transform, Window, open_sources
-from latentvid.data.manifest import Manifest, Sample, read_manifest, write_manifest
+from latentvid.data.manifest.manifest import Manifest, Sample, read_manifest, write_manifest
 from latentvid.data.quarantine import Quarantine
 from latentvid.data.transforms import legal_frames, legal_size, to_uint8
-from latentvid.data.video import read_windows
-from latentvid.data.writing import write_video
+from latentvid.data.video.reading import read_windows
+from latentvid.data.video.writing import write_video
 from latentvid.errors import ClipError, UserError
 
 PLAIN = Transform(spatial_stride=8, temporal_stride=4)
@@ -173,10 +173,10 @@ def test_no_good_clip_of_a_shape_is_an_error(folder):
 
 def test_packs_keep_their_shape_with_bad_clips(digits_data, tmp_path, caplog):
     """A pack of the VAE's task with a cut file among good ones has the plan's tokens."""
-    from latentvid.data.plan import Plan
-    from latentvid.training.config import VaeConfig
-    from latentvid.training.load import load_config
-    from latentvid.training.vae_task import VaeTask
+    from latentvid.config.parsing import load_config
+    from latentvid.config.schema import VaeConfig
+    from latentvid.data.plan.plan import Plan
+    from latentvid.training.stages.vae.task import VaeTask
 
     shutil.copytree(digits_data, tmp_path / "data")
     data = tmp_path / "data"

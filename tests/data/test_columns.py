@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentvid.data.columns import Lookup, Strings, distinct_rows
+from latentvid.data.manifest.columns import Lookup, Strings, distinct_rows
 
 quick = settings(max_examples=60, deadline=None, database=None, derandomize=True)
 texts = st.lists(st.text(st.characters(), max_size=5), max_size=12)  # lone surrogates too: undecodable file names

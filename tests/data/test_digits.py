@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from latentvid.data import digits as dg
-from latentvid.data.video import read_frames
+from latentvid.data.video.reading import read_frames
+from latentvid.demo import digits as dg
 from latentvid.errors import UserError
 
 TRAIN, VAL = 60, 20

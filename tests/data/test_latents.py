@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from latentvid.data.latents import INDEX, LatentCache, cache_key, file_hash, module_fingerprint, write_index
-from latentvid.data.shards import (
+from latentvid.data.cache.latents import INDEX, LatentCache, cache_key, file_hash, module_fingerprint, write_index
+from latentvid.data.cache.shards import (
     Encoded,
     EntryKey,
     FileState,
@@ -132,7 +132,7 @@ def test_values_that_are_no_numbers_are_errors(folder):
 
 
 def test_large_caches_are_checked_as_they_are_read(folder, monkeypatch):
-    monkeypatch.setattr("latentvid.data.latents.SMALL", 0)
+    monkeypatch.setattr("latentvid.data.cache.latents.SMALL", 0)
     path = shard_path(folder, 1)
     whole = path.read_bytes()
     place = whole.index(entry(4).text.half().numpy().tobytes())

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from latentvid.commands import manifest as main
-from latentvid.data.manifest import Columns, Sample, read_manifest, scan_folder, write_manifest
-from latentvid.data.tables import ManifestError
-from latentvid.data.video import probe
-from latentvid.data.writing import write_video
+from latentvid.data.manifest.manifest import Columns, Sample, read_manifest, scan_folder, write_manifest
+from latentvid.data.manifest.tables import ManifestError
+from latentvid.data.video.reading import probe
+from latentvid.data.video.writing import write_video
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +244,7 @@ def test_what_probing_found_is_remembered_until_the_file_changes(clips, tmp_path
     (folder / "b.mp4").write_bytes((clips / "b.mp4").read_bytes())
     table = save(folder / "m.jsonl", [{"path": "b.mp4", "caption": "x"}])
     opened = []
-    monkeypatch.setattr("latentvid.data.facts.probe", lambda path: opened.append(path) or probe(path))
+    monkeypatch.setattr("latentvid.data.manifest.facts.probe", lambda path: opened.append(path) or probe(path))
     first = list(read_manifest(table).samples)
     assert list(read_manifest(table).samples) == first and len(opened) == 1
     folder.rename(tmp_path / "moved")  # what is known goes with its folder
@@ -264,7 +264,7 @@ def test_a_manifest_that_cannot_be_written_is_found_before_the_work(
     clips, tmp_path, monkeypatch, capsys, output, message
 ):
     (tmp_path / "dir.csv").mkdir()
-    monkeypatch.setattr("latentvid.data.manifest.scan_folder", lambda *_: pytest.fail("looked at the clips"))
+    monkeypatch.setattr("latentvid.data.manifest.manifest.scan_folder", lambda *_: pytest.fail("looked at the clips"))
     monkeypatch.setattr("sys.argv", ["manifest", str(clips), str(tmp_path / output)])
     with pytest.raises(SystemExit):
         main()

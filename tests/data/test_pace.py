@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from latentvid.data.pace import pace
-from latentvid.data.video import probe, read_chunks, read_frames, read_windows
-from latentvid.data.writing import clip_writer, write_video
+from latentvid.data.video.pace import pace
+from latentvid.data.video.reading import probe, read_chunks, read_frames, read_windows
+from latentvid.data.video.writing import clip_writer, write_video
 from latentvid.errors import ClipError
 
 STILL = [*range(0, 20), *range(25, 60, 5), *range(61, 70), 71, 73]  # at 30 a second, then at 6, at 30, at 15

@@ -8,8 +8,8 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentvid.data.pixels import Frames, Windows
-from latentvid.data.showing import ACCURATE, Converter
+from latentvid.data.video.pixels import Frames, Windows
+from latentvid.data.video.showing import ACCURATE, Converter
 from latentvid.errors import ClipError
 
 FORMATS = ["yuv420p", "yuvj420p", "yuv422p", "yuv444p", "yuva420p", "nv12", "p010le", "yuv420p10le", "yuv422p10le"]

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentvid.data.plan import Plan, Step, Stream
+from latentvid.data.plan.plan import Plan, Step, Stream
 from latentvid.errors import UserError
-from latentvid.training.loader import iterate_steps
+from latentvid.training.feed.loader import iterate_steps
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=60)
 WEIGHTS = st.lists(st.floats(0.01, 10), min_size=1, max_size=4)

@@ -11,17 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from latentvid.config.parsing import load_config
+from latentvid.config.schema import VaeConfig
 from latentvid.data.clips import ClipSource, Transform
-from latentvid.data.manifest import Manifest, Sample
-from latentvid.data.plan import Draw, Plan, Step, Stream
-from latentvid.data.reads import group, runs
-from latentvid.data.video import read_windows
-from latentvid.data.writing import write_video
+from latentvid.data.manifest.manifest import Manifest, Sample
+from latentvid.data.plan.plan import Draw, Plan, Step, Stream
+from latentvid.data.plan.reads import group, runs
+from latentvid.data.video.reading import read_windows
+from latentvid.data.video.writing import write_video
 from latentvid.errors import ClipError, UserError
-from latentvid.training.config import VaeConfig
-from latentvid.training.load import load_config
-from latentvid.training.setup import make_plan
-from latentvid.training.vae_task import VaeTask
+from latentvid.training.launch import make_plan
+from latentvid.training.stages.vae.task import VaeTask
 
 PLAIN = Transform(spatial_stride=8, temporal_stride=4, max_frames=5)
 FRAMES = {"a": 23, "b": 5, "c": 31}  # 4, 1 and 6 windows of 5

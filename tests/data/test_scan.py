@@ -5,9 +5,9 @@ import os
 import pytest
 import torch
 
-from latentvid.data.captions import encoding_of, read_caption
-from latentvid.data.manifest import scan_folder
-from latentvid.data.writing import write_video
+from latentvid.data.manifest.captions import encoding_of, read_caption
+from latentvid.data.manifest.manifest import scan_folder
+from latentvid.data.video.writing import write_video
 from latentvid.errors import ClipError
 
 CLIP = torch.zeros(3, 16, 16, 3, dtype=torch.uint8)

@@ -11,10 +11,10 @@ import torch
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageCms
 
-from latentvid.data.hdr import HLG, PQ, SRGB, as_sdr
-from latentvid.data.kinds import MOST_PIXELS
-from latentvid.data.video import probe, read_frames, read_windows
-from latentvid.data.writing import write_video
+from latentvid.data.video.hdr import HLG, PQ, SRGB, as_sdr
+from latentvid.data.video.kinds import MOST_PIXELS
+from latentvid.data.video.reading import probe, read_frames, read_windows
+from latentvid.data.video.writing import write_video
 from latentvid.errors import ClipError
 
 

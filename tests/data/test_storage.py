@@ -9,12 +9,13 @@ import av
 import pytest
 import torch
 
-from latentvid.data import storage, video
+from latentvid.data import storage
 from latentvid.data.clips import ClipSource, Transform
-from latentvid.data.manifest import Manifest, Sample
+from latentvid.data.manifest.manifest import Manifest, Sample
 from latentvid.data.quarantine import Hangs, Quarantine
 from latentvid.data.storage import patiently, read_plainly
-from latentvid.data.writing import write_video
+from latentvid.data.video import reading as video
+from latentvid.data.video.writing import write_video
 from latentvid.errors import ClipError, StorageError, UserError
 
 TRANSIENT = ("ESTALE", "EIO", "ETIMEDOUT", "ENETDOWN", "EHOSTDOWN", "ECONNRESET", "EMFILE")

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from latentvid.data.video import probe, read_chunks, read_frames
-from latentvid.data.writing import clip_writer, copies_audio, write_video
+from latentvid.data.video.reading import probe, read_chunks, read_frames
+from latentvid.data.video.writing import clip_writer, copies_audio, write_video
 from latentvid.errors import ClipError, UserError
 
 RATE = 8000

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from latentvid.data import packets
 from latentvid.data.transforms import fit
-from latentvid.data.video import probe, read_frames, read_windows
-from latentvid.data.writing import write_video
+from latentvid.data.video import packets
+from latentvid.data.video.reading import probe, read_frames, read_windows
+from latentvid.data.video.writing import write_video
 from latentvid.errors import ClipError, UserError
 
 LENGTH = 60

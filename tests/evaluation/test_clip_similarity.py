@@ -9,8 +9,8 @@ from torchmetrics.functional.multimodal import clip_score
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from latentvid.errors import ClipError, UserError
-from latentvid.evaluation import clip_similarity
-from latentvid.evaluation.clip_similarity import CLIP_SCORES, ClipFrameRows, ClipTextRows
+from latentvid.evaluation.prompts import clip_similarity
+from latentvid.evaluation.prompts.clip_similarity import CLIP_SCORES, ClipFrameRows, ClipTextRows
 from latentvid.evaluation.rows import Clip
 
 CPU = torch.device("cpu")

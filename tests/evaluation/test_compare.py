@@ -12,12 +12,12 @@ from browser import Browser, browser
 from scripting import refused
 
 from latentvid import commands
-from latentvid.data.video import probe, read_frames
-from latentvid.data.writing import write_video
+from latentvid.data.video.reading import probe, read_frames
+from latentvid.data.video.writing import write_video
 from latentvid.errors import UserError
 from latentvid.evaluation import compare
-from latentvid.evaluation.compare_key import Key, Pair, draw_pairs, read_key
-from latentvid.evaluation.compare_page import common_rate, noise_like, shown
+from latentvid.evaluation.preference.key import Key, Pair, draw_pairs, read_key
+from latentvid.evaluation.preference.page import common_rate, noise_like, shown
 from latentvid.evaluation.rows import Clip
 
 FRAMES, SIZE = 13, (24, 40)

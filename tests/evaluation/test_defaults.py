@@ -5,10 +5,10 @@ import re
 import pytest
 
 from latentvid.commands import score_demo
+from latentvid.demo.scoring import DemoConfig
 from latentvid.diffusion import solvers
 from latentvid.evaluation import __main__ as scoring_command
 from latentvid.evaluation.defaults import SCORE_NAMES
-from latentvid.evaluation.demo import DemoConfig
 from latentvid.evaluation.metrics import SCORES
 from latentvid.evaluation.scoring import ScoringConfig
 from latentvid.pipelines import defaults

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from latentvid.data.digits import SIZES, Label, prompts, render, write_dataset
-from latentvid.data.video import probe
+from latentvid.data.video.reading import probe
+from latentvid.demo import scoring as demo
+from latentvid.demo.digits import SIZES, Label, prompts, render, write_dataset
+from latentvid.demo.judge import Judge
+from latentvid.demo.scores import ORDER, judged, shuffled_both, table
+from latentvid.demo.scoring import DemoConfig, read_labelled, run_demo
 from latentvid.errors import UserError
-from latentvid.evaluation import demo
-from latentvid.evaluation.demo import DemoConfig, read_labelled, run_demo
-from latentvid.evaluation.judge import Judge
-from latentvid.evaluation.scores import ORDER, judged, shuffled_both, table
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_bad_input_is_named_with_the_fix(run_folder, tmp_path):
     manifest = tmp_path / "data" / "val.jsonl"
     row = json.loads(manifest.read_text().splitlines()[0])
     manifest.write_text(json.dumps({name: row[name] for name in ("path", "caption")}) + "\n")
-    with pytest.raises(UserError, match="does not say what its clips show.*latentvid.data.digits"):
+    with pytest.raises(UserError, match="does not say what its clips show.*latentvid.demo.digits"):
         read_labelled(manifest)
     (tmp_path / "started").write_text("yesterday")
     with pytest.raises(UserError, match="unix time"):

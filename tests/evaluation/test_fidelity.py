@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as nnf
 
 from latentvid.errors import UserError
-from latentvid.evaluation.fidelity import MAX_PSNR, Fidelity
+from latentvid.evaluation.pairs.fidelity import MAX_PSNR, Fidelity
 
 
 def noise(*shape: int, low: int = 0, high: int = 256) -> torch.Tensor:

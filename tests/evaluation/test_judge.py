@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from latentvid.data.digits import COLOURS, DIRECTIONS, SIZES, Label, prompts, render
-from latentvid.data.video import read_frames
-from latentvid.data.writing import write_video
-from latentvid.evaluation import judge as jd
-from latentvid.evaluation.judge import Judge, score
+from latentvid.data.video.reading import read_frames
+from latentvid.data.video.writing import write_video
+from latentvid.demo import judge as jd
+from latentvid.demo.digits import COLOURS, DIRECTIONS, SIZES, Label, prompts, render
+from latentvid.demo.judge import Judge, score
 
 COUNT = 210
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from latentvid.errors import UserError
-from latentvid.evaluation.latent_picture import draw_latents
-from latentvid.evaluation.latent_quality import LatentQuality, effective_rank
+from latentvid.evaluation.vae.latent_picture import draw_latents
+from latentvid.evaluation.vae.latent_quality import LatentQuality, effective_rank
 
 
 def report(*latents: torch.Tensor) -> dict:

@@ -7,7 +7,7 @@ from random_networks import lpips_weights
 from safetensors.torch import save_file
 
 from latentvid.errors import UserError
-from latentvid.evaluation.lpips import SMALLEST, load_lpips
+from latentvid.evaluation.pairs.lpips import SMALLEST, load_lpips
 
 
 def features(net: str, w: dict, x: torch.Tensor) -> list[torch.Tensor]:

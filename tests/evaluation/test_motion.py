@@ -8,8 +8,16 @@ import torch.nn.functional as nnf
 from torchvision.models.optical_flow import raft_small
 
 from latentvid.errors import ClipError, UserError
-from latentvid.evaluation.flow import Dis, Raft, open_flow, visible, warp
-from latentvid.evaluation.motion import MOTION_SCORES, FlickerRows, MotionRows, fastest, moves, stride, warping_error
+from latentvid.evaluation.motion.flow import Dis, Raft, open_flow, visible, warp
+from latentvid.evaluation.motion.scores import (
+    MOTION_SCORES,
+    FlickerRows,
+    MotionRows,
+    fastest,
+    moves,
+    stride,
+    warping_error,
+)
 from latentvid.evaluation.rows import Clip
 
 CPU = torch.device("cpu")

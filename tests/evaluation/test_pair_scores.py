@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from latentvid.errors import ClipError, UserError
-from latentvid.evaluation import pair_scores
-from latentvid.evaluation.pair_scores import PAIR_SCORES, FidelityRows, LpipsRows
+from latentvid.evaluation.pairs import scores as pair_scores
+from latentvid.evaluation.pairs.scores import PAIR_SCORES, FidelityRows, LpipsRows
 from latentvid.evaluation.rows import Clip
 
 CPU = torch.device("cpu")

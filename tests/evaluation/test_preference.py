@@ -6,8 +6,8 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score
 
-from latentvid.evaluation.compare_key import Choices, Key, Pair
-from latentvid.evaluation.preference import agreement, bootstrap, count, sign_test, wilson
+from latentvid.evaluation.preference.counting import agreement, bootstrap, count, sign_test, wilson
+from latentvid.evaluation.preference.key import Choices, Key, Pair
 
 
 def key_of(*pairs: Pair) -> Key:

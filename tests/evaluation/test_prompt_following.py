@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from latentvid.data.digits import caption, prompts, render
+from latentvid.demo.digits import caption, prompts, render
+from latentvid.demo.judge import Judge, score
+from latentvid.demo.prompt_following import ASPECTS, FOLLOWING_SCORES, JudgeRows
 from latentvid.errors import ClipError
-from latentvid.evaluation.judge import Judge, score
-from latentvid.evaluation.prompt_following import ASPECTS, FOLLOWING_SCORES, JudgeRows
 from latentvid.evaluation.rows import Clip
 
 CPU = torch.device("cpu")

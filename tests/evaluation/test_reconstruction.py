@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from latentvid.errors import UserError
-from latentvid.evaluation.reconstruction import evaluate, reconstruct
+from latentvid.evaluation.pairs.reconstruction import evaluate, reconstruct
 from latentvid.models.autoencoder import CausalVideoAutoencoder
 
 

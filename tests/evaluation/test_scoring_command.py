@@ -9,8 +9,8 @@ import pytest
 import torch
 from launching import launch
 
-from latentvid.data.manifest import write_manifest
-from latentvid.data.writing import write_video
+from latentvid.data.manifest.manifest import write_manifest
+from latentvid.data.video.writing import write_video
 from latentvid.errors import ClipError, UserError
 from latentvid.evaluation import __main__ as command
 from latentvid.evaluation.clip_folder import list_clips, list_files, paired, unrelated

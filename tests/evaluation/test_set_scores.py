@@ -17,13 +17,13 @@ from torchmetrics.image.kid import KernelInceptionDistance, poly_kernel
 
 from latentvid.errors import ClipError, UserError
 from latentvid.evaluation.bootstrap import draws, halves, interval, summarise, summarise_one
-from latentvid.evaluation.features import I3DRows, InceptionRows, spread
-from latentvid.evaluation.frechet import Moments, frechet_distance
-from latentvid.evaluation.inception import PACKAGED, SIDE, load_inception, resized
 from latentvid.evaluation.mean_score import ColumnMean, MeanScore
 from latentvid.evaluation.metrics import open_metrics
 from latentvid.evaluation.rows import Clip
-from latentvid.evaluation.set_scores import FrechetScore, InceptionScore, KernelScore
+from latentvid.evaluation.sets.features import I3DRows, InceptionRows, spread
+from latentvid.evaluation.sets.frechet import Moments, frechet_distance
+from latentvid.evaluation.sets.inception import PACKAGED, SIDE, load_inception, resized
+from latentvid.evaluation.sets.scores import FrechetScore, InceptionScore, KernelScore
 
 FID, KID, IS = FrechetScore("fid", "x"), KernelScore("kid", "x"), InceptionScore("is", "x")
 

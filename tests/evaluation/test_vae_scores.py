@@ -11,13 +11,13 @@ from random_networks import i3d_weights, lpips_weights
 from safetensors.torch import save_file
 
 from latentvid.data.transforms import from_uint8, resize_and_crop, to_uint8
-from latentvid.data.video import probe, read_frames
-from latentvid.data.writing import write_video
+from latentvid.data.video.reading import probe, read_frames
+from latentvid.data.video.writing import write_video
 from latentvid.evaluation.footage import Cut, cut_files, find_files
-from latentvid.evaluation.frechet import Moments, frechet_distance
-from latentvid.evaluation.i3d import load_i3d
-from latentvid.evaluation.lpips import load_lpips
-from latentvid.evaluation.reconstruction import evaluate, reconstruct
+from latentvid.evaluation.pairs.lpips import load_lpips
+from latentvid.evaluation.pairs.reconstruction import evaluate, reconstruct
+from latentvid.evaluation.sets.frechet import Moments, frechet_distance
+from latentvid.evaluation.sets.i3d import load_i3d
 from latentvid.models.autoencoder import CausalVideoAutoencoder
 from latentvid.models.interchange import load_vae
 

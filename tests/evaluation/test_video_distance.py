@@ -9,8 +9,8 @@ from random_networks import MIXED, i3d_weights
 from safetensors.torch import save_file
 
 from latentvid.errors import UserError
-from latentvid.evaluation.frechet import Moments, frechet_distance
-from latentvid.evaluation.i3d import SHORTEST, load_i3d, same_padding
+from latentvid.evaluation.sets.frechet import Moments, frechet_distance
+from latentvid.evaluation.sets.i3d import SHORTEST, load_i3d, same_padding
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from latentvid.data.transforms import from_uint8, to_uint8
-from latentvid.data.video import probe, read_frames
-from latentvid.data.writing import write_video
+from latentvid.data.video.reading import probe, read_frames
+from latentvid.data.video.writing import write_video
 from latentvid.errors import UserError
-from latentvid.evaluation import whole_file
-from latentvid.evaluation.fidelity import Fidelity
-from latentvid.evaluation.reconstruction import reconstruct
-from latentvid.evaluation.whole_file import ahead, reconstruct_file
+from latentvid.evaluation.pairs import whole_file
+from latentvid.evaluation.pairs.fidelity import Fidelity
+from latentvid.evaluation.pairs.reconstruction import reconstruct
+from latentvid.evaluation.pairs.whole_file import ahead, reconstruct_file
 from latentvid.models.autoencoder import CausalVideoAutoencoder
 
 

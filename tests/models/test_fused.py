@@ -10,10 +10,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-import latentvid.models.fused as pieces
-from latentvid import grouped
+import latentvid.cpu.fused as pieces
+from latentvid.cpu import grouped
+from latentvid.cpu.fused import gated_linear, gated_residual, modulated_norm, norm_rotary, normed_attention
 from latentvid.models.attention_plan import make_plans
-from latentvid.models.fused import gated_linear, gated_residual, modulated_norm, norm_rotary, normed_attention
 from latentvid.models.layers import Block, SwiGLU, rotary_table
 from latentvid.packing import Packed
 

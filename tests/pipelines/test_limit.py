@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from latentvid.data.video import probe
-from latentvid.data.writing import write_video
+from latentvid.data.video.reading import probe
+from latentvid.data.video.writing import write_video
 from latentvid.errors import UserError
 from latentvid.pipelines import command, tasks
 from latentvid.pipelines.latent_video import LatentVideoPipeline

@@ -10,8 +10,8 @@ import torch
 from launching import ROOT, launch
 
 from latentvid import precision
-from latentvid.data.tables import WRITERS
-from latentvid.data.video import probe, read_frames
+from latentvid.data.manifest.tables import WRITERS
+from latentvid.data.video.reading import probe, read_frames
 from latentvid.errors import UserError
 from latentvid.lock import FolderLock
 from latentvid.pipelines import prompts

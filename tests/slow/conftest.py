@@ -7,11 +7,11 @@ import pytest
 import torch
 from launching import ROOT, launch
 
-from latentvid.data.digits import write_dataset
+from latentvid.config.parsing import load_config, save_config
+from latentvid.config.schema import DitConfig, VaeConfig
+from latentvid.demo.digits import write_dataset
 from latentvid.models.autoencoder import CausalVideoAutoencoder
-from latentvid.training.config import DitConfig, VaeConfig
-from latentvid.training.encode import EncodeConfig, encode_manifest
-from latentvid.training.load import load_config, save_config
+from latentvid.training.stages.dit.encode import EncodeConfig, encode_manifest
 
 STEPS = 30
 

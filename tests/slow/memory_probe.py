@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
+from latentvid.config.parsing import load_config
+from latentvid.config.schema import DitConfig
 from latentvid.models.transformer import VideoDiT
 from latentvid.packing import Packed
-from latentvid.training.config import DitConfig
-from latentvid.training.dit_task import DitTask
-from latentvid.training.load import load_config
+from latentvid.training.stages.dit.task import DitTask
 from latentvid.training.trainer import train
 
 

@@ -9,7 +9,7 @@ import pytest
 from comparing import assert_each_once, assert_identical, losses
 from launching import ROOT, family, finish, kill, launch, start, wait_for
 
-from latentvid.training.checkpoint import CheckpointStore, find_damage
+from latentvid.training.checkpoint.checkpoint import CheckpointStore, find_damage
 
 TRAIN = ROOT / "train/train_dit.py"
 PACKS = (

@@ -8,13 +8,13 @@ import pytest
 import torch
 from launching import launch
 
-from latentvid.training.config import DitConfig
-from latentvid.training.dit_task import DitTask
-from latentvid.training.estimate import peak_bytes
-from latentvid.training.load import load_config
-from latentvid.training.memory import PassBytes, pass_bytes, size, state_bytes
-from latentvid.training.preflight import simulate
-from latentvid.training.setup import make_plan
+from latentvid.config.parsing import load_config
+from latentvid.config.schema import DitConfig
+from latentvid.training.dryrun.estimate import peak_bytes
+from latentvid.training.dryrun.memory import PassBytes, pass_bytes, size, state_bytes
+from latentvid.training.dryrun.preflight import simulate
+from latentvid.training.launch import make_plan
+from latentvid.training.stages.dit.task import DitTask
 
 PROBE = Path(__file__).parent / "memory_probe.py"
 MODEL = (

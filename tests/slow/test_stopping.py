@@ -13,7 +13,7 @@ import pytest
 from comparing import assert_identical, losses
 from launching import ROOT, environment, finish, spawn, start, wait_for, workers
 
-from latentvid.training.checkpoint import CheckpointStore, find_damage
+from latentvid.training.checkpoint.checkpoint import CheckpointStore, find_damage
 
 TRAIN = ROOT / "train/train_dit.py"
 SBATCH = ROOT / "configs/slurm/train.sbatch"

@@ -6,14 +6,14 @@ import logging
 import pytest
 import torch
 
-from latentvid.data.manifest import Manifest, Sample
+from latentvid.config.parsing import load_config
+from latentvid.config.schema import CaptionRules, DitConfig
+from latentvid.config.yaml_files import ConfigError
+from latentvid.data.manifest.manifest import Manifest, Sample
 from latentvid.errors import UserError
 from latentvid.text import TextEncoder, TextError
-from latentvid.training.captions import check_captions
-from latentvid.training.config import CaptionRules, DitConfig
-from latentvid.training.dit_task import DitTask
-from latentvid.training.load import load_config
-from latentvid.training.yaml_files import ConfigError
+from latentvid.training.stages.dit.captions import check_captions
+from latentvid.training.stages.dit.task import DitTask
 
 LONG = "a red 7 moves up and to the left and then " * 9
 

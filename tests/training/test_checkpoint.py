@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from latentvid.training.checkpoint import CheckpointStore, find_damage
+from latentvid.training.checkpoint.checkpoint import CheckpointStore, find_damage
 
 
 def save(store: CheckpointStore, step: int, text: str = "weights") -> Path:
@@ -123,7 +123,7 @@ def test_commit_of_nothing_is_refused(tmp_path):
 SAVER = """
 import sys
 from pathlib import Path
-from latentvid.training.checkpoint import CheckpointStore
+from latentvid.training.checkpoint.checkpoint import CheckpointStore
 store = CheckpointStore(Path(sys.argv[1]), keep_last=1)
 print("ready", flush=True)
 step = 0

@@ -9,11 +9,11 @@ from timm.optim import muon
 from torch import nn
 
 from latentvid import precision
+from latentvid.config.schema import Optim
 from latentvid.training.compute import Compute, kept_in, settle
-from latentvid.training.config import Optim
-from latentvid.training.dit_task import DitTask
-from latentvid.training.metrics import read_metrics
+from latentvid.training.monitor.metrics import read_metrics
 from latentvid.training.optim import make_optimizer
+from latentvid.training.stages.dit.task import DitTask
 from latentvid.training.trainer import train
 
 FAST, SLOW = precision.Speed(2.8, 1.4), precision.Speed(0.02, 0.08)

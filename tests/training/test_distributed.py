@@ -7,11 +7,11 @@ from comparing import assert_measured_alike, difference, losses
 from launching import ROOT, launch
 from safetensors.torch import load_file
 
-from latentvid.data.digits import write_dataset
-from latentvid.data.latents import LatentCache
-from latentvid.training.dit_task import DitTask
-from latentvid.training.encode import EncodeConfig, encode_manifest
-from latentvid.training.load import save_config
+from latentvid.config.parsing import save_config
+from latentvid.data.cache.latents import LatentCache
+from latentvid.demo.digits import write_dataset
+from latentvid.training.stages.dit.encode import EncodeConfig, encode_manifest
+from latentvid.training.stages.dit.task import DitTask
 from latentvid.training.trainer import train
 
 

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from latentvid.training.efficiency import SPANS, EfficiencyMeter
+from latentvid.training.monitor.efficiency import SPANS, EfficiencyMeter
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from latentvid.training.ema import EMA
-from latentvid.training.pieces import Piece, PieceReader
+from latentvid.training.parallel.pieces import Piece, PieceReader
 
 
 class Model:

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
-import latentvid.training.encode as encode
+import latentvid.training.stages.dit.encode as encode
 from latentvid import precision
+from latentvid.data.cache.latents import INDEX, LatentCache, module_fingerprint
 from latentvid.data.clips import ClipSource, Transform
-from latentvid.data.latents import INDEX, LatentCache, module_fingerprint
-from latentvid.data.manifest import read_manifest
+from latentvid.data.manifest.manifest import read_manifest
 from latentvid.errors import UserError
 from latentvid.lock import FolderLock
 from latentvid.models.interchange import load_vae
 from latentvid.text import TextEncoder
-from latentvid.training.encode import EncodeConfig, encode_manifest
+from latentvid.training.stages.dit.encode import EncodeConfig, encode_manifest
 
 
 @pytest.fixture

@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 import torch
 
-from latentvid.data.plan import Draw, Plan
+from latentvid.data.plan.plan import Draw, Plan
 from latentvid.models.transformer import VideoDiT
-from latentvid.training import preflight as preflight_module
-from latentvid.training.dit_task import DitTask
-from latentvid.training.estimate import H200, Step, _at_depth, dit_pass_bytes, mfu, peak_bytes, step_seconds
-from latentvid.training.memory import PassBytes, _Peaks, pass_bytes, size, state_bytes
-from latentvid.training.preflight import preflight
+from latentvid.training.dryrun import preflight as preflight_module
+from latentvid.training.dryrun.estimate import H200, Step, _at_depth, dit_pass_bytes, mfu, peak_bytes, step_seconds
+from latentvid.training.dryrun.memory import PassBytes, _Peaks, pass_bytes, size, state_bytes
+from latentvid.training.dryrun.preflight import preflight
+from latentvid.training.stages.dit.task import DitTask
 
 CPU = torch.device("cpu")
 STRATEGIES = ("DDP", "FSDP2", "ZeRO-1", "ZeRO-2", "ZeRO-3")

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from latentvid.data.plan import Draw
+from latentvid.data.plan.plan import Draw
 from latentvid.models.autoencoder import CausalVideoAutoencoder
+from latentvid.models.flops import _datasheet, dit_flops, peak_flops, vae_flops
 from latentvid.models.transformer import VideoDiT
 from latentvid.packing import Packed
 from latentvid.sequence import SequenceGroup
-from latentvid.training.dit_task import DitTask
-from latentvid.training.flops import _datasheet, dit_flops, peak_flops, vae_flops
+from latentvid.training.stages.dit.task import DitTask
 
 CPU = torch.device("cpu")
 

@@ -8,17 +8,17 @@ import torch
 from diffusers import AutoencoderKLLTXVideo, AutoencoderKLWan
 from torch.utils.flop_counter import FlopCounterMode
 
-from latentvid.data.latents import LatentCache
-from latentvid.data.plan import Draw
+from latentvid.data.cache.latents import LatentCache
+from latentvid.data.plan.plan import Draw
+from latentvid.models.flops import vae_flops
 from latentvid.models.interchange import build_vae, load_vae
 from latentvid.pipelines.latent_video import LatentVideoPipeline
 from latentvid.pipelines.loading import load_pipeline
 from latentvid.pipelines.sampling import Sampling
-from latentvid.training.dit_task import DitTask
-from latentvid.training.encode import EncodeConfig, encode_manifest
-from latentvid.training.flops import vae_flops
+from latentvid.training.stages.dit.encode import EncodeConfig, encode_manifest
+from latentvid.training.stages.dit.task import DitTask
+from latentvid.training.stages.vae.task import VaeTask
 from latentvid.training.trainer import train
-from latentvid.training.vae_task import VaeTask
 
 RED = "a red 7 moves left"
 CPU = torch.device("cpu")

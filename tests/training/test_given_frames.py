@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
-from latentvid.data.plan import Draw
+from latentvid.data.plan.plan import Draw
 from latentvid.diffusion.masks import GivenFrames
 from latentvid.errors import UserError
 from latentvid.sequence import SequenceGroup
-from latentvid.training.dit_task import DitTask
+from latentvid.training.stages.dit.task import DitTask
 from latentvid.training.trainer import train
 
 EACH = ("first", "prefix", "ends", "random", "independent")

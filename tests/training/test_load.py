@@ -9,15 +9,15 @@ from typing import Any, Literal
 
 import pytest
 
+from latentvid.config.parsing import help_text, load_config, parse_cli, save_config, to_dict
+from latentvid.config.schema import DitConfig, VaeConfig
+from latentvid.config.signatures import constructor
+from latentvid.config.yaml_files import ConfigError
 from latentvid.diffusion.scheduler import LatentVideoScheduler
 from latentvid.errors import UserError, user_errors
 from latentvid.models.autoencoder import CausalVideoAutoencoder
 from latentvid.models.discriminator import PatchCritic
 from latentvid.models.transformer import VideoDiT
-from latentvid.training.config import DitConfig, VaeConfig
-from latentvid.training.load import help_text, load_config, parse_cli, save_config, to_dict
-from latentvid.training.signatures import constructor
-from latentvid.training.yaml_files import ConfigError
 
 
 @dataclass(kw_only=True)

@@ -12,14 +12,15 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from latentvid.data.plan import Draw, Plan
+from latentvid.data.plan.plan import Draw, Plan
 from latentvid.errors import UserError
-from latentvid.training import loader, machine
-from latentvid.training.dit_task import DitTask
-from latentvid.training.loader import iterate_steps
+from latentvid.training import machine
+from latentvid.training.feed import loader
+from latentvid.training.feed.loader import iterate_steps
 from latentvid.training.machine import loader_processes, take_threads
-from latentvid.training.metrics import read_metrics
+from latentvid.training.monitor.metrics import read_metrics
 from latentvid.training.signals import Preempted, StopRequest, StopWaiting
+from latentvid.training.stages.dit.task import DitTask
 from latentvid.training.trainer import train
 
 MADE: list[Sequence[Draw]] = []  # in a loader process

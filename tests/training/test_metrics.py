@@ -10,8 +10,8 @@ import torch
 from launching import wait_for
 
 from latentvid.progress import phase
-from latentvid.training.bar import Progress, TimeLeft
-from latentvid.training.metrics import MetricsLog, ThroughputMeter, read_metrics
+from latentvid.training.monitor.bar import Progress, TimeLeft
+from latentvid.training.monitor.metrics import MetricsLog, ThroughputMeter, read_metrics
 
 
 def run(folder, steps, resume_step=None):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from latentvid.errors import UserError
-from latentvid.training.pieces import (
+from latentvid.training.parallel.pieces import (
     Piece,
     PieceReader,
     load_moments,

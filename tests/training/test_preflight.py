@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from latentvid.data.plan import Draw, Plan, Stream
+from latentvid.config.parsing import load_config, parse_cli, save_config
+from latentvid.config.schema import DitConfig, VaeConfig
+from latentvid.data.plan.plan import Draw, Plan, Stream
 from latentvid.errors import UserError
-from latentvid.training.config import DitConfig, VaeConfig
-from latentvid.training.dit_task import DitTask
-from latentvid.training.flops import dit_flops
-from latentvid.training.load import load_config, parse_cli, save_config
-from latentvid.training.memory import activation_bytes, state_bytes
+from latentvid.models.flops import dit_flops
+from latentvid.training.dryrun.memory import activation_bytes, state_bytes
+from latentvid.training.dryrun.preflight import preflight, simulate, steps_per_epoch
 from latentvid.training.optim import make_optimizer
-from latentvid.training.preflight import preflight, simulate, steps_per_epoch
-from latentvid.training.vae_task import VaeTask
+from latentvid.training.stages.dit.task import DitTask
+from latentvid.training.stages.vae.task import VaeTask
 
 CPU = torch.device("cpu")
 

@@ -17,14 +17,14 @@ from safetensors.torch import load_file
 
 from latentvid.errors import UserError, message_of
 from latentvid.lock import NAME, FolderLock
-from latentvid.training import folder as module
-from latentvid.training.checkpoint import CheckpointStore
-from latentvid.training.dit_task import DitTask
+from latentvid.training.checkpoint import run_folder as module
+from latentvid.training.checkpoint.checkpoint import CheckpointStore
 from latentvid.training.export import export_run
-from latentvid.training.metrics import read_metrics
+from latentvid.training.monitor.metrics import read_metrics
 from latentvid.training.optim import lr_factor
+from latentvid.training.stages.dit.task import DitTask
+from latentvid.training.stages.vae.task import VaeTask
 from latentvid.training.trainer import train
-from latentvid.training.vae_task import VaeTask
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 

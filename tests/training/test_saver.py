@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from latentvid.errors import UserError
-from latentvid.training import saver as module
-from latentvid.training.checkpoint import CheckpointStore, find_damage
-from latentvid.training.pieces import PieceReader
-from latentvid.training.saver import Saver, newest_for_all
+from latentvid.training.checkpoint import saver as module
+from latentvid.training.checkpoint.checkpoint import CheckpointStore, find_damage
+from latentvid.training.checkpoint.saver import Saver, newest_for_all
+from latentvid.training.parallel.pieces import PieceReader
 
 
 def tensors(rank: int) -> dict:

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from latentvid.config.parsing import load_config
+from latentvid.config.schema import DitConfig, VaeConfig
 from latentvid.data.clips import ClipSource, Transform
-from latentvid.data.manifest import Manifest, Sample
+from latentvid.data.manifest.manifest import Manifest, Sample
 from latentvid.errors import UserError
-from latentvid.training import setup
-from latentvid.training.config import DitConfig, VaeConfig
-from latentvid.training.dit_task import DitTask
-from latentvid.training.load import load_config
+from latentvid.training import launch as setup
+from latentvid.training.stages.dit.task import DitTask
 from latentvid.training.trainer import train
 
 

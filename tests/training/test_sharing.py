@@ -7,8 +7,8 @@ import pytest
 from torch.distributed import HashStore
 
 from latentvid.errors import UserError
-from latentvid.training import sharing
-from latentvid.training.sharing import SharedWork
+from latentvid.training.parallel import sharing
+from latentvid.training.parallel.sharing import SharedWork
 
 
 def workers(count: int, world: int = 2) -> list[SharedWork]:

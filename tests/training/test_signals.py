@@ -9,11 +9,11 @@ import time
 import pytest
 from launching import ROOT
 
-from latentvid.training.checkpoint import CheckpointStore
-from latentvid.training.dit_task import DitTask
-from latentvid.training.load import save_config
-from latentvid.training.metrics import read_metrics
+from latentvid.config.parsing import save_config
+from latentvid.training.checkpoint.checkpoint import CheckpointStore
+from latentvid.training.monitor.metrics import read_metrics
 from latentvid.training.signals import INTERRUPTED, PREEMPTED, TWICE, StopRequest
+from latentvid.training.stages.dit.task import DitTask
 from latentvid.training.trainer import train
 
 

@@ -10,10 +10,10 @@ from comparing import assert_measured_alike, difference, losses
 from launching import ROOT, launch
 from safetensors.torch import load_file
 
-from latentvid.training.dit_task import DitTask
+from latentvid.config.parsing import load_config, save_config
 from latentvid.training.export import export_run
-from latentvid.training.load import load_config, save_config
-from latentvid.training.metrics import read_metrics
+from latentvid.training.monitor.metrics import read_metrics
+from latentvid.training.stages.dit.task import DitTask
 from latentvid.training.trainer import train
 
 OPTIONS = (

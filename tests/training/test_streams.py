@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from latentvid.data.plan import Plan
+from latentvid.data.plan.plan import Plan
+from latentvid.data.plan.streams import make_streams
 from latentvid.errors import UserError
-from latentvid.training.dit_task import DitTask
-from latentvid.training.metrics import read_metrics
-from latentvid.training.streams import make_streams
+from latentvid.training.monitor.metrics import read_metrics
+from latentvid.training.stages.dit.task import DitTask
 from latentvid.training.trainer import train
 
 SOURCE = np.array([0] * 30 + [1] * 60 + [2] * 10)

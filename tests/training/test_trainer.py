@@ -18,17 +18,17 @@ from comparing import TIMES, assert_same_run, lines, same, state
 from launching import family, wait_for
 from safetensors.torch import load_file
 
-from latentvid.data.plan import Plan
+from latentvid.config.parsing import load_config, save_config
+from latentvid.data.plan.plan import Plan
 from latentvid.errors import UserError
 from latentvid.models.interchange import load_vae
 from latentvid.pipelines.loading import load_pipeline
 from latentvid.pipelines.sampling import Sampling
-from latentvid.training.dit_task import DitTask
-from latentvid.training.load import load_config, save_config
-from latentvid.training.metrics import read_metrics
+from latentvid.training.monitor.metrics import read_metrics
 from latentvid.training.optim import lr_factor
+from latentvid.training.stages.dit.task import DitTask
+from latentvid.training.stages.vae.task import VaeTask
 from latentvid.training.trainer import train
-from latentvid.training.vae_task import VaeTask
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from latentvid.config.schema import VaeLoss
 from latentvid.data.transforms import from_uint8
 from latentvid.errors import UserError
 from latentvid.models.autoencoder import CausalVideoAutoencoder
 from latentvid.models.discriminator import PatchCritic, VaeWithCritic
 from latentvid.models.interchange import build_vae
-from latentvid.training.config import VaeLoss
-from latentvid.training.vae_losses import VaeObjective, divergence, last_layer, pixel_losses
-from latentvid.training.vae_task import ClipGroup, ClipPack, VaeTask
+from latentvid.training.stages.vae.losses import VaeObjective, divergence, last_layer, pixel_losses
+from latentvid.training.stages.vae.task import ClipGroup, ClipPack, VaeTask
 
 CPU = torch.device("cpu")
 
@@ -194,7 +194,7 @@ def test_lpips_that_is_not_there_is_an_error_unless_it_may_be_left_out(vae_confi
 
 
 def test_pictures_too_small_for_lpips_are_refused_at_the_start(vae_config, tmp_path, monkeypatch):
-    monkeypatch.setattr("latentvid.training.vae_task.load_lpips", lambda path, net: Distance())
+    monkeypatch.setattr("latentvid.training.stages.vae.task.load_lpips", lambda path, net: Distance())
     assert VaeTask(vae_config(tmp_path, "loss.lpips=1", "loss.lpips_net=vgg"), CPU).frozen
     with pytest.raises(UserError, match=r"at least 32 pixels a side for alex, the data has some of 24"):
         VaeTask(vae_config(tmp_path, "loss.lpips=1", "loss.lpips_net=alex"), CPU)

@@ -13,15 +13,15 @@ from launching import ROOT, launch
 from safetensors.torch import load_file
 from torch import nn
 
+from latentvid.config.parsing import save_config
 from latentvid.errors import UserError
 from latentvid.models.interchange import load_vae
 from latentvid.training.export import export_run
-from latentvid.training.load import save_config
-from latentvid.training.metrics import read_metrics
+from latentvid.training.monitor.metrics import read_metrics
 from latentvid.training.optim import Part, make_optimizer
+from latentvid.training.parallel.zero import make_strategy
+from latentvid.training.stages.vae.task import VaeTask
 from latentvid.training.trainer import train
-from latentvid.training.vae_task import VaeTask
-from latentvid.training.zero import make_strategy
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 CPU = torch.device("cpu")
@@ -106,7 +106,7 @@ class Distance(nn.Module):
 
 
 def test_images_and_clips_of_mixed_sizes_train_together_with_every_loss_in_bf16(vae_config, tmp_path, monkeypatch):
-    monkeypatch.setattr("latentvid.training.vae_task.load_lpips", lambda path, net: Distance())
+    monkeypatch.setattr("latentvid.training.stages.vae.task.load_lpips", lambda path, net: Distance())
     options = (
         *CRITIC,
         "loss.adversarial_start=0",

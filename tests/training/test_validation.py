@@ -9,21 +9,21 @@ from accelerate.state import AcceleratorState
 from comparing import lines, same, state
 
 from latentvid.data.clips import open_sources
-from latentvid.data.plan import Draw
-from latentvid.data.video import read_frames
+from latentvid.data.plan.plan import Draw
+from latentvid.data.video.reading import read_frames
 from latentvid.errors import UserError
-from latentvid.evaluation.reconstruction import evaluate
+from latentvid.evaluation.pairs.reconstruction import evaluate
 from latentvid.models.interchange import load_vae
 from latentvid.pipelines.loading import load_pipeline
 from latentvid.pipelines.sampling import Sampling
-from latentvid.training.checkpoint import CheckpointStore
-from latentvid.training.dit_task import DitTask
-from latentvid.training.dit_validation import HeldOutLatents
+from latentvid.training.checkpoint.checkpoint import CheckpointStore
 from latentvid.training.export import export_run, read_model
-from latentvid.training.metrics import read_metrics
+from latentvid.training.monitor.metrics import read_metrics
 from latentvid.training.signals import Preempted
+from latentvid.training.stages.dit.task import DitTask
+from latentvid.training.stages.dit.validation import HeldOutLatents
+from latentvid.training.stages.vae.task import VaeTask
 from latentvid.training.trainer import TrainingRun, train
-from latentvid.training.vae_task import VaeTask
 
 CPU = torch.device("cpu")
 MEASURED = ("validation.every=2", "validation.samples=7", "validation.bins=4")

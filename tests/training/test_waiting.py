@@ -3,9 +3,9 @@
 import torch
 
 from latentvid.data.clips import ClipSource, Transform
-from latentvid.data.manifest import Manifest, Sample
-from latentvid.data.writing import write_video
-from latentvid.training.waiting import advice, measure
+from latentvid.data.manifest.manifest import Manifest, Sample
+from latentvid.data.video.writing import write_video
+from latentvid.training.feed.waiting import advice, measure
 
 
 def clips(folder, side: int, max_area: int | None) -> ClipSource:

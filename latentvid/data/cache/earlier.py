@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..data.shards import Encoded, EntryKey, FileState, Origins, Shard, read_origins, shard_path, write_origins
-from ..errors import UserError
+from ...errors import UserError
+from .shards import Encoded, EntryKey, FileState, Origins, Shard, read_origins, shard_path, write_origins
 
 FOLDER = "earlier"
 # faults of a file's content, which are there again each time; others may be gone

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
-from ..files import written_whole
-from ..limits import shown
-from .identity import identify
-from .samples import dropped_by_reason
+from ...errors import UserError
+from ...files import written_whole
+from ...limits import shown
+from ..manifest.identity import identify
+from ..manifest.samples import dropped_by_reason
 from .shards import AGAIN, Encoded, FileState, Shard, read_json, read_origins, shard_path
 
 INDEX = "cache.json"

@@ -21,9 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import UserError
-from ..files import written_whole
-from ..limits import shown
+from ...errors import UserError
+from ...files import written_whole
+from ...limits import shown
 
 AGAIN = "run vae/encode_latents.py again"
 

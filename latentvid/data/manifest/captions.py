@@ -7,7 +7,7 @@ import os
 import re
 import stat
 
-from ..errors import ClipError
+from ...errors import ClipError
 
 LARGEST = 1 << 20  # bytes of a NAME.txt: a book is no caption
 

@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..errors import ClipError
-from ..progress import phase
+from ...errors import ClipError
+from ...progress import phase
+from ..storage import patiently
+from ..video.reading import VideoInfo, probe
 from .samples import Dropped, Rows, Samples
-from .storage import patiently
-from .video import VideoInfo, probe
 
 logger = logging.getLogger(__name__)
 

@@ -10,12 +10,6 @@ column is kept where it is asked for.
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before torch is imported: --help and wrong options are answered at once
-    from latentvid.commands import manifest
-
-    manifest()
-    raise SystemExit
-
 import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, astuple, dataclass, field
@@ -23,13 +17,13 @@ from typing import Any
 
 import pyarrow
 
-from latentvid.data.captions import LARGEST, is_garbage, one_line
-from latentvid.data.facts import FACTS, UNKNOWN, Memory, look_at_files
-from latentvid.data.samples import Dropped, Rows, Sample, Samples, dropped_by_reason
-from latentvid.data.scan import find_captioned
-from latentvid.data.tables import ENDINGS, READERS, WRITERS, ManifestError, check_is_file, no_column
-from latentvid.files import written_whole
-from latentvid.limits import range_of
+from ...files import written_whole
+from ...limits import range_of
+from .captions import LARGEST, is_garbage, one_line
+from .facts import FACTS, UNKNOWN, Memory, look_at_files
+from .samples import Dropped, Rows, Sample, Samples, dropped_by_reason
+from .scan import find_captioned
+from .tables import ENDINGS, READERS, WRITERS, ManifestError, check_is_file, no_column
 
 LARGEST_SIDE = 2**16  # pixels
 _MAKE_ONE = "make one with `python -m latentvid.data.manifest FOLDER OUT.jsonl`"

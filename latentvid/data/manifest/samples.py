@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from latentvid.data.columns import Column, Strings
+from .columns import Column, Strings
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from ..errors import ClipError
+from ...errors import ClipError
+from ..video.kinds import IMAGE_ENDINGS, VIDEO_ENDINGS
 from .captions import read_caption
 from .facts import UNKNOWN
-from .kinds import IMAGE_ENDINGS, VIDEO_ENDINGS
 from .samples import Dropped, Rows
 
 MEDIA = IMAGE_ENDINGS | VIDEO_ENDINGS

@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 import pyarrow
 import pyarrow.parquet
 
-from latentvid.data.captions import encoding_of
-from latentvid.errors import UserError
+from ...errors import UserError
+from .captions import encoding_of
 
 LONGEST_LINE = 1 << 24  # bytes; longer ones are no rows
 MOST_ROWS = 1 << 27  # some parquet of a few kilobytes says that it has billions

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import UserError
+from ...errors import UserError
 from .placing import place
 
 WINDOW_PACKS = 1024  # packs planned together: more balance better, and may leave as many draws in the saved state

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..data.plan import Stream
-from ..errors import UserError
+from ...errors import UserError
+from .plan import Stream
 
 
 def make_streams(

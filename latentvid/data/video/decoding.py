@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from latentvid.data.opening import Video, opened_video, truncated
-from latentvid.data.pace import Pace
-from latentvid.data.packets import (
+from ...errors import ClipError
+from .opening import Video, opened_video, truncated
+from .pace import Pace
+from .packets import (
     FrameTimes,
     Packets,
     file_key,
@@ -22,9 +23,8 @@ from latentvid.data.packets import (
     remember,
     remember_pace,
 )
-from latentvid.data.pixels import Frames, Progressive, Repeated, Windows
-from latentvid.data.showing import Converter
-from latentvid.errors import ClipError
+from .pixels import Frames, Progressive, Repeated, Windows
+from .showing import Converter
 
 Sink = TypeVar("Sink", Frames, Windows)  # what takes frames
 Make = Callable[[Converter, int | None], Sink]  # for so many frames; None: all that come

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-from latentvid.data.hdr import HLG, PQ, SRGB, WIDE, as_sdr
-from latentvid.data.kinds import IMAGE_ENDINGS, IMAGE_FORMATS
-from latentvid.data.opening import check_size, truncated
-from latentvid.data.storage import fault_of
-from latentvid.errors import ClipError, UserError
+from ...errors import ClipError, UserError
+from ..storage import fault_of
+from .hdr import HLG, PQ, SRGB, WIDE, as_sdr
+from .kinds import IMAGE_ENDINGS, IMAGE_FORMATS
+from .opening import check_size, truncated
 
 _ANIMATED = frozenset({"WEBP", "PNG", "AVIF"})  # of other formats, further pictures are pages or views
 _SIDEWAYS = 5  # EXIF orientations from here on exchange height and width

@@ -10,10 +10,10 @@ from typing import Any
 import av
 from av.stream import Disposition
 
-from latentvid.data.containers import dolby_profile, is_cut
-from latentvid.data.kinds import MOST_PIXELS, VIDEO_FORMATS
-from latentvid.data.storage import fault_of
-from latentvid.errors import ClipError
+from ...errors import ClipError
+from ..storage import fault_of
+from .containers import dolby_profile, is_cut
+from .kinds import MOST_PIXELS, VIDEO_FORMATS
 
 _STALLS_S = 15.0  # a single read or opening that takes longer hangs
 # a file may hold no other file's name: a playlist or SDP that is called .mp4 would open files and connections

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from latentvid.data.opening import Video, truncated
-from latentvid.data.pace import Pace, pace
-from latentvid.errors import ClipError
+from ...errors import ClipError
+from .opening import Video, truncated
+from .pace import Pace, pace
 
 _VISIBLE = 0x10  # in the first byte of a VP8 frame; others are for reference only
 _CLOCKS_LEAP = ("mpegts", "mpeg")

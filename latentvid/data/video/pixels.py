@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..transforms import fit
 from .showing import Converter, Deinterlacer, Picture
-from .transforms import fit
 
 T = TypeVar("T")
 

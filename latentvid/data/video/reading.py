@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import Tensor
 
-from latentvid.data.decoding import (
+from ...errors import ClipError
+from .decoding import (
     Make,
     Sink,
     Span,
@@ -28,20 +29,12 @@ from latentvid.data.decoding import (
     too_short,
     undamaged,
 )
-from latentvid.data.images import (
-    animation_frames,
-    animation_times,
-    is_image,
-    opened_image,
-    read_image,
-    upright_size,
-)
-from latentvid.data.opening import check_file, opened_video
-from latentvid.data.pace import Pace, pace
-from latentvid.data.packets import known_pace, remember_pace
-from latentvid.data.pixels import Frames, Progressive, Repeated, Windows
-from latentvid.data.showing import Converter
-from latentvid.errors import ClipError
+from .images import animation_frames, animation_times, is_image, opened_image, read_image, upright_size
+from .opening import check_file, opened_video
+from .pace import Pace, pace
+from .packets import known_pace, remember_pace
+from .pixels import Frames, Progressive, Repeated, Windows
+from .showing import Converter
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from av.filter import Graph
 from av.sidedata.sidedata import Type
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
-from ..errors import ClipError
+from ...errors import ClipError
 from .hdr import HLG, PQ, WIDE, as_sdr
 from .images import over_black
 

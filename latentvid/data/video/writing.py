@@ -20,12 +20,12 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from PIL import Image
 from torch import Tensor
 
-from latentvid.data.decoding import first_frame_s
-from latentvid.data.kinds import VIDEO_ENDINGS
-from latentvid.data.opening import opened_container
-from latentvid.data.showing import ACCURATE
-from latentvid.errors import UserError
-from latentvid.files import written_whole
+from ...errors import UserError
+from ...files import written_whole
+from .decoding import first_frame_s
+from .kinds import VIDEO_ENDINGS
+from .opening import opened_container
+from .showing import ACCURATE
 
 _BT709 = 1  # the same number for the matrix, the primaries and the transfer curve
 _AUDIO = {  # what players read in each

@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..data.latents import module_fingerprint
-from ..data.transforms import from_uint8
-from ..errors import UserError
+from ...data.cache.latents import module_fingerprint
+from ...data.transforms import from_uint8
+from ...errors import UserError
 
 SMALLEST = 16  # pixels a side; OpenCV's DIS crashes below
 RAFT_SMALLEST = 128  # pixels a side: the coarsest of its correlations has nothing left below

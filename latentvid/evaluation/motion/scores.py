@@ -11,10 +11,10 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from ..errors import ClipError
+from ...errors import ClipError
+from ..mean_score import ColumnMean, MeanScore
+from ..rows import Clip
 from .flow import SMALLEST, open_flow, visible, warp
-from .mean_score import ColumnMean, MeanScore
-from .rows import Clip
 
 RATE = 8.0  # frames a second at which the dynamic degree looks
 FASTEST = 0.05  # share of the pixels, the fastest, whose mean is a pair's speed

@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..errors import UserError
+from ...errors import UserError
 
 MAX_PSNR = 100.0  # dB, of clips that are equal: finite, so that means and JSON can hold it
 SSIM_WINDOW = 11  # pixels, Gaussian

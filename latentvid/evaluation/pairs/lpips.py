@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ...errors import UserError
 
 SMALLEST = {"alex": 32, "vgg": 16}  # pixels a side: below, the last level has nothing left
 HEADS = 5

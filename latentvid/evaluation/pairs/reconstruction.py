@@ -10,9 +10,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ..data.transforms import to_uint8
-from ..errors import UserError
-from ..models.interchange import Vae
+from ...data.transforms import to_uint8
+from ...errors import UserError
+from ...models.interchange import Vae
 from .fidelity import Fidelity
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..data.latents import module_fingerprint
-from ..data.transforms import from_uint8
-from ..errors import ClipError, UserError
+from ...data.cache.latents import module_fingerprint
+from ...data.transforms import from_uint8
+from ...errors import ClipError, UserError
+from ..mean_score import ColumnMean, MeanScore
+from ..rows import Clip
 from .fidelity import SSIM_WINDOW, Fidelity
 from .lpips import SMALLEST, Lpips, load_lpips
-from .mean_score import ColumnMean, MeanScore
-from .rows import Clip
 
 LPIPS_NET = "alex"  # what Zhang et al. recommend to compare pictures with; "vgg" is for losses
 LPIPS_PIXELS = 2**21  # frames x height x width that LPIPS compares together

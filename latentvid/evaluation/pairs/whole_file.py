@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.transforms import fit, from_uint8, legal_frames, legal_size, to_uint8
-from ..data.video import probe, read_chunks
-from ..data.writing import clip_writer, copies_audio, write_video
-from ..errors import UserError
-from ..files import check_target
-from ..models.interchange import DiffusersVae, Vae
-from ..models.streaming import decode_stream, encode_stream
-from ..pipelines.defaults import ENDINGS, STREAMED
+from ...data.transforms import fit, from_uint8, legal_frames, legal_size, to_uint8
+from ...data.video.reading import probe, read_chunks
+from ...data.video.writing import clip_writer, copies_audio, write_video
+from ...errors import UserError
+from ...files import check_target
+from ...models.interchange import DiffusersVae, Vae
+from ...models.streaming import decode_stream, encode_stream
+from ...pipelines.defaults import ENDINGS, STREAMED
 from .fidelity import Fidelity
 
 T = TypeVar("T")

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
-from .compare_key import Choice, Choices, Key
+from ...errors import UserError
+from .key import Choice, Choices, Key
 
 WORTH = {"A": 1.0, "tie": 0.5, "B": 0.0}  # of a choice, for A
 RESAMPLES = 10_000

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import UserError
-from ..files import written_whole
-from ..rng import derived_seed
+from ...errors import UserError
+from ...files import written_whole
+from ...rng import derived_seed
 
 KEY = "key.json"
 PAGE = "compare.html"

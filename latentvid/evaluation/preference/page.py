@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..data.transforms import fit
-from ..data.writing import write_video
-from ..errors import UserError
-from ..files import written_whole
-from ..page import STYLE
-from ..rng import generator
-from .rows import Clip
+from ...data.transforms import fit
+from ...data.video.writing import write_video
+from ...errors import UserError
+from ...files import written_whole
+from ...page import STYLE
+from ...rng import generator
+from ..rows import Clip
 
 LIMIT = 200_000_000  # bytes of the page, about what browsers open at once and mail or chat can still carry
 MOST_FPS = 120  # of a pair
@@ -116,7 +116,7 @@ def write_page(path: Path, page: str, questions: Sequence[str], pairs: Sequence[
         "questions": list(questions),
         "pairs": [{"prompt": pair.prompt, "height": pair.height, "width": pair.width} for pair in pairs],
     }
-    head, tail = files(__package__).joinpath("compare_page.html").read_text(encoding="utf-8").split("{{clips}}")
+    head, tail = files(__package__).joinpath("page.html").read_text(encoding="utf-8").split("{{clips}}")
     words = json.dumps(about, ensure_ascii=False).replace("<", "\\u003c")  # a prompt must not end the script
     with written_whole(path) as beside, beside.open("w", encoding="utf-8") as file:
         file.write(head.replace("{{style}}", STYLE).replace("{{page}}", words))

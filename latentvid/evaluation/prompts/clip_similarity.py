@@ -17,11 +17,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPModel, CLIPProcessor
 
-from ..data.latents import module_fingerprint
-from ..errors import ClipError, UserError
-from .mean_score import ColumnMean, MeanScore
-from .motion import check_frames
-from .rows import Clip
+from ...data.cache.latents import module_fingerprint
+from ...errors import ClipError, UserError
+from ..mean_score import ColumnMean, MeanScore
+from ..motion.scores import check_frames
+from ..rows import Clip
 
 HUB = "openai/clip-vit-base-patch32"
 BATCH_PIXELS = 2**22  # frames x height x width, as they come or as CLIP takes them, that go through together

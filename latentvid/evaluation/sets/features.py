@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..data.latents import module_fingerprint
-from ..data.transforms import from_uint8
-from ..errors import ClipError, UserError
-from .defaults import PICTURES
+from ...data.cache.latents import module_fingerprint
+from ...data.transforms import from_uint8
+from ...errors import ClipError, UserError
+from ..defaults import PICTURES
+from ..rows import Clip
 from .i3d import SHORTEST, SIDE, load_i3d
 from .inception import load_inception
-from .rows import Clip
 
 BATCH = 16  # pictures that Inception sees at once
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ...errors import UserError
 
 SIDE = 224  # pixels
 SHORTEST = 9  # frames: time is halved three times, and the last pooling takes two

@@ -16,7 +16,7 @@ import torch.nn.functional as nnf
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ...errors import UserError
 
 SIDE = 299  # pixels
 FEATURES = 2048  # columns of pool features; what follows are logits

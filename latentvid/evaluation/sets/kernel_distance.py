@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ...errors import UserError
 
 BLOCK = 1024  # rows whose kernels are in memory together
 

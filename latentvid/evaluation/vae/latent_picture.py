@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..charts import Axis
+from ...charts import Axis
 
 WIDTH, HEIGHT, GAP = 330, 250, 14
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 34, 40

@@ -11,7 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..errors import UserError
+from ...errors import UserError
 
 PATCH = 2  # positions a side, in time and space, of the patches whose effective rank is measured
 BINS = 16  # of the spectra, over 0 < frequency <= 1/2 cycle a position

@@ -19,21 +19,21 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.transforms import from_uint8, to_uint8
-from ..data.writing import write_video
-from ..errors import ClipError, UserError
-from ..files import written_whole
-from ..models.interchange import Vae, load_vae
-from ..precision import MixedPrecision, autocast, choose, describe
-from .fidelity import SSIM_WINDOW, Fidelity
-from .footage import Cut, Excerpt, cut_files, find_files
-from .frechet import Moments, frechet_distance
-from .i3d import SHORTEST, load_i3d
+from ...data.transforms import from_uint8, to_uint8
+from ...data.video.writing import write_video
+from ...errors import ClipError, UserError
+from ...files import written_whole
+from ...models.interchange import Vae, load_vae
+from ...precision import MixedPrecision, autocast, choose, describe
+from ..footage import Cut, Excerpt, cut_files, find_files
+from ..pairs.fidelity import SSIM_WINDOW, Fidelity
+from ..pairs.lpips import SMALLEST, load_lpips
+from ..pairs.scores import frame_distances
+from ..sets.frechet import Moments, frechet_distance
+from ..sets.i3d import SHORTEST, load_i3d
+from ..sheet import Row, draw_sheet
 from .latent_picture import draw_latents
 from .latent_quality import LatentQuality
-from .lpips import SMALLEST, load_lpips
-from .pair_scores import frame_distances
-from .sheet import Row, draw_sheet
 
 ENOUGH = 2048  # clips, from which on published FVDs are reported; fewer bias it upwards
 CONTRAST = 4  # times the difference is shown

@@ -14,8 +14,8 @@ import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..errors import UserError
-from ..files import file_fault, follow_umask, leads_out, written_whole
+from ...errors import UserError
+from ...files import file_fault, follow_umask, leads_out, written_whole
 from .records import Manifest, read_record
 
 MANIFEST = "manifest.json"

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, NotRequired, TypeVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from ..errors import UserError
-from ..files import file_fault
+from ...errors import UserError
+from ...files import file_fault
 
 T = TypeVar("T")
 

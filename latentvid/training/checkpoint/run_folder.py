@@ -8,18 +8,18 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..data.identity import difference
-from ..data.plan import Plan
-from ..errors import UserError
-from ..files import leads_out
-from ..lock import FolderLock
-from ..world import from_main
+from ...config.parsing import default_values, to_dict
+from ...config.schema import TrainingConfig
+from ...config.yaml_files import read_yaml
+from ...data.manifest.identity import difference
+from ...data.plan.plan import Plan
+from ...errors import UserError
+from ...files import leads_out
+from ...lock import FolderLock
+from ...world import from_main
+from ..optim import lr_factor
 from .checkpoint import CheckpointStore
-from .config import TrainingConfig
-from .load import default_values, to_dict
-from .optim import lr_factor
 from .records import PlanState, State, read_record
-from .yaml_files import read_yaml
 
 logger = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import UserError
-from ..world import from_main
+from ...errors import UserError
+from ...world import from_main
+from ..parallel.pieces import not_finite
 from .checkpoint import CheckpointStore
-from .pieces import not_finite
 
 logger = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..models.transformer import VideoDiT
-from ..packing import Grid, Packed
-from .flops import TRAINING
+from ...models.flops import TRAINING
+from ...models.transformer import VideoDiT
+from ...packing import Grid, Packed
 from .memory import PassBytes, StateBytes, pass_bytes, size
 
 UPDATE_BYTES = 52  # norm 4, clipping 8, AdamW 28, average 12: bytes read and written of one fp32 parameter

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
-from ..models import transformer
-from ..models.budget import Lifetimes
-from .optim import Part
+from ...models import transformer
+from ...models.budget import Lifetimes
+from ..optim import Part
 
 
 class StateBytes(NamedTuple):

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.plan import Plan
-from ..errors import UserError
-from ..packing import Grid
-from .config import TrainingConfig
-from .efficiency import rank_balance
+from ...config.schema import TrainingConfig
+from ...data.plan.plan import Plan
+from ...errors import UserError
+from ...models.flops import TRAINING, GridFlops, peak_flops
+from ...packing import Grid
+from ..monitor.efficiency import rank_balance
 from .estimate import H200, Step, peak_bytes, step_seconds
-from .flops import TRAINING, GridFlops, peak_flops
 from .memory import PassBytes, activation_bytes, pass_bytes, size, state_bytes
 
 SIMULATED_STEPS = 50

@@ -18,9 +18,9 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..data.plan import Draw, Plan, Step
-from ..errors import UserError
-from .signals import SIGNALS
+from ...data.plan.plan import Draw, Plan, Step
+from ...errors import UserError
+from ..signals import SIGNALS
 
 MakePack = Callable[[Sequence[Draw]], Any]
 SHARED_MEMORY = "/dev/shm"

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from ..data.clips import ClipSource, Transform, open_sources
-from ..data.latents import LatentCaches
-from ..data.manifest import Columns, Manifest
-from ..errors import UserError
-from ..models.interchange import Vae
-from ..world import from_main
-from .config import Data, DitConfig
+from ...config.schema import Data, DitConfig
+from ...data.cache.latents import LatentCaches
+from ...data.clips import ClipSource, Transform, open_sources
+from ...data.manifest.manifest import Columns, Manifest
+from ...errors import UserError
+from ...models.interchange import Vae
+from ...world import from_main
 
 T = TypeVar("T")
 

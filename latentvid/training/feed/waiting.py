@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..data.clips import ClipSource
-from ..data.samples import Sample
-from ..data.video import read_windows
-from ..data.writing import write_video
-from ..errors import UserError
+from ...data.clips import ClipSource
+from ...data.manifest.samples import Sample
+from ...data.video.reading import read_windows
+from ...data.video.writing import write_video
+from ...errors import UserError
 
 LARGE = 2.0  # times the pixels that are trained on
 SHARE = 0.2  # of the time, from which waiting is worth a word

@@ -15,12 +15,12 @@ from typing import Any
 import psutil
 import torch
 
-from ..data.plan import Plan
-from ..errors import UserError
-from ..files import kept_beside, written_whole
-from .compute import Compute
-from .records import About, read_json, salvaged
-from .task import Task
+from ...data.plan.plan import Plan
+from ...errors import UserError
+from ...files import kept_beside, written_whole
+from ..checkpoint.records import About, read_json, salvaged
+from ..compute import Compute
+from ..task import Task
 
 logger = logging.getLogger(__name__)
 

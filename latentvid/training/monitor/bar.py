@@ -12,7 +12,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from ..progress import EVERY_S, Heartbeat, clock
+from ...progress import EVERY_S, Heartbeat, clock
 
 FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"
 RECENT = 400  # steps that the estimate looks back on

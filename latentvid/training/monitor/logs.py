@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..data.plan import Draw
-from .config import TrainingConfig
+from ...config.schema import TrainingConfig
+from ...data.plan.plan import Draw
 from .metrics import MetricsLog
 
 

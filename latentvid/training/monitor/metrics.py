@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from ..files import file_fault, kept_beside, written_whole
+from ...errors import UserError
+from ...files import file_fault, kept_beside, written_whole
 
 logger = logging.getLogger(__name__)
 

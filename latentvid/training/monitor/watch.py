@@ -16,15 +16,15 @@ from accelerate.utils import gather_object
 from PIL import Image
 from torch import nn
 
-from ..data.writing import write_video
-from ..evaluation.sheet import Row, draw_sheet
-from ..files import written_whole
-from .config import TrainingConfig, Weights
-from .ema import EMA
+from ...config.schema import TrainingConfig, Weights
+from ...data.video.writing import write_video
+from ...evaluation.sheet import Row, draw_sheet
+from ...files import written_whole
+from ..checkpoint.records import Best, read_record
+from ..ema import EMA
+from ..parallel.strategy import Strategy
+from ..task import Task
 from .metrics import MetricsLog
-from .records import Best, read_record
-from .strategy import Strategy
-from .task import Task
 
 SHEET_SIDE = 128  # pixels, about the height of a frame in a sheet
 FPS = 8.0

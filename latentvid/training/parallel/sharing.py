@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 import torch
 
-from ..errors import UserError
-from ..world import shared_store
+from ...errors import UserError
+from ...world import shared_store
 
 BEAT_S = 5.0
 SILENT_S = 60.0  # without a beat a process is taken for dead, and its piece is made by another

@@ -15,8 +15,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..errors import UserError
-from .config import TrainingConfig
+from ...config.schema import TrainingConfig
+from ...errors import UserError
 from .pieces import Piece
 
 

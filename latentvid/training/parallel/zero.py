@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
-from ..errors import UserError
-from ..models.layers import PackedAttention
-from .config import TrainingConfig
+from ...config.schema import TrainingConfig
+from ...errors import UserError
+from ...models.layers import PackedAttention
 from .pieces import Piece
 from .strategy import Fsdp2, Strategy, Whole, on_device
 

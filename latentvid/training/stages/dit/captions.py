@@ -8,12 +8,12 @@ from itertools import chain, compress
 
 import numpy as np
 
-from ..data.columns import Strings
-from ..data.manifest import Manifest
-from ..data.samples import Dropped, shown
-from ..errors import UserError
-from ..text import Fit, TextEncoder
-from .config import CaptionRules
+from ....config.schema import CaptionRules
+from ....data.manifest.columns import Strings
+from ....data.manifest.manifest import Manifest
+from ....data.manifest.samples import Dropped, shown
+from ....errors import UserError
+from ....text import Fit, TextEncoder
 
 MOSTLY = 0.5  # a caption of whose characters more are unknown counts as unknown
 EXAMPLES = 3

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.clips import ClipSource, Transform, open_sources
-from ..data.latents import INDEX, cache_key, file_hash, module_fingerprint, write_index
-from ..data.manifest import Columns, dropped_by_reason
-from ..data.shards import (
+from ....config.schema import CaptionRules
+from ....data.cache.earlier import Earlier, computed_in, finite, forget, put_aside
+from ....data.cache.latents import INDEX, cache_key, file_hash, module_fingerprint, write_index
+from ....data.cache.shards import (
     Encoded,
     EntryKey,
     FileState,
@@ -37,19 +37,19 @@ from ..data.shards import (
     write_origins,
     write_shard,
 )
-from ..data.storage import patiently
-from ..errors import ClipError, UserError
-from ..lock import FolderLock
-from ..models.interchange import channels_last, load_vae
-from ..precision import Computed, MixedPrecision, autocast, choose, describe
-from ..text import TextEncoder
-from ..world import from_main, process_state
+from ....data.clips import ClipSource, Transform, open_sources
+from ....data.manifest.manifest import Columns, dropped_by_reason
+from ....data.storage import patiently
+from ....errors import ClipError, UserError
+from ....lock import FolderLock
+from ....models.interchange import channels_last, load_vae
+from ....precision import Computed, MixedPrecision, autocast, choose, describe
+from ....text import TextEncoder
+from ....world import from_main, process_state
+from ...feed.manifests import main_first
+from ...machine import take_threads
+from ...parallel.sharing import SharedWork
 from .captions import check_captions
-from .config import CaptionRules
-from .earlier import Earlier, computed_in, finite, forget, put_aside
-from .machine import take_threads
-from .manifests import main_first
-from .sharing import SharedWork
 
 SHARD = 256  # windows in a shard; the unit of work and of resuming
 PIXELS = 2  # of what decoding and resizing make of a file: raise it when that changes

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..packing import Packed
+from ....packing import Packed
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,16 @@ import numpy as np
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from ..data.clips import Transform
-from ..errors import ClipError, UserError
-from ..evaluation.bootstrap import summarise
-from ..evaluation.metrics import open_metrics
-from ..evaluation.rows import Clip
-from ..pipelines.sampling import Sampling
-from .task import shares
+from ....data.clips import Transform
+from ....errors import ClipError, UserError
+from ....evaluation.bootstrap import summarise
+from ....evaluation.metrics import open_metrics
+from ....evaluation.rows import Clip
+from ....pipelines.sampling import Sampling
+from ...task import shares
 
 if TYPE_CHECKING:
-    from .dit_task import DitTask
+    from .task import DitTask
 
 SEED = 1_000_000  # of the first clip's noise: far from that of the samples that are looked at
 

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..data.clips import ClipSource
-from ..data.latents import LatentCaches
-from ..models.interchange import Vae
+from ....data.cache.latents import LatentCaches
+from ....data.clips import ClipSource
+from ....models.interchange import Vae
 
 MOST = 50  # kinds that are kept, those with the most tokens
 Kind = tuple[int, int, int, float]  # frames, height, width, fps (0 of pictures, and where it is not known)

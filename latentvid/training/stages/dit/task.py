@@ -17,34 +17,34 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..attention import resolve_backend
-from ..data.clips import ClipSource, Transform
-from ..data.columns import Lookup
-from ..data.latents import LatentCaches, module_fingerprint
-from ..data.plan import Draw
-from ..data.stacks import Stacks
-from ..data.transforms import from_uint8
-from ..diffusion.objective import loss_per_sample
-from ..diffusion.scheduler import LatentVideoScheduler
-from ..errors import UserError
-from ..evaluation.sheet import Row
-from ..models.attention_plan import attended_pairs
-from ..models.interchange import channels_last, load_vae
-from ..models.transformer import VideoDiT
-from ..packing import Grid, Packed, patchify, spans, token_grid
-from ..pipelines.latent_video import LatentVideoPipeline
-from ..pipelines.sampling import Sampling
-from ..precision import dtype_of
-from ..rng import generator
-from ..sequence import make_sequence_group, makers
-from ..text import TextEncoder
+from ....attention import resolve_backend
+from ....config.schema import DitConfig, several
+from ....data.cache.latents import LatentCaches, module_fingerprint
+from ....data.clips import ClipSource, Transform
+from ....data.manifest.columns import Lookup
+from ....data.plan.plan import Draw
+from ....data.stacks import Stacks
+from ....data.transforms import from_uint8
+from ....diffusion.objective import loss_per_sample
+from ....diffusion.scheduler import LatentVideoScheduler
+from ....errors import UserError
+from ....evaluation.sheet import Row
+from ....models.attention_plan import attended_pairs
+from ....models.flops import GridFlops, dit_flops, vae_flops
+from ....models.interchange import channels_last, load_vae
+from ....models.transformer import VideoDiT
+from ....packing import Grid, Packed, patchify, spans, token_grid
+from ....pipelines.latent_video import LatentVideoPipeline
+from ....pipelines.sampling import Sampling
+from ....precision import dtype_of
+from ....rng import generator
+from ....sequence import make_sequence_group, makers
+from ....text import TextEncoder
+from ...feed.manifests import check_cache, open_manifests
+from ...task import HeldOut, build_model, shares
 from .captions import check_captions
-from .config import DitConfig, several
-from .dit_pack import DitPack
-from .flops import GridFlops, dit_flops, vae_flops
-from .manifests import check_cache, open_manifests
+from .pack import DitPack
 from .seen import defaults_of, seen_by, seen_in
-from .task import HeldOut, build_model, shares
 
 
 class DitTask:
@@ -344,7 +344,7 @@ class DitTask:
         return {i: Row([clip], prompts[i]) for (i, counts), clip in zip(mine, clips, strict=True) if counts}
 
     def held_out(self) -> HeldOut | None:
-        from .dit_validation import HeldOutLatents  # which is a task itself
+        from .validation import HeldOutLatents  # which is a task itself
 
         return HeldOutLatents(self) if self.config.validation.every else None
 

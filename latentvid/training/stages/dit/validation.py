@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.clips import ClipSource
-from ..data.latents import Encoded
-from ..data.plan import Draw
-from ..errors import UserError
-from ..models.interchange import Vae
-from ..packing import Grid
-from ..rng import generator
-from ..text import TextEncoder
-from .compute import compute_type
-from .dit_task import DitTask
+from ....data.cache.latents import Encoded
+from ....data.clips import ClipSource
+from ....data.plan.plan import Draw
+from ....errors import UserError
+from ....models.interchange import Vae
+from ....packing import Grid
+from ....rng import generator
+from ....text import TextEncoder
+from ...compute import compute_type
 from .sampled_scores import SampledScores
+from .task import DitTask
 
 FIGURES = ("loss", "x_mse")
 

@@ -15,10 +15,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..data.transforms import from_uint8
-from ..rng import generator
-from .config import VaeConfig, VaeLoss
-from .optim import ramp
+from ....config.schema import VaeConfig, VaeLoss
+from ....data.transforms import from_uint8
+from ....rng import generator
+from ...optim import ramp
 
 CHARBONNIER = 1e-3  # about a tenth of a grey level of [-1,1]
 ADAPTIVE = 1e-6  # delta of Esser et al. 2021, equation 7

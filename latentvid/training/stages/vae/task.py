@@ -16,26 +16,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.clips import Transform
-from ..data.plan import Draw
-from ..data.stacks import Stacks
-from ..data.transforms import to_uint8
-from ..errors import UserError
-from ..evaluation.lpips import SMALLEST, load_lpips
-from ..evaluation.sheet import Row
-from ..models.discriminator import PatchCritic, VaeWithCritic
-from ..models.interchange import Vae, build_vae, channels_last, load_vae
-from ..packing import Grid
-from ..progress import phase
-from ..rng import generator
-from .compute import compute_type
-from .config import VaeConfig, several
-from .flops import GridFlops, vae_flops
-from .manifests import open_manifests
-from .optim import Part
-from .task import HeldOut, build_model, shares
-from .vae_losses import VaeObjective
-from .vae_validation import HeldOutClips
+from ....config.schema import VaeConfig, several
+from ....data.clips import Transform
+from ....data.plan.plan import Draw
+from ....data.stacks import Stacks
+from ....data.transforms import to_uint8
+from ....errors import UserError
+from ....evaluation.pairs.lpips import SMALLEST, load_lpips
+from ....evaluation.sheet import Row
+from ....models.discriminator import PatchCritic, VaeWithCritic
+from ....models.flops import GridFlops, vae_flops
+from ....models.interchange import Vae, build_vae, channels_last, load_vae
+from ....packing import Grid
+from ....progress import phase
+from ....rng import generator
+from ...compute import compute_type
+from ...feed.manifests import open_manifests
+from ...optim import Part
+from ...task import HeldOut, build_model, shares
+from .losses import VaeObjective
+from .validation import HeldOutClips
 
 SHOWN = 4  # windows in a look at the model
 

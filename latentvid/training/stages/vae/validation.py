@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..data.transforms import to_uint8
-from ..errors import UserError
-from ..evaluation.fidelity import SSIM_WINDOW, Fidelity
-from .manifests import open_manifests
-from .task import shares
-from .vae_losses import divergence, pixel_losses
+from ....data.transforms import to_uint8
+from ....errors import UserError
+from ....evaluation.pairs.fidelity import SSIM_WINDOW, Fidelity
+from ...feed.manifests import open_manifests
+from ...task import shares
+from .losses import divergence, pixel_losses
 
 if TYPE_CHECKING:
-    from .vae_task import VaeTask
+    from .task import VaeTask
 
 FIGURES = ("loss", "psnr", "ssim")
 

@@ -1,0 +1,1 @@
+"""Configuration: its schema, the command line, conversion of values, YAML."""

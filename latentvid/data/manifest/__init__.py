@@ -1,0 +1,1 @@
+"""Manifests: tables of clips and captions, folders searched for them, facts of their files."""

@@ -1,0 +1,1 @@
+"""The plan: which samples make up each training step."""

@@ -1,0 +1,1 @@
+"""The demo alone: its digits, text encoder, judge, scores and page."""

@@ -1,0 +1,1 @@
+"""Scores of clips against the clips they should equal."""

@@ -1,0 +1,1 @@
+"""What people prefer: blind pairs and their count."""

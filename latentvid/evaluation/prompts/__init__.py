@@ -1,0 +1,1 @@
+"""How well clips fit their captions."""

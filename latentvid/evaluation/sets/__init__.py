@@ -1,0 +1,1 @@
+"""Scores of sets of clips, by features of networks."""

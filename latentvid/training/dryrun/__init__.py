@@ -1,0 +1,1 @@
+"""What a run would be: memory, time and packs, without training."""

@@ -1,0 +1,1 @@
+"""What a run says of itself, and its measurements on held-out data."""

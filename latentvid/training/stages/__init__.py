@@ -1,0 +1,1 @@
+"""Stages: what is trained, on what, with which loss."""
