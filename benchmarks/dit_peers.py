@@ -57,7 +57,7 @@ def ours(shape: Shape, attention: str = "full") -> Net:
         attention=attention,
     )
     layout, text_layout = Packed.of([shape.grid]), Packed.of_lengths([shape.text])
-    tokens, text, level = torch.randn(shape.tokens, FEATURES), _text(shape)[0], torch.full((layout.rows,), 0.5)
+    tokens, text, level = torch.randn(shape.tokens, FEATURES), _text(shape)[0], torch.full((layout.frames,), 0.5)
     return model, lambda m, dtype: m(tokens.to(dtype), level, text.to(dtype), layout, text_layout)
 
 

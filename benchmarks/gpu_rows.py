@@ -46,7 +46,7 @@ def step(
     grids = [tuple(grid) for grid in grids]
     layout, words = Packed.of(grids).to(bench.device), Packed.of_lengths([text] * len(grids)).to(bench.device)
     tokens = torch.randn(layout.tokens, CHANNELS * PATCH**2, device=bench.device)
-    level = torch.rand(layout.rows, device=bench.device)
+    level = torch.rand(layout.frames, device=bench.device)
     states = torch.randn(words.tokens, text_width, device=bench.device)
     autocast = torch.autocast(bench.device.type, torch.bfloat16)
 

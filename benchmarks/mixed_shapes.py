@@ -164,7 +164,7 @@ class Batch:
         true, text_layout = Packed.of(grids), Packed.of_lengths([TEXT] * len(grids))
         clean, noise = (torch.randn(true.tokens, FEATURES, generator=source) for _ in range(2))
         text = torch.randn(text_layout.tokens, 512, generator=source)
-        timestep = torch.rand(len(grids), generator=source)[true.row_segment]
+        timestep = torch.rand(len(grids), generator=source)[true.frame_segment]
         layout, real = (true, None) if padded_to is None else pad(true, padded_to or true.max_len)
         return cls(true, layout, text_layout, clean, noise, text, timestep, real)
 
@@ -183,9 +183,9 @@ def pad(true: Packed, to: int) -> tuple[Packed, Tensor]:
         lengths=[to] * n,
         position=true.position[of],
         segment=true.segment[of],
-        row=true.row[of],
-        row_segment=true.row_segment,
-        row_tokens=true.row_tokens,
+        frame=true.frame[of],
+        frame_segment=true.frame_segment,
+        frame_tokens=true.frame_tokens,
         grid=true.grid,
     )
     return layout, torch.nonzero((place < length).flatten()).flatten()
@@ -227,7 +227,7 @@ class Trainer:
 
     def losses(self, batch: Batch) -> Tensor:
         """Of each sample [N]."""
-        t = batch.timestep.index_select(0, batch.true.row)[:, None]
+        t = batch.timestep.index_select(0, batch.true.frame)[:, None]
         noised, target = (make(batch.clean, batch.noise, t) for make in (self.scheduler.mix, self.scheduler.target))
         self.model.attention_backend = "grouped" if batch.real is None else "masked"
         if batch.real is not None:

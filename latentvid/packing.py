@@ -1,6 +1,6 @@
 """The one sequence layout: whole samples (images and clips of any shape) laid end to end, without padding.
 
-Axes: T tokens in a pack, N segments (samples), R noise rows (latent frames), C latent channels, f h w the latent's
+Axes: T tokens in a pack, N segments (samples), R latent frames, C latent channels, f h w the latent's
 frames, height and width, P token features. Token order within a sample is (f, h, w), row-major.
 """
 
@@ -40,14 +40,15 @@ class Segments:
 class Packed(Segments):
     """Where each token of a pack belongs; features are kept apart. The segments are the samples.
 
-    A layout is of a whole pack, or of a piece of one (`piece`): some of its tokens, in order, with all the noise rows
-    of the samples that they are of. In a piece everything is numbered from the piece's first token, row and sample.
+    A layout is of a whole pack, or of a piece of one (`piece`): some of its tokens, in order, with all the latent
+    frames of the samples that they are of. In a piece everything is numbered from the first token, frame and sample of
+    the piece.
 
     position: int64 [T,3], each token's (frame, row, column) in its sample's token grid.
     segment: int64 [T], the sample a token belongs to.
-    row: int64 [T], the noise row (one a latent frame of each sample) a token belongs to.
-    row_segment: int64 [R], the sample a noise row belongs to.
-    row_tokens: int64 [R], tokens of each noise row in the whole sample.
+    frame: int64 [T], the latent frame (counted over all samples) a token belongs to.
+    frame_segment: int64 [R], the sample a latent frame belongs to.
+    frame_tokens: int64 [R], tokens of each latent frame in the whole sample.
     grid: (frames, rows, columns) of each segment's whole sample; host only, as `lengths` are, which count the tokens
         that are here.
     whole: the pack that this is a piece of; None where this is a whole pack.
@@ -55,9 +56,9 @@ class Packed(Segments):
 
     position: Tensor
     segment: Tensor
-    row: Tensor
-    row_segment: Tensor
-    row_tokens: Tensor
+    frame: Tensor
+    frame_segment: Tensor
+    frame_tokens: Tensor
     grid: tuple[Grid, ...]
     whole: Packed | None = None
 
@@ -68,16 +69,16 @@ class Packed(Segments):
             raise ValueError(f"a pack needs at least one sample and sides of at least 1, got {list(grids)}")
         grids = tuple((int(f), int(h), int(w)) for f, h, w in grids)
         lengths = [f * h * w for f, h, w in grids]
-        row_segment = torch.repeat_interleave(torch.tensor([f for f, _, _ in grids]))
-        row_tokens = torch.tensor([h * w for _, h, w in grids])[row_segment]
+        frame_segment = torch.repeat_interleave(torch.tensor([f for f, _, _ in grids]))
+        frame_tokens = torch.tensor([h * w for _, h, w in grids])[frame_segment]
         return cls(
             cu_seqlens=_cu_seqlens(lengths),
             max_len=max(lengths),
             position=torch.cat([_positions(grid) for grid in grids]),
             segment=torch.repeat_interleave(torch.tensor(lengths)),
-            row=torch.repeat_interleave(row_tokens),
-            row_segment=row_segment,
-            row_tokens=row_tokens,
+            frame=torch.repeat_interleave(frame_tokens),
+            frame_segment=frame_segment,
+            frame_tokens=frame_tokens,
             grid=grids,
             lengths=lengths,
         )
@@ -100,7 +101,7 @@ class Packed(Segments):
             max_len=max(lengths),
             position=here.position[tokens].clone(),
             segment=here.segment[tokens].clone(),
-            row=here.row[tokens].clone(),
+            frame=here.frame[tokens].clone(),
             lengths=lengths,
             whole=self,
         )
@@ -114,8 +115,8 @@ class Packed(Segments):
         return len(self.grid)
 
     @property
-    def rows(self) -> int:
-        return self.row_segment.shape[0]
+    def frames(self) -> int:
+        return self.frame_segment.shape[0]
 
     @property
     def sample_lengths(self) -> list[int]:

@@ -24,15 +24,15 @@ def test_layout_is_its_definition(grids):
             for h in range(height):
                 for w in range(width):
                     assert layout.position[token].tolist() == [f, h, w]
-                    assert layout.segment[token] == n and layout.row[token] == row
+                    assert layout.segment[token] == n and layout.frame[token] == row
                     token += 1
-            assert layout.row_segment[row] == n and layout.row_tokens[row] == height * width
+            assert layout.frame_segment[row] == n and layout.frame_tokens[row] == height * width
             row += 1
-    assert layout.cu_seqlens[-1] == token == layout.tokens == len(layout.segment) == len(layout.row)
-    assert layout.rows == row and layout.segments == len(grids) and layout.whole is None
+    assert layout.cu_seqlens[-1] == token == layout.tokens == len(layout.segment) == len(layout.frame)
+    assert layout.frames == row and layout.segments == len(grids) and layout.whole is None
     assert layout.lengths == layout.cu_seqlens.diff().tolist() and layout.max_len == max(layout.lengths)
     assert layout.sample_lengths == layout.lengths
-    assert layout.cu_seqlens.dtype == torch.int32 and layout.row.dtype == torch.int64
+    assert layout.cu_seqlens.dtype == torch.int32 and layout.frame.dtype == torch.int64
 
 
 @quick
@@ -49,13 +49,13 @@ def test_pieces_are_the_whole_cut(grids, pieces):
     assert [sum(column) for column in zip(*(overlaps(whole.lengths, s) for s in every), strict=True)] == whole.lengths
     for span in every:
         piece, here = whole.piece(span), slice(span.start, span.stop)
-        rows = (whole.row_segment >= span.first) & (whole.row_segment < span.last)
+        rows = (whole.frame_segment >= span.first) & (whole.frame_segment < span.last)
         assert piece.whole is whole and piece.tokens == span.stop - span.start == sum(piece.lengths)
         assert torch.equal(piece.position, whole.position[here])
         assert torch.equal(piece.segment + span.first, whole.segment[here])
-        assert torch.equal(piece.row + int(rows.nonzero()[0]), whole.row[here])
-        assert torch.equal(piece.row_segment + span.first, whole.row_segment[rows])
-        assert torch.equal(piece.row_tokens, whole.row_tokens[rows])
+        assert torch.equal(piece.frame + int(rows.nonzero()[0]), whole.frame[here])
+        assert torch.equal(piece.frame_segment + span.first, whole.frame_segment[rows])
+        assert torch.equal(piece.frame_tokens, whole.frame_tokens[rows])
         assert piece.lengths == piece.cu_seqlens.diff().tolist() == piece.segment.bincount().tolist()
         assert piece.max_len == max(piece.lengths) and piece.cu_seqlens.dtype == torch.int32
         assert piece.segments == len(piece.lengths) and piece.grid == tuple(grids[span.first : span.last])
@@ -98,7 +98,7 @@ def test_plain_sequences():
     layout = Packed.of_lengths([3, 1, 2])
     assert layout.cu_seqlens.tolist() == [0, 3, 4, 6] and layout.lengths == [3, 1, 2] and layout.max_len == 3
     assert layout.segment.tolist() == [0, 0, 0, 1, 2, 2]
-    assert layout.row.tolist() == layout.segment.tolist()  # one row a sequence
+    assert layout.frame.tolist() == layout.segment.tolist()  # one row a sequence
 
 
 def test_to_moves_and_never_casts():

@@ -51,14 +51,14 @@ def inputs(grids) -> tuple[Packed, dict[str, Tensor], list[int]]:
     words = [1 + i % 3 for i in range(len(grids))]
     shapes = {"tokens": (layout.tokens, 8), "text": (sum(words), 10), "weights": (layout.tokens, 8)}
     tensors = {name: torch.randn(shape, generator=rand).double() for name, shape in shapes.items()}
-    return layout, tensors | {"timestep": torch.rand(layout.rows, generator=rand)}, words
+    return layout, tensors | {"timestep": torch.rand(layout.frames, generator=rand)}, words
 
 
 def piece(grids, rank: int, size: int) -> tuple[Packed, dict[str, Tensor], list[int]]:
     """The part of `inputs` that one process works on."""
     layout, tensors, words = inputs(grids)
     span = spans(layout.lengths, size)[rank]
-    rows = (layout.row_segment >= span.first) & (layout.row_segment < span.last)
+    rows = (layout.frame_segment >= span.first) & (layout.frame_segment < span.last)
     here = {name: tensors[name][span.start : span.stop] for name in ("tokens", "weights")}
     here["timestep"] = tensors["timestep"][rows]
     here["text"] = torch.cat(tensors["text"].split(words)[span.first : span.last])
@@ -234,7 +234,7 @@ def test_losses_of_pieces_add_up():
     for size in (2, 3, 5):
         got = torch.zeros(3)
         for span in spans(layout.lengths, size):
-            rows = (layout.row_segment >= span.first) & (layout.row_segment < span.last)
+            rows = (layout.frame_segment >= span.first) & (layout.frame_segment < span.last)
             part = slice(span.start, span.stop)
             losses = loss_per_sample(prediction[part], target[part], timestep[rows], layout.piece(span))
             got[span.first : span.last] += losses

@@ -1,7 +1,7 @@
 """Pieces of a transformer block whose backward pass computes again what is cheap, rather than keep it.
 
 Each is one autograd function over the plain formula in its docstring, in the dtype of what it is given; statistics and
-sums over tokens are fp32 at least. Second derivatives are not there. Axes: T tokens, S keys, R noise rows, D width,
+sums over tokens are fp32 at least. Second derivatives are not there. Axes: T tokens, S keys, R latent frames, D width,
 A heads, K head width, H hidden width.
 """
 

@@ -1,6 +1,6 @@
 """Guidance of the network's prediction while sampling.
 
-Axes: T tokens of a pack, P token features, R noise rows, N samples.
+Axes: T tokens of a pack, P token features, R latent frames, N samples.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ class Guidance:
 
     def combine(self, conditional: Tensor, unconditional: Tensor, t: Tensor, layout: Packed) -> Tensor:
         """The guided prediction [T,P] of two [T,P] at levels t [R]."""
-        scale = self.scales(t).index_select(0, layout.row)[:, None]
+        scale = self.scales(t).index_select(0, layout.frame)[:, None]
         guided = classifier_free(conditional, unconditional, scale)
         if not self.rescale:
             return guided
-        counts = (t > 0).index_select(0, layout.row)  # the network says nothing about given rows
+        counts = (t > 0).index_select(0, layout.frame)  # the network says nothing about given frames
         ratio = _deviations(conditional, counts, layout) / _deviations(guided, counts, layout).clamp_min(1e-12)
         factor = (self.rescale * ratio + 1 - self.rescale).index_select(0, layout.segment)[:, None]
         return torch.where(scale == 1, guided, guided * factor)
@@ -91,7 +91,7 @@ def measurement_guided(
     """
 
     def guided(z: Tensor, t: Tensor) -> Tensor:
-        level = t.index_select(0, layout.row)[:, None]
+        level = t.index_select(0, layout.frame)[:, None]
         with torch.enable_grad():
             z = z.detach().requires_grad_(True)
             x, _ = scheduler.recover(z, predict(z, t), level)
@@ -121,7 +121,7 @@ def reconstruction_guided(
     )
 
     def kept(z: Tensor, t: Tensor) -> Tensor:
-        level = t.index_select(0, layout.row)[:, None]
+        level = t.index_select(0, layout.frame)[:, None]
         return torch.where(known, _target_of(scheduler, clean, z, level), guided(z, t))
 
     return kept

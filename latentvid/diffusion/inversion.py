@@ -1,6 +1,6 @@
 """Inversion: from data to the noise from which the Euler solver makes it again.
 
-Axes: T tokens of a pack, P token features, R noise rows, N samples, K steps.
+Axes: T tokens of a pack, P token features, R latent frames, N samples, K steps.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def invert(
     (Song et al. 2020, section 4.3; for rectified flow, Euler's step backward), with the network at (z_s, t) and not at
     (z_s, s), since s = 0 is a given frame to it. Each iteration then adds to the guess what the step misses z_s by
     (Pan et al. 2023, section 3.2, for any target), or where that misses by more than before, half of it to the guess
-    before. This takes K (1 + iterations) calls in all. Rows whose level stays do not move.
+    before. This takes K (1 + iterations) calls in all. Frames whose level stays do not move.
     """
     if iterations < 0:
         raise ValueError(f"{iterations} iterations: give 0 (DDIM inversion) or more")
     z, moved = x, []
     for i in progress(range(len(levels) - 2, -1, -1)):
-        t, s = (level.index_select(0, layout.row)[:, None] for level in (levels[i], levels[i + 1]))
+        t, s = (level.index_select(0, layout.frame)[:, None] for level in (levels[i], levels[i + 1]))
         goal, best, change, least, rate = z, z, z, math.inf, 1.0
         gain = _gain(scheduler, t, s)
         for _ in range(iterations + 1):

@@ -1,8 +1,8 @@
 """Prediction targets as linear maps of (x, eps), their inversion, the loss and its weighting.
 
 Every target is y = p x + q eps; with z = alpha x + sigma eps a 2x2 system gives x and eps back.
-Axes: T tokens, P token features, R noise rows, N samples. torch is imported where it is used: a configuration, and its
-help, do without.
+Axes: T tokens, P token features, R latent frames, N samples. torch is imported where it is used: a
+configuration, and its help, do without.
 """
 
 from __future__ import annotations
@@ -103,16 +103,16 @@ class Weighting:
 def loss_per_sample(
     prediction: Tensor, target: Tensor, timestep: Tensor, layout: Packed, weight: Tensor | None = None
 ) -> Tensor:
-    """Mean squared error of each sample [N], over its tokens [T,P]; rows at noise level 0 are given and do not count.
+    """Mean squared error of each sample [N], over its tokens [T,P]; frames at noise level 0 are given and do not count.
 
-    `weight` [R] multiplies the error of each row.
+    `weight` [R] multiplies the error of each frame.
 
-    A sample whose rows are all given has loss 0. A piece of a sample has the part that its tokens are of the mean: the
-    losses of a pack's pieces add up to the pack's.
+    A sample whose frames are all given has loss 0. A piece of a sample has the part that its tokens are of the mean:
+    the losses of a pack's pieces add up to the pack's.
     """
     error = (prediction.float() - target.float()).square().mean(-1)  # [T]
     counts = (timestep > 0).float()  # [R]
     zeros = error.new_zeros(layout.segments)
     rows = counts if weight is None else counts * weight
-    total = zeros.index_add(0, layout.segment, error * rows.index_select(0, layout.row))
-    return total / zeros.index_add(0, layout.row_segment, counts * layout.row_tokens).clamp_min(1.0)
+    total = zeros.index_add(0, layout.segment, error * rows.index_select(0, layout.frame))
+    return total / zeros.index_add(0, layout.frame_segment, counts * layout.frame_tokens).clamp_min(1.0)

@@ -82,7 +82,7 @@ class LatentVideoScheduler(SchedulerMixin, ConfigMixin):
         """From z at level t to level s < t: alpha_s x + sqrt(sigma_s^2 - u^2) eps + u noise.
 
         Without noise u = 0: DDIM (Song et al. 2020, eq. 12) and Euler's step of the flow. With noise and eta = 1, u is
-        the posterior's deviation: DDPM's ancestral step (Ho et al. 2020, eq. 6 and 7). Rows with s = t do not move.
+        the posterior's deviation: DDPM's ancestral step (Ho et al. 2020, eq. 6 and 7). Frames with s = t do not move.
         """
         x, eps = self.recover(z, prediction, t)
         alpha_t, sigma_t = self.path.coefficients(t)

@@ -1,6 +1,6 @@
 """Solvers: from noise to data over given noise levels, as loops over a denoiser.
 
-Axes: T tokens of a pack, P token features, R noise rows, K steps.
+Axes: T tokens of a pack, P token features, R latent frames, K steps.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Solver(Protocol):
     """Made for one run with (scheduler, levels [K+1,R], layout, noise, after)."""
 
     def step(self, predict: Predict, i: int, z: Tensor) -> Tensor:
-        """z at levels[i] -> at levels[i + 1]; rows whose level stays do not move."""
+        """z at levels[i] -> at levels[i + 1]; frames whose level stays do not move."""
 
 
 class Euler:
@@ -39,12 +39,12 @@ class Euler:
         self, scheduler: LatentVideoScheduler, levels: Tensor, layout: Packed, noise: Noise | None, after: After | None
     ) -> None:
         self.scheduler, self.noise, self.after = scheduler, noise, after
-        self.levels = levels.index_select(1, layout.row)[..., None]  # [K+1,T,1]
-        self.rows = levels
+        self.levels = levels.index_select(1, layout.frame)[..., None]  # [K+1,T,1]
+        self.per_frame = levels
 
     def step(self, predict: Predict, i: int, z: Tensor) -> Tensor:
         noise = self.noise() if self.stochastic else None
-        return self.scheduler.step(predict(z, self.rows[i]), self.levels[i], self.levels[i + 1], z, noise)
+        return self.scheduler.step(predict(z, self.per_frame[i]), self.levels[i], self.levels[i + 1], z, noise)
 
 
 class Ancestral(Euler):
@@ -65,13 +65,13 @@ class Heun(Euler):
         t, s = self.levels[i], self.levels[i + 1]
         (alpha, sigma), (alpha_s, sigma_s) = (self.scheduler.path.coefficients(level) for level in (t, s))
         line = isinstance(self.scheduler.path, RectifiedFlow)
-        x, eps = self.scheduler.recover(z, predict(z, self.rows[i]), t)
+        x, eps = self.scheduler.recover(z, predict(z, self.per_frame[i]), t)
         landed = torch.where(s == t, z, alpha_s * x + sigma_s * eps)
         again = (s < t) & (s > 0) & (line | (alpha > 1e-3))
         if not bool(again.any()):
             return landed
-        seen = landed if self.after is None else self.after(landed, self.rows[i + 1])
-        x_s, eps_s = self.scheduler.recover(seen, predict(seen, self.rows[i + 1]), s)
+        seen = landed if self.after is None else self.after(landed, self.per_frame[i + 1])
+        x_s, eps_s = self.scheduler.recover(seen, predict(seen, self.per_frame[i + 1]), s)
         if line:
             bend = (s - t) * ((eps_s - x_s) - (eps - x))
         else:
@@ -80,7 +80,7 @@ class Heun(Euler):
 
 
 class Multistep:
-    """A multistep solver of diffusers, on any path and target, each row over its own levels.
+    """A multistep solver of diffusers, on any path and target, each frame over its own levels.
 
     Their steps hold x between them and depend on sigma / alpha alone. So with c = alpha + sigma every path is a
     straight line to them, z / c = (1 - f) x + f eps with f = sigma / c, and the network predicts x.
@@ -94,10 +94,10 @@ class Multistep:
         self, scheduler: LatentVideoScheduler, levels: Tensor, layout: Packed, noise: Noise | None, after: After | None
     ) -> None:
         self.scheduler, self.noise = scheduler, noise
-        self.levels = levels.index_select(1, layout.row)[..., None]  # [K+1,T,1]
-        self.rows = levels
+        self.levels = levels.index_select(1, layout.frame)[..., None]  # [K+1,T,1]
+        self.per_frame = levels
         columns, group = levels.cpu().unique(dim=1, return_inverse=True)  # [K+1,G], [R]
-        group = group.to(levels.device).index_select(0, layout.row)  # [T]
+        group = group.to(levels.device).index_select(0, layout.frame)  # [T]
         self.tracks = [
             (torch.nonzero(group == g)[:, 0], _Track(self, column))
             for g, column in enumerate(columns.unbind(1))
@@ -105,7 +105,7 @@ class Multistep:
         ]
 
     def step(self, predict: Predict, i: int, z: Tensor) -> Tensor:
-        x, _ = self.scheduler.recover(z, predict(z, self.rows[i]), self.levels[i])
+        x, _ = self.scheduler.recover(z, predict(z, self.per_frame[i]), self.levels[i])
         noise = self.noise() if self.stochastic else None
         moved = z.clone()
         for tokens, track in self.tracks:
@@ -116,7 +116,7 @@ class Multistep:
 
 
 class _Track:
-    """One run of a diffusers scheduler: the rows that go through the same levels [K+1], which may pause."""
+    """One run of a diffusers scheduler: the frames that go through the same levels [K+1], which may pause."""
 
     def __init__(self, method: Multistep, column: Tensor) -> None:
         alpha, sigma = method.scheduler.path.coefficients(column)
@@ -183,7 +183,7 @@ def solve(
     after: After | None = None,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> Tensor:
-    """z [T,P] at levels[0] -> at levels[K]: levels [K+1,R] fall, or stay where a row is given.
+    """z [T,P] at levels[0] -> at levels[K]: levels [K+1,R] fall, or stay where a frame is given.
 
     noise: makes fresh noise, for the solvers that add some. after: changes the state after each step, by its levels
     [R], such as to put known tokens back. Raises UserError for an unknown solver.

@@ -41,7 +41,7 @@ class Mixture:
         """The perfect network for the scheduler's path and target, in z's dtype."""
 
         def predict(z: Tensor, t: Tensor) -> Tensor:
-            level = t.index_select(0, layout.row)[:, None]
+            level = t.index_select(0, layout.frame)[:, None]
             alpha, sigma = (c.double() for c in scheduler.path.coefficients(level))
             x = torch.where(sigma > 0, self.denoise(z, alpha, sigma.clamp_min(1e-9)), z.double())
             eps = torch.where(sigma > 0, (z.double() - alpha * x) / sigma.clamp_min(1e-9), 0.0)

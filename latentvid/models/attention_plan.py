@@ -1,6 +1,6 @@
 """Which tokens a block's self-attention joins: plans made once a forward pass, outside the blocks.
 
-Axes: T tokens in a pack, N segments (samples), R noise rows (latent frames), G gathered keys, K head width; a sample's
+Axes: T tokens in a pack, N segments (samples), R latent frames, G gathered keys, K head width; a sample's
 token grid is (f, h, w).
 
 | attention    | blocks     | a token attends to                     | (query, key) pairs of a sample |
@@ -82,7 +82,7 @@ def attended_pairs(attention: str, depth: int, grid: Grid) -> int:
 
 def _frames(layout: Packed) -> Segments:
     """A segment a latent frame."""
-    return _segments(layout.row_tokens, [h * w for f, h, w in layout.grid for _ in range(f)])
+    return _segments(layout.frame_tokens, [h * w for f, h, w in layout.grid for _ in range(f)])
 
 
 def _along_time(layout: Packed, rotary: Rotary) -> AttentionPlan:
@@ -108,13 +108,13 @@ def _causal(layout: Packed, rotary: Rotary, past: Sequence[int]) -> AttentionPla
 
     Keys are copied into place for each frame, so a sample's are held (f+1)/2 times: exact with every backend.
     """
-    device, total = layout.row.device, sum(past)
+    device, total = layout.frame.device, sum(past)
     lengths = [p + i * h * w for p, (f, h, w) in zip(past, layout.grid, strict=True) for i in range(1, f + 1)]
     count = torch.tensor(lengths, device=device)  # [R] keys of each frame
     cached = torch.tensor(past, device=device)  # [N]
     keys, size = _segments(count, lengths), sum(lengths)
-    frame = torch.repeat_interleave(torch.arange(layout.rows, device=device), count, output_size=size)  # [G]
-    sample = layout.row_segment.index_select(0, frame)
+    frame = torch.repeat_interleave(torch.arange(layout.frames, device=device), count, output_size=size)  # [G]
+    sample = layout.frame_segment.index_select(0, frame)
     offset = torch.arange(size, device=device) - (count.cumsum(0) - count).index_select(0, frame)
     first, n = (cached.cumsum(0) - cached).index_select(0, sample), cached.index_select(0, sample)
     new = total + layout.cu_seqlens.long().index_select(0, sample) + offset - n

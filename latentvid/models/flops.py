@@ -1,7 +1,7 @@
 """Floating-point operations of the models, counted from shapes, and what a device can do of them in a second.
 
 One multiply-add is 2. Matrix products, convolutions and attention count; what is elementwise does not (its share is
-small, and no datasheet counts it). Axes: T tokens, N segments, R noise rows, S text tokens, D width.
+small, and no datasheet counts it). Axes: T tokens, N segments, R latent frames, S text tokens, D width.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Layers of the diffusion transformer.
 
-Axes: T tokens, S text tokens, R noise rows, D width, A heads, K head width.
+Axes: T tokens, S text tokens, R latent frames, D width, A heads, K head width.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class PackedAttention(nn.Module):
 class Block(nn.Module):
     """DiT block with AdaLN-Zero (Peebles & Xie 2023) and cross-attention to text (PixArt, Chen et al. 2023).
 
-    The six modulation vectors are computed per noise row and read per token through `layout.row`.
+    The six modulation vectors are computed per latent frame and read per token through `layout.frame`.
     """
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, text_width: int) -> None:
@@ -183,9 +183,9 @@ class Block(nn.Module):
     ) -> Tensor:
         rows = self.modulation(F.silu(condition))  # [R,6D]
         shift1, scale1, gate1, shift2, scale2, gate2 = rows.chunk(6, dim=-1)  # [R,D] each
-        y = plan.arrange(modulated_norm(x, shift1, scale1, layout.row))
+        y = plan.arrange(modulated_norm(x, shift1, scale1, layout.frame))
         y = self.attention(y, y, plan.queries, plan.keys, backend, plan.rotary, plan.gather, sequence, cache)
-        x = gated_residual(x, plan.restore(y), gate1, layout.row)
+        x = gated_residual(x, plan.restore(y), gate1, layout.frame)
         x = x + self.cross(self.cross_norm(x), text, layout, text_layout, backend)
-        y = self.mlp(modulated_norm(x, shift2, scale2, layout.row))
-        return gated_residual(x, y, gate2, layout.row)
+        y = self.mlp(modulated_norm(x, shift2, scale2, layout.frame))
+        return gated_residual(x, y, gate2, layout.frame)

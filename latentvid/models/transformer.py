@@ -1,6 +1,6 @@
 """VideoDiT: a diffusion transformer over packed spacetime patches with a noise level for each latent frame.
 
-Axes: T tokens in a pack, P token features, N segments (samples), R noise rows (latent frames), S text tokens,
+Axes: T tokens in a pack, P token features, N segments (samples), R latent frames, S text tokens,
 D model width, A heads, K head width.
 """
 
@@ -107,7 +107,7 @@ class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
     def forward(
         self,
         tokens: Tensor,  # [T,P] noised latent patches
-        timestep: Tensor,  # [R] noise level of each row, in [0,1]; 0 is clean
+        timestep: Tensor,  # [R] noise level of each frame, in [0,1]; 0 is clean
         text: Tensor | TextContext,  # [S,Dt] text states, one segment a sample
         layout: Packed,
         text_layout: Packed,
@@ -120,8 +120,8 @@ class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
         """
         if layout.segments != text_layout.segments:
             raise ValueError(f"{layout.segments} samples but {text_layout.segments} prompts: give one prompt a sample")
-        if timestep.shape != layout.row_segment.shape:
-            raise ValueError(f"timestep has shape {tuple(timestep.shape)}, the layout has {layout.rows} rows")
+        if timestep.shape != layout.frame_segment.shape:
+            raise ValueError(f"timestep has shape {tuple(timestep.shape)}, the layout has {layout.frames} frames")
         if layout.whole is not None and self.sequence is None:
             raise ValueError("this is a piece of a pack, but the model has no group of processes to see the rest with")
         sequence = None if layout.whole is None else self.sequence
@@ -135,7 +135,7 @@ class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
         backend = resolve_backend(self.attention_backend, x.device, x.dtype)
         pooled, texts = self._read(text, text_layout)
         features = timestep_embedding(timestep, TIMESTEP_FEATURES).to(x.dtype)
-        condition = self.timestep_in(features) + pooled.index_select(0, layout.row_segment)  # [R,D]
+        condition = self.timestep_in(features) + pooled.index_select(0, layout.frame_segment)  # [R,D]
         position = layout.position if cache is None else cache.positions(layout)
         rotary = rotary_table(position, self.config.width // self.config.heads, self.config.rope_theta)
         past = None if cache is None else cache.lengths
@@ -151,7 +151,7 @@ class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
         if cache is not None and cache.records:
             cache.append(layout, caches)
         rows = self.final_modulation(F.silu(condition))  # [R,2D]
-        return self.tokens_out(modulated_norm(x, *rows.chunk(2, dim=-1), layout.row))
+        return self.tokens_out(modulated_norm(x, *rows.chunk(2, dim=-1), layout.frame))
 
     def _read(self, text: Tensor | TextContext, layout: Packed) -> tuple[Tensor, Sequence[Tensor | BlockText]]:
         """What the modulation [N,D] and each block [S,D] take of the text."""

@@ -1,6 +1,6 @@
 """What is asked of the sampler, and a pack of such requests before the network.
 
-Axes: T tokens of a pack, P token features, R noise rows, N samples, K steps; latents are [C,f,h,w], normalised.
+Axes: T tokens of a pack, P token features, R latent frames, N samples, K steps; latents are [C,f,h,w], normalised.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Batch:
         """The state z [T,P] at levels t [R] with the known tokens in their place, with their noise."""
         if not self.known.any():
             return z
-        level = t.index_select(0, self.layout.row)[:, None]
+        level = t.index_select(0, self.layout.frame)[:, None]
         return torch.where(self.known, scheduler.mix(self.clean, self.eps, level), z)
 
     @property
@@ -207,7 +207,7 @@ def record(
     _, both = _branches(text, requests, Packed.of(grids).to(z.device), guidance)
     layout = both[1]
     with cache.recording():
-        transformer(z.repeat(layout.segments // len(latents), 1), z.new_zeros(layout.rows), *both, cache=cache)
+        transformer(z.repeat(layout.segments // len(latents), 1), z.new_zeros(layout.frames), *both, cache=cache)
 
 
 Branch = tuple[TextContext, Packed, Packed]  # text, layout, that of the text
@@ -243,5 +243,5 @@ def _zero_until(guidance: Guidance, scheduler: LatentVideoScheduler, batch: Batc
 
 def _zero_velocity(scheduler: LatentVideoScheduler, z: Tensor, t: Tensor, layout: Packed) -> Tensor:
     """What the network would predict if x and eps were both z, so that no step moves it."""
-    p, q = target_coefficients(scheduler.config.target, scheduler.path, t.index_select(0, layout.row)[:, None])
+    p, q = target_coefficients(scheduler.config.target, scheduler.path, t.index_select(0, layout.frame)[:, None])
     return (p + q) * z

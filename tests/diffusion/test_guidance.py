@@ -74,7 +74,7 @@ def gaussian(scheduler: LatentVideoScheduler, layout: Packed):
     """The exact network for samples N(0, COVARIANCE) of FRAMES tokens, each in a row of its own."""
 
     def predict(z: Tensor, t: Tensor) -> Tensor:
-        level = t.index_select(0, layout.row)[:, None]
+        level = t.index_select(0, layout.frame)[:, None]
         alpha, sigma = (c.double().view(-1, FRAMES) for c in scheduler.path.coefficients(level))
         noised = alpha[:, :, None] * COVARIANCE * alpha[:, None] + torch.diag_embed(sigma.square().clamp_min(1e-12))
         gain = torch.linalg.solve(noised, alpha[:, :, None] * COVARIANCE)  # [N,F,F]

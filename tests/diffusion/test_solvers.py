@@ -30,7 +30,7 @@ def network(layout: Packed):
         z = z.float()
         others = z.new_zeros(layout.segments, z.shape[1]).index_add(0, layout.segment, z)
         mixed = z @ w + 0.2 * others.index_select(0, layout.segment) @ m
-        return torch.tanh(mixed + 3 * t.index_select(0, layout.row)[:, None] * b)
+        return torch.tanh(mixed + 3 * t.index_select(0, layout.frame)[:, None] * b)
 
     return predict
 

@@ -159,11 +159,11 @@ def kept_by_a_block(block: Block, frames: int, width: int, dtype: torch.dtype) -
     """Bytes, without the table of positions, which serves all blocks."""
     layout, text_layout = Packed.of([(frames, 4, 4)]), Packed.of_lengths([3])
     plan = make_plans("full", layout, rotary_table(layout.position, width // 2, 100.0))[0]
-    x, condition, text = (torch.randn(n, width, dtype=dtype) for n in (layout.tokens, layout.rows, 3))
+    x, condition, text = (torch.randn(n, width, dtype=dtype) for n in (layout.tokens, layout.frames, 3))
     x.requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         held = kept_by(lambda: block(x, condition, text, plan, layout, text_layout, "grouped"), block)
-    shared = {t.untyped_storage().data_ptr() for t in (*plan.rotary, layout.row)}
+    shared = {t.untyped_storage().data_ptr() for t in (*plan.rotary, layout.frame)}
     return sum(storage.nbytes() for pointer, storage in held.items() if pointer not in shared)
 
 

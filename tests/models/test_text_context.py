@@ -23,7 +23,7 @@ def make(attention: str = "full", **arguments) -> VideoDiT:
 def inputs(seed: int, grids=GRIDS) -> tuple[torch.Tensor, torch.Tensor, Packed]:
     """Tokens, noise levels, layout."""
     layout, rand = Packed.of(grids), torch.Generator().manual_seed(seed)
-    return torch.randn(layout.tokens, 12, generator=rand), torch.rand(layout.rows, generator=rand), layout
+    return torch.randn(layout.tokens, 12, generator=rand), torch.rand(layout.frames, generator=rand), layout
 
 
 TEXT, TEXT_LAYOUT = torch.randn(sum(WORDS), 10, generator=torch.Generator().manual_seed(0)), Packed.of_lengths(WORDS)

@@ -162,7 +162,7 @@ def test_a_block_compiles_whole_and_once_for_all_layouts(attention, turn):
         for grids, words in packs:
             layout, text_layout = Packed.of(grids), Packed.of_lengths(words)
             x = torch.randn(layout.tokens, 24)
-            condition, text = torch.randn(layout.rows, 24), torch.randn(text_layout.tokens, 24)
+            condition, text = torch.randn(layout.frames, 24), torch.randn(text_layout.tokens, 24)
             plan = make_plans(attention, layout, rotary_table(layout.position, 12, 100.0))[turn]
             results = []
             for net in (block, compiled):
@@ -221,5 +221,5 @@ def test_arguments_that_do_not_fit_are_named(model):
     with pytest.raises(ValueError, match="4 samples but 3 prompts: give one prompt a sample"):
         forward(model, samples(), words=[4, 4, 2])
     tokens, timestep, text = (torch.cat(part) for part in zip(*samples(), strict=True))
-    with pytest.raises(ValueError, match=r"timestep has shape \(4,\), the layout has 9 rows"):
+    with pytest.raises(ValueError, match=r"timestep has shape \(4,\), the layout has 9 frames"):
         model(tokens, timestep[:4], text, Packed.of(GRIDS), Packed.of_lengths(WORDS))

@@ -100,7 +100,7 @@ def test_both_passes_in_bf16_on_cuda(cuda, attention):
         tokens, text = torch.randn(layout.tokens, 16), torch.randn(words.tokens, 24)
         with Watch(size=layout.tokens * 48) as watch:
             with torch.autocast("cuda", torch.bfloat16):
-                out = model(tokens, torch.rand(layout.rows), text, layout, words)
+                out = model(tokens, torch.rand(layout.frames), text, layout, words)
             forward = dict(watch.wide)
             run_backward(out, torch.ones_like(out))
     assert out.dtype == torch.bfloat16 and out.device.type == "cuda"
@@ -152,7 +152,7 @@ def test_the_path_of_gpus_gives_what_the_reference_does(cuda, monkeypatch, compi
     with torch._dynamo.config.patch(error_on_recompile=compiled):
         for grids in (GRIDS, [(2, 2, 2), (1, 4, 2), (2, 2, 4), (1, 2, 2)]):
             layout, words = Packed.of(grids), Packed.of_lengths([5 + i for i in range(len(grids))])
-            inputs = torch.randn(layout.tokens, 16), torch.rand(layout.rows), torch.randn(words.tokens, 24)
+            inputs = torch.randn(layout.tokens, 16), torch.rand(layout.frames), torch.randn(words.tokens, 24)
             outs = []
             for net, backend in ((model, "sdpa"), (other, "torch")):
                 monkeypatch.setattr(transformer, "resolve_backend", lambda *_, b=backend: b)

@@ -40,7 +40,7 @@ def test_dit_flops_are_what_torch_counts(arguments, grids, text):
     layout, text_layout = Packed.of(grids), Packed.of_lengths(text)
     features = model.config.latent_channels * model.config.patch**2
     tokens, states = torch.randn(layout.tokens, features), torch.randn(text_layout.tokens, 24)
-    found = counted(lambda: model(tokens, torch.rand(layout.rows), states, layout, text_layout))
+    found = counted(lambda: model(tokens, torch.rand(layout.frames), states, layout, text_layout))
     assert dit_flops(model.config, grids, text) == found
 
 

@@ -70,7 +70,7 @@ def test_given_frames_train_and_travel_with_the_export(dit_config, tmp_path):
 def test_given_tokens_have_no_loss_and_no_gradient(dit_config, tmp_path):
     task = task_of(dit_config(tmp_path / "run", "given.plain=0", "given.first=1"))
     pack = task.make_pack([Draw(i, i) for i in range(8)])
-    t = pack.timestep.index_select(0, pack.layout.row)
+    t = pack.timestep.index_select(0, pack.layout.frame)
     prediction = torch.zeros_like(pack.noise, requires_grad=True)
     losses, _ = task.loss(lambda *_: prediction, pack, 0)
     losses.sum().backward()

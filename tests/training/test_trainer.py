@@ -114,7 +114,7 @@ def test_a_step_weighs_every_token_that_has_a_loss_or_every_sample_alike(given, 
         for draw in (draw for pack in step.packs for draw in pack):
             alone = task.make_pack([draw])
             each.append(task.loss(task.model, alone, 0)[0].item())
-            noised = alone.timestep[alone.layout.row] > 0  # of each token
+            noised = alone.timestep[alone.layout.frame] > 0  # of each token
             weights.append(int(noised.sum()) if by == "token" else 1)
         if by == "token":
             assert (sum(weights) < step.tokens) == ("first" in given)

@@ -234,7 +234,7 @@ def _at_depth(
         model = VideoDiT(**{**config, "depth": depth})
         tokens = torch.empty(layout.tokens, model.tokens_in.in_features)
         text = torch.empty(words.tokens, model.config.text_width)
-        level = torch.empty(layout.rows)
+        level = torch.empty(layout.frames)
 
     def loss(call: Any, pack: Any, step: int) -> tuple[torch.Tensor, dict]:
         return (call(tokens, level, text, layout, words) - tokens).square().mean(), {}

@@ -1,6 +1,6 @@
 """What the transformer trains on in one forward pass.
 
-Axes: T tokens, P token features, R noise rows, S text tokens; videos are [F,H,W,3], latents [C,f,h,w].
+Axes: T tokens, P token features, R latent frames, S text tokens; videos are [F,H,W,3], latents [C,f,h,w].
 """
 
 from __future__ import annotations

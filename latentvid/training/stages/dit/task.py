@@ -1,6 +1,6 @@
 """Training the diffusion transformer, from a latent cache or from clips encoded as it trains.
 
-Axes: T tokens, P token features, R noise rows, S text tokens, N samples of a pack; latents are [C,f,h,w].
+Axes: T tokens, P token features, R latent frames, S text tokens, N samples of a pack; latents are [C,f,h,w].
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ class DitTask:
         layout, text_layout = Packed.of(grids), Packed.of_lengths([round(self.mean_text)] * len(grids))
         blank = torch.zeros(layout.tokens, self.features)
         text = torch.zeros(text_layout.tokens, self.text.dim)
-        return DitPack(blank, torch.ones(layout.rows), layout, clean=blank, text=text, text_layout=text_layout)
+        return DitPack(blank, torch.ones(layout.frames), layout, clean=blank, text=text, text_layout=text_layout)
 
     def make_pack(self, draws: Sequence[Draw]) -> DitPack:
         """The pack of these draws; where processes share it, this one's piece and what it makes for all."""
@@ -307,7 +307,7 @@ class DitTask:
         """The loss of each sample [N] and, if asked, the mean squared error of the clean tokens [N] that the
         prediction implies, which compares models of any target."""
         pack = pack if pack.ready else self.prepare(pack)
-        t = pack.timestep.index_select(0, pack.layout.row)[:, None]  # [T,1]
+        t = pack.timestep.index_select(0, pack.layout.frame)[:, None]  # [T,1]
         noised = self.scheduler.mix(pack.clean, pack.noise, t)
         target = self.scheduler.target(pack.clean, pack.noise, t)
         prediction = model(noised, pack.timestep, pack.text, pack.layout, pack.text_layout)
