@@ -5,12 +5,11 @@ Axes: T tokens of a pack, P token features, R latent frames, K steps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
-from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
-from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from torch import Tensor
 
 from ..errors import UserError
@@ -79,86 +78,109 @@ class Heun(Euler):
         return torch.where(again, landed + bend / 2, landed)
 
 
-class Multistep:
-    """A multistep solver of diffusers, on any path and target, each frame over its own levels.
+class Seen(NamedTuple):
+    """What a step began with, of each token: its level (alpha, sigma and lambda = log(alpha / sigma)), z, and x."""
 
-    Their steps hold x between them and depend on sigma / alpha alone. So with c = alpha + sigma every path is a
-    straight line to them, z / c = (1 - f) x + f eps with f = sigma / c, and the network predicts x.
+    alpha: Tensor  # [T,1], like the next two in float64
+    sigma: Tensor
+    lam: Tensor
+    z: Tensor  # [T,P]
+    x: Tensor
+
+
+class DPMSolver(Euler):
+    """DPM-Solver++ 2M (Lu et al. 2022, algorithm 2): second order, with the x of the step before.
+
+    A frame whose level stays is skipped: its next step goes on from the last one that moved it. Of first order are a
+    frame's first step and, as in diffusers, its last one if that ends in clean data or the frame has few steps.
     """
 
-    make: Callable[..., DPMSolverMultistepScheduler | UniPCMultistepScheduler]
-    options: dict[str, str] = {}
-    stochastic = False
+    few = 15.0  # steps: a shorter run ends in a step of first order, which is steadier
 
     def __init__(
         self, scheduler: LatentVideoScheduler, levels: Tensor, layout: Packed, noise: Noise | None, after: After | None
     ) -> None:
-        self.scheduler, self.noise = scheduler, noise
-        self.levels = levels.index_select(1, layout.frame)[..., None]  # [K+1,T,1]
-        self.per_frame = levels
-        columns, group = levels.cpu().unique(dim=1, return_inverse=True)  # [K+1,G], [R]
-        group = group.to(levels.device).index_select(0, layout.frame)  # [T]
-        self.tracks = [
-            (torch.nonzero(group == g)[:, 0], _Track(self, column))
-            for g, column in enumerate(columns.unbind(1))
-            if column[0] != column[-1]
-        ]
+        super().__init__(scheduler, levels, layout, noise, after)
+        self.frame = layout.frame
+        self.alpha, self.sigma = (part.double() for part in scheduler.path.coefficients(levels))  # [K+1,R]
+        # lambda of noise alone is -infinity, which second order cannot take: diffusers stops 1e-6 before it too
+        self.lam = (self.alpha / self.sigma).clamp_min(1e-6).log()
+        self.falls = self.lam.diff(dim=0) > 0  # [K,R]: which frames a step moves
+        self.number = self.falls.cumsum(0)  # [K,R]: of a step among those that move the frame, from 1
+        count = self.number[-1]
+        last_is_first_order = (self.sigma[-1] == 0) | (count < self.few)
+        self.second_order = (self.number > 1) & ~((self.number == count) & last_is_first_order)
+        self.before: Seen | None = None  # of the last step that moved a token
+        self.before_that: Seen | None = None
 
     def step(self, predict: Predict, i: int, z: Tensor) -> Tensor:
+        t, alpha, sigma, lam = self.see(predict, i, z), *self.level(i + 1)
+        u = self.before or t
+        # D = x_t + (x_t - x_u) / 2r, with r = (lambda_t - lambda_u) / h and h = lambda_s - lambda_t
+        bend = ((lam - t.lam) / (t.lam - u.lam) / 2).to(z.dtype) * (t.x - u.x)
+        moved = self.advance(t, alpha, sigma, lam, t.x + torch.where(self.tokens(self.second_order[i]), bend, 0.0))
+        falls = self.tokens(self.falls[i])
+        self.before, self.before_that = _where(falls, t, u), _where(falls, u, self.before_that or t)
+        return torch.where(falls, moved, z)
+
+    def see(self, predict: Predict, i: int, z: Tensor) -> Seen:
         x, _ = self.scheduler.recover(z, predict(z, self.per_frame[i]), self.levels[i])
-        noise = self.noise() if self.stochastic else None
-        moved = z.clone()
-        for tokens, track in self.tracks:
-            if track.falls[i]:
-                drawn = {} if noise is None else {"variance_noise": noise[tokens]}
-                moved[tokens] = track.step(i, z[tokens], x[tokens], **drawn)
-        return moved
+        return Seen(*self.level(i), z, x)
+
+    def level(self, i: int) -> tuple[Tensor, Tensor, Tensor]:
+        """alpha, sigma and lambda of the tokens at levels[i]."""
+        return self.tokens(self.alpha[i]), self.tokens(self.sigma[i]), self.tokens(self.lam[i])
+
+    def tokens(self, frames: Tensor) -> Tensor:  # [R] -> [T,1]
+        return frames.index_select(0, self.frame)[:, None]
+
+    def advance(self, t: Seen, alpha: Tensor, sigma: Tensor, lam: Tensor, x: Tensor) -> Tensor:
+        """z at level s, exact if x stays what it is: sigma_s / sigma_t z - alpha_s (e^-h - 1) x (proposition 4.1)."""
+        h = lam - t.lam
+        return (sigma / t.sigma).to(x.dtype) * t.z - (alpha * torch.expm1(-h)).to(x.dtype) * x
 
 
-class _Track:
-    """One run of a diffusers scheduler: the frames that go through the same levels [K+1], which may pause."""
+class DPMSolverSDE(DPMSolver):
+    """The same of the reverse stochastic equation: SDE-DPM-Solver++ 2M (Lu et al. 2022)."""
 
-    def __init__(self, method: Multistep, column: Tensor) -> None:
-        alpha, sigma = method.scheduler.path.coefficients(column)
-        self.scale = alpha.double() + sigma.double()
-        # at noise alone log(alpha) is infinite, which UniPC cannot take: diffusers stops 1e-6 before it too
-        fraction = (sigma.double() / self.scale).clamp_max(1 - 1e-6)
-        falls = fraction.diff() < 0
-        self.falls = falls.tolist()
-        fraction = fraction[torch.cat([torch.ones(1, dtype=torch.bool), falls])]
-        last = "zero" if fraction[-1] == 0 else "sigma_min"
-        self.solver = method.make(
-            prediction_type="sample", use_flow_sigmas=True, final_sigmas_type=last, **method.options
-        )
-        self.solver.sigmas = fraction
-        self.solver.timesteps = torch.arange(len(fraction) - 1)
-        self.solver.num_inference_steps = len(fraction) - 1
-        self.solver.set_begin_index(0)
-
-    def step(self, i: int, z: Tensor, x: Tensor, **drawn: Tensor) -> Tensor:
-        scale = self.scale.to(z.device, z.dtype)
-        return self.solver.step(x, self.solver.timesteps[0], z / scale[i], **drawn).prev_sample * scale[i + 1]
-
-
-class DPMSolver(Multistep):
-    """DPM-Solver++ 2M (Lu et al. 2022)."""
-
-    make = DPMSolverMultistepScheduler
-    options = {"algorithm_type": "dpmsolver++"}
-
-
-class DPMSolverSDE(Multistep):
-    """DPM-Solver++ 2M of the reverse stochastic equation."""
-
-    make = DPMSolverMultistepScheduler
-    options = {"algorithm_type": "sde-dpmsolver++"}
     stochastic = True
 
+    def advance(self, t: Seen, alpha: Tensor, sigma: Tensor, lam: Tensor, x: Tensor) -> Tensor:
+        """sigma_s / sigma_t e^-h z + alpha_s (1 - e^-2h) x + sigma_s sqrt(1 - e^-2h) noise."""
+        h = lam - t.lam
+        fresh = -torch.expm1(-2 * h)
+        kept = (sigma / t.sigma * torch.exp(-h)).to(x.dtype) * t.z + (alpha * fresh).to(x.dtype) * x
+        return kept + (sigma * fresh.sqrt()).to(x.dtype) * self.noise()
 
-class UniPC(Multistep):
-    """UniPC of order 2 with its corrector (Zhao et al. 2023)."""
 
-    make = UniPCMultistepScheduler
+class UniPC(DPMSolver):
+    """UniPC of order 2 (Zhao et al. 2023, algorithms 1 and 2), predicting x, with B(h) = e^-h - 1.
+
+    Its predictor is then the step of DPM-Solver++ 2M. Its corrector makes the step before once more, with what the
+    network now says at the end of it: x = x_u + rho_1 (x_v - x_u) / r + rho_2 (x_t - x_u), for v before u before t.
+    """
+
+    few = math.inf
+
+    def see(self, predict: Predict, i: int, z: Tensor) -> Seen:
+        t, u, v = super().see(predict, i, z), self.before, self.before_that
+        if u is None or v is None:
+            return t
+        h = t.lam - u.lam
+        r, b = (v.lam - u.lam) / h, torch.expm1(-h)
+        # rho_1 + rho_2 = g_1 and r rho_1 + rho_2 = g_2 (theorem 3.1); at first order rho_2 = 1/2 alone
+        phi = b / -h - 1
+        g_1, g_2 = phi / b, 2 * (phi / -h - 0.5) / b
+        second = self.tokens(self.number[i] > 2)
+        rho_1 = (g_1 - g_2) / (1 - r)
+        rho_2 = torch.where(second, g_1 - rho_1, 0.5)
+        bend = torch.where(second, (rho_1 / r).to(z.dtype) * (v.x - u.x), 0.0)
+        corrected = self.advance(u, t.alpha, t.sigma, t.lam, u.x + bend + rho_2.to(z.dtype) * (t.x - u.x))
+        return t._replace(z=torch.where(self.tokens(self.falls[i] & (self.number[i] > 1)), corrected, z))
+
+
+def _where(here: Tensor, a: Seen, b: Seen) -> Seen:
+    return Seen(*(torch.where(here, x, y) for x, y in zip(a, b, strict=True)))
 
 
 SOLVERS: dict[str, Callable[..., Solver]] = {

@@ -160,6 +160,19 @@ def test_unipc_of_the_flow_is_that_of_diffusers(steps):
     assert_same(ours(LatentVideoScheduler(), levels, "unipc"), theirs(reference, levels))
 
 
+@pytest.mark.parametrize("solver", ["dpmpp_2m", "dpmpp_2m_sde", "unipc"])
+@pytest.mark.parametrize("steps", [3, 20])  # the last step of a short run is of first order
+def test_a_run_that_ends_in_noise_is_that_of_diffusers(solver, steps):
+    kind = "sde-dpmsolver++" if solver == "dpmpp_2m_sde" else "dpmsolver++"
+    options = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "final_sigmas_type": "sigma_min"}
+    made = diffusers.UniPCMultistepScheduler if solver == "unipc" else diffusers.DPMSolverMultistepScheduler
+    reference = made(**options) if solver == "unipc" else made(**options, algorithm_type=kind)
+    levels = torch.linspace(0.9, 0.2, steps + 1)
+    reference.set_timesteps(steps)
+    reference.sigmas = levels.double()
+    assert_same(ours(LatentVideoScheduler(), levels, solver), theirs(reference, levels, noisy=kind[0] == "s"))
+
+
 # ------------------------------------------------------------------------------------------------------ rows and packs
 
 LAYOUT = Packed.of([(3, 1, 2), (2, 1, 1)])  # 5 rows, 8 tokens
@@ -208,6 +221,19 @@ def test_rows_of_one_level_equal_rows_in_groups(solver):
     for levels, rows in ((a, [0, 1, 4, 5]), (b, [2, 3])):
         same = run(scheduler, levels[:, None].expand(6, 3), layout, solver, z)
         torch.testing.assert_close(mixed[rows], same[rows], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("solver", [name for name in SOLVERS if name not in ("ddpm", "dpmpp_2m_sde")])
+@pytest.mark.parametrize(("start", "end"), [(1.0, 0.0), (0.8, 0.1)])
+def test_a_row_that_pauses_goes_on_as_if_it_had_not(solver, start, end):
+    scheduler = LatentVideoScheduler("cosine", "v")
+    layout, z = Packed.of([(1, 1, 2)] * 2), torch.randn(4, 6)
+    levels = end + (start - end) * scheduler.levels(18)
+    pauses = levels[torch.tensor([0, 0, 0, 1, 2, 2, *range(3, 10), 9, 9, *range(10, 19), 18])]
+    beside = scheduler.levels(len(pauses) - 1)
+    got = run(scheduler, torch.stack([pauses, beside], 1), layout, solver, z)
+    plain = run(scheduler, levels[:, None].expand(19, 2), layout, solver, z)
+    torch.testing.assert_close(got[:2], plain[:2], rtol=1e-6, atol=1e-6)
 
 
 @EACH
