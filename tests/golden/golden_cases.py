@@ -10,16 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from latentvid.data.plan.plan import Plan, Stream
 from latentvid.diffusion.guidance import Guidance, reconstruction_guided
+from latentvid.diffusion.masks import GivenFrames
 from latentvid.diffusion.scheduler import LatentVideoScheduler
 from latentvid.diffusion.solvers import SOLVERS, solve
+from latentvid.diffusion.timesteps import TimestepSampling
 from latentvid.models.autoencoder import CausalVideoAutoencoder
 from latentvid.models.transformer import VideoDiT
 from latentvid.packing import Packed
+from latentvid.rng import derived_seed, generator
 
 FOLDER = Path(__file__).parent
 Tensors = dict[str, Tensor]
@@ -35,6 +41,11 @@ PATHS = {
     "ddpm": dict(path="ddpm", target="eps"),
     "ddpm_zero_snr": dict(path="ddpm", target="v", betas="scaled_linear", zero_terminal_snr=True),
 }
+PURPOSES = (
+    *("noise", "timestep", "given", "caption-dropout", "posterior"),  # of training the transformer
+    *("window", "crop", "flip", "lpips", "r1"),  # of reading clips, and of training the autoencoder
+    *("sample", "rollout", "infill", "noised"),  # of making clips
+)
 
 
 def wave(*shape: int, start: int = 0) -> Tensor:
@@ -134,6 +145,31 @@ def _solved(scheduler: LatentVideoScheduler, layout: Packed, solver: str, given:
     draws = iter(range(100))
     noise = lambda: wave(*z.shape, start=1000 + 31 * next(draws))  # noqa: E731
     return solve(scheduler, _network(layout, given), z, levels, layout, solver=solver, noise=noise)
+
+
+def draws() -> dict[str, Any]:
+    """What seeds mean, as plain numbers: integers are exact, floats to rounding."""
+    keys = [(seed, number, purpose) for purpose in PURPOSES for seed, number in ((0, 0), (7, 123_456_789_012))]
+    integers = lambda *key: torch.randint(2**40, (3,), generator=generator(*key)).tolist()  # noqa: E731
+    kinds = (dict(kind="uniform"), dict(kind="logit_normal", mean=0.5), dict(kind="mode"), dict(shift=3.0))
+    levels = [TimestepSampling(**kind).draw(generator(7, 5, "timestep"), 64, 3).tolist() for kind in kinds]
+    masks = GivenFrames(plain=1.0, first=1.0, prefix=1.0, ends=1.0, random=1.0, independent=1.0)
+    given = [masks.draw(generator(7, number, "given"), 5) for number in range(24)]
+    return {
+        "seeds": [derived_seed(*key) for key in keys],
+        "integers": [integers(*key) for key in keys],
+        "noise levels": levels,
+        "given frames": [[*map(int, frames.tolist()), int(independent)] for frames, independent in given],
+        "plan": _steps(),
+    }
+
+
+def _steps() -> list[list[list[int]]]:
+    """[number, index] of each draw, a list a pack, of the first steps of a plan of two sources: some two epochs."""
+    tokens = [40, 10, 25, 30, 10, 10, 50, 20, 15, 10, 35, 45]
+    streams = [Stream(np.arange(8), 2.0), Stream(np.arange(8, 12), 1.0)]
+    plan = Plan(tokens, budget=64, packs=2, seed=7, streams=streams)
+    return [[[*draw] for draw in pack] for _ in range(5) for pack in plan.next().packs]
 
 
 def _filled(model: torch.nn.Module, given: Tensors) -> torch.nn.Module:

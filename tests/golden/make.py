@@ -8,14 +8,19 @@ results is wanted, and then the commit says which results change and why.
 Everything is fp32 on a CPU; values are of order 1, and the tests allow for another processor's rounding.
 """
 
+import json
 import sys
 
-from golden_cases import CASES, FOLDER
+from golden_cases import CASES, FOLDER, draws
 from safetensors.torch import save_file
 
 
 def main(names: list[str]) -> None:
-    for name in names or CASES:
+    for name in names or [*CASES, "draws"]:
+        if name == "draws":
+            lines = [f'"{key}": {json.dumps(value)}' for key, value in draws().items()]
+            (FOLDER / "draws.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+            continue
         make_inputs, compute = CASES[name]
         given = make_inputs()
         tensors = {f"given.{k}": v for k, v in given.items()} | {f"found.{k}": v for k, v in compute(given).items()}

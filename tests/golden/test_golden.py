@@ -4,9 +4,11 @@
 sign of the rotary angle, or which axis has which frequencies.
 """
 
+import json
+
 import pytest
 import torch
-from golden_cases import CASES, FOLDER
+from golden_cases import CASES, FOLDER, draws
 from safetensors.torch import load_file
 
 
@@ -23,3 +25,14 @@ def test_outputs_are_those_of_the_golden_file(name):
     assert found.keys() == want.keys()
     for key, value in want.items():
         torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-4, msg=lambda m, key=key: f"{key}: {m}")
+
+
+def test_seeds_mean_what_they_meant():
+    """Runs go on from old checkpoints, and old prompts with old seeds give the same clips."""
+    want, found = json.loads((FOLDER / "draws.json").read_text(encoding="utf-8")), draws()
+    assert found.keys() == want.keys()
+    for name in want:
+        if name == "noise levels":
+            torch.testing.assert_close(torch.tensor(found[name]), torch.tensor(want[name]), rtol=1e-5, atol=1e-6)
+        else:
+            assert found[name] == want[name], name

@@ -17,6 +17,7 @@ from accelerate.state import AcceleratorState
 from comparing import TIMES, assert_same_run, lines, same, state
 from launching import family, wait_for
 from safetensors.torch import load_file
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from latentvid.config.parsing import load_config, save_config
 from latentvid.data.plan.plan import Plan
@@ -332,6 +333,21 @@ def test_an_exploding_gradient_is_skipped_and_counted(dit_config, tmp_path):
     assert skipped == sum(r["grad_norm"] > limit for r in read_metrics(run)) >= 1
     with pytest.raises(UserError, match=r"2 steps in a row .*gradient norm above optim\.skip_norm=1e-09\)"):
         train(dit_config(tmp_path / "none", "train.max_bad_steps=2", "optim.skip_norm=1e-9"), DitTask)
+
+
+def test_a_step_is_made_with_gradients_no_longer_than_the_limit(dit_config, tmp_path):
+    """The log has the norms from before."""
+    seen = []
+
+    def look(optimizer, *_):
+        seen.append(torch.stack([p.grad.norm() for g in optimizer.param_groups for p in g["params"]]).norm().item())
+
+    hook = register_optimizer_step_pre_hook(look)
+    limit = 0.05
+    train(dit_config(tmp_path, f"optim.clip={limit}", "train.steps=3"), DitTask)
+    hook.remove()
+    assert min(record["grad_norm"] for record in read_metrics(tmp_path)) > 2 * limit
+    assert seen == pytest.approx([limit] * 3, rel=1e-3)
 
 
 def test_clip_0_is_no_clipping(dit_config, tmp_path):
