@@ -25,6 +25,8 @@ from latentvid.diffusion.timesteps import TimestepSampling
 from latentvid.models.autoencoder import CausalVideoAutoencoder
 from latentvid.models.transformer import VideoDiT
 from latentvid.packing import Packed
+from latentvid.pipelines.latent_video import LatentVideoPipeline
+from latentvid.pipelines.sampling import Request, Sampling
 from latentvid.rng import derived_seed, generator
 
 FOLDER = Path(__file__).parent
@@ -191,6 +193,21 @@ def weights_of(model: torch.nn.Module) -> Tensors:
         base = 1.0 if value.ndim == 1 and name.endswith("norm.weight") else 0.0
         made[f"weights.{name}"] = (base + size * wave(*value.shape, start=1 + 101 * i)).half()
     return made
+
+
+def sampled(pipeline: LatentVideoPipeline) -> Tensors:
+    """Latents [C,f,h,w] and decoded clips uint8 [F,H,W,3] of three requests: plain, of another shape, and continued."""
+    given = wave(2, 3, 4, 4)
+    known = torch.tensor([True, False, False])[:, None, None]
+    requests = [
+        Request(prompt="a red 7 moves up", grid=(3, 4, 4), seed=3),
+        Request(prompt="a blue 3", negative_prompt="a red 7", grid=(1, 4, 6), seed=4),
+        Request(prompt="", grid=(3, 4, 4), seed=5, given=given, known=known),
+    ]
+    sampling = Sampling(steps=4, guidance=Guidance(scale=2.0), precision=torch.float32, progress=False)
+    latents = pipeline.sample(requests, sampling)
+    clips = pipeline.decode(latents, torch.float32)
+    return {f"latent.{i}": z for i, z in enumerate(latents)} | {f"clip.{i}": clip for i, clip in enumerate(clips)}
 
 
 CASES: dict[str, tuple[Callable[[], Tensors], Callable[[Tensors], Tensors]]] = {
