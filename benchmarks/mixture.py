@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,8 +21,10 @@ from latentvid.charts import Axis
 from latentvid.diffusion.path import PATHS
 from latentvid.diffusion.scheduler import LatentVideoScheduler
 from latentvid.diffusion.solvers import SOLVERS, solve
-from latentvid.evaluation.mixture import sliced_wasserstein, three_in_a_plane
 from latentvid.packing import Packed
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+from gaussian_mixture import sliced_wasserstein, three_in_a_plane
 
 POINTS = 20_000
 STEPS = 64

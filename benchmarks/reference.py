@@ -30,6 +30,7 @@ from latentvid.charts import Line, svg_file
 from latentvid.demo.scores import ORDER
 from latentvid.errors import UserError, user_errors
 from latentvid.report.runs import Run, read_run
+from latentvid.tables import text_table
 
 ROOT = Path(__file__).parents[1] / "docs" / "reference"
 POINTS = 200  # rows of a kept curve
@@ -211,9 +212,7 @@ def check(name: str, folder: Path) -> bool:
         outside += not within
         verdict = "within" if within else "missing" if value is None else "OUTSIDE"
         rows.append((key, f"{want:.4g}", f"{room:.2g}", "" if value is None else f"{value:.4g}", verdict))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(text_table(rows))
     all_of = f"{len(kept['figures'])} figures"
     print(f"{folder}: {outside} of {all_of} outside" if outside else f"{folder}: all {all_of} within the tolerance")
     return not outside

@@ -1,4 +1,7 @@
-"""Whether clips of the demo's kind show what their captions say, by the judge of digit clips."""
+"""Whether clips of the demo's kind show what their captions say, by the judge of digit clips.
+
+python -m latentvid.evaluation CLIPS --metrics latentvid.demo.prompt_following:digit ...
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from torch import Tensor
 from ..data.cache.latents import module_fingerprint
 from ..errors import ClipError, UserError
 from ..evaluation.mean_score import ColumnMean, MeanScore
+from ..evaluation.metrics import Known
 from ..evaluation.rows import Clip
 from .digits import read_caption
 from .judge import Judge, score
@@ -43,7 +47,10 @@ class JudgeRows:
         return torch.tensor([[found[aspect] for aspect in ASPECTS]])
 
 
-FOLLOWING_SCORES = tuple(
-    MeanScore(name=name, extractor="judge", compares="none", better="higher", of_clip=ColumnMean(k))
-    for k, name in enumerate(ASPECTS)
+KNOWN = Known(
+    [
+        MeanScore(name=name, extractor="judge", compares="none", better="higher", of_clip=ColumnMean(k))
+        for k, name in enumerate(ASPECTS)
+    ],
+    [JudgeRows],
 )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ..tables import text_table
 from .digits import Label
 from .judge import Judge, score
 
@@ -49,11 +50,11 @@ def shuffled_both(read: Sequence[tuple], labels: Sequence[Label]) -> float:
 
 def table(scores: dict) -> str:
     """The scores beside their thresholds and those of real clips, as lines of text."""
-    lines = [f"{'score':15} {'measured':>9} {'at least':>9} {'aim':>7} {'real clips':>11}"]
+    rows = [("score", "measured", "at least", "aim", "real clips")]
     for name in ORDER:
         least, aim = (f"{x:g}" for x in THRESHOLDS[name]) if name in THRESHOLDS else ("", "")
         if name == "shuffled_both":
             least, aim = "chance:", f"{scores['chance_both']:.3f}"
         real = f"{scores['real'][name]:.3f}" if name in scores["real"] else ""
-        lines.append(f"{name:15} {scores[name]:9.3f} {least:>9} {aim:>7} {real:>11}")
-    return "\n".join(lines)
+        rows.append((name, f"{scores[name]:.3f}", least, aim, real))
+    return text_table(rows, right=True)

@@ -6,5 +6,4 @@ SCORE_NAMES = (
     *("fid", "kid", "is", "fvd", "kvd", "is_video"),
     *("psnr", "ssim", "lpips", "clip_text", "clip_frames"),
     *("flicker", "warping_error", "motion", "dynamic_degree"),
-    *("digit", "direction", "both", "strict", "colour", "verb"),
 )

@@ -2,25 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import torch
 
 from ..errors import UserError
-from . import per_clip
+from .motion.scores import MOTION_SCORES, FlickerRows, MotionRows
+from .pairs.scores import PAIR_SCORES, FidelityRows, LpipsRows
+from .prompts.clip_similarity import CLIP_SCORES, ClipFrameRows, ClipTextRows
 from .rows import Extractor, Score
 from .sets.features import PICTURES, I3DRows, InceptionRows
 from .sets.scores import SET_SCORES, InceptionScore
 
-SCORES: dict[str, Score] = {score.name: score for score in SET_SCORES} | per_clip.SCORES
-EXTRACTORS: dict[str, type[Extractor]] = {
-    "inception": InceptionRows,
-    "i3d": I3DRows,
-} | per_clip.EXTRACTORS  # each is made of the folder of weights, or None, and a device
+
+class Known:
+    """Scores by name, and what makes their rows by name.
+
+    An extractor is made of the folder of weights (None: what this machine has by itself) and a device. It raises
+    UserError, with the way to get it, where something that it needs is not there.
+    """
+
+    def __init__(
+        self, scores: Sequence[Score], extractors: Sequence[Callable[[Path | None, torch.device], Extractor]]
+    ) -> None:
+        self.scores = {score.name: score for score in scores}
+        self.extractors = {kind.name: kind for kind in extractors}
+
+    def choose(self, names: Collection[str]) -> Known:
+        """The scores of these names. MODULE:NAME is one of another module's `KNOWN`.
+
+        Raises UserError for a name that is none, with the nearest that is one.
+        """
+        scores, extractors = {}, {}
+        for name in dict.fromkeys(names):
+            module, _, own = name.rpartition(":")
+            known = _known_of(module) if module else self
+            if own not in known.scores:
+                near = get_close_matches(own, known.scores, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"the scores are {', '.join(known.scores)}"
+                raise UserError(f"there is no score {name!r}: {hint}")
+            score = scores[own] = known.scores[own]
+            extractors[score.extractor] = known.extractors[score.extractor]
+        return Known(tuple(scores.values()), tuple(extractors.values()))
+
+
+def _known_of(module: str) -> Known:
+    try:
+        return import_module(module).KNOWN
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{module} has no scores ({error}): give a Python module that has a `KNOWN`") from error
+
+
+KNOWN = Known(
+    (*SET_SCORES, *PAIR_SCORES, *CLIP_SCORES, *MOTION_SCORES),
+    (InceptionRows, I3DRows, FidelityRows, LpipsRows, ClipTextRows, ClipFrameRows, FlickerRows, MotionRows),
+)
 
 
 @dataclass
@@ -30,16 +71,6 @@ class Metrics:
     extractors: dict[str, Extractor] = field(default_factory=dict)
     scores: dict[str, Score] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
-
-
-def named_scores(names: Collection[str]) -> dict[str, Score]:
-    """Raises UserError for a name that is none, with the nearest that is one."""
-    for name in names:
-        if name not in SCORES:
-            near = get_close_matches(name, SCORES, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"the scores are {', '.join(SCORES)}"
-            raise UserError(f"there is no score {name!r}: {hint}")
-    return {name: SCORES[name] for name in dict.fromkeys(names)}
 
 
 def open_metrics(
@@ -58,14 +89,11 @@ def open_metrics(
     without: scores that are of no use here and why: nothing is opened for them.
     Raises UserError where a score that was named cannot be had; the others are left out.
     """
-    asked = named_scores(SCORES if names is None else names)
-    without = dict(without or {})
-    if names is None:
-        without |= {name: "only where it is asked for by name" for name in per_clip.ON_REQUEST}
-    makers = EXTRACTORS | {"inception": partial(InceptionRows, pictures=pictures)}
+    known, without = KNOWN if names is None else KNOWN.choose(names), without or {}
+    makers = known.extractors | {"inception": partial(InceptionRows, pictures=pictures)}
     opened: dict[str, Extractor | UserError] = {}
     metrics = Metrics()
-    for name, score in asked.items():
+    for name, score in known.scores.items():
         kind = score.extractor
         if kind not in opened and name not in without:
             try:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ..errors import ClipError, UserError
 from ..files import written_whole
 from .clip_folder import Item, Skipped
-from .rows import Extractor
+from .rows import Extractor, rows_of
 
 CHUNK = 16
 LAYOUT = 1  # of the files: one more where they change
@@ -94,19 +94,15 @@ class RowCache:
             for need in sorted(self.extractors[name].needs):
                 if getattr(item, need) is None:
                     found[name] = f"it has no {need}"
-        wanted = [name for name in names if name not in found]
+        wanted = {name: self.extractors[name] for name in names if name not in found}
         if not wanted:
             return found
         try:
-            clip = item.read(with_pair=any("pair" in self.extractors[name].needs for name in wanted))
+            clip = item.read(with_pair=any("pair" in extractor.needs for extractor in wanted.values()))
         except ClipError as error:
             return found | dict.fromkeys(wanted, _reason(error, item))
-        for name in wanted:
-            try:
-                found[name] = self.extractors[name](clip)
-            except ClipError as error:
-                found[name] = _reason(error, item)
-        return found
+        rows = rows_of(clip, wanted)
+        return found | {n: _reason(r, item) if isinstance(r, ClipError) else r for n, r in rows.items()}
 
     def read(self, name: str) -> Found:
         """What `fill` left, of all chunks, in the order of the clips. Raises UserError where some are not there."""

@@ -9,11 +9,13 @@ Axes: F frames, H W height and width in pixels, n rows of a clip, D columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from torch import Tensor
+
+from ..errors import ClipError
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,17 @@ class Extractor(Protocol):
 
         Raises ClipError, with the clip's name, for a clip that it cannot take (too short, too small).
         """
+
+
+def rows_of(clip: Clip, extractors: Mapping[str, Extractor]) -> dict[str, Tensor | ClipError]:
+    """By extractor: the clip's rows, or why it cannot take the clip."""
+    found: dict[str, Tensor | ClipError] = {}
+    for name, extractor in extractors.items():
+        try:
+            found[name] = extractor(clip)
+        except ClipError as error:
+            found[name] = error
+    return found
 
 
 class Score(Protocol):

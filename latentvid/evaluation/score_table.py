@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import written_whole
+from ..tables import markdown_table, text_table
 from .bootstrap import LEVEL, Result
 from .clip_folder import Skipped
 
@@ -63,35 +64,23 @@ class Scored:
 
     def text(self) -> str:
         """For the terminal."""
-        lines = [HEAD, *self.table()]
-        widths = [max(len(line[k]) for line in lines) for k in range(len(HEAD))]
-        table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
-        return "\n".join(line.rstrip() for line in [*table, "", *self._remarks()])
+        return "\n".join([text_table([HEAD, *self.table()]), "", *self._remarks()])
 
     def markdown(self) -> str:
-        settings = {k: v for k, v in self.settings.items() if k != "extractors" and v is not None}
+        settings = {k: v for k, v in self.settings.items() if k != "extractors" and v is not None} | versions()
         counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in self.counts.items())
-        lines = [
+        parts = [
             "# Scores",
-            "",
             f"{counts}.",
-            "",
-            *(f"| {' | '.join(line)} |" for line in (HEAD, ("---",) * len(HEAD), *self.table())),
-            "",
-            *(f"- {remark}" for remark in self._remarks()),
-            "",
-            "| setting | value |",
-            "|---|---|",
-            *(f"| {name} | {value} |" for name, value in (settings | versions()).items()),
+            markdown_table(HEAD, self.table()),
+            "\n".join(f"- {remark}" for remark in self._remarks()),
+            markdown_table(("setting", "value"), [(name, str(value)) for name, value in settings.items()]),
         ]
-        faults = [f"- {fault.file}: {fault.reason}" for fault in self.skipped[:SHOWN]]
-        more = len(self.skipped) - len(faults)
-        return (
-            "\n".join(
-                [*lines, *(["", "Skipped:", *faults] if faults else []), *([f"- and {more} more"] if more else [])]
-            )
-            + "\n"
-        )
+        if self.skipped:
+            faults = [f"- {fault.file}: {fault.reason}" for fault in self.skipped[:SHOWN]]
+            more = [f"- and {len(self.skipped) - SHOWN} more"] if len(self.skipped) > SHOWN else []
+            parts.append("\n".join(["Skipped:", *faults, *more]))
+        return "\n\n".join(parts) + "\n"
 
     def _remarks(self) -> Sequence[str]:
         reasons = Counter((fault.extractor, fault.reason) for fault in self.skipped)

@@ -18,7 +18,7 @@ from ..world import process_state
 from .bootstrap import RESAMPLES, summarise_one
 from .clip_folder import ClipSet, list_clips, paired, unrelated
 from .footage import Cut
-from .metrics import EXTRACTORS, SCORES, Metrics, named_scores, open_metrics
+from .metrics import KNOWN, Metrics, open_metrics
 from .row_cache import RowCache
 from .rows import Score
 from .score_table import Scored
@@ -69,8 +69,8 @@ class Evaluation:
 
     def __init__(self, config: ScoringConfig, state: PartialState) -> None:
         self.config, self.state = config, state
-        if config.metrics is not None:
-            named_scores(config.metrics)  # before anything is looked for
+        # before anything is looked for
+        self.known = KNOWN if config.metrics is None else KNOWN.choose(config.metrics)
         cut = Cut(frames=config.frames, size=config.size, temporal_stride=1, spatial_stride=1)
         self.clips = list_clips(config.clips, cut, config.max_clips, config.captions)
         self.real: ClipSet | None = None
@@ -83,7 +83,7 @@ class Evaluation:
             state.device,
             pictures=config.pictures,
             files={k: v for k, v in (("inception", config.inception), ("i3d", config.i3d)) if v is not None},
-            without={name: why for name, score in SCORES.items() if (why := self._lacks(score))},
+            without={name: why for name, score in self.known.scores.items() if (why := self._lacks(score))},
         )
 
     def _lacks(self, score: Score) -> str | None:
@@ -97,7 +97,7 @@ class Evaluation:
             if self.config.metrics is None and with_pair < len(self.clips.items):
                 share = f"{with_pair} of {len(self.clips.items)}"
                 return f"only {share} clips have a real one of the same name: ask for this score by its name"
-        if "caption" in EXTRACTORS[score.extractor].needs and not self.clips.captioned:
+        if "caption" in self.known.extractors[score.extractor].needs and not self.clips.captioned:
             return "it needs captions: give --captions, or NAME.txt beside each clip"
         return None
 

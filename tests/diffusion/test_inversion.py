@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from gaussian_mixture import three_in_a_plane
 from torch import Tensor
 
 from latentvid.diffusion.guidance import Guidance
@@ -9,7 +10,6 @@ from latentvid.diffusion.inversion import invert
 from latentvid.diffusion.scheduler import LatentVideoScheduler
 from latentvid.diffusion.solvers import solve
 from latentvid.errors import UserError
-from latentvid.evaluation.mixture import three_in_a_plane
 from latentvid.models.transformer import VideoDiT
 from latentvid.packing import Packed
 from latentvid.pipelines.loading import load_pipeline

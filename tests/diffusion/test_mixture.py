@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+from gaussian_mixture import Mixture, sliced_wasserstein, three_in_a_plane
 
 from latentvid.diffusion.scheduler import LatentVideoScheduler
 from latentvid.diffusion.solvers import SOLVERS, solve
-from latentvid.evaluation.mixture import Mixture, sliced_wasserstein, three_in_a_plane
 from latentvid.packing import Packed
 
 POINTS = 1500

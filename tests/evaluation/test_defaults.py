@@ -9,13 +9,13 @@ from latentvid.demo.scoring import DemoConfig
 from latentvid.diffusion import solvers
 from latentvid.evaluation import __main__ as scoring_command
 from latentvid.evaluation.defaults import SCORE_NAMES
-from latentvid.evaluation.metrics import SCORES
+from latentvid.evaluation.metrics import KNOWN
 from latentvid.evaluation.scoring import ScoringConfig
 from latentvid.pipelines import defaults
 
 
 def test_names_are_those_of_the_tables():
-    assert tuple(SCORES) == SCORE_NAMES
+    assert tuple(KNOWN.scores) == SCORE_NAMES
     assert tuple(solvers.SOLVERS) == defaults.SOLVERS and defaults.SOLVER in defaults.SOLVERS
 
 

@@ -6,7 +6,7 @@ import torch
 
 from latentvid.demo.digits import caption, prompts, render
 from latentvid.demo.judge import Judge, score
-from latentvid.demo.prompt_following import ASPECTS, FOLLOWING_SCORES, JudgeRows
+from latentvid.demo.prompt_following import ASPECTS, KNOWN, JudgeRows
 from latentvid.errors import ClipError
 from latentvid.evaluation.rows import Clip
 
@@ -23,7 +23,7 @@ def test_scores_are_the_judges_own_of_the_labels_that_the_captions_word():
     rows = [extractor(Clip(clip, caption=text)) for clip, (_, text) in zip(clips, asked, strict=True)]
     expected = score(clips, [label for label, _ in asked], Judge.load())
     assert all(each.shape == (1, len(ASPECTS)) for each in rows)
-    assert {s.name: s(rows) for s in FOLLOWING_SCORES} == pytest.approx({k: expected[k] for k in ASPECTS})
+    assert {s.name: s(rows) for s in KNOWN.scores.values()} == pytest.approx({k: expected[k] for k in ASPECTS})
     assert all(0 < expected[name] < 1 for name in ASPECTS)
 
 

@@ -193,7 +193,7 @@ def test_all_that_can_be_had_is_scored_and_the_rest_explained(score, sets, tmp_p
     assert scored.results["psnr"].floor_of == "real clips against other real clips"
     assert scored.results["psnr"].value > scored.results["psnr"].floor + 5
     assert "no logits" in scored.left_out["is"] and "put i3d_kinetics400" in scored.left_out["fvd"]
-    assert "asked for by name" in scored.left_out["digit"] and "captions" in scored.left_out["clip_text"]
+    assert "digit" not in scored.left_out and "captions" in scored.left_out["clip_text"]
     kept = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert kept == json.loads(json.dumps(scored.as_dict()))
     assert kept["counts"] == {"clips": 18, "files": 18, "real_clips": 20, "real_files": 20}
@@ -212,7 +212,11 @@ def test_what_was_asked_for_and_cannot_be_had_is_an_error(score, tmp_path):
         (["fvd"], "real", "fvd: there is no I3D network"),
         (["fid"], None, "fid: it compares with real clips: give --real"),
         (["psnr"], None, "psnr: it compares each clip with the real one of the same name"),
-        (["digit"], "real", "digit: it needs captions"),
+        (["latentvid.demo.prompt_following:digit"], "real", "digit: it needs captions"),
+        (["latentvid.demo.prompt_following:digits"], "real", "no score 'latentvid.*:digits': did you mean digit"),
+        (["digit"], "real", "there is no score 'digit'"),
+        (["latentvid.demo:digit"], "real", "latentvid.demo has no scores"),
+        (["nowhere:digit"], "real", "nowhere has no scores"),
         (["flickr"], "real", "did you mean flicker"),
     ):
         with pytest.raises(UserError, match=message):

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as nnf
 from random_networks import MIXED, i3d_weights
 from safetensors.torch import save_file
+from scipy.linalg import sqrtm
 
 from latentvid.errors import UserError
-from latentvid.evaluation.sets.frechet import Moments, frechet_distance
+from latentvid.evaluation.sets.frechet import weighted_frechet
 from latentvid.evaluation.sets.i3d import SHORTEST, load_i3d, same_padding
 
 
@@ -92,46 +93,41 @@ def test_same_padding_gives_the_ceiling():
             assert after - before in (0, 1)
 
 
-def test_moments_in_pieces_are_those_of_the_whole():
-    features = torch.randn(50, 6) * 3 + 1000  # a mean that would cancel in sums of squares of float32
-    moments = Moments()
-    for piece in features.split([1, 20, 29]):
-        moments.add(piece)
-    torch.testing.assert_close(moments.mean, features.double().mean(0))
-    torch.testing.assert_close(moments.covariance(), features.double().T.cov())
+def frechet(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Of sets of features [N,D] and [M,D]."""
+    return float(weighted_frechet(a, b, *(torch.ones(1, len(x), dtype=torch.float64) for x in (a, b))))
+
+
+def samples(mean: torch.Tensor, covariance: torch.Tensor, count: int) -> torch.Tensor:
+    """[N,D] of just this mean [D] and unbiased covariance [D,D]."""
+    x = torch.randn(count, len(mean)).double()
+    white = torch.linalg.solve_triangular(torch.linalg.cholesky(x.T.cov()), (x - x.mean(0)).T, upper=False)
+    return (torch.linalg.cholesky(covariance) @ white).T + mean
+
+
+def test_a_common_mean_does_not_cancel():
+    a, b = torch.randn(50, 6) * 3 + 1000, torch.randn(40, 6) + 1000  # in sums of squares of float32 it would
+    for few in (slice(None), slice(5)):
+        assert frechet(a[few], b[few]) == pytest.approx(frechet(a[few].double() - 1000, b[few].double() - 1000))
 
 
 def test_the_distance_of_gaussians_is_the_closed_form():
-    def moments(mean, covariance):
-        found = Moments()
-        found.count, found.mean, found.scatter = 11, mean, covariance * 10
-        return found
-
     mean, a, b = torch.randn(5).double(), torch.rand(5).double(), torch.rand(5).double()
     rotation = torch.linalg.qr(torch.randn(5, 5).double())[0]
     turned = lambda values: rotation @ values.diag() @ rotation.T  # noqa: E731
-    found = frechet_distance(moments(mean, turned(a)), moments(-mean, turned(b)))
+    found = frechet(samples(mean, turned(a), 11), samples(-mean, turned(b), 14))
     assert found == pytest.approx(float((2 * mean).square().sum() + (a.sqrt() - b.sqrt()).square().sum()), rel=1e-9)
     # covariances that do not commute: scipy's matrix root of A B
-    from scipy.linalg import sqrtm
-
     x, y = torch.randn(40, 5).double(), torch.randn(30, 5).double() @ torch.randn(5, 5).double()
-    first, second = Moments(), Moments()
-    first.add(x)
-    second.add(y)
     cov = x.T.cov(), y.T.cov()
     root = torch.from_numpy(sqrtm((cov[0] @ cov[1]).numpy()).real)
     expected = (x.mean(0) - y.mean(0)).square().sum() + (cov[0] + cov[1] - 2 * root).trace()
-    assert frechet_distance(first, second) == pytest.approx(float(expected), rel=1e-9)
-    assert frechet_distance(first, first) == pytest.approx(0, abs=1e-9)
+    assert frechet(x, y) == pytest.approx(float(expected), rel=1e-9)
+    assert frechet(x, x) == pytest.approx(0, abs=1e-9)
 
 
 def test_fewer_samples_than_dimensions_do_and_one_does_not():
-    small, other = Moments(), Moments()
-    small.add(torch.randn(3, 20))
-    other.add(torch.randn(1, 20))
-    assert frechet_distance(small, small) == pytest.approx(0, abs=1e-5)
+    small, other = torch.randn(3, 20), torch.randn(1, 20)
+    assert frechet(small, small) == pytest.approx(0, abs=1e-5)
     with pytest.raises(UserError, match="2 or more"):
-        frechet_distance(small, other)
-    with pytest.raises(ValueError, match="one width"):
-        small.add(torch.randn(2, 4))
+        frechet(small, other)

@@ -189,7 +189,8 @@ def test_an_autoencoder_is_measured_as_its_export_is(vae_config, digits_data, tm
 def test_scores_are_those_of_clips_made_one_by_one(dit_config, digits_data, tiny_latents, tmp_path):
     manifest = digits_data / "train.jsonl"
     scored = (f"validation.latents={tiny_latents}", f"validation.manifest={manifest}", "validation.clips=5")
-    options = (*MEASURED, *scored, "validation.scores=[flicker,digit]", "validation.every=6", "validation.best=digit")
+    scores = "validation.scores=[flicker,'latentvid.demo.prompt_following:digit']"
+    options = (*MEASURED, *scored, scores, "validation.every=6", "validation.best=digit")
     train(dit_config(tmp_path, *options, "data.tokens_per_pack=400"), DitTask)
     record = next(r for r in validation(tmp_path) if r["weights"] == "ema")
     assert record["step"] == 6 and record["scores"].keys() == {"flicker", "digit"}

@@ -48,15 +48,15 @@ class LpipsRows:
     """A row a frame: its LPIPS distance (AlexNet's) from the pair's.
 
     weights: a folder that holds lpips/alex.safetensors; without one, the networks that torchvision and torchmetrics
-    have on this machine. Raises UserError where there are none.
+    have on this machine. network: in the place of it. Raises UserError where there are none.
     """
 
     name = "lpips"
     needs = frozenset({"pair"})
 
-    def __init__(self, weights: Path | None, device: torch.device) -> None:
-        self.network, self.device = _network(weights).to(device), device
-        self.fingerprint = f"lpips: {LPIPS_NET} {module_fingerprint(self.network, {})[:16]}"
+    def __init__(self, weights: Path | None, device: torch.device, network: Lpips | None = None) -> None:
+        self.network, self.device = (network or _network(weights)).to(device), device
+        self.fingerprint = f"lpips: {self.network.net} {module_fingerprint(self.network, {})[:16]}"
 
     def __call__(self, clip: Clip) -> Tensor:
         pair, smallest = pair_of(clip), SMALLEST[self.network.net]

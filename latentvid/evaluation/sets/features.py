@@ -15,7 +15,7 @@ from ...data.transforms import from_uint8
 from ...errors import ClipError, UserError
 from ..defaults import PICTURES
 from ..rows import Clip
-from .i3d import SHORTEST, SIDE, load_i3d
+from .i3d import I3D, SHORTEST, SIDE, load_i3d
 from .inception import load_inception
 
 BATCH = 16  # pictures that Inception sees at once
@@ -56,21 +56,16 @@ class InceptionRows:
 class I3DRows:
     """One row a clip, float32: the 400 Kinetics logits, averaged over the whole clip, however long it is.
 
-    weights: a folder that holds i3d/*.safetensors, or such a file. Raises UserError where there are none, and
-    ClipError for a clip shorter than 9 frames.
+    weights: a folder that holds i3d/*.safetensors, or such a file. network: in the place of it.
+    Raises UserError where there are none, and ClipError for a clip shorter than 9 frames.
     """
 
     name = "i3d"
     needs: frozenset = frozenset()
     has_logits = True
 
-    def __init__(self, weights: Path | None, device: torch.device) -> None:
-        if weights is None or not (weights.is_file() or (weights / "i3d").is_dir()):
-            raise UserError(
-                "there is no I3D network: put i3d_kinetics400.safetensors into WEIGHTS/i3d and give WEIGHTS"
-            )
-        self.network = load_i3d(weights if weights.is_file() else weights / "i3d").to(device)
-        self.device = device
+    def __init__(self, weights: Path | None, device: torch.device, network: I3D | None = None) -> None:
+        self.network, self.device = (network or _i3d(weights)).to(device), device
         self.about = f"I3D of Kinetics-400, logits averaged over the whole clip; bilinear to {SIDE} x {SIDE}"
         self.fingerprint = f"{self.about}; {module_fingerprint(self.network, {})[:16]} on {device.type}"
 
@@ -80,3 +75,9 @@ class I3DRows:
         if frames < SHORTEST:
             raise ClipError(clip.name, "too-short", f"{frames} frames are too few for I3D, which takes {SHORTEST}")
         return self.network(from_uint8(clip.pixels.to(self.device))[None]).float().cpu()
+
+
+def _i3d(weights: Path | None) -> I3D:
+    if weights is None or not (weights.is_file() or (weights / "i3d").is_dir()):
+        raise UserError("there is no I3D network: put i3d_kinetics400.safetensors into WEIGHTS/i3d and give WEIGHTS")
+    return load_i3d(weights if weights.is_file() else weights / "i3d")

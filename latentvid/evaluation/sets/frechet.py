@@ -11,49 +11,6 @@ from torch import Tensor
 from ...errors import UserError
 
 
-class Moments:
-    """Mean and covariance of features that arrive in pieces, in float64; `count` says of how many samples.
-
-    Pieces are merged by the pairwise update of Chan, Golub & LeVeque (1983), which does not cancel.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean = torch.zeros(0, dtype=torch.float64)  # [D]
-        self.scatter = torch.zeros(0, 0, dtype=torch.float64)  # [D,D], sum of outer products about the mean
-
-    def add(self, features: Tensor) -> None:
-        """features: [N,D], on any device, of any float type."""
-        x = features.detach().double().cpu()
-        if x.ndim != 2 or not len(x) or (self.count and x.shape[1] != len(self.mean)):
-            raise ValueError(f"moments want features [N,D] of one width, got {list(features.shape)}")
-        if not self.count:
-            self.mean, self.scatter = x.new_zeros(x.shape[1]), x.new_zeros(x.shape[1], x.shape[1])
-        n, mean = len(x), x.mean(0)
-        step, centred = mean - self.mean, x - mean
-        total = self.count + n
-        self.scatter += centred.T @ centred + step.outer(step) * (self.count * n / total)
-        self.mean += step * (n / total)
-        self.count = total
-
-    def covariance(self) -> Tensor:
-        """[D,D], unbiased. Raises UserError below two samples."""
-        if self.count < 2:
-            raise UserError(f"{self.count} samples have no covariance: a Frechet distance needs 2 or more in each set")
-        return self.scatter / (self.count - 1)
-
-
-def frechet_distance(a: Moments, b: Moments) -> float:
-    """|mean_a - mean_b|^2 + trace(A + B - 2 (A B)^(1/2)) of the sets' means and covariances.
-
-    It is biased upwards for small sets: compare only figures of equal counts, and say the count.
-    Raises UserError below two samples in either set.
-    """
-    first, second = a.covariance(), b.covariance()
-    distance = (a.mean - b.mean).square().sum() + first.trace() + second.trace() - 2 * _root_trace(first, second)
-    return max(0.0, float(distance))
-
-
 def _root_trace(first: Tensor, second: Tensor) -> Tensor:
     """trace((A B)^(1/2)) of covariances [D,D]."""
     values, vectors = torch.linalg.eigh(first)
@@ -65,6 +22,8 @@ def _root_trace(first: Tensor, second: Tensor) -> Tensor:
 def weighted_frechet(a: Tensor, b: Tensor, a_counts: Tensor, b_counts: Tensor) -> Tensor:
     """The Frechet distances [R] of R resamples, where row i of a [N,D] stands a_counts[r,i] times, and so of b [M,D].
 
+    |mean_a - mean_b|^2 + trace(A + B - 2 (A B)^(1/2)) of the sets' means and covariances A, B (divided by n - 1), in
+    float64. It is biased upwards for small sets: compare only figures of equal counts, and say the count.
     Counts are [R,N] and [R,M] in float64; all ones is the plain distance. Where both sets have fewer samples than
     features, the trace of the root is the sum of the singular values of Xa Xb^T / sqrt((n - 1)(m - 1)) with the
     centred rows Xa, Xb, since (A B)^(1/2) has its nonzero eigenvalues: N x M in the place of D x D, without the

@@ -9,9 +9,8 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -25,12 +24,16 @@ from ...errors import ClipError, UserError
 from ...files import written_whole
 from ...models.interchange import Vae, load_vae
 from ...precision import MixedPrecision, autocast, choose, describe
+from ...tables import markdown_table
 from ..footage import Cut, Excerpt, cut_files, find_files
-from ..pairs.fidelity import SSIM_WINDOW, Fidelity
+from ..mean_score import ColumnMean, MeanScore
+from ..pairs.fidelity import SSIM_WINDOW
 from ..pairs.lpips import SMALLEST, load_lpips
-from ..pairs.scores import frame_distances
-from ..sets.frechet import Moments, frechet_distance
+from ..pairs.scores import PAIR_SCORES, FidelityRows, LpipsRows
+from ..rows import Clip, Extractor, rows_of
+from ..sets.features import I3DRows
 from ..sets.i3d import SHORTEST, load_i3d
+from ..sets.scores import FrechetScore
 from ..sheet import Row, draw_sheet
 from .latent_picture import draw_latents
 from .latent_quality import LatentQuality
@@ -38,6 +41,11 @@ from .latent_quality import LatentQuality
 ENOUGH = 2048  # clips, from which on published FVDs are reported; fewer bias it upwards
 CONTRAST = 4  # times the difference is shown
 SHEET_SIDE = 224  # pixels, about the height of a frame in the sheet
+RFVD = FrechetScore("rfvd", "i3d")
+SCORES = (  # of each clip, with its original as the pair; kl: the bits that the posterior holds beyond N(0, 1)
+    *PAIR_SCORES,
+    MeanScore(name="kl_bits_per_pixel", extractor="kl", compares="none", better="neither", of_clip=ColumnMean(0)),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,31 +75,19 @@ class VaeScoresConfig:
             raise UserError(f"max_clips {self.max_clips}: ask for at least 1 clip")
 
 
-@dataclass(frozen=True)
-class ClipScore:
-    """PSNR in dB, SSIM and LPIPS (the mean over frames), and the bits that the posterior holds beyond N(0, 1)."""
-
-    file: str
-    start: int
-    frames: int
-    height: int
-    width: int
-    psnr: float
-    ssim: float
-    lpips: float | None
-    kl_bits_per_pixel: float
-
-
 class Scorer:
-    """The networks, and what is summed up over all clips; `notes` says what is left out and why."""
+    """The networks, and the rows of all clips; `notes` says what is left out and why.
+
+    rows: by extractor, of each clip that it can take; "real" has I3D's of the originals. clips: scores.json's list.
+    """
 
     def __init__(self, config: VaeScoresConfig, device: torch.device) -> None:
         self.notes: list[str] = []
         self.vae: Vae = load_vae(config.vae).to(device)
         self.computed = choose(config.mixed_precision, device)
-        self.lpips = self.i3d = None
+        self.extractors: dict[str, Extractor] = {"fidelity": FidelityRows(None, device)}
         try:
-            self.lpips = load_lpips(config.lpips, config.lpips_net).to(device)
+            self.extractors["lpips"] = LpipsRows(None, device, load_lpips(config.lpips, config.lpips_net))
         except UserError as error:
             if config.lpips is not None:
                 raise
@@ -99,60 +95,55 @@ class Scorer:
         if config.i3d is None:
             self.notes.append("rFVD is left out: it needs I3D's weights (i3d)")
         else:
-            self.i3d = load_i3d(config.i3d).to(device)
+            self.extractors["i3d"] = I3DRows(None, device, load_i3d(config.i3d))
         self.latents = LatentQuality()
-        self.real, self.copied = Moments(), Moments()
+        self.rows: dict[str, list[Tensor]] = {name: [] for name in ("fidelity", "lpips", "i3d", "kl", "real")}
+        self.clips: list[dict[str, Any]] = []
 
     @torch.no_grad()
-    def score(self, excerpt: Excerpt) -> tuple[ClipScore, Tensor, Tensor]:
-        """Its scores, and the original and the reconstruction, uint8 [F,H,W,3]. Raises ClipError."""
+    def score(self, excerpt: Excerpt) -> Clip:
+        """Adds its scores, and returns the reconstruction with the original as its pair. Raises ClipError."""
         pixels = excerpt.read().to(self.vae.device)
         with autocast(self.vae.device, self.computed):  # of the VAE alone: what measures it stays exact
             posterior = self.vae.encode(from_uint8(pixels)[None]).latent_dist
             copy = to_uint8(self.vae.decode(posterior.mode()).sample[0].float())
         posterior = DiagonalGaussianDistribution(posterior.parameters.float())
-        z = posterior.mode()
-        self.latents.add(z[0])
-        fidelity = Fidelity()
-        fidelity.add(pixels, copy)
-        if self.i3d is not None and len(pixels) >= SHORTEST:
-            self.real.add(self.i3d(from_uint8(pixels)[None]))
-            self.copied.add(self.i3d(from_uint8(copy)[None]))
-        score = ClipScore(
-            file=str(excerpt.path),
-            start=excerpt.start,
-            frames=len(pixels),
-            height=excerpt.height,
-            width=excerpt.width,
-            psnr=fidelity.psnr,
-            ssim=fidelity.ssim,
-            lpips=self._lpips(pixels, copy),
-            kl_bits_per_pixel=float(posterior.kl().sum()) / math.log(2) / pixels[..., 0].numel(),
-        )
-        return score, pixels.cpu(), copy.cpu()
+        self.latents.add(posterior.mode()[0])
+        clip = Clip(copy, excerpt.fps, pair=pixels, name=str(excerpt.path))
+        rows = rows_of(clip, self.extractors)
+        bits = float(posterior.kl().sum()) / math.log(2) / pixels[..., 0].numel()
+        rows["kl"] = torch.tensor([[bits]], dtype=torch.float64)
+        rows = {name: found for name, found in rows.items() if not isinstance(found, ClipError)}
+        if "i3d" in rows:
+            rows["real"] = self.extractors["i3d"](Clip(pixels))
+        for name, found in rows.items():
+            self.rows[name].append(found)
+        about = {"file": clip.name, "start": excerpt.start, "frames": len(pixels)}
+        about |= {"height": excerpt.height, "width": excerpt.width}
+        figures = {s.name: s.of_clip(rows[s.extractor]) if s.extractor in rows else None for s in SCORES}
+        self.clips.append(about | figures)
+        return Clip(copy.cpu(), clip.fps, pair=pixels.cpu(), name=clip.name)
 
-    def _lpips(self, a: Tensor, b: Tensor) -> float | None:
-        _, height, width, _ = a.shape
-        if self.lpips is None or min(height, width) < SMALLEST[self.lpips.net]:
-            return None
-        return float(frame_distances(self.lpips, a, b).double().mean())
+    def means(self) -> dict[str, float | None]:
+        """Each clip counts once."""
+        small = len(self.clips) - len(self.rows["lpips"])
+        if "lpips" in self.extractors and small:
+            side = SMALLEST[self.extractors["lpips"].network.net]
+            self.notes.append(f"LPIPS is left out for {small} clips below {side} pixels a side")
+        return {s.name: s(self.rows[s.extractor]) if self.rows[s.extractor] else None for s in SCORES}
 
     def rfvd(self) -> float | None:
         """The Frechet distance of I3D features of originals and reconstructions."""
-        if self.i3d is None:
+        if "i3d" not in self.extractors:
             return None
-        count = self.real.count
+        count = len(self.rows["real"])
         if count < 2:
-            self.notes.append(
-                f"rFVD is left out: it needs 2 clips of at least {SHORTEST} frames, and there are {count}"
-            )
+            needed = f"2 clips of at least {SHORTEST} frames, and there are {count}"
+            self.notes.append(f"rFVD is left out: it needs {needed}")
             return None
-        self.notes.append(
-            f"rFVD is of {count} clips: so few bias it upwards, compare it with others of {count} clips only"
-            if count < ENOUGH
-            else f"rFVD is of {count} clips"
-        )
-        return frechet_distance(self.real, self.copied)
+        few = f": so few bias it upwards, compare it with others of {count} clips only" if count < ENOUGH else ""
+        self.notes.append(f"rFVD is of {count} clips{few}")
+        return RFVD(self.rows["i3d"], self.rows["real"])
 
 
 def score_vae(config: VaeScoresConfig) -> dict[str, Any]:
@@ -162,30 +153,27 @@ def score_vae(config: VaeScoresConfig) -> dict[str, Any]:
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     scorer = Scorer(config, device)
-    vae = scorer.vae
     cut = Cut(
         frames=config.frames,
         size=config.size,
-        temporal_stride=vae.temporal_stride,
-        spatial_stride=vae.spatial_stride,
+        temporal_stride=scorer.vae.temporal_stride,
+        spatial_stride=scorer.vae.spatial_stride,
         smallest=SSIM_WINDOW,
     )
     excerpts, skipped = cut_files(find_files(config.inputs), cut, config.max_clips)
-    clips, rows = [], []
+    rows = []
     for excerpt in tqdm(excerpts, desc="clips", disable=None):
         try:
-            score, original, copy = scorer.score(excerpt)
+            clip = scorer.score(excerpt)
         except ClipError as error:
             skipped.append((excerpt.path, str(error)))
             continue
-        clips.append(score)
         if len(rows) < config.shown:
-            rows.append(show(config.out, len(rows), excerpt, score, original, copy))
-    if not clips:
+            rows.append(show(config.out, len(rows), clip, scorer.clips[-1]))
+    if not scorer.clips:
         raise UserError(f"no clip can be used: {'; '.join(why for _, why in skipped[:3]) or 'the files hold none'}")
     print(describe(scorer.computed, device), file=sys.stderr, flush=True)
-    result = summary(config, scorer, clips, skipped)
-    config.out.mkdir(parents=True, exist_ok=True)
+    result = summary(config, scorer, skipped)
     for name, text in (
         ("scores.json", json.dumps(result, indent=1, allow_nan=False)),
         ("scores.md", table(result)),
@@ -198,31 +186,21 @@ def score_vae(config: VaeScoresConfig) -> dict[str, Any]:
     return result
 
 
-def summary(
-    config: VaeScoresConfig, scorer: Scorer, clips: Sequence[ClipScore], skipped: Sequence[tuple[Path, str]]
-) -> dict[str, Any]:
-    """What scores.json holds; means are over clips, each clip counting once."""
-    vae, perceptual = scorer.vae, [clip.lpips for clip in clips if clip.lpips is not None]
-    if scorer.lpips is not None and len(perceptual) < len(clips):
-        small = len(clips) - len(perceptual)
-        scorer.notes.append(f"LPIPS is left out for {small} clips below {SMALLEST[scorer.lpips.net]} pixels a side")
+def summary(config: VaeScoresConfig, scorer: Scorer, skipped: Sequence[tuple[Path, str]]) -> dict[str, Any]:
+    """What scores.json holds."""
+    vae = scorer.vae
     pixels_per_position = vae.temporal_stride * vae.spatial_stride**2
     return {
         "vae": str(config.vae),
         "class": vae.config.get("_class_name", type(vae).__name__),
-        "clips": len(clips),
+        "clips": len(scorer.clips),
         "computed_in": "fp32" if scorer.computed == "no" else scorer.computed,
         "frames": config.frames,
         "size": config.size,
-        "mean": {
-            "psnr": fmean(clip.psnr for clip in clips),
-            "ssim": fmean(clip.ssim for clip in clips),
-            "lpips": fmean(perceptual) if perceptual else None,
-            "kl_bits_per_pixel": fmean(clip.kl_bits_per_pixel for clip in clips),
-        },
+        "mean": scorer.means(),
         "lpips_net": config.lpips_net,
         "rfvd": scorer.rfvd(),
-        "rfvd_clips": scorer.real.count,
+        "rfvd_clips": len(scorer.rows["real"]),
         "compression": {
             "temporal_stride": vae.temporal_stride,
             "spatial_stride": vae.spatial_stride,
@@ -233,22 +211,22 @@ def summary(
         "latents": scorer.latents.report(),
         "notes": scorer.notes,
         "skipped": [{"file": str(path), "reason": reason} for path, reason in skipped],
-        "per_clip": [asdict(clip) for clip in clips],
+        "per_clip": scorer.clips,
     }
 
 
-def show(folder: Path, number: int, excerpt: Excerpt, score: ClipScore, original: Tensor, copy: Tensor) -> Row:
+def show(folder: Path, number: int, clip: Clip, score: dict[str, Any]) -> Row:
     """Writes original | reconstruction | difference of a clip (a png of an image), and makes its rows of the sheet."""
-    difference = (original.int() - copy.int()).abs().mul(CONTRAST).clamp(0, 255).to(torch.uint8)
-    parts = [original, copy, difference]
-    ending = "mp4" if len(original) > 1 else "png"
-    path = folder / "clips" / f"{number:02d}-{excerpt.path.stem}-{excerpt.start}.{ending}"
-    write_video(path, torch.cat(parts, dim=2), excerpt.fps or 1.0)
-    step = max(1, round(original.shape[1] / SHEET_SIDE))
-    perceptual = "" if score.lpips is None else f"\nLPIPS {score.lpips:.4f}"
+    difference = (clip.pair.int() - clip.pixels.int()).abs().mul(CONTRAST).clamp(0, 255).to(torch.uint8)
+    parts, file = [clip.pair, clip.pixels, difference], Path(score["file"])
+    ending = "mp4" if score["frames"] > 1 else "png"
+    path = folder / "clips" / f"{number:02d}-{file.stem}-{score['start']}.{ending}"
+    write_video(path, torch.cat(parts, dim=2), clip.fps or 1.0)
+    step = max(1, round(score["height"] / SHEET_SIDE))
+    perceptual = "" if score["lpips"] is None else f"\nLPIPS {score['lpips']:.4f}"
     text = (
-        f"{excerpt.path.name}, from frame {excerpt.start}\n"
-        f"PSNR {score.psnr:.2f} dB\nSSIM {score.ssim:.4f}{perceptual}\n"
+        f"{file.name}, from frame {score['start']}\n"
+        f"PSNR {score['psnr']:.2f} dB\nSSIM {score['ssim']:.4f}{perceptual}\n"
         f"original, reconstruction, difference x {CONTRAST}"
     )
     return Row([smaller(part, step) for part in parts], text)
@@ -268,25 +246,26 @@ def table(result: dict[str, Any]) -> str:
     """The scores as Markdown: the means, what is said of them, and a row a clip."""
     mean, pack, latents = result["mean"], result["compression"], result["latents"]
     number = lambda value, digits: "" if value is None else f"{value:.{digits}f}"  # noqa: E731
+    figures = lambda row: (f"{row['psnr']:.2f}", f"{row['ssim']:.4f}", number(row["lpips"], 4))  # noqa: E731
+    head = ("rFVD", "KL, bits a pixel", "pixel values a latent value", "effective rank")
+    more = (
+        number(result["rfvd"], 1),
+        f"{mean['kl_bits_per_pixel']:.3f}",
+        f"{pack['pixel_values_per_latent_value']:.1f}",
+        f"{latents['effective_rank']:.1f} of {latents['channels']}",
+    )
+    clips = [
+        (Path(c["file"]).name, str(c["start"]), str(c["frames"]), f"{c['height']} x {c['width']}", *figures(c))
+        for c in result["per_clip"]
+    ]
     lines = [
         f"# {result['class']} on {result['clips']} clips",
         "",
-        "| PSNR (dB) | SSIM | LPIPS | rFVD | KL, bits a pixel | pixel values a latent value | effective rank |",
-        "|---|---|---|---|---|---|---|",
-        f"| {mean['psnr']:.2f} | {mean['ssim']:.4f} | {number(mean['lpips'], 4)} | {number(result['rfvd'], 1)} "
-        f"| {mean['kl_bits_per_pixel']:.3f} | {pack['pixel_values_per_latent_value']:.1f} "
-        f"| {latents['effective_rank']:.1f} of {latents['channels']} |",
+        markdown_table(("PSNR (dB)", "SSIM", "LPIPS", *head), [(*figures(mean), *more)]),
         "",
         *(f"- {note}" for note in result["notes"]),
         *(f"- skipped: {row['reason']}" for row in result["skipped"]),
         "",
-        "| clip | from frame | frames | size | PSNR (dB) | SSIM | LPIPS |",
-        "|---|---|---|---|---|---|---|",
+        markdown_table(("clip", "from frame", "frames", "size", "PSNR (dB)", "SSIM", "LPIPS"), clips),
     ]
-    for clip in result["per_clip"]:
-        size = f"{clip['height']} x {clip['width']}"
-        lines.append(
-            f"| {Path(clip['file']).name} | {clip['start']} | {clip['frames']} | {size} | {clip['psnr']:.2f} "
-            f"| {clip['ssim']:.4f} | {number(clip['lpips'], 4)} |"
-        )
     return "\n".join(lines) + "\n"

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from textwrap import indent
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from ...data.plan.plan import Plan
 from ...errors import UserError
 from ...models.flops import TRAINING, GridFlops, peak_flops
 from ...packing import Grid
+from ...tables import text_table
 from ..monitor.efficiency import rank_balance
 from .estimate import H200, Step, peak_bytes, step_seconds
 from .memory import PassBytes, activation_bytes, pass_bytes, size, state_bytes
@@ -131,7 +133,7 @@ def _shapes(task: Any) -> str:
     if rest:
         tokens = sum(math.prod(grid) * n for grid, n in rest)
         rows.append((f"{len(rest):,} other shapes", f"{sum(n for _, n in rest):,}", "", f"{tokens / total:.1%}"))
-    return "\n".join(_table(rows))
+    return _table(rows)
 
 
 def _packs(config: TrainingConfig, task: Any, plan: Plan, simulation: Simulation, ranks: int) -> str:
@@ -190,7 +192,7 @@ def _memory(config: TrainingConfig, task: Any, plan: Plan, simulation: Simulatio
         most = [peak_bytes(strategy, held, passing, trained, block, turns) for passing in passes]
         rows.append((f"{strategy}, {_count(n, 'process')}", *map(_bytes, (*held, kept, *most))))
     rows = [row[: 6 + len(ways)] for row in rows]
-    lines = ["memory a device for the largest pack, and the most that a step holds at a time:", *_table(rows)]
+    lines = ["memory a device for the largest pack, and the most that a step holds at a time:", _table(rows)]
     if device.type == "cuda":
         lines.append(f"  this device has {_bytes(torch.cuda.get_device_properties(device).total_memory)}")
     if task.frozen:
@@ -232,7 +234,7 @@ def _times(config: TrainingConfig, task: Any, plan: Plan, simulation: Simulation
             taken = step_seconds(step, strategy, n, cluster)
             rows.append((strategy, *map(_duration, (*taken, taken.all, taken.all * config.train.steps))))
     what = f"computing at {MFU:.0%} of the peak, links and memory as an H200's (docs/scaling.md)"
-    return "\n".join([f"a step on {_count(world, 'device')}, {what}:", *_table(rows)])
+    return "\n".join([f"a step on {_count(world, 'device')}, {what}:", _table(rows)])
 
 
 def _warnings(config: TrainingConfig, task: Any, plan: Plan, simulation: Simulation) -> str:
@@ -256,12 +258,8 @@ def _warnings(config: TrainingConfig, task: Any, plan: Plan, simulation: Simulat
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  " + "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    return indent(text_table(rows, right=True), "  ")
 
 
 def _count(n: int, noun: str) -> str:

@@ -10,9 +10,9 @@ import math
 import torch
 from torch import Tensor
 
-from ..diffusion.scheduler import LatentVideoScheduler
-from ..diffusion.solvers import Predict
-from ..packing import Packed
+from latentvid.diffusion.scheduler import LatentVideoScheduler
+from latentvid.diffusion.solvers import Predict
+from latentvid.packing import Packed
 
 
 class Mixture:
