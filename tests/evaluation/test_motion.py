@@ -128,6 +128,13 @@ def test_dynamic_degree_looks_at_eight_frames_a_second():
         extractor(Clip(clip[:4], fps=32.0, name="a.mp4"))
 
 
+@pytest.mark.parametrize(("height", "width"), [(48, 144), (144, 48)])
+def test_dynamic_degree_measures_by_the_shorter_side(height, width):
+    """2 pixels a frame are more than 6/256 of the shorter side, 1.1, and less than of the longer, 3.4."""
+    clip = moving((1.6, 1.2), 5, height, width)
+    assert MotionRows(None, CPU)(Clip(clip))[0, 2] == 1
+
+
 def test_flicker_is_the_mean_absolute_difference():
     clip = moving((1, 1), 4)
     expected = [float((b.int() - a.int()).abs().float().mean()) for a, b in zip(clip[:-1], clip[1:], strict=True)]
