@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -78,6 +79,15 @@ def test_resize_covers_and_keeps_proportions(native):
 def test_shrinking_is_antialiased():
     stripes = (torch.arange(256) % 2 * 255).to(torch.uint8)[None, None, :, None].expand(1, 256, 256, 3)
     assert resize_and_crop(stripes, 64, 64)[..., 4:-4].abs().max() < 0.02
+
+
+def test_resizing_is_bicubic():
+    """As torch has it in floating point, but for rounding between the two axes; bilinear is far off."""
+    clip = torch.randint(0, 256, (2, 40, 60, 3), dtype=torch.uint8)
+    found = fit(clip, 24, 36).float()
+    for mode, near in (("bicubic", True), ("bilinear", False)):
+        want = F.interpolate(clip.movedim(3, 1).float(), (24, 36), mode=mode, antialias=True).movedim(1, 3)
+        assert ((found - want.clamp(0, 255)).abs().mean() < 1) == near
 
 
 def test_to_uint8_clips_and_bad_input_is_named():

@@ -20,6 +20,7 @@ from latentvid.training.stages.vae.task import VaeTask
 CPU = torch.device("cpu")
 SEED = 7
 MIX = "given={plain: 1, first: 1, random: 1, independent: 1}"
+LEVELS = "timesteps={kind: logit_normal, shift: 2.0, base_tokens: 16}"
 
 
 def made(task: DitTask, draw: Draw) -> DitPack:
@@ -37,7 +38,7 @@ def dropped(task: DitTask, pack: DitPack) -> bool:
 @pytest.fixture(scope="module", params=["cache", "clips"])
 def task(request, dit_config, digits_data, tmp_path_factory) -> DitTask:
     online = ("data.latents=null", f"data.manifest={digits_data / 'train.jsonl'}") if request.param == "clips" else ()
-    options = (f"run.seed={SEED}", "data.caption_dropout=0.3", MIX, *online)
+    options = (f"run.seed={SEED}", "data.caption_dropout=0.3", MIX, LEVELS, *online)
     return DitTask(dit_config(tmp_path_factory.mktemp("run"), *options), CPU)
 
 
@@ -81,6 +82,15 @@ def test_epochs_draw_independently_and_at_the_rates_asked_for(dit_config, tmp_pa
     of_one, of_the_next = columns.corrcoef(), torch.stack([columns[:, :-20], columns[:, 20:]]).flatten(0, 1).corrcoef()
     assert of_one.fill_diagonal_(0).abs().max() < 0.12  # among drop, level and noise of a sample
     assert of_the_next.fill_diagonal_(0).abs().max() < 0.12  # and with those of the next epoch
+
+
+def test_levels_are_those_that_a_discrete_path_has(dit_config, tmp_path):
+    """Seven steps: 1/7, 2/7, ... 1, and never 0, which means a given frame."""
+    scheduler = "scheduler={path: ddpm, target: v, num_train_timesteps: 7}"
+    task = DitTask(dit_config(tmp_path / "run", scheduler), CPU)
+    levels = torch.cat([made(task, Draw(number, 0)).timestep for number in range(60)])
+    assert (levels * 7).round().unique().tolist() == [1, 2, 3, 4, 5, 6, 7]
+    torch.testing.assert_close(levels, (levels * 7).round() / 7)
 
 
 @pytest.mark.parametrize(("rate", "share"), [(0.0, 0.0), (1.0, 1.0)])

@@ -1,5 +1,6 @@
 """Groups and rates of the optimisers."""
 
+import copy
 import math
 
 import pytest
@@ -57,6 +58,33 @@ def test_muon_moves_matrices_by_their_direction_and_vectors_at_their_own_rate():
         torch.testing.assert_close(steps[scale]["norm.bias"].abs(), torch.full((5,), 1.9 * 3e-3), atol=1e-5, rtol=0)
 
 
+def test_adamw_is_torchs_with_the_configurations_numbers():
+    config = Optim(name="adamw", lr=1e-2, betas=(0.5, 0.6), weight_decay=0.3)
+    net = Net()
+    twin = copy.deepcopy(net)
+    ours = make_optimizer(net, config)
+    trained = [p for p in twin.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": 0.3},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    theirs = torch.optim.AdamW(groups, lr=1e-2, betas=(0.5, 0.6))
+    for _ in range(3):
+        for p, q in zip(net.parameters(), twin.parameters(), strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        ours.step()
+        theirs.step()
+    for p, q in zip(net.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_muon_has_the_configurations_momentum_and_nesterovs():
+    optimizer = make_optimizer(Net(), Optim(name="muon", lr=1e-2, momentum=0.7, betas=(0.5, 0.6)))
+    for group in optimizer.param_groups:
+        assert (group["momentum"], group["nesterov"], tuple(group["betas"])) == (0.7, True, (0.5, 0.6))
+
+
 def test_warm_up_then_cosine_to_the_end():
     config = Optim(warmup=10, final=0.1)
     factors = [lr_factor(step, 110, config) for step in range(110)]
@@ -90,6 +118,7 @@ def test_a_part_apart_sleeps_unchanged_until_its_start_and_warms_up_from_there(n
     optimizer = make_optimizer(net, config, [Part("linear", 4e-3, start=3)])
     group = optimizer.param_groups[-1]
     assert [id(p) for p in group["params"]] == [id(p) for p in net.linear.parameters()] and group["part"] == "linear"
+    assert group["weight_decay"] == 0
     before, rates = net.linear.weight.detach().clone(), []
     for step in range(6):
         set_lr(optimizer.param_groups, step, 100, config)

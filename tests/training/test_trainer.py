@@ -105,7 +105,7 @@ def test_a_run_leaves_its_records(whole, dit_config):
 
 @pytest.mark.parametrize("given", ["{plain: 1}", "{plain: 1, first: 1, prefix: 1, ends: 1}"])
 def test_a_step_weighs_every_token_that_has_a_loss_or_every_sample_alike(given, dit_config, tmp_path):
-    """The first loss is that of the step's samples, computed one by one; given frames have none."""
+    """The first loss is that of the step's samples, computed one by one; given frames have none. So is its gradient."""
     for by in ("token", "sample"):
         config = dit_config(tmp_path / by, f"train.loss_by={by}", f"given={given}", "train.steps=1")
         train(config, DitTask)
@@ -114,14 +114,17 @@ def test_a_step_weighs_every_token_that_has_a_loss_or_every_sample_alike(given, 
         each, weights = [], []
         for draw in (draw for pack in step.packs for draw in pack):
             alone = task.make_pack([draw])
-            each.append(task.loss(task.model, alone, 0)[0].item())
+            each.append(task.loss(task.model, alone, 0)[0])
             noised = alone.timestep[alone.layout.frame] > 0  # of each token
             weights.append(int(noised.sum()) if by == "token" else 1)
         if by == "token":
             assert (sum(weights) < step.tokens) == ("first" in given)
         expected = sum(w * loss for w, loss in zip(weights, each, strict=True)) / sum(weights)
         record = read_metrics(tmp_path / by)[0]
-        assert record["loss"] == pytest.approx(expected, rel=1e-5)
+        assert record["loss"] == pytest.approx(expected.item(), rel=1e-5)
+        expected.backward()
+        norm = torch.stack([p.grad.norm() for p in task.model.parameters() if p.grad is not None]).norm().item()
+        assert record["grad_norm"] == pytest.approx(norm, rel=1e-4)
         assert (record["tokens"], record["samples"]) == (step.tokens, step.samples)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -172,6 +173,8 @@ def test_the_noise_of_r1_and_the_frames_of_lpips_follow_the_samples_number(vae_c
     assert len(goal._lpips((7,), video[:1, :, :1], video[:1, :, :1])) == 1  # an image has one
     a, b = goal._shift((7, 8), video[:2]), goal._shift((8, 7), video[:2])
     assert torch.equal(a[0], b[1]) and torch.equal(a[1], b[0]) and not torch.equal(a[0], a[1])
+    goal.weights = replace(goal.weights, r1_sigma=0.3)
+    assert goal._shift((7,), torch.zeros(1, 3, 9, 32, 32)).std().item() == pytest.approx(0.3, rel=0.03)
 
 
 def test_the_last_layer_is_the_decoders_own_output():
