@@ -14,6 +14,7 @@ from ..files import file_fault
 from ..page import Page, duration, note, table
 from ..report.facts import count_parameters, millions, shown_path
 from ..report.reading import Clips, Faults, read_json
+from ..report.runs import KINDS, Collection
 from ..report.scores import Score, score_table, unequal_settings
 from ..training.checkpoint.records import STRICT, Number
 from .scores import ORDER, THRESHOLDS
@@ -206,3 +207,13 @@ def repeat_demo(folders: Sequence[Path]) -> str:
         ]
     commands.append(f"python -m latentvid.report {' '.join(map(shown_path, folders))}")
     return f"<pre>{escape(chr(10).join(commands))}</pre>"
+
+
+DEMO = Collection(
+    "Demo",
+    "A text-to-video model trained from nothing by latentvid: a causal video autoencoder, a small T5 and a "
+    "diffusion transformer, on coloured handwritten digits that move and bounce.",
+    runs={"vae_run": KINDS["vae"], "dit_run": KINDS["dit"]},  # in the order in which they are trained
+    sections=demo_sections,
+    repeat=repeat_demo,
+)

@@ -1,24 +1,22 @@
-"""The page of a run, a demo or a folder of runs, and of several of them side by side."""
+"""The page of a run or a folder of runs, and of several of them side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..demo.report import demo_sections, repeat_demo
 from ..errors import UserError
 from ..files import check_writable, written_whole
 from ..page import LIMIT, Page, note
 from .configuration import configuration
 from .curves import efficiency, training_curves
 from .facts import data, made_by, repeat, shown_path, summary, versions
-from .runs import KINDS, LOGS, Run, is_run, labels, read_run
+from .runs import KINDS, LOGS, Collection, Run, is_demo, is_run, labels, read_run
 from .samples import samples
 from .scores import evaluation
 from .validation import validation
 
 FAULTS = 20  # that are listed
-PARTS = {"vae_run": KINDS["vae"], "dit_run": KINDS["dit"]}  # of a demo, in the order in which they are trained
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None, limit: int = LIMIT) -> Path:
@@ -45,18 +43,15 @@ def write_report(folders: Sequence[Path], out: Path | None = None, limit: int = 
     page = Page(limit)
     if all(single):
         runs = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
-        title, lead = _title(names, "Training run"), _lead(runs)
+        kind, lead = "Training run", _lead(runs)
         parts = [("", [*sections(page, runs), ("How to repeat", whole(lambda: repeat(runs)))])]
     else:
-        title, lead = _title(names, "Demo" if any(map(_is_demo, folders)) else "Training runs"), _whole_lead(folders)
-        parts = _whole(page, folders, names)
+        about = _collection(folders)
+        kind, lead, parts = about.title, about.lead, _whole(page, folders, names, about)
+    title = f"{kind}: {names[0]}" if len(names) == 1 else " against ".join(names)
     with written_whole(out) as beside:
         beside.write_text(page.html(title, lead, parts, made_by()), encoding="utf-8")
     return out
-
-
-def _title(names: Sequence[str], kind: str) -> str:
-    return f"{kind}: {names[0]}" if len(names) == 1 else " against ".join(names)
 
 
 def _lead(runs: Sequence[Run]) -> str:
@@ -99,42 +94,32 @@ def whole(make: Callable[[], str]) -> str:
         return note(f"This part cannot be shown: the folder holds what training does not write ({error!r:.200})")
 
 
-# ------------------------------------------------------------------------------------------- demos and folders of runs
+# ----------------------------------------------------------------------------------------------------- folders of runs
 
 
-def _is_demo(folder: Path) -> bool:
-    return (folder / "scores.json").is_file() or any((folder / name).is_dir() for name in PARTS)
+def _collection(folders: Sequence[Path]) -> Collection:
+    """How the page presents folders of runs. What only the demo has is imported where there is a demo to show."""
+    if not any(map(is_demo, folders)):
+        return Collection("Training runs", "Training runs that lie in one folder.")
+    from ..demo.report import DEMO
+
+    return DEMO
 
 
-def _inner(folder: Path) -> list[str]:
-    """Names of the training runs in the folder; those of a demo first, in their order."""
-    found = sorted(path.name for path in folder.iterdir() if path.is_dir() and is_run(path))
-    return [*(name for name in PARTS if name in found), *(name for name in found if name not in PARTS)]
-
-
-def _whole_lead(folders: Sequence[Path]) -> str:
-    if not any(map(_is_demo, folders)):
-        return "Training runs that lie in one folder."
-    return (
-        "A text-to-video model trained from nothing by latentvid: a causal video autoencoder, a small T5 and a "
-        "diffusion transformer, on coloured handwritten digits that move and bounce."
-    )
-
-
-def _whole(page: Page, folders: Sequence[Path], names: Sequence[str]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """The demo's own sections, then a part for each training run; runs of the same name stand side by side."""
-    inner = [_inner(folder) for folder in folders]
-    demo = any(map(_is_demo, folders))
+def _whole(
+    page: Page, folders: Sequence[Path], names: Sequence[str], about: Collection
+) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The collection's own sections, then a part for each training run; runs of the same name stand side by side."""
+    inner = [sorted(path.name for path in folder.iterdir() if path.is_dir() and is_run(path)) for folder in folders]
     for folder, found in zip(folders, inner, strict=True):
-        if not found and not _is_demo(folder):
+        if not found and not is_demo(folder):
             raise UserError(
                 f"{folder} holds neither a training run ({', '.join(LOGS)}) nor a demo (scores.json, vae_run, dit_run)"
             )
-    made = [(title, whole(make)) for title, make in demo_sections(page, folders, names)] if demo else []
-    parts = [("", made)] if demo else []
-    own = list(PARTS) if demo else []
-    for name in dict.fromkeys([*own, *(name for found in inner for name in found)]):
-        heading = f"{PARTS[name]} ({name})" if name in PARTS else name
+    made = [(title, whole(make)) for title, make in about.sections(page, folders, names)]
+    parts = [("", made)] if made else []
+    for name in dict.fromkeys([*about.runs, *(name for found in inner for name in found)]):
+        heading = f"{about.runs[name]} ({name})" if name in about.runs else name
         having = [(folder, label) for folder, label, found in zip(folders, names, inner, strict=True) if name in found]
         without = [label for label, found in zip(names, inner, strict=True) if name not in found]
         if not having:
@@ -143,5 +128,7 @@ def _whole(page: Page, folders: Sequence[Path], names: Sequence[str]) -> list[tu
         runs = [read_run(folder / name, label if len(folders) > 1 else name) for folder, label in having]
         missing = [("Compared", note(f"{', '.join(without)} has no {name}"))] if without else []
         parts.append((heading, [*missing, *sections(page, runs)]))
-    end = repeat_demo(folders) if demo else repeat([read_run(f / n, n) for f in folders for n in _inner(f)])
-    return [*parts, ("How to repeat", [("", end)])]
+    end = about.repeat or (
+        lambda _: repeat([read_run(f / n, n) for f, own in zip(folders, inner, strict=True) for n in own])
+    )
+    return [*parts, ("How to repeat", [("", end(folders))])]

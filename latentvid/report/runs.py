@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..files import leads_out
+from ..page import Page
 from ..training.checkpoint.records import About, Best
 from .reading import Evaluation, Faults, read_columns, read_config, read_json, read_measured, there
 
@@ -61,8 +62,27 @@ class Run:
         return found if isinstance(found, dict) else {}
 
 
+@dataclass(frozen=True)
+class Collection:
+    """How the page of a folder of runs presents it.
+
+    title, lead: of the page. runs: headings of runs that such a folder should hold, by name, in their order. sections:
+    (title, what makes its HTML) of what stands before the runs, of (page, folders, labels). repeat: the commands.
+    """
+
+    title: str
+    lead: str
+    runs: dict[str, str] = field(default_factory=dict)
+    sections: Callable[[Page, Sequence[Path], Sequence[str]], list[tuple[str, Callable[[], str]]]] = lambda *_: []
+    repeat: Callable[[Sequence[Path]], str] | None = None
+
+
 def is_run(folder: Path) -> bool:
     return any((folder / name).is_file() for name in LOGS)
+
+
+def is_demo(folder: Path) -> bool:
+    return (folder / "scores.json").is_file() or any((folder / name).is_dir() for name in ("vae_run", "dit_run"))
 
 
 def read_run(folder: Path, label: str) -> Run:
