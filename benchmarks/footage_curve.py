@@ -12,9 +12,10 @@ import json
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from latentvid.charts import Axis
+from latentvid.charts import Line, plot, svg_file
 from latentvid.config.parsing import load_config
 from latentvid.config.schema import VaeConfig
 from latentvid.errors import user_errors
@@ -25,7 +26,6 @@ from latentvid.training.export import read_model
 
 SCORES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS"}
 COLOURS = ("#2563d9", "#c4282d", "#2f8f4e", "#8a5cd1")
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 340, 250, 52, 12, 34, 40
 
 
 def cpu_seconds(run: Path) -> dict[int, float]:
@@ -60,29 +60,14 @@ def score(run: Path, step: int, args: argparse.Namespace) -> dict:
 
 def draw(rows: list[dict]) -> str:
     """SVG: a panel a score, a line a run."""
-    names = list(dict.fromkeys(row["run"] for row in rows))
-    parts = []
-    for i, (key, title) in enumerate(SCORES.items()):
-        x = Axis.over([row["cpu_s"] for row in rows], LEFT, WIDTH - RIGHT, zero=True)
-        y = Axis.over([row[key] for row in rows], HEIGHT - BOTTOM, TOP)
-        panel = [f'<text x="8" y="18" font-weight="600" font-size="12.5">{title}</text>']
-        panel.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 6}" text-anchor="end">CPU seconds</text>')
-        for tick in y.ticks():
-            panel.append(f'<path d="M{LEFT} {y.at(tick):.1f}H{WIDTH - RIGHT}" stroke="#dfe2e7"/>')
-            panel.append(f'<text x="{LEFT - 6}" y="{y.at(tick) + 4:.1f}" text-anchor="end">{tick:.3g}</text>')
-        for tick in x.ticks():
-            panel.append(f'<text x="{x.at(tick):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{tick:,g}</text>')
-        for j, name in enumerate(names):
-            curve = " ".join(f"{x.at(r['cpu_s']):.1f},{y.at(r[key]):.1f}" for r in rows if r["run"] == name)
-            panel.append(f'<polyline points="{curve}" fill="none" stroke="{COLOURS[j]}" stroke-width="2"/>')
-            panel.append(f'<text x="{60 + 100 * j + 90 * (i == 0)}" y="18" style="fill:{COLOURS[j]}">{name}</text>')
-        parts.append(f'<g transform="translate({i * WIDTH} 0)">{"".join(panel)}</g>')
-    whole = WIDTH * len(SCORES)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {whole} {HEIGHT}" width="{whole}" height="{HEIGHT}" '
-        f'font-family="system-ui, sans-serif" font-size="11" fill="#3a3f4a">'
-        f'<rect width="{whole}" height="{HEIGHT}" fill="#fff"/>{"".join(parts)}</svg>\n'
-    )
+    charts = []
+    for key, title in SCORES.items():
+        lines = []
+        for name, colour in zip(dict.fromkeys(row["run"] for row in rows), COLOURS, strict=False):
+            points = [(row["cpu_s"], row[key]) for row in rows if row["run"] == name]
+            lines.append(Line(name, *np.array(points, dtype=float).T, colour, "mean"))
+        charts.append(plot(title, lines, x_scale="zero", x_label="CPU seconds"))
+    return svg_file(charts, columns=len(SCORES))
 
 
 def main() -> None:

@@ -14,10 +14,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from latentvid.charts import Axis
+from latentvid.charts import Line, plot, svg_file
 from latentvid.diffusion.path import PATHS
 from latentvid.diffusion.scheduler import LatentVideoScheduler
 from latentvid.diffusion.solvers import SOLVERS, solve
@@ -44,7 +45,6 @@ FINE = {"num_train_timesteps": 8192, "beta_start": 1e-4 * 1000 / 8192, "beta_end
 ORDER_STEPS = (8, 16, 32, 64, 128, 256)
 DETERMINISTIC = ("euler", "heun", "dpmpp_2m", "unipc")
 COLOURS = {"euler": "#8a8f99", "heun": "#c4282d", "dpmpp_2m": "#2563d9", "unipc": "#1a7f37"}
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 330, 300, 56, 14, 40, 42
 
 
 def antithetic(count: int, rand: torch.Generator) -> Tensor:
@@ -115,30 +115,11 @@ def slope(x: Sequence[float], y: Sequence[float]) -> float:
 
 def draw(rows: list[dict]) -> str:
     """SVG: a panel a path, a line a solver, error over steps, both logarithmic."""
-    y = Axis.over([e for row in rows for e in row["errors"]], HEIGHT - BOTTOM, TOP, log=True)
-    x = Axis.over(ORDER_STEPS, LEFT, WIDTH - RIGHT, log=True)
-    panels = []
-    for i, path in enumerate(PATHS):
-        panel = [f'<text x="8" y="16" font-weight="600" font-size="12.5">{path}</text>']
-        panel.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 6}" text-anchor="end">steps</text>')
-        for tick in y.ticks():
-            panel.append(f'<path d="M{LEFT} {y.at(tick):.1f}H{WIDTH - RIGHT}" stroke="#dfe2e7"/>')
-            panel.append(f'<text x="{LEFT - 6}" y="{y.at(tick) + 4:.1f}" text-anchor="end">{tick:.0e}</text>')
-        for steps in ORDER_STEPS:
-            panel.append(f'<text x="{x.at(steps):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{steps}</text>')
-        for j, row in enumerate(row for row in rows if row["path"] == path):
-            points = [(x.at(n), y.at(e)) for n, e in zip(ORDER_STEPS, row["errors"], strict=True)]
-            line, colour = " ".join(f"{a:.1f},{b:.1f}" for a, b in points), COLOURS[row["solver"]]
-            panel.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
-            text = f"{row['solver']} {row['order']:.2f}"
-            panel.append(f'<text x="{(8, 76, 144, 238)[j]}" y="32" style="fill:{colour}">{text}</text>')
-        panels.append(f'<g transform="translate({i * WIDTH} 0)">{"".join(panel)}</g>')
-    whole = WIDTH * len(PATHS)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {whole} {HEIGHT}" width="{whole}" height="{HEIGHT}" '
-        f'font-family="system-ui, sans-serif" font-size="11" fill="#3a3f4a">'
-        f'<rect width="{whole}" height="{HEIGHT}" fill="#fff"/>{"".join(panels)}</svg>\n'
-    )
+    steps, errors = np.array(ORDER_STEPS, dtype=float), [error for row in rows for error in row["errors"]]
+    of = lambda row: (f"{row['solver']} {row['order']:.2f}", steps, np.array(row["errors"]), COLOURS[row["solver"]])  # noqa: E731
+    lines = {path: [Line(*of(row), "mean") for row in rows if row["path"] == path] for path in PATHS}
+    log = {"scale": "log", "x_scale": "log", "x_label": "steps", "hold_y": errors}
+    return svg_file([plot(path, found, **log) for path, found in lines.items()], columns=len(PATHS))
 
 
 def main() -> None:

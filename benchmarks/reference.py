@@ -26,7 +26,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from latentvid.charts import Line, svg_file
+from latentvid.charts import Chart, Line, plot, svg_file
 from latentvid.demo.scores import ORDER
 from latentvid.errors import UserError, user_errors
 from latentvid.report.runs import Run, read_run
@@ -177,8 +177,8 @@ def write_curve(run: Run, file: Path) -> None:
             writer.writerow([f"{value:.6g}" for value in row.values()])
 
 
-def drawn(stage: str, run: Run) -> Iterator[tuple[str, list[Line], str, str]]:
-    """Title, lines, scale and what lies along x, of a stage's charts."""
+def drawn(stage: str, run: Run) -> Iterator[Chart]:
+    """A stage's charts."""
     steps, loss = run.column("step"), run.column("loss")
     lines = [Line("training", steps, loss, "#9aa4b2", "raw")]
     for weights, colour in (("ema", "#2563d9"), ("raw", "#d97706")):
@@ -186,13 +186,14 @@ def drawn(stage: str, run: Run) -> Iterator[tuple[str, list[Line], str, str]]:
         if rows:
             x, y = (np.array([float(row[key]) for row in rows]) for key in ("step", "loss"))
             lines.append(Line(f"held out, {weights}", x, y, colour))
-    yield f"{stage}: loss", lines, "log", "step"
+    yield plot(f"{stage}: loss", lines, scale="log")
     last = [record for record in run.validation if record["weights"] == "ema" and record.get("bins")]
     if last:
         bins = last[-1]["bins"]
         middles = np.array([(part["from"] + part["to"]) / 2 for part in bins])
         by_bin = [Line("", middles, np.array([part["loss"] for part in bins]), "#2563d9")]
-        yield f"{stage}: held-out loss by noise level, at the end", by_bin, "zero", "noise level"
+        title = f"{stage}: held-out loss by noise level, at the end"
+        yield plot(title, by_bin, scale="zero", x_label="noise level")
 
 
 # --- check -----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
-"""Charts as SVG, drawn without a library so that a page holds them whole.
+"""Charts as SVG, for pages and as files of their own: the one plotter there is (docs/dependencies.md says why).
 
-Colours are CSS: `PALETTE` names variables that the page's style gives a value for light and for dark.
+Colours are CSS: `PALETTE` names variables that a page's style gives a value for light and for dark.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,7 @@ FILE_STYLE = (
     ".mean{stroke-width:2.4}.dashed{stroke-dasharray:5 4}circle{fill:var(--c)}.span{stroke:var(--c)}"
 )
 POINTS = 400  # most of a line: what its width in pixels can show
+Scale = Literal["log", "zero", "fit"]  # logarithmic, from 0, or as the values are
 
 
 @dataclass(frozen=True)
@@ -94,55 +95,101 @@ class Line:
     """A line of a chart.
 
     label: in the legend; "" is none. x, y: [n], any order of x that a line can follow; points that are not finite, or
-    that a logarithm cannot take, are left out. colour: CSS. kind: "line" with a dot a point that says its values;
-    "mean" thick, "raw" thin, both without dots. low, high: [n], of each point's interval. dashed: how it is drawn.
+    that a logarithm cannot take, are left out. colour: CSS. kind: "line" with a dot a point that says its values,
+    "dots" the dots alone; "mean" thick, "raw" thin, both without dots. low, high: [n], of each point's interval.
+    dashed: how it is drawn.
     """
 
     label: str
     x: np.ndarray
     y: np.ndarray
     colour: str = PALETTE[0]
-    kind: Literal["line", "mean", "raw"] = "line"
+    kind: Literal["line", "dots", "mean", "raw"] = "line"
     low: np.ndarray | None = None
     high: np.ndarray | None = None
     dashed: bool = False
 
-    def shown(self, log: bool) -> np.ndarray:
+    def shown(self, log_x: bool, log: bool) -> np.ndarray:
         """Which points can be drawn, [n] bool."""
-        return np.isfinite(self.x) & np.isfinite(self.y) & ((self.y > 0) | (not log))
+        return _drawable(self.x, log_x) & _drawable(self.y, log)
+
+    def extent(self, shown: np.ndarray, log: bool) -> list[float]:
+        """Lowest and highest y of the points shown, their intervals included."""
+        columns = [column[shown] for column in (self.y, self.low, self.high) if column is not None]
+        values = np.concatenate([column[_drawable(column, log)] for column in columns])
+        return [float(values.min()), float(values.max())]
 
 
-def chart(
+def _drawable(values: np.ndarray, log: bool) -> np.ndarray:
+    return np.isfinite(values) & ((values > 0) | (not log))
+
+
+class Key(NamedTuple):
+    """Of a legend. kind: as a line's, or "band"."""
+
+    label: str
+    colour: str
+    kind: str
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """inside: SVG of `WIDTH` x `HEIGHT`; "" where there is nothing to draw."""
+
+    title: str
+    inside: str
+    legend: Sequence[Key] = ()
+
+    def html(self) -> str:
+        """A figure with its title and legend."""
+        if not self.inside:
+            return note(f"{self.title}: the log has no values")
+        title = escape(self.title)
+        keys = "".join(
+            f'<span class="key"><i class="{kind}{" dashed" * dashed}" style="--c:{colour}"></i>{escape(label)}</span>'
+            for label, colour, kind, dashed in self.legend
+            if label
+        )
+        return (
+            f'<figure class="chart"><figcaption><b>{title}</b>{keys}</figcaption>'
+            f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">{self.inside}</svg></figure>'
+        )
+
+
+def plot(
     title: str,
     lines: Sequence[Line],
     *,
-    scale: Literal["log", "zero", "fit"] = "fit",
+    scale: Scale = "fit",
+    x_scale: Scale = "fit",
     x_label: str = "step",
     hold_x: Sequence[float] = (),
     hold_y: Sequence[float] = (),
-) -> str:
-    """A figure of lines over common axes, with a legend.
+) -> Chart:
+    """Lines over common axes, with a legend.
 
-    scale: of y: logarithmic, from 0, or as the values are. hold_x, hold_y: values that the axes hold besides, so that
-    several charts have the same.
+    hold_x, hold_y: values that the axes hold besides, so that several charts have the same.
     """
-    log = scale == "log"
-    lines = [line for line in lines if line.shown(log).any()]
-    if not lines:
-        return note(f"{title}: the log has no values")
+    log_x, log = x_scale == "log", scale == "log"
+    shown = [(line, line.shown(log_x, log)) for line in lines]
+    shown = [(line, points) for line, points in shown if points.any()]
+    if not shown:
+        return Chart(title, "")
     x_values, y_values = list(hold_x), [value for value in hold_y if value > 0 or not log]
-    for line in lines:
-        shown = line.shown(log)
-        x_values += [float(line.x[shown].min()), float(line.x[shown].max())]
-        for values in (line.y, line.low, line.high):
-            kept = values[shown] if values is not None else np.empty(0)
-            kept = kept[np.isfinite(kept) & ((kept > 0) | (not log))]
-            y_values += [float(kept.min()), float(kept.max())] if len(kept) else []
-    x = Axis.over(x_values, LEFT, WIDTH - RIGHT)
+    for line, points in shown:
+        x_values += [float(line.x[points].min()), float(line.x[points].max())]
+        y_values += line.extent(points, log)
+    x = Axis.over(x_values, LEFT, WIDTH - RIGHT, log=log_x, zero=x_scale == "zero")
     y = Axis.over(y_values, HEIGHT - BOTTOM, TOP, log=log, zero=scale == "zero")
-    order = sorted(lines, key=lambda line: line.kind != "raw")  # thin lines below the others
-    drawn = "".join(_line(line, x, y, x_label) for line in order)
-    return _figure(title, _grid(x, y, x_label) + drawn, [(n.label, n.colour, n.kind, n.dashed) for n in lines])
+    order = sorted(shown, key=lambda pair: pair[0].kind != "raw")  # thin lines below the others
+    drawn = "".join(_line(line, points, x, y, x_label) for line, points in order)
+    return Chart(title, _grid(x, y, x_label) + drawn, [Key(n.label, n.colour, n.kind, n.dashed) for n, _ in shown])
+
+
+def chart(title: str, lines: Sequence[Line], **options) -> str:
+    """`plot` as a figure of a page."""
+    return plot(title, lines, **options).html()
 
 
 def stacked(title: str, x: np.ndarray, shares: dict[str, np.ndarray], rest: str) -> str:
@@ -151,38 +198,32 @@ def stacked(title: str, x: np.ndarray, shares: dict[str, np.ndarray], rest: str)
     x: [n], increasing. shares: [n] for each name, from the bottom up.
     """
     if not len(x):
-        return note(f"{title}: the log has no values")
+        return Chart(title, "").html()
     edges = np.unique(np.linspace(0, len(x), min(len(x), 150) + 1).astype(int))
-    steps = np.array([x[a:b].mean() for a, b in pairwise(edges)])
-    tops, bands = np.zeros(len(steps)), []
+    means = lambda values: np.array([values[a:b].mean() for a, b in pairwise(edges)])  # noqa: E731
+    steps, tops, bands = means(x), np.zeros(len(edges) - 1), []
     x_axis = Axis.over([float(steps[0]), float(steps[-1])], LEFT, WIDTH - RIGHT)
     y_axis = Axis(0.0, 1.0, HEIGHT - BOTTOM, TOP)
     colours = [*(PALETTE[i % len(PALETTE)] for i in range(len(shares))), "var(--rest)"]
-    for colour, (name, values) in zip(colours, [*shares.items(), (rest, None)], strict=True):
-        below = tops
-        if values is None:
-            tops = np.ones(len(steps))
-        else:
-            part = np.array([np.nan_to_num(values[a:b]).mean() for a, b in pairwise(edges)])
-            tops = np.clip(below + part, 0.0, 1.0)
+    for colour, (name, values) in zip(colours, [*shares.items(), (rest, np.ones(len(x)))], strict=True):
+        below, tops = tops, np.clip(tops + means(np.nan_to_num(values)), 0.0, 1.0)
         outline = [*zip(steps, tops, strict=True), *reversed(list(zip(steps, below, strict=True)))]
         path = " ".join(f"{x_axis.at(s):.1f},{y_axis.at(v):.1f}" for s, v in outline)
         bands.append(f'<polygon style="fill:{colour}" points="{path}"><title>{escape(name)}</title></polygon>')
-    legend = [(name, colour, "band", False) for name, colour in zip([*shares, rest], colours, strict=True)]
-    return _figure(title, "".join(bands) + _grid(x_axis, y_axis, "step"), legend)
+    legend = [Key(name, colour, "band") for name, colour in zip([*shares, rest], colours, strict=True)]
+    return Chart(title, "".join(bands) + _grid(x_axis, y_axis, "step"), legend).html()
 
 
-def _figure(title: str, inside: str, legend: Sequence[tuple[str, str, str, bool]]) -> str:
-    """legend: label, colour, kind and whether dashed, for each line."""
-    keys = "".join(
-        f'<span class="key"><i class="{kind}{" dashed" * dashed}" style="--c:{colour}"></i>{escape(label)}</span>'
-        for label, colour, kind, dashed in legend
-        if label
-    )
-    return (
-        f'<figure class="chart"><figcaption><b>{escape(title)}</b>{keys}</figcaption>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{inside}</svg></figure>'
-    )
+def squares(title: str, matrix: np.ndarray, above: Key, below: Key) -> Chart:
+    """A square matrix of values in -1..1: the colour of `above` 0, or of `below` 0, as strong as the value."""
+    edge = HEIGHT - TOP - BOTTOM
+    side, left = edge / len(matrix), (WIDTH - edge) / 2
+    parts = [f'<rect class="grid" x="{left:.1f}" y="{TOP}" width="{edge}" height="{edge}" fill="none"/>']
+    for (i, j), value in np.ndenumerate(matrix):
+        place = f'x="{left + j * side:.2f}" y="{TOP + i * side:.2f}" width="{side:.2f}" height="{side:.2f}"'
+        colour = (above if value > 0 else below).colour
+        parts.append(f'<rect {place} style="fill:{colour}" fill-opacity="{min(1.0, abs(value)):.2f}"/>')
+    return Chart(title, "".join(parts), (above, below))
 
 
 def _grid(x: Axis, y: Axis, x_label: str) -> str:
@@ -199,31 +240,28 @@ def _grid(x: Axis, y: Axis, x_label: str) -> str:
     return "".join(parts)
 
 
-def _line(line: Line, x: Axis, y: Axis, x_label: str) -> str:
-    shown = line.shown(y.log)
+def _line(line: Line, shown: np.ndarray, x: Axis, y: Axis, x_label: str) -> str:
     xs, ys = thin(line.x[shown], line.y[shown])
-    points = " ".join(f"{x.at(a):.1f},{y.at(b):.1f}" for a, b in zip(xs, ys, strict=True))
-    parts = [f'<polyline class="{line.kind}{" dashed" * line.dashed}" points="{points}"/>']
-    if line.kind == "line" and shown.sum() <= 100:  # more dots than that hide the line
-        spans = (
-            ((None, None) for _ in xs)
-            if line.low is None or line.high is None
-            else zip(line.low[shown], line.high[shown], strict=True)
-        )
-        parts += [_dot(line.label, x, y, x_label, *p, *s) for *p, s in zip(xs, ys, spans, strict=True)]
+    parts = []
+    if line.kind != "dots":
+        points = " ".join(f"{x.at(a):.1f},{y.at(b):.1f}" for a, b in zip(xs, ys, strict=True))
+        parts.append(f'<polyline class="{line.kind}{" dashed" * line.dashed}" points="{points}"/>')
+    if line.kind in ("line", "dots") and shown.sum() <= 100:  # more dots than that hide the line
+        none = np.full(len(line.x), np.nan)
+        low, high = (none if ends is None else ends for ends in (line.low, line.high))
+        parts += [_dot(line.label, x, y, x_label, *at) for at in zip(xs, ys, low[shown], high[shown], strict=True)]
     return f'<g style="--c:{line.colour}">{"".join(parts)}</g>'
 
 
 def _dot(label: str, x: Axis, y: Axis, x_label: str, at: float, value: float, low: float, high: float) -> str:
-    said, span = f"{label}: {value:.5g}, {x_label} {at:,.6g}", ""
-    if low is not None and math.isfinite(low) and math.isfinite(high) and (low > 0 or not y.log):
+    """A point that says its values when pointed at, with its interval."""
+    said, span, place = f"{label}: {value:.5g}, {x_label} {at:,.6g}", "", f"{x.at(at):.1f}"
+    if math.isfinite(low) and math.isfinite(high) and (low > 0 or not y.log):
         said += f" ({low:.5g} to {high:.5g})"
         ends = f'y1="{y.at(low):.1f}" y2="{y.at(high):.1f}"'
-        span = f'<line class="span" x1="{x.at(at):.1f}" x2="{x.at(at):.1f}" {ends}/>'
-    dot = (
-        f'<circle cx="{x.at(at):.1f}" cy="{y.at(value):.1f}" r="2.6"><title>{escape(said.strip(": "))}</title></circle>'
-    )
-    return span + dot
+        span = f'<line class="span" x1="{place}" x2="{place}" {ends}/>'
+    title = f"<title>{escape(said.strip(': '))}</title>"
+    return f'{span}<circle cx="{place}" cy="{y.at(value):.1f}" r="2.6">{title}</circle>'
 
 
 def short(value: float) -> str:
@@ -234,19 +272,17 @@ def short(value: float) -> str:
     return f"{value:,.6g}"
 
 
-def svg_file(charts: Sequence[tuple[str, Sequence[Line], Literal["log", "zero", "fit"], str]], columns: int = 2) -> str:
-    """A picture that needs no page: (title, lines, scale, x_label) of each chart, `columns` of them side by side."""
+def svg_file(charts: Sequence[Chart], columns: int = 2) -> str:
+    """A picture that needs no page, white: `columns` charts side by side."""
     parts = []
-    for number, (title, lines, scale, x_label) in enumerate(charts):
+    for number, one in enumerate(charts):
         left, top = number % columns * WIDTH, number // columns * (HEIGHT + HEAD)
-        drawn = chart(title, lines, scale=scale, x_label=x_label)
-        inside = drawn[drawn.index("<svg") : drawn.index("</svg>") + 6].replace(
-            "<svg", f'<svg y="{HEAD}" width="{WIDTH}" height="{HEIGHT}"', 1
-        )
-        words, at = [f'<text class="title" x="12" y="20">{escape(title)}</text>'], 14
-        for line in (line for line in lines if line.label):
-            words.append(f'<text x="{at}" y="38" style="fill:{line.colour}">{escape(line.label)}</text>')
-            at += 24 + 7 * len(line.label)
+        words, at = [f'<text class="title" x="12" y="20">{escape(one.title)}</text>'], 14
+        for key in (key for key in one.legend if key.label):
+            words.append(f'<text x="{at}" y="38" style="fill:{key.colour}">{escape(key.label)}</text>')
+            at += 24 + 7 * len(key.label)
+        inside = one.inside or f'<text x="{LEFT}" y="{HEIGHT // 2}">no values</text>'
+        inside = f'<svg y="{HEAD}" width="{WIDTH}" height="{HEIGHT}">{inside}</svg>'
         parts.append(f'<g transform="translate({left} {top})">{"".join(words)}{inside}</g>')
     width, height = columns * WIDTH, -(-len(charts) // columns) * (HEIGHT + HEAD)
     return (

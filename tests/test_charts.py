@@ -1,11 +1,13 @@
 """Charts hold their data, leave out what cannot be drawn, and stay small."""
 
 import re
+from itertools import pairwise
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from latentvid.charts import Axis, Line, chart, short, smooth, stacked, thin
+from latentvid.charts import Axis, Key, Line, chart, plot, short, smooth, squares, stacked, svg_file, thin
 
 
 def line(x, y, **kwargs) -> Line:
@@ -44,6 +46,23 @@ def test_lines_share_their_axes():
     assert first[0][0] == second[0][0] and first[1][0] < second[1][0] and first[0][1] < second[0][1]
     held = points(chart("x", [alone], hold_x=[20], hold_y=[1]))[0]
     assert held == first
+
+
+def test_a_power_law_is_straight_where_both_axes_are_logarithmic():
+    x = np.array([1.0, 3.0, 30.0, 1000.0, -1.0])
+    (drawn,) = points(chart("x", [line(x, np.abs(x) ** -2)], scale="log", x_scale="log"))
+    assert len(drawn) == 4 and np.diff([[a, b] for a, b in drawn], axis=0)[:, 1].min() > 0
+    slopes = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in pairwise(drawn)]
+    assert slopes == pytest.approx([slopes[0]] * 3, rel=0.02)
+
+
+def test_a_matrix_is_drawn_by_sign_and_strength_and_files_need_no_page():
+    matrix = squares("m", np.array([[1.0, -0.25], [0.5, 0.0]]), Key("+", "blue", "band"), Key("-", "red", "band"))
+    found = re.findall(r'style="fill:(\w+)" fill-opacity="([\d.]+)"', matrix.inside)
+    assert found == [("blue", "1.00"), ("red", "0.25"), ("blue", "0.50"), ("red", "0.00")]
+    tree = ElementTree.fromstring(svg_file([matrix, plot("<l>", [line([1, 2], [3, 4])]), plot("none", [])]))
+    texts = [text.text for text in tree.findall(".//{*}text")]
+    assert {"m", "+", "-", "<l>", "a", "none", "no values"} <= set(texts)
 
 
 def test_intervals_are_drawn_and_said():

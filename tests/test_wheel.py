@@ -8,8 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # what could find its way into a wheel by mistake
-KEPT = (".py", ".toml", ".md", ".safetensors", ".html", ".yaml", ".txt")
-DATA = {"latentvid/demo/judge.safetensors", "latentvid/evaluation/preference/page.html"}
+KEPT = (".py", ".toml", ".md", ".safetensors", ".html", ".css", ".yaml", ".txt")
+DATA = {"latentvid/page.css", "latentvid/demo/judge.safetensors", "latentvid/evaluation/preference/page.html"}
 
 
 def unwanted(folder: str, names: list[str]) -> list[str]:
