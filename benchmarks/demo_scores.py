@@ -8,8 +8,9 @@ import argparse
 import json
 from pathlib import Path
 
-from latentvid.demo.scores import ORDER, THRESHOLDS
+from latentvid.demo.scores import ORDER
 from latentvid.errors import UserError, user_errors
+from latentvid.tables import markdown_table
 
 NAMES = {
     "vae_psnr": "VAE on held-out clips, PSNR (dB)",
@@ -19,7 +20,7 @@ NAMES = {
     "both": "both, seen pairs",
     "strict": "strict: direction, and >= 75% of frames read as the digit",
     "colour": "right colour",
-    "verb": "moves or bounces, as asked",
+    "verb": "moves or bounces, as the prompt says",
     "heldout_both": "both, held-out pairs",
     "heldout_strict": "strict, held-out pairs",
     "shuffled_both": "both, captions shuffled (control)",
@@ -35,20 +36,20 @@ def main() -> None:
     if missing:
         raise UserError(f"{missing[0]} has no scores.json: run make demo first")
     every = [json.loads((run / "scores.json").read_text(encoding="utf-8")) for run in runs]
-    print(f"| {len(every)} seeds | mean | lowest to highest | at least | aim | real clips |\n|---|---|---|---|---|---|")
+    rows = []
     for key in ORDER:
         values = [scores[key] for scores in every]
         digits = 1 if key == "vae_psnr" else 3
-        least, aim = THRESHOLDS.get(key, ("", ""))
         real = every[0]["real"].get(key)
         ceiling = "" if real is None else f"{real:.3f}"
         mean = sum(values) / len(values)
         span = f"{min(values):.{digits}f} to {max(values):.{digits}f}"
-        print(f"| {NAMES[key]} | {mean:.{digits}f} | {span} | {least} | {aim} | {ceiling} |")
+        rows.append((NAMES[key], f"{mean:.{digits}f}", span, ceiling))
     minutes = [scores["seconds"] / 60 for scores in every if scores["seconds"]]
     if minutes:
         span = f"{min(minutes):.1f} to {max(minutes):.1f}"
-        print(f"| `make demo` after set-up (minutes) | {sum(minutes) / len(minutes):.1f} | {span} | 12 | 8 | |")
+        rows.append(("`make demo` after set-up (minutes)", f"{sum(minutes) / len(minutes):.1f}", span, ""))
+    print(markdown_table((f"{len(every)} seeds", "mean", "lowest to highest", "real clips"), rows))
 
 
 if __name__ == "__main__":

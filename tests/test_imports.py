@@ -29,6 +29,9 @@ MAY_IMPORT = {  # parts of the package that a part may import; what is not liste
     "packing": {"errors"},
     "world": {"errors"},
     "sequence": {"errors", "packing", "world"},
+    "tables": set(),
+    "page": set(),
+    "charts": {"page"},
     "cpu": {"cpu", "attention"},
     "attention": BASE | {"cpu"},
     "text": BASE,
@@ -85,6 +88,14 @@ def test_parts_import_only_what_they_may(file):
     if own in MAY_IMPORT:
         wrong = {name for name in imported(file) if part(name) not in MAY_IMPORT[own] | {None}}
         assert not wrong, f"{own} must not import these"
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_the_demo_is_nobodys_part(file):
+    """The page of runs asks for the demo's where there is a demo to show; evaluation knows of no page either."""
+    own, others = part(module_name(file)), {part(name) for name in imported(file)}
+    assert "demo" not in others or own in ("demo", "commands") or file == PACKAGE / "report" / "pages.py"
+    assert own != "evaluation" or not others & {"report", "training"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=module_name)
