@@ -261,6 +261,22 @@ def test_more_steps_than_the_path_has_levels(solver):
     assert z.isfinite().all() and z.abs().max() < 100
 
 
+@EACH
+def test_the_network_sees_states_as_they_were_changed_after_each_step(solver):
+    """Also Heun's second look within a step: what is known is in its place there."""
+    layout, seen = Packed.of([(1, 1, TOKENS)]), []
+
+    def predict(z: Tensor, t: Tensor) -> Tensor:
+        seen.append(z)
+        return z
+
+    z, levels = torch.randn(TOKENS, FEATURES), torch.tensor([[0.9], [0.6], [0.3], [0.0]])
+    noise = lambda: torch.randn(TOKENS, FEATURES)  # noqa: E731
+    after = lambda z, t: torch.full_like(z, 7.0)  # noqa: E731
+    solve(LatentVideoScheduler(), predict, z, levels, layout, solver=solver, noise=noise, after=after)
+    assert torch.equal(seen[0], z) and all((each == 7).all() for each in seen[1:])
+
+
 def test_unknown_solvers_are_named():
     with pytest.raises(UserError, match="solver 'rk4': one of euler, ddpm, heun, dpmpp_2m, dpmpp_2m_sde, unipc"):
         run(LatentVideoScheduler(), torch.zeros(2, 5), LAYOUT, "rk4", torch.zeros(8, 6))

@@ -50,6 +50,9 @@ def test_defaults_are_the_models(pipeline):
     assert [tuple(clip.shape) for clip in output.frames] == [(5, 32, 32, 3)] and output.frames[0].dtype == torch.uint8
     assert output.fps == 8.0
     assert output.frames[0].float().std() > 1
+    assert torch.equal(output.frames[0], make(pipeline, RED, steps=3, guidance=3.0)[0])
+    assert not close(output.frames[0], make(pipeline, RED, steps=4, guidance=3.0)[0])
+    assert not close(output.frames[0], make(pipeline, RED, steps=3, guidance=1.0)[0])
 
 
 @pytest.mark.parametrize("options", [{"guidance": 3.0}, {"guidance": 1.0}, {"guidance": 3.0, "solver": "ddpm"}])

@@ -88,6 +88,16 @@ def test_a_start_at_a_low_level_changes_little(pipeline):
     assert 0 < far[0] < 0.1 * min(far[1:])
 
 
+def test_the_weight_of_reconstruction_guidance_is_the_one_asked_for(pipeline):
+    request = Request(prompt=RED, grid=GRID, given=latent(1), known=frames(0))
+    none, much = (
+        sample(pipeline, request, condition="reconstruction", reconstruction_weight=weight)[0] for weight in (0.0, 30.0)
+    )
+    put_back = sample(pipeline, request, condition="replacement")[0]
+    torch.testing.assert_close(none, put_back, rtol=1e-4, atol=1e-4)  # without a weight nothing guides
+    assert not torch.allclose(much, put_back, atol=1e-2)
+
+
 def test_guidance_outside_its_interval_is_none(pipeline):
     request = Request(prompt=RED, grid=GRID)
     plain = sample(pipeline, request, guidance=Guidance(scale=1.0))[0]

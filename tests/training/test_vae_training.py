@@ -12,6 +12,7 @@ from comparing import assert_same_run, lines, same, state
 from launching import ROOT, launch
 from safetensors.torch import load_file
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from latentvid.config.parsing import save_config
 from latentvid.errors import UserError
@@ -81,6 +82,25 @@ def test_interrupted_equals_uninterrupted_with_a_critic(whole, vae_config, tmp_p
         train(vae_config(tmp_path, *options), Stopping)
     train(vae_config(tmp_path, *options), VaeTask)
     assert_same_run(tmp_path, whole, 6)
+
+
+def test_each_player_is_clipped_by_its_own_norm(vae_config, tmp_path):
+    """The log has the norms from before."""
+    seen, limit = [], 1e-3
+
+    def look(optimizer, *_):
+        norms: dict[str, list[torch.Tensor]] = {"": [], "critic": []}
+        for group in optimizer.param_groups:
+            norms[group["part"]] += [p.grad.norm() for p in group["params"]]
+        seen.append([torch.stack(each).norm().item() for each in norms.values()])
+
+    hook = register_optimizer_step_pre_hook(look)
+    options = ("loss.adversarial_start=0", "optim.name=adamw", f"optim.clip={limit}", "train.steps=2")
+    train(vae_config(tmp_path, *CRITIC, *options), VaeTask)
+    hook.remove()
+    for record, norms in zip(lines(tmp_path), seen, strict=True):
+        assert min(record["grad_norm"], record["critic_grad_norm"]) > 2 * limit
+        assert norms == pytest.approx([limit, limit], rel=1e-2)
 
 
 @pytest.mark.distributed
