@@ -46,9 +46,12 @@ def parse() -> ScoringConfig:
     add("--cache", type=Path, metavar="DIR", help="folder of the rows (default: rows in --out)")
     add("--bootstrap", type=int, metavar="N", help=f"resamples for the intervals, 0 for none (default {RESAMPLES})")
     values = vars(parser.parse_args())
+    if "max_real" in values and "real" not in values:
+        parser.error("--max-real is of --real: give both, or neither")
     # after the options are read: --help and wrong ones are answered at once
-    from .scoring import ScoringConfig
+    from .scoring import ScoringConfig, check_given
 
+    check_given(values)
     return ScoringConfig(**values | ({"size": tuple(values["size"])} if "size" in values else {}))
 
 

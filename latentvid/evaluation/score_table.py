@@ -18,6 +18,7 @@ from .clip_folder import Skipped
 
 PACKAGES = ("latentvid", "torch", "torchvision", "torchmetrics", "transformers", "torch-fidelity", "av")
 HEAD = ("score", "value", f"{LEVEL:.0%} interval", "clips", "real against real", "of", "better")
+FILES = ("scores.json", "scores.md")
 SHOWN = 10  # skipped files in scores.md; scores.json lists all
 
 
@@ -47,7 +48,7 @@ class Scored:
     def write(self, folder: Path) -> None:
         """scores.json and scores.md."""
         text = json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n"
-        for name, content in (("scores.json", text), ("scores.md", self.markdown())):
+        for name, content in zip(FILES, (text, self.markdown()), strict=True):
             with written_whole(folder / name) as beside:
                 beside.write_text(content, encoding="utf-8")
 

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,14 +15,16 @@ from typing import Any
 from accelerate import PartialState
 
 from ..errors import UserError
-from ..world import process_state
+from ..files import check_target, check_writable
+from ..lock import FolderLock
+from ..world import from_main, process_state
 from .bootstrap import RESAMPLES, summarise_one
 from .clip_folder import ClipSet, list_clips, paired, unrelated
 from .footage import Cut
 from .metrics import KNOWN, Metrics, open_metrics
 from .row_cache import RowCache
 from .rows import Score
-from .score_table import Scored
+from .score_table import FILES, Scored
 from .sets.features import PICTURES
 
 ENOUGH = 2048  # clips, from which on published distances are reported
@@ -62,6 +65,23 @@ class ScoringConfig:
             raise UserError(f"bootstrap {self.bootstrap}: give 2 or more resamples, or 0 for no intervals")
         if self.weights is not None and not self.weights.is_dir():
             raise UserError(f"weights {self.weights}: give the folder that holds inception/, i3d/, lpips/ ...")
+
+
+def check_given(given: Mapping[str, Any]) -> None:
+    """Raises UserError for an option that the named scores make void. given: the options that were, by name."""
+    if "metrics" not in given:
+        return
+    kinds = {score.extractor for score in named_scores(given["metrics"]).values()}
+    named = f"--metrics {' '.join(given['metrics'])}"
+    for option, kind in (("inception", "inception"), ("pictures", "inception"), ("i3d", "i3d")):
+        if option in given and kind not in kinds:
+            of = ", ".join(name for name, score in SCORES.items() if score.extractor == kind)
+            raise UserError(f"--{option} is of {of}, and {named} asks for none of them: leave it out")
+    if "captions" in given and not any("caption" in EXTRACTORS[kind].needs for kind in kinds):
+        raise UserError(f"--captions {given['captions']}: {named} needs none: leave it out")
+    if "weights" in given and all(kind in ("inception", "i3d") and kind in given for kind in kinds):
+        files = " and ".join(f"--{kind}" for kind in sorted(kinds))
+        raise UserError(f"--weights {given['weights']}: {named} has its networks from {files}: leave it out")
 
 
 class Evaluation:
@@ -188,12 +208,23 @@ class Evaluation:
 def score_clips(config: ScoringConfig) -> Scored | None:
     """Does this process's share; the main one then writes scores.json and scores.md into `out` and returns them.
 
-    Raises UserError for arguments that are wrong, and where a score that was named cannot be had.
+    Raises UserError for arguments that are wrong, where a score that was named cannot be had, and where another
+    evaluation writes to `out`.
     """
     evaluation = Evaluation(config, process_state())
-    evaluation.fill()
-    if not evaluation.main:
-        return None
-    scored = evaluation.scored()
-    scored.write(config.out)
-    return scored
+    with ExitStack() as held:
+
+        def hold() -> None:
+            if evaluation.main:
+                held.enter_context(FolderLock(config.out, "wait for it, or give another --out"))
+                for name in FILES:
+                    check_target(config.out / name, "--out")
+                check_writable(config.cache or config.out, "give another --cache, or mend this folder")
+
+        from_main(hold)
+        evaluation.fill()
+        if not evaluation.main:
+            return None
+        scored = evaluation.scored()
+        scored.write(config.out)
+        return scored

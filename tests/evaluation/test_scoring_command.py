@@ -11,12 +11,13 @@ from launching import launch
 
 from latentvid.data.manifest.manifest import write_manifest
 from latentvid.data.video.writing import write_video
-from latentvid.errors import ClipError, UserError
+from latentvid.errors import ClipError, UserError, user_errors
 from latentvid.evaluation import __main__ as command
 from latentvid.evaluation.clip_folder import list_clips, list_files, paired, unrelated
 from latentvid.evaluation.footage import Cut
 from latentvid.evaluation.row_cache import CHUNK, RowCache
 from latentvid.evaluation.scoring import ScoringConfig, score_clips
+from latentvid.lock import FolderLock
 
 
 class Colours(torch.nn.Module):
@@ -250,6 +251,50 @@ def test_the_command_reads_its_arguments(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["evaluation", *words.split()])
     config = command.parse()
     assert config.metrics == ["fid", "fvd"] and config.size == (64, 96) and config.frames == ScoringConfig.frames
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--max-real 3", "--max-real is of --real"),
+        ("--metrics flicker --inception x.pt", "--inception is of fid, kid, is, and --metrics flicker asks for none"),
+        ("--metrics fvd --real r --pictures 1", "--pictures is of fid, kid, is, and --metrics fvd asks"),
+        ("--metrics fid psnr --real r --i3d x.pt", "--i3d is of fvd, kvd, is_video, and --metrics fid psnr asks"),
+        ("--metrics flicker --captions c.csv", "--captions c.csv: --metrics flicker needs none"),
+        ("--metrics fvd --i3d x.pt --weights w", "--weights w: --metrics fvd has its networks from --i3d"),
+        ("--metrics flickr --pictures 1", "did you mean flicker"),
+    ],
+)
+def test_options_that_others_make_void_are_refused(words, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["evaluation", "clips", *words.split()])
+    with pytest.raises(SystemExit) as stop, user_errors():
+        command.main()
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.startswith("error: ") and message in said and said.count("\n") == 1
+
+
+def test_options_that_a_named_score_needs_are_taken(monkeypatch):
+    words = "clips --real r --metrics fid clip_text --inception x.pt --pictures 1 --captions c.csv --weights ."
+    monkeypatch.setattr(sys, "argv", ["evaluation", *words.split()])
+    assert command.parse().pictures == 1
+
+
+def test_a_folder_that_another_evaluation_writes_to_is_left_alone(score, tmp_path):
+    with FolderLock(tmp_path / "out"), pytest.raises(UserError, match="is in use by process .* give another --out"):
+        score(metrics=["flicker"])
+    assert not list((tmp_path / "out").iterdir())
+    score(metrics=["flicker"])
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["rows", "scores.json", "scores.md"]
+
+
+def test_what_cannot_be_written_is_said_before_the_work(score, tmp_path):
+    (tmp_path / "out" / "scores.md").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"--out .*scores\.md is a folder"):
+        score(metrics=["flicker"])
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="give another --cache"):
+        score(metrics=["flicker"], out=tmp_path / "other", cache=tmp_path / "file")
+    assert not (tmp_path / "out" / "rows").exists()
 
 
 @pytest.mark.distributed
