@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,19 +37,37 @@ def part_of(name: str) -> str:
     return os.fsencode(name)[: LONGEST_NAME - 40].decode("utf-8", "ignore")
 
 
-def check_target(path: Path, option: str = "--output") -> None:
-    """Raises UserError unless a file can be written under that name: before the work, not after it."""
-    length = len(os.fsencode(path.name))
-    if length > LONGEST_NAME:
-        raise UserError(f"{option} {path.name[:40]}...: its name has {length} bytes, and at most {LONGEST_NAME} can be")
+def check_name(path: Path, option: str, more: int = 0) -> None:
+    """Raises UserError for a name that is too long, or no text. more: bytes that names beside it are longer."""
+    length, most = len(os.fsencode(path.name)), LONGEST_NAME - more
+    if length > most:
+        raise UserError(f"{option} {path.name[:40]}...: its name has {length} bytes, and at most {most} can be")
     if any(0xD800 <= ord(c) <= 0xDFFF or ord(c) < 32 or ord(c) == 127 for c in str(path)):
         raise UserError(f"{option} {str(path)!a}: give a name in UTF-8, without control characters")
+
+
+def check_target(path: Path, option: str = "--output") -> None:
+    """Raises UserError unless a file can be written under that name: before the work, not after it."""
+    check_name(path, option)
     try:
         if path.exists() and not path.is_file():
             raise UserError(f"{option} {path} is {'a folder' if path.is_dir() else 'no plain file'}: give another name")
     except OSError as error:
         raise UserError(f"{option} {path} cannot be written ({error.strerror}): give another name") from None
     check_writable(path.parent, f"give {option} another folder, or mend this one")
+
+
+def check_outputs(folder: Path, names: Iterable[str], option: str = "--out") -> None:
+    """As `check_target`, of files in a folder, which is not there afterwards where it was not before."""
+    check_name(folder, option)
+    made = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
+    try:
+        for name in names:
+            check_target(folder / name, option)
+    finally:
+        for place in made:
+            with contextlib.suppress(OSError):
+                place.rmdir()
 
 
 def follow_umask(path: str | os.PathLike) -> None:

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from latentvid.errors import UserError
-from latentvid.files import check_writable, file_fault, follow_umask, leads_out, written_whole
+from latentvid.files import check_outputs, check_writable, file_fault, follow_umask, leads_out, written_whole
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
@@ -32,6 +32,16 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_work(tmp_path):
     for folder in (tmp_path / "file", tmp_path / "file" / "run", "/proc/run"):
         with pytest.raises(UserError, match="cannot be written .*: give another run.dir"):
             check_writable(folder, "give another run.dir")
+
+
+def test_names_are_checked_and_no_folder_is_left(tmp_path):
+    check_outputs(tmp_path / "new" / "deep", ("a.json",))
+    (tmp_path / "there").mkdir()
+    check_outputs(tmp_path / "there", ("a.json",))
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    (tmp_path / "there" / "a.json").mkdir()
+    with pytest.raises(UserError, match=r"--out .*a\.json is a folder"):
+        check_outputs(tmp_path / "there", ("b.json", "a.json"))
 
 
 def test_what_is_no_file_of_the_folder_is_told(tmp_path):

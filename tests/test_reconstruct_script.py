@@ -68,6 +68,14 @@ def test_bf16_gives_nearly_the_same_pixels(folder, tmp_path, monkeypatch, capsys
     assert 0 < (exact - fast).abs().max() <= 8
 
 
+def test_all_names_are_checked_before_the_work(folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "out-1.mp4").mkdir()
+    inputs = (folder / "clip.mp4", folder / "image.png")
+    assert run(monkeypatch, "--vae", folder / "vae", *inputs, "--output", tmp_path / "out.mp4") == 2
+    assert "out-1.mp4 is a folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["out-1.mp4"]
+
+
 @pytest.mark.parametrize(
     ("vae", "name", "output", "more", "message"),
     [

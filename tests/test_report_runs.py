@@ -227,6 +227,15 @@ def test_folders_that_are_no_runs_are_refused(run, tmp_path):
     assert "config.yaml: holds no mapping" in Html.of(write_report([tmp_path])).text
 
 
+def test_a_page_that_cannot_be_written_is_said_before_the_work(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("latentvid.report.pages.read_run", None)  # it does not come to that
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match="--out .*folder is a folder"):
+        write_report([run], tmp_path / "folder")
+    with pytest.raises(UserError, match="its name has 300 bytes"):
+        write_report([run], tmp_path / ("x" * 300))
+
+
 def test_the_command_names_its_page(run, tmp_path, monkeypatch, capsys):
     other = make_run(tmp_path / "two")
     monkeypatch.setattr(sys, "argv", ["report", str(run), str(other)])

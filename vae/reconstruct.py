@@ -26,7 +26,9 @@ def main() -> None:
 
     from latentvid.evaluation.pairs.whole_file import reconstruct_file
     from latentvid.models.interchange import load_vae
+    from latentvid.pipelines.command import check_output
 
+    check_output(args.output, count=len(args.inputs))
     vae = load_vae(args.vae).to("cuda" if torch.cuda.is_available() else "cpu")
     computed = precision.choose(args.mixed_precision, vae.device)
     print(precision.describe(computed, vae.device), flush=True)

@@ -24,10 +24,10 @@ from tqdm import tqdm
 
 from ..data.video.reading import probe, read_frames
 from ..errors import UserError
-from ..files import written_whole
+from ..files import check_outputs, written_whole
 from .footage import find_files
 from .preference.counting import count, table
-from .preference.key import NOISE, PAGE, Key, Pair, draw_pairs, read_choices, read_key
+from .preference.key import KEY, NOISE, PAGE, Key, Pair, draw_pairs, read_choices, read_key
 from .preference.page import LIMIT, Shown, base64_size, noise_like, shown, write_page
 from .rows import Clip
 
@@ -53,6 +53,7 @@ def make_page(
     checks: pairs more that show whether raters look (`draw_pairs`).
     Raises UserError for folders whose clips differ in name or prompt, and a page above `LIMIT`.
     """
+    check_outputs(out, (PAGE, KEY))
     folders = {"A": a, "B": b}
     names = paired_names(a, b)
     prompts = read_prompts(folders, names)
@@ -157,6 +158,8 @@ def _shown(folders: dict[str, Path], pair: Pair, prompt: str | None, seed: int, 
 
 def count_choices(folder: Path, files: Sequence[Path], out: Path | None) -> str:
     """The table of what raters chose on the page in `folder`; as JSON in the file `out`, if there is one."""
+    if out is not None:
+        check_outputs(out.parent, (out.name,))
     key = read_key(folder)
     result = count(key, read_choices(files, key))
     if out is not None:

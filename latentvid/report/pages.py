@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import UserError
-from ..files import check_writable, written_whole
+from ..files import check_target, written_whole
 from ..page import LIMIT, Page, note
 from .configuration import configuration
 from .curves import efficiency, training_curves
@@ -38,7 +38,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None, limit: int = 
             "compare two runs, such as A/dit_run and B/dit_run, or two demos"
         )
     out = out or folders[0] / ("report.html" if len(folders) == 1 else "comparison.html")
-    check_writable(out.parent, "give another page with --out")
+    check_target(out, "--out")
     names = labels(folders) if len(folders) > 1 else [shown_path(folder) for folder in folders]
     page = Page(limit)
     if all(single):

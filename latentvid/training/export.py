@@ -14,6 +14,7 @@ if __name__ == "__main__":  # before torch is imported: --help and wrong options
     export()
     raise SystemExit
 
+import os
 import shutil
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from ..config.parsing import load_config
 from ..config.schema import DitConfig, VaeConfig
 from ..config.yaml_files import read_yaml
 from ..errors import UserError
-from ..files import check_writable, follow_umask
+from ..files import check_name, check_writable, follow_umask
 from .checkpoint.checkpoint import CheckpointStore, find_damage
 from .checkpoint.records import State, read_record
 from .monitor.watch import read_best
@@ -82,7 +83,8 @@ def export_run(run: Path, out: Path, step: int | None = None, raw: bool = False,
     """Exports a step's checkpoint of a run (the newest whole one by default); returns the checkpoint's folder."""
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is not a run: it holds no config.yaml")
-    if out.exists():
+    check_name(out, "OUT", more=len("..partial"))
+    if os.path.lexists(out):
         raise UserError(f"{out} exists: choose another folder, or remove it")
     if best:
         chosen = read_best(run)

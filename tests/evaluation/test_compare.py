@@ -270,6 +270,18 @@ def test_what_cannot_be_compared_is_refused(folders, command, tmp_path, monkeypa
     assert not (tmp_path / "out").exists()
 
 
+def test_what_cannot_be_written_is_said_before_the_work(folders, command, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "_shown", None)  # it does not come to that
+    (tmp_path / "out" / "compare.html").mkdir(parents=True)
+    assert "compare.html is a folder" in refused(command(*folders, "--out", tmp_path / "out"))
+    (tmp_path / "file").touch()
+    assert "cannot be written" in refused(command(*folders, "--out", tmp_path / "file"))
+    assert "its name has 300 bytes" in refused(command(*folders, "--out", tmp_path / ("x" * 300)))
+    monkeypatch.setattr(compare, "read_key", None)
+    assert "out is a folder" in refused(command("--count", tmp_path, "c.json", "--out", tmp_path / "out"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "out"]
+
+
 # ---------------------------------------------------------------------------------------------------------- the count
 
 

@@ -18,6 +18,7 @@ from latentvid.evaluation.pairs.lpips import load_lpips
 from latentvid.evaluation.pairs.reconstruction import evaluate, reconstruct
 from latentvid.evaluation.sets.i3d import load_i3d
 from latentvid.evaluation.sets.scores import FrechetScore
+from latentvid.evaluation.vae import scores as vae_scores
 from latentvid.models.autoencoder import CausalVideoAutoencoder
 from latentvid.models.interchange import load_vae
 
@@ -108,6 +109,7 @@ def test_without_networks_their_scores_are_left_out_and_that_is_said(folder, tmp
         (("footage", "--lpips", "none.safetensors"), "no LPIPS weights"),
         (("footage", "--i3d", "none.safetensors"), "no I3D weights"),
         (("footage", "--frames", 8), "8 frames"),
+        (("footage", "--frames", 5, "--i3d", "i3d.safetensors"), "rFVD takes clips of 9 frames"),
         (("footage", "--size", "30x40"), "30 x 40 pixels"),
         (("footage", "--max-clips", 0), "--max-clips 0: must be"),
         (("nowhere",), "nowhere cannot be found"),
@@ -121,6 +123,24 @@ def test_bad_input_is_one_message(folder, tmp_path, monkeypatch, capsys, argumen
     said = capsys.readouterr().err
     assert code == 2 and said.startswith("error: ") and message in said and said.count("\n") == 1
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("name", ["scores.json", "sheet.png"])
+def test_what_cannot_be_written_is_said_before_the_work(name, folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "o" / name).mkdir(parents=True)
+    monkeypatch.setattr(vae_scores, "load_vae", None)  # it does not come to that
+    for out, message in ((tmp_path / "o", f"{name} is a folder"), (tmp_path / ("x" * 256), "its name has 256 bytes")):
+        assert run(monkeypatch, "--vae", folder / "vae", folder / "footage", "--out", out) == 2
+        assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["o", name]
+
+
+def test_a_long_name_is_cut_in_the_name_of_what_is_shown(folder, tmp_path, monkeypatch):
+    clip = tmp_path / f"{'n' * 250}.png"
+    clip.write_bytes((folder / "footage" / "c.png").read_bytes())
+    assert run(monkeypatch, "--vae", folder / "vae", clip, "--out", tmp_path / "o") == 0
+    (shown,) = (tmp_path / "o" / "clips").iterdir()
+    assert shown.name.startswith("00-nnn") and shown.name.endswith("-0.png")
 
 
 def test_diffusers_autoencoders_are_scored_too(folder, tmp_path, monkeypatch, capsys):

@@ -136,6 +136,16 @@ def test_bad_clips_are_dropped_counted_and_listed(config, digits_data, tmp_path)
         assert tuple(cache.load(i).mean.shape[1:]) == cache.grids[i]
 
 
+def test_a_folder_that_cannot_be_written_is_said_before_the_work(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(encode, "Encoder", None)  # it does not come to that
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--out another folder"):
+        encode_manifest(replace(config, out=tmp_path / "file" / "latents"))
+    (config.out / INDEX).mkdir(parents=True)
+    with pytest.raises(UserError, match=f"{INDEX} is a folder"):
+        encode_manifest(config)
+
+
 def test_nothing_readable_is_an_error(config, digits_data, tmp_path):
     data = Path(shutil.copytree(digits_data, tmp_path / "data"))
     for path in (data / "clips/train").iterdir():

@@ -392,6 +392,17 @@ def test_nan_in_a_checkpoint_is_not_exported(finished, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists() and not list(tmp_path.iterdir())
 
 
+def test_an_export_that_cannot_be_written_is_said_before_the_work(finished, tmp_path, monkeypatch):
+    from latentvid.training import export
+
+    monkeypatch.setattr(export, "export_checkpoint", None)  # it does not come to that
+    with pytest.raises(UserError, match="its name has 250 bytes, and at most 246 can be"):
+        export_run(finished, tmp_path / ("x" * 250))
+    (tmp_path / "out").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="out exists"):
+        export_run(finished, tmp_path / "out")
+
+
 def test_statistics_of_nothing_are_refused(vae_config, tmp_path):
     config = vae_config(tmp_path)
     task = VaeTask(config, torch.device("cpu"))

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ...data.transforms import from_uint8, to_uint8
 from ...data.video.writing import write_video
 from ...errors import ClipError, UserError
-from ...files import written_whole
+from ...files import check_outputs, part_of, written_whole
 from ...models.interchange import Vae, load_vae
 from ...precision import MixedPrecision, autocast, choose, describe
 from ...tables import markdown_table
@@ -39,6 +39,7 @@ from .latent_picture import draw_latents
 from .latent_quality import LatentQuality
 
 ENOUGH = 2048  # clips, from which on published FVDs are reported; fewer bias it upwards
+FILES = ("scores.json", "scores.md", "latents.svg", "sheet.png")
 CONTRAST = 4  # times the difference is shown
 SHEET_SIDE = 224  # pixels, about the height of a frame in the sheet
 RFVD = FrechetScore("rfvd", "i3d")
@@ -73,6 +74,8 @@ class VaeScoresConfig:
     def __post_init__(self) -> None:
         if self.max_clips is not None and self.max_clips < 1:
             raise UserError(f"max_clips {self.max_clips}: ask for at least 1 clip")
+        if self.i3d is not None and self.frames < SHORTEST:
+            raise UserError(f"--i3d: rFVD takes clips of {SHORTEST} frames and more: raise --frames, or leave it out")
 
 
 class Scorer:
@@ -151,6 +154,7 @@ def score_vae(config: VaeScoresConfig) -> dict[str, Any]:
 
     Returns what scores.json holds. Raises UserError for arguments that are wrong, and where no clip can be used.
     """
+    check_outputs(config.out, FILES)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     scorer = Scorer(config, device)
     cut = Cut(
@@ -174,11 +178,9 @@ def score_vae(config: VaeScoresConfig) -> dict[str, Any]:
         raise UserError(f"no clip can be used: {'; '.join(why for _, why in skipped[:3]) or 'the files hold none'}")
     print(describe(scorer.computed, device), file=sys.stderr, flush=True)
     result = summary(config, scorer, skipped)
-    for name, text in (
-        ("scores.json", json.dumps(result, indent=1, allow_nan=False)),
-        ("scores.md", table(result)),
-        ("latents.svg", draw_latents(result["latents"])),
-    ):
+    config.out.mkdir(parents=True, exist_ok=True)
+    texts = json.dumps(result, indent=1, allow_nan=False), table(result), draw_latents(result["latents"])
+    for name, text in zip(FILES, texts, strict=False):
         with written_whole(config.out / name) as beside:
             beside.write_text(text, encoding="utf-8")
     if rows:
@@ -220,7 +222,7 @@ def show(folder: Path, number: int, clip: Clip, score: dict[str, Any]) -> Row:
     difference = (clip.pair.int() - clip.pixels.int()).abs().mul(CONTRAST).clamp(0, 255).to(torch.uint8)
     parts, file = [clip.pair, clip.pixels, difference], Path(score["file"])
     ending = "mp4" if score["frames"] > 1 else "png"
-    path = folder / "clips" / f"{number:02d}-{file.stem}-{score['start']}.{ending}"
+    path = folder / "clips" / f"{number:02d}-{part_of(file.stem)}-{score['start']}.{ending}"
     write_video(path, torch.cat(parts, dim=2), clip.fps or 1.0)
     step = max(1, round(score["height"] / SHEET_SIDE))
     perceptual = "" if score["lpips"] is None else f"\nLPIPS {score['lpips']:.4f}"

@@ -41,6 +41,7 @@ from ....data.clips import ClipSource, Transform, open_sources
 from ....data.manifest.manifest import Columns, dropped_by_reason
 from ....data.storage import patiently
 from ....errors import ClipError, UserError
+from ....files import check_outputs
 from ....lock import FolderLock
 from ....models.interchange import channels_last, load_vae
 from ....precision import Computed, MixedPrecision, autocast, choose, describe
@@ -236,6 +237,7 @@ def encode_manifest(config: EncodeConfig) -> str:
     state = process_state()
     if (said := take_threads(state.device)) is not None and state.is_main_process:
         print(said, file=sys.stderr, flush=True)
+    from_main(lambda: check_outputs(config.out, (INDEX,)))
     encoder = Encoder(config, state.device)
     with ExitStack() as held:
         encoder.compute_in(from_main(lambda: _begin(encoder, held)))
