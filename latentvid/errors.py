@@ -1,8 +1,11 @@
 """Errors that a user can mend: one clear message with the fix, never a traceback."""
 
+import contextlib
 import errno
+import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -82,11 +85,12 @@ def user_errors() -> Iterator[None]:
 
     A :class:`UserError` becomes ``error: message`` on stderr and exit status 2, and so does what the machine refuses:
     memory, files, rights. Ctrl-C and a closed pipe end quietly. Anything else is a bug and keeps its traceback.
+    A launcher of several processes gets the message too, and ends what it says itself with it.
     """
     try:
         yield
-    except KeyboardInterrupt:
-        _end("interrupted", ENDED_BY_USER)
+    except KeyboardInterrupt as error:
+        _end(": ".join(filter(None, ["interrupted", str(error)])), ENDED_BY_USER)
     except BrokenPipeError:  # whoever read the output has gone, such as `| head`
         _close_output()
         raise SystemExit(PIPE_CLOSED) from None
@@ -115,7 +119,17 @@ def message_of(error: BaseException) -> str | None:
 
 def _end(message: str, status: int) -> NoReturn:
     print(f"error: {message}", file=sys.stderr, flush=True)
+    _tell_launcher(f"error: {message}")
     raise SystemExit(status) from None
+
+
+def _tell_launcher(line: str) -> None:
+    """torch's launcher, which accelerate's is made of, shows last what the process that failed first left in a file."""
+    if not (file := os.environ.get("TORCHELASTIC_ERROR_FILE")):
+        return
+    about = {"message": line, "extraInfo": {"py_callstack": line, "timestamp": str(int(time.time()))}}
+    with contextlib.suppress(OSError), open(file, "x", encoding="utf-8") as output:
+        json.dump({"message": about}, output)
 
 
 def _close_output() -> None:

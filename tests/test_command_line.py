@@ -4,6 +4,7 @@ import errno
 import sys
 
 import pytest
+from launching import launch
 from safetensors import SafetensorError
 
 from latentvid.command_line import Parser
@@ -102,6 +103,27 @@ def test_every_program_ends_with_one_line(error, status, said, capsys):
         raise error
     text = capsys.readouterr().err
     assert stop.value.code == status and text.startswith(said) and text.count("\n") == 1
+
+
+def test_what_ctrl_c_left_is_said(capsys):
+    with pytest.raises(SystemExit) as stop, user_errors():
+        raise KeyboardInterrupt("the first 9 frames are in a.mp4")
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "error: interrupted: the first 9 frames are in a.mp4\n"
+
+
+@pytest.mark.distributed
+def test_a_launcher_of_several_processes_ends_with_the_message(tmp_path):
+    """Below its own traceback, in its summary, which torch frames; nothing of torch's own words is there instead."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from latentvid.errors import UserError, user_errors\n"
+        "with user_errors():\n    raise UserError('no such clip: correct the path')\n"
+    )
+    done = launch("ddp", 2, [program], check=False)
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip("= ")]
+    assert done.returncode == 1 and lines[-1] == "traceback : error: no such clip: correct the path", done.stderr
+    assert lines.count("error: no such clip: correct the path") >= 1 and "To enable traceback" not in done.stderr
 
 
 def test_a_closed_pipe_ends_quietly(capsys, monkeypatch):
