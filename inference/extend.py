@@ -3,7 +3,7 @@
     python inference/extend.py --clip clip.mp4 --prompt "a red 7 bounces up and down" --seconds 10 [--output long.mp4]
 
 The output is the clip and what follows it, written as it is made, at the clip's fps and size, with its audio as far as
-that goes. The model goes on window by window from the last frames.
+that goes. The model goes on window by window from the last frames. Stopped, it leaves what is made in long.partial.mp4.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def main() -> None:
             yield piece
 
     sound = args.clip if abs(fps - info.fps) < 1e-3 * fps else None
-    command.write_stream(args.output, pieces(), size, fps, info.frames + frames, sound=sound)
+    command.write_stream(args.output, pieces(), size, fps, info.frames + frames, given=info.frames, sound=sound)
 
 
 if __name__ == "__main__":

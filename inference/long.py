@@ -4,7 +4,7 @@
 
 Order rollout goes on window by window from the last frames, without end and in memory that does not grow. Order nuwa-xl
 makes keyframes of the whole first and fills in between them, level by level: it takes --local-prompt, one for each
-segment between the keyframes.
+segment between the keyframes. Stopped, it leaves what is made in long.partial.mp4.
 """
 
 import argparse

@@ -1,5 +1,9 @@
 """inference/extend.py and inference/long.py: what they write, say and refuse."""
 
+import errno
+import itertools
+import shutil
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,8 +13,9 @@ import pytest
 import torch
 from scripting import refused
 
-from latentvid.data.video.reading import probe, read_frames
+from latentvid.data.video.reading import probe, read_frames, writing
 from latentvid.data.video.writing import write_video
+from latentvid.errors import UserError
 from latentvid.pipelines.latent_video import LatentVideoPipeline
 from latentvid.pipelines.loading import load_pipeline
 
@@ -119,22 +124,74 @@ def test_long_counts_seconds_at_the_files_rate(run, model, tmp_path):
 
 
 @pytest.mark.parametrize("script", ["inference/extend.py", "inference/long.py"])
-def test_an_interrupted_run_leaves_no_file(run, model, clip, tmp_path, script, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "status", "said", "comma"),
+    [
+        (KeyboardInterrupt(), 130, "error: interrupted", ":"),
+        (UserError("no room on the GPU"), 2, "error: no room on the GPU", ";"),
+    ],
+)
+def test_a_run_that_is_cut_short_keeps_what_was_made(
+    run, model, clip, tmp_path, script, error, status, said, comma, monkeypatch
+):
+    """Beside the output, which is left as it was, under a name that is free; nothing where nothing was made."""
     sample, calls = LatentVideoPipeline.sample, []
 
-    def interrupted(self, *arguments):
+    def failing(self, *arguments):
         calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
+        if len(calls) > whole:
+            raise error
         return sample(self, *arguments)
 
-    monkeypatch.setattr(LatentVideoPipeline, "sample", interrupted)
-    source = ("--clip", clip) if script == "inference/extend.py" else ()
-    (tmp_path / "out.mp4").write_text("the file that was there")
-    status, _, said = run(script, *QUICK, "--model", model, *source, "--frames", 40, "--output", tmp_path / "out.mp4")
-    assert status == 130 and said.endswith("error: interrupted\n") and "Traceback" not in said
-    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
-    assert (tmp_path / "out.mp4").read_text() == "the file that was there"
+    monkeypatch.setattr(LatentVideoPipeline, "sample", failing)
+    extends = script == "inference/extend.py"
+    words = (script, *QUICK, "--model", model, *(("--clip", clip) if extends else ()), "--frames", 40)
+    output, names = tmp_path / "out.mp4", ["out.mp4"]
+    output.write_text("the file that was there")
+    for whole, name in ((0, None), (1, "out.partial.mp4"), (2, "out.partial-1.mp4")):
+        calls.clear()
+        found, _, text = run(*words, "--output", output)
+        names += [name] if name else []
+        word = f"{comma} what was made so far is in {tmp_path / name}" if name else ""
+        assert found == status and text.splitlines()[-1] == said + word and "Traceback" not in text
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+        if name:
+            made = 20 + 4 * whole if extends else 9 + 4 * (whole - 1)
+            assert probe(tmp_path / name).frames == len(read_frames(tmp_path / name)) == made
+    assert output.read_text() == "the file that was there"
+
+
+def test_a_disk_that_fills_up_leaves_room_for_what_was_made(run, model, tmp_path, monkeypatch):
+    usage, free = shutil.disk_usage(tmp_path), iter([2**40] * 20)
+    monkeypatch.setattr(writing.shutil, "disk_usage", lambda _: usage._replace(free=next(free, 2**20)))
+    output = tmp_path / "out.mp4"
+    said = refused(run("inference/long.py", *QUICK, "--model", model, "--frames", 40, "--output", output))
+    kept = tmp_path / "out.partial.mp4"
+    assert (
+        said
+        == f"error: {output}: No space left on device: make room, and start again; what was made so far is in {kept}"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == [kept.name] and len(read_frames(kept)) == 20
+
+
+def test_a_file_that_the_disk_broke_is_not_kept(run, model, tmp_path, monkeypatch):
+    opened = writing._opened
+
+    @contextmanager
+    def breaking(*arguments):
+        with opened(*arguments) as write:
+            taken = itertools.count(1)
+
+            def once(pixels):
+                write(pixels)
+                if next(taken) == 12:
+                    raise OSError(errno.EIO, "Input/output error", "out.mp4")
+
+            yield once
+
+    monkeypatch.setattr(writing, "_opened", breaking)
+    said = refused(run("inference/long.py", *QUICK, "--model", model, "--frames", 40, "--output", tmp_path / "out.mp4"))
+    assert said == "error: out.mp4: Input/output error: mend the disk" and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

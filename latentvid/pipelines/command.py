@@ -26,8 +26,8 @@ from ..data.video.kinds import IMAGE_ENDINGS
 from ..data.video.reading import VideoInfo, probe, read_chunks, read_frames
 from ..data.video.writing import clip_writer, copies_audio, write_video
 from ..diffusion.guidance import Guidance
-from ..errors import UserError
-from ..files import check_target
+from ..errors import UserError, message_of
+from ..files import check_target, part_of
 from .defaults import ENDINGS, STREAMED
 from .latent_video import LatentVideoPipeline
 from .limit import check_cost, trained_area, trained_frames
@@ -272,23 +272,57 @@ def asked_frames(frames: int | None, seconds: float | None, fps: float) -> int:
 
 
 def write_stream(
-    path: Path, pieces: Iterable[Tensor], size: tuple[int, int], fps: float, frames: int, *, sound: Path | None = None
+    path: Path,
+    pieces: Iterable[Tensor],
+    size: tuple[int, int],
+    fps: float,
+    frames: int,
+    *,
+    given: int = 0,
+    sound: Path | None = None,
 ) -> None:
     """Writes an mp4 or webm of pieces uint8 [F,H,W,3], one in memory at a time, and shows how many of `frames` are.
 
     size: (height, width). sound: a video whose audio is copied, as far as it goes, where the output can hold it.
-    After an error there is no file.
+    After an error, or Ctrl-C, there is no file, but the frames so far are in one beside it, which the message names;
+    not where no more than the first `given` are there, which were not made.
     """
     copied, codec = (False, None) if sound is None else copies_audio(sound, path)
-    with (
-        clip_writer(path, *size, fps, audio=sound if copied else None) as append,
-        tqdm(total=frames, desc=path.name, unit="frame", disable=None) as bar,
-    ):
-        for piece in pieces:
-            append(piece)
-            bar.update(len(piece))
+    partial, done = partial_beside(path), 0
+    try:
+        with (
+            clip_writer(
+                path, *size, fps, audio=sound if copied else None, partial=lambda: partial if done > given else None
+            ) as append,
+            tqdm(total=frames, desc=path.name, unit="frame", disable=None) as bar,
+        ):
+            for piece in pieces:
+                append(piece)
+                done += len(piece)
+                bar.update(len(piece))
+    except BaseException as error:
+        if not partial.is_file():
+            raise
+        word = f"what was made so far is in {partial}"
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(word) from None
+        if (said := message_of(error)) is not None:
+            raise UserError(f"{said}; {word}") from error
+        error.add_note(word)
+        raise
     audio = "" if codec is None else f" (with the input's audio, {codec})" if copied else f" (without audio: {codec})"
     print(f"{path}: {frames} frames, {frames / fps:.1f} s{audio}", flush=True)
+
+
+def partial_beside(path: Path) -> Path:
+    """The first free name of NAME.partial.mp4, NAME.partial-1.mp4 and so on, for what was made of NAME.mp4."""
+    number = 0
+    while True:
+        word = f".partial-{number}" if number else ".partial"
+        found = path.with_name(f"{part_of(path.stem)}{word}{path.suffix}")
+        if not os.path.lexists(found):
+            return found
+        number += 1
 
 
 def legal_frames(pipeline: LatentVideoPipeline, frames: int | None, seconds: float | None, fps: float) -> int | None:

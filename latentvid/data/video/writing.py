@@ -3,8 +3,10 @@
 Axes: F frames, H height, W width. Frames are uint8 [F,H,W,3], RGB, 0..255, in display order.
 """
 
+import errno
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
@@ -21,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...errors import UserError
-from ...files import written_whole
+from ...files import follow_umask, written_whole
 from .decoding import first_frame_s
 from .kinds import VIDEO_ENDINGS
 from .opening import opened_container
@@ -33,6 +35,7 @@ _AUDIO = {  # what players read in each
     ".webm": frozenset({"opus", "vorbis"}),
 }
 _CODECS = {".mp4": "libx264", ".webm": "libvpx-vp9"}
+WAITING = 64  # frames, and more, that an encoder keeps to itself until it has seen the next ones
 _PREROLL = 2  # packets before the first frame that a decoder needs for the sound of the first
 
 
@@ -70,17 +73,52 @@ def clip_writer(
     *,
     crf: int = 12,
     audio: str | os.PathLike | None = None,
+    partial: Callable[[], str | os.PathLike | None] = lambda: None,
 ) -> Iterator[Callable[[Tensor], None]]:
     """Opens an mp4 or webm (as `write_video` writes it) and gives a function that appends uint8 frames [F,H,W,3] to it.
 
     audio: a file whose main audio stream is copied as it is, in step with the frames and as far as they last; it must
-    be one that `copies_audio`. The file appears under its name when the block ends without an error.
+    be one that `copies_audio`. The file appears under its name when the block ends without an error. Where it ends with
+    one, the frames so far become a file that `partial` names (None: they are not kept). So that there is room for that
+    on a disk that fills up, no frame is taken once it is all but full (OSError).
     """
     ending = Path(path).suffix.lower()
     if ending not in _CODECS:
         raise UserError(f"cannot write {path} while it is made: give the output the ending .mp4 or .webm")
-    with written_whole(path) as beside, _opened(beside, ending, height, width, fps, crf, audio) as write:
-        yield lambda frames: write(frames.cpu().numpy())
+    with written_whole(path) as beside:
+        failed = kept = None
+        with _opened(beside, ending, height, width, fps, crf, audio) as write:
+            taken, broken = 0, False
+
+            def append(frames: Tensor) -> None:
+                nonlocal taken, broken
+                for pixels in frames.cpu().numpy():
+                    _check_room(beside, path, taken, height * width)
+                    try:
+                        write(pixels[None])
+                    except Exception:
+                        broken = True
+                        raise
+                    taken += 1
+
+            try:
+                yield append
+            except BaseException as error:
+                if broken or (kept := partial()) is None:
+                    raise
+                failed = error  # and what is written so far becomes a whole file
+        if failed is not None:
+            follow_umask(beside)
+            os.replace(beside, kept)
+            raise failed
+
+
+def _check_room(file: Path, name: str | os.PathLike, frames: int, pixels: int) -> None:
+    """Raises OSError unless what ends a video, and the frames that still wait in the encoder, would have room."""
+    written = file.stat().st_size if file.exists() else 0  # the encoder keeps the first frames to itself
+    each = max(pixels / 4, written / max(1, frames))  # bytes of a frame
+    if shutil.disk_usage(file.parent).free < 2**20 + 64 * frames + WAITING * each:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(name))
 
 
 def copies_audio(path: str | os.PathLike, output: str | os.PathLike = ".mp4") -> tuple[bool, str | None]:
