@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -34,8 +35,15 @@ _ABSENT = frozenset({"missing", "empty-file", "no-permission"})  # what a file m
 
 def is_storage_fault(error: BaseException) -> bool:
     """Whether an exception of the system (PyAV's carry its number too) says nothing of what the file holds."""
-    number = getattr(error, "errno", None)
+    number = number_of(error)
     return number in _STORAGE or (number is None and isinstance(error, TimeoutError | ConnectionError))
+
+
+def number_of(error: BaseException) -> int | None:
+    """The system's number of a fault, which safetensors' errors have in their words."""
+    if type(error).__name__ == "SafetensorError" and (found := re.search(r"\(os error (\d+)\)", str(error))):
+        return int(found[1])
+    return getattr(error, "errno", None)
 
 
 def fault_of(path: str | os.PathLike, error: Exception, otherwise: ClipError) -> ClipError | StorageError:

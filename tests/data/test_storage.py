@@ -8,8 +8,13 @@ from pathlib import Path
 import av
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from latentvid.data import storage
+from latentvid.data.cache import shards
+from latentvid.data.cache.earlier import computed_in, put_aside
+from latentvid.data.cache.latents import LatentCache, LatentCaches, cache_key, write_index
+from latentvid.data.cache.shards import Encoded, write_shard
 from latentvid.data.clips import ClipSource, Transform
 from latentvid.data.manifest.manifest import Manifest, Sample
 from latentvid.data.quarantine import Hangs, Quarantine
@@ -157,6 +162,75 @@ def test_what_a_fault_broke_off_is_not_the_files(tmp_path, pauses):
 
     assert patiently(read, "x", plainly=plainly) == "frames"
     read_plainly(tmp_path / "x")
+
+
+# --- caches of latents ---
+
+
+@pytest.fixture
+def cache(tmp_path) -> Path:
+    """Two windows, each in a shard of its own."""
+    key = cache_key("vae", "t5", {})
+    for shard in range(2):
+        entry = Encoded(torch.full((4, 1, 2, 2), shard + 1.0), torch.ones(4, 1, 2, 2), torch.ones(3, 8))
+        write_shard(tmp_path, shard, key, {shard: entry}, **({} if shard else {"null_text": torch.ones(1, 8)}))
+    write_index(tmp_path, key, 1, {0: (1, 2, 2), 1: (1, 2, 2)}, channels=4, text_width=8, fps=8.0, dropped=[])
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["ESTALE", "EIO", "ETIMEDOUT"])
+@pytest.mark.parametrize(
+    ("file", "where"),
+    [
+        ("cache.json", "looking"),
+        ("cache.json", "opening"),
+        ("shard-00001.safetensors", "looking"),
+        ("shard-00001.safetensors", "opening"),
+        ("shard-00001.safetensors", "header"),
+    ],
+)
+def test_a_fault_under_a_cache_is_waited_for(file, where, name, cache, pauses, monkeypatch):
+    number = getattr(errno, name)
+    error = OSError(number, os.strerror(number))
+    if where == "header":  # as safetensors says it
+        error = SafetensorError(f"Error while deserializing header: I/O error: x (os error {number})")
+    owner, called = {"looking": (os, "stat"), "opening": (Path, "open"), "header": (shards, "safe_open")}[where]
+    failing(monkeypatch, owner, called, error, 2, only=file)
+    found = LatentCache(cache)
+    assert (float(found.load(1).mean.mean()), float(found.load(0).mean.mean())) == (2.0, 1.0)
+    assert pauses == [0.25, 0.5]
+
+
+def test_a_fault_in_the_middle_of_a_shard_is_waited_for(cache, pauses, monkeypatch):
+    """Long after it was opened, as in training."""
+    found = LatentCache(cache)
+    found.load(1)
+    for number in (errno.ESTALE, errno.ETIMEDOUT):
+        pauses.clear()
+        failing(monkeypatch, Path, "open", OSError(number, os.strerror(number)), 3, only="shard-00001.safetensors")
+        assert float(found.load(1).mean.mean()) == 2.0 and pauses == [0.25, 0.5, 1.0]
+
+
+def test_storage_that_stays_away_ends_training_with_its_name(cache, pauses, monkeypatch):
+    found = LatentCaches([cache], 20.0)
+    assert pickle.loads(pickle.dumps(found)).caches[0].patience_s == 20.0
+    failing(monkeypatch, os, "stat", OSError(errno.ESTALE, "Stale file handle"), 10**6, only="shard-00001.safetensors")
+    with pytest.raises(
+        StorageError, match=r"shard-00001\.safetensors: its storage does not answer .*: bring the storage"
+    ):
+        found.load(1)
+    assert 10 < sum(pauses) <= 20
+
+
+def test_what_was_encoded_is_not_given_up_for_a_fault(cache, pauses, monkeypatch):
+    """As a shard that is damaged is: it would be encoded again."""
+    failing(monkeypatch, Path, "open", OSError(errno.ESTALE, "Stale file handle"), 10**6, only=".safetensors")
+    with pytest.raises(StorageError):
+        computed_in(cache, "vae")
+    with pytest.raises(StorageError):
+        put_aside(cache, cache_key("vae", "t5", {}))
+    monkeypatch.undo()
+    assert len(list((cache / "earlier").glob("*.safetensors"))) == 2
 
 
 def test_other_errors_are_not_tried_again(pauses):

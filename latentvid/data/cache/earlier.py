@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...errors import UserError
+from ...errors import StorageError, UserError
 from .shards import Encoded, EntryKey, FileState, Origins, Shard, read_origins, shard_path, write_origins
 
 FOLDER = "earlier"
@@ -62,6 +62,8 @@ def _open(path: Path) -> tuple[Shard, Origins] | None:
         if not shard.keys or not isinstance(shard.key, dict):
             return None
         return shard, read_origins(path)
+    except StorageError:  # which says nothing of what it holds
+        raise
     except UserError:
         return None
 
@@ -91,6 +93,8 @@ class Earlier:
         shard, window = self._latents[key]
         try:
             return shard.tensor(f"mean.{window}"), shard.tensor(f"std.{window}")
+        except StorageError:
+            raise
         except UserError:
             return None
 
@@ -100,6 +104,8 @@ class Earlier:
         shard, window = self._texts[key]
         try:
             return shard.tensor(f"text.{window}")
+        except StorageError:
+            raise
         except UserError:
             return None
 
@@ -118,6 +124,8 @@ class Earlier:
             return False
         try:
             shard.check()
+        except StorageError:
+            raise
         except UserError:
             return False
         path = shard_path(cache, number)

@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...errors import UserError
+from ...errors import StorageError, UserError
 from ...files import written_whole
 from ...limits import shown
 from ..manifest.identity import identify
 from ..manifest.samples import dropped_by_reason
-from .shards import AGAIN, Encoded, FileState, Shard, read_json, read_origins, shard_path
+from ..storage import PATIENCE_S
+from .shards import AGAIN, Encoded, FileState, Shard, read_again, read_json, read_origins, shard_path
 
 INDEX = "cache.json"
 FORMAT = 2  # 1, which did not say so, knew neither its clips nor hashes
@@ -62,14 +64,16 @@ class LatentCache:
     """Reads a cache; entries are numbered without gaps, in the order of the windows that could be encoded.
 
     content: a hash of all that the entries were made of, wherever the cache lies; None in caches that did not note it.
-    unknown: share of captions that mean nothing to the text encoder.
+    unknown: share of captions that mean nothing to the text encoder. patience_s: for how long a fault of the storage
+    is tried again.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        if not (self.folder / INDEX).is_file():
+    def __init__(self, folder: str | Path, patience_s: float = PATIENCE_S) -> None:
+        self.folder, self.patience_s = Path(folder), patience_s
+        index = self.folder / INDEX
+        if not read_again(index.is_file, index, patience_s):
             raise UserError(f"{folder} holds no finished latent cache ({INDEX}): make one with vae/encode_latents.py")
-        self._index = read_json(self.folder / INDEX)
+        self._index = read_json(index, patience_s)
         if not isinstance(self._index, dict):
             raise UserError(f"{self.folder / INDEX} is no table: {AGAIN}")
         if self._field("format", lambda v: v in (1, FORMAT), f"1 or {FORMAT}", 1) == 1:
@@ -128,7 +132,7 @@ class LatentCache:
         folder = _clips_folder(self.folder, self._field("clips", _is_texts, "folders"))
         changed, gone, unread, room = [], 0, 0, HASHED
         with ThreadPoolExecutor(8) as pool:
-            for (name, was), now in zip(files.items(), pool.map(lambda n: _state(folder, n), files), strict=True):
+            for (name, was), now in zip(files.items(), pool.map(partial(self._state, folder), files), strict=True):
                 if now is None:
                     gone += 1
                 elif now.st_size != was.size:
@@ -137,7 +141,7 @@ class LatentCache:
                     room -= now.st_size
                     if room < 0:
                         unread += 1
-                    elif file_hash(os.path.join(folder, name)) != was.sha256:
+                    elif self._hash(Path(folder, name)) != was.sha256:
                         changed.append(name)
         if changed:
             raise UserError(
@@ -148,6 +152,18 @@ class LatentCache:
         if unread:
             notes.append(f"{unread} clips of {self.folder} have other dates than when it was made: not read again")
         return notes
+
+    def _state(self, folder: str, name: str) -> os.stat_result | None:
+        path = Path(folder, name)
+        try:
+            return read_again(lambda: os.stat(path), path, self.patience_s)
+        except (OSError, ValueError) as error:
+            if isinstance(error, StorageError):
+                raise
+            return None
+
+    def _hash(self, path: Path) -> str:
+        return read_again(lambda: file_hash(path), path, self.patience_s)
 
     def _origins(self) -> Iterator[tuple[str, FileState]]:
         for shard in sorted({window // self.shard_size for window in self.windows}):
@@ -188,11 +204,11 @@ class LatentCache:
     def _open(self, number: int) -> Shard:
         if number not in self._files:
             path = shard_path(self.folder, number)
-            shard = Shard(path, self.folder)
+            shard = Shard(path, self.folder, self.patience_s)
             if shard.key != self.key:
                 raise UserError(f"{path} belongs to another cache than {INDEX}: {AGAIN}")
             shards = 1 + (self.windows[-1] // self.shard_size if self.windows else 0)
-            if shards * path.stat().st_size <= SMALL:
+            if shards * shard.size <= SMALL:
                 shard.check()
             self._files[number] = shard
         return self._files[number]
@@ -204,8 +220,8 @@ class LatentCaches:
     grids: latent (f,h,w) of each entry. sources: the folders. source_of: uint16 [entries], the cache each is from.
     """
 
-    def __init__(self, folders: Sequence[Path]) -> None:
-        self.caches = [LatentCache(folder) for folder in folders]
+    def __init__(self, folders: Sequence[Path], patience_s: float = PATIENCE_S) -> None:
+        self.caches = [LatentCache(folder, patience_s) for folder in folders]
         self.grids = [grid for cache in self.caches for grid in cache.grids]
         self.sources = tuple(str(folder) for folder in folders)
         self.source_of = np.repeat(np.arange(len(self.caches), dtype=np.uint16), [len(cache) for cache in self.caches])
@@ -255,13 +271,6 @@ def _clips_folder(cache: Path, known: Sequence[str]) -> str:
     absolute, relative = known
     moved = os.path.normpath(os.path.join(os.path.abspath(cache), relative))
     return absolute if os.path.isdir(absolute) else moved
-
-
-def _state(folder: str, name: str) -> os.stat_result | None:
-    try:
-        return os.stat(os.path.join(folder, name))
-    except (OSError, ValueError):
-        return None
 
 
 def _whole(low: int, high: int) -> Callable[[Any], bool]:

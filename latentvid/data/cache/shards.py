@@ -11,21 +11,27 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...errors import UserError
+from ...errors import ClipError, StorageError, UserError
 from ...files import written_whole
 from ...limits import shown
+from ..storage import PATIENCE_S, is_storage_fault, number_of, patiently
+
+T = TypeVar("T")
 
 AGAIN = "run vae/encode_latents.py again"
+TOGETHER = 32  # tensors that are read at once where all are
+_TYPES = {"F16": torch.float16, "F32": torch.float32, "BF16": torch.bfloat16}
 
 
 class FileState(NamedTuple):
@@ -99,21 +105,16 @@ def write_shard(
 class Shard:
     """A shard that is read. Raises UserError, naming file and fix, where it is no whole shard.
 
-    keys: of each window, {} in caches that did not note them. checked: every tensor was, when it was opened.
+    It is opened for each reading: a fault of its storage (`read_again`) is over only for a file that is opened anew.
+    keys: of each window, {} in caches that did not note them. size: of the file. patience_s: as in `patiently`.
     """
 
-    def __init__(self, path: Path, folder: Path | None = None) -> None:
-        self.path = path
+    def __init__(self, path: Path, folder: Path | None = None, patience_s: float = PATIENCE_S) -> None:
+        self.path, self.patience_s = path, patience_s
         try:
-            mode = os.stat(path).st_mode
-            if not stat.S_ISREG(mode):
-                raise self._damaged("is no file")
-            if folder is not None and not path.resolve().is_relative_to(folder.resolve()):
-                raise UserError(f"{path} is a link that leads out of its cache: put the file there, or {AGAIN}")
-            self._file = safe_open(path, "pt")
-            metadata = self._file.metadata() or {}
+            metadata = read_again(partial(self._look, folder), path, patience_s)
             about = json.loads(metadata["about"] if "about" in metadata else f'{{"key": {metadata.get("key")}}}')
-            self.names = frozenset(self._file.keys())
+            self.names = frozenset(self._tensors)
             self.key: Any = about["key"]
             self.keys = {int(i): EntryKey(*map(str, k)) for i, k in about.get("entries", {}).items()}
             self._hashes: dict[str, str] | None = about.get("hashes")
@@ -122,34 +123,91 @@ class Shard:
         except (OSError, SafetensorError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise self._damaged(f"is missing or damaged ({error})") from None
 
+    def _look(self, folder: Path | None) -> dict[str, str]:
+        """Notes where which tensor is; gives the metadata."""
+        about = os.stat(self.path)
+        if not stat.S_ISREG(about.st_mode):
+            raise self._damaged("is no file")
+        if folder is not None and not self.path.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{self.path} is a link that leads out of its cache: put the file there, or {AGAIN}")
+        self.size = about.st_size
+        with safe_open(self.path, "np") as whole:  # checks the header, and that the file is as long as that says
+            metadata = whole.metadata() or {}
+        with self.path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            self._tensors: dict[str, dict[str, Any]] = json.loads(file.read(length))
+        self._tensors.pop("__metadata__", None)
+        self._begin = 8 + length
+        return metadata
+
     def check(self) -> None:
         """Raises UserError unless every tensor is as it was written."""
-        for name in sorted(self.names | (self._hashes or {}).keys()):
-            self.tensor(name)
+        names = sorted(self.names | (self._hashes or {}).keys())
+        for first in range(0, len(names), TOGETHER):
+            self._read(names[first : first + TOGETHER])
 
     def shape(self, name: str) -> list[int]:
-        return self._file.get_slice(name).get_shape()
+        return self._tensors[name]["shape"]
 
     def tensor(self, name: str) -> Tensor:
         """As it was written; raises UserError where it is not, and for NaN and infinity."""
+        return self._read([name])[0]
+
+    def entry(self, window: int) -> Encoded:
+        return Encoded(*self._read([f"{part}.{window}" for part in ("mean", "std", "text")]))
+
+    def _read(self, names: Sequence[str]) -> list[Tensor]:
+        if missing := [name for name in names if name not in self._tensors]:
+            raise self._damaged(f"is missing or damaged (it holds no {missing[0]})")
         try:
-            found = self._file.get_tensor(name)
-        except (OSError, SafetensorError, ValueError) as error:
-            raise self._damaged(f"is missing or damaged ({name}: {error})") from None
+            read = read_again(partial(self._bytes, names), self.path, self.patience_s)
+        except OSError as error:
+            raise self._damaged(f"is missing or damaged ({error})") from None
+        return [self._checked(name, content) for name, content in zip(names, read, strict=True)]
+
+    def _bytes(self, names: Sequence[str]) -> list[bytearray]:
+        found = []
+        with self.path.open("rb") as file:
+            for name in names:
+                start, end = self._tensors[name]["data_offsets"]
+                file.seek(self._begin + start)
+                found.append(bytearray(file.read(end - start)))
+        return found
+
+    def _checked(self, name: str, content: bytearray) -> Tensor:
+        about = self._tensors[name]
+        start, end = about["data_offsets"]
+        if len(content) != end - start or not content or about["dtype"] not in _TYPES:
+            raise self._damaged(f"is damaged: {name} is cut off, or of a type that is not written")
+        found = torch.frombuffer(content, dtype=_TYPES[about["dtype"]]).reshape(about["shape"])
         if self._hashes is not None and self._hashes.get(name) != tensor_hash(found):
             raise self._damaged(f"is damaged: {name} is not what was written")
         if not torch.isfinite(found).all():
             raise self._damaged(f"is damaged: {name} has values that are no numbers")
         return found
 
-    def entry(self, window: int) -> Encoded:
-        return Encoded(*(self.tensor(f"{part}.{window}") for part in ("mean", "std", "text")))
-
     def windows(self) -> list[int]:
         return sorted(int(name[5:]) for name in self.names if name.startswith("mean.") and name[5:].isdecimal())
 
     def _damaged(self, what: str) -> UserError:
         return UserError(f"{self.path} {what}: {AGAIN}")
+
+
+def read_again(read: Callable[[], T], path: Path, patience_s: float = PATIENCE_S) -> T:
+    """As `patiently`, of a file of a cache: what may pass is waited for, and only that."""
+
+    def once() -> T:
+        try:
+            return read()
+        except SafetensorError as error:
+            if not is_storage_fault(error):
+                raise
+            raise StorageError(path, str(error), number_of(error)) from error
+
+    try:
+        return patiently(once, path, patience_s)
+    except ClipError as error:  # "input/output error", and yet the file can be read
+        raise UserError(f"{error.path} is damaged ({error.reason}): {AGAIN}") from error
 
 
 def write_origins(path: Path, origins: Origins) -> None:
@@ -173,12 +231,16 @@ def read_origins(path: Path) -> Origins:
     return Origins({p: FileState(*v) for p, v in files.items()}, {k: (v[0], v[1]) for k, v in dropped.items()})
 
 
-def read_json(file: Path) -> Any:
+def read_json(file: Path, patience_s: float = PATIENCE_S) -> Any:
     """Raises UserError where there is no such regular file, or it is no JSON."""
-    try:
+
+    def read() -> str:
         if not stat.S_ISREG(os.stat(file).st_mode):
             raise UserError(f"{file} is no file: {AGAIN}")
-        return json.loads(file.read_text(encoding="utf-8"))
+        return file.read_text(encoding="utf-8")
+
+    try:
+        return json.loads(read_again(read, file, patience_s))
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise

@@ -117,7 +117,7 @@ class DitTask:
         data = self.config.data
         self.cache = self.source = self.clips = None
         if data.latents is not None:
-            self.cache = LatentCaches(several(data.latents))
+            self.cache = LatentCaches(several(data.latents), data.retry_s)
             self.sources, self.source_of = self.cache.sources, self.cache.source_of
             self.is_image = np.array([grid[0] == 1 for grid in self.cache.grids])
             self.cache.check({"vae": module_fingerprint(self.vae, self.vae.config), "text": self.text.fingerprint()})
