@@ -155,6 +155,13 @@ def test_interrupted_equals_uninterrupted(stage, whole, dit_config, vae_config, 
     assert same(a, b)
 
 
+def runs(pid: int) -> bool:
+    """Not of one that has ended, and waits for whoever has inherited it."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    return False
+
+
 def test_killed_and_started_again_equals_uninterrupted(dit_config, tmp_path):
     """kill -9 of the real script while it writes a checkpoint every step and a loader process reads ahead."""
     options = ("optim.schedule=constant", "checkpoint.every=1", "checkpoint.keep_last=2")
@@ -169,7 +176,7 @@ def test_killed_and_started_again_equals_uninterrupted(dit_config, tmp_path):
         text=True,
         start_new_session=True,
     )
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + 400  # where others use the processors too
     while len(read_metrics(killed)) < 5 and process.poll() is None and time.monotonic() < limit:
         time.sleep(0.02)
     loaders = family(process.pid)[1:]
@@ -177,7 +184,8 @@ def test_killed_and_started_again_equals_uninterrupted(dit_config, tmp_path):
     said = process.communicate()[1]
     assert process.returncode == -signal.SIGKILL, said
     assert loaders  # and they end by themselves
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in loaders), 10, "the end of the loader's processes")
+    # they look for it every 5 seconds
+    wait_for(lambda: not any(map(runs, loaders)), 60, "the end of the loader's processes")
 
     done = max(r["step"] for r in read_metrics(killed))
     last = done + 3
@@ -202,7 +210,7 @@ def test_a_failing_run_with_loader_processes_ends(dit_config, tmp_path):
         env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
     )
     assert done.returncode == 1 and "as asked" in done.stderr
 
