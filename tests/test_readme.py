@@ -29,6 +29,11 @@ def commands(section: str) -> Iterator[list[str]]:
             yield shlex.split(line)
 
 
+def test_no_line_of_the_readme_is_too_long():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [line for line in text.splitlines() if len(line) > 120] == []
+
+
 @pytest.fixture
 def my_clips(tmp_path, monkeypatch) -> Path:
     """The folder in which the README's commands run, with four clips and a picture in my_clips/."""
