@@ -13,7 +13,8 @@ import pytest
 import torch
 from scripting import refused
 
-from latentvid.data.video.reading import probe, read_frames, writing
+from latentvid.data.video import writing
+from latentvid.data.video.reading import probe, read_frames
 from latentvid.data.video.writing import write_video
 from latentvid.errors import UserError
 from latentvid.pipelines.latent_video import LatentVideoPipeline

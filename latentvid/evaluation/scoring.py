@@ -71,13 +71,14 @@ def check_given(given: Mapping[str, Any]) -> None:
     """Raises UserError for an option that the named scores make void. given: the options that were, by name."""
     if "metrics" not in given:
         return
-    kinds = {score.extractor for score in named_scores(given["metrics"]).values()}
+    extractors = KNOWN.choose(given["metrics"]).extractors
+    kinds = extractors.keys()
     named = f"--metrics {' '.join(given['metrics'])}"
     for option, kind in (("inception", "inception"), ("pictures", "inception"), ("i3d", "i3d")):
         if option in given and kind not in kinds:
-            of = ", ".join(name for name, score in SCORES.items() if score.extractor == kind)
+            of = ", ".join(name for name, score in KNOWN.scores.items() if score.extractor == kind)
             raise UserError(f"--{option} is of {of}, and {named} asks for none of them: leave it out")
-    if "captions" in given and not any("caption" in EXTRACTORS[kind].needs for kind in kinds):
+    if "captions" in given and not any("caption" in kind.needs for kind in extractors.values()):
         raise UserError(f"--captions {given['captions']}: {named} needs none: leave it out")
     if "weights" in given and all(kind in ("inception", "i3d") and kind in given for kind in kinds):
         files = " and ".join(f"--{kind}" for kind in sorted(kinds))
