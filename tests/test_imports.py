@@ -109,7 +109,10 @@ SCRIPTS = [path for folder in ("inference", "train", "vae") for path in sorted((
 PROGRAMS = [
     *(path.relative_to(ROOT).as_posix() for path in SCRIPTS),
     *(f"-m latentvid.{name}" for name in ("evaluation", "report", "data.manifest", "training.export")),
-    *(f"-m latentvid.{name}" for name in ("evaluation.compare", "demo.digits", "demo.scoring", "demo.judge")),
+    *(
+        f"-m latentvid.{name}"
+        for name in ("evaluation.compare", "data.digits", "demo.digits", "demo.scoring", "demo.judge")
+    ),
 ]
 ASK = """
 import contextlib, io, json, runpy, sys
