@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..packing import Grid
 from ..precision import Computed, dtype_of
-from .attention_plan import attended_pairs
+from .attention_context import attended_pairs
 from .interchange import Vae, arguments_of, build_vae
 from .transformer import TIMESTEP_FEATURES
 

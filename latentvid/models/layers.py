@@ -15,7 +15,7 @@ from ..attention import EXPLICIT, packed_attention
 from ..cpu.fused import gated_linear, gated_residual, modulated_norm, norm_rotary, normed_attention
 from ..packing import Packed, Segments
 from ..sequence import SequenceGroup
-from .attention_plan import AttentionPlan
+from .attention_context import AttentionPlan
 from .key_value_cache import BlockCache
 from .text_context import BlockText
 

@@ -20,7 +20,7 @@ from ..attention import resolve_backend
 from ..cpu.fused import modulated_norm
 from ..packing import Packed
 from ..sequence import SequenceGroup
-from .attention_plan import ATTENTIONS, make_plans
+from .attention_context import ATTENTIONS, make_plans
 from .key_value_cache import KeyValueCache
 from .layers import Block, GatedLinear, rotary_table, timestep_embedding
 from .saved import SavedModel
@@ -46,7 +46,7 @@ class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
         mlp_ratio: hidden width of the SwiGLU MLP over D; 8/3 has the parameters of a plain MLP at 4.
         text_width: width of the text encoder's states.
         rope_theta: base of the rotary frequencies.
-        attention: what self-attention joins (table in attention_plan.py): "full", a whole sample; "factorised", in
+        attention: what self-attention joins (table in attention_context.py): "full", a whole sample; "factorised", in
             turn a latent frame and a position through time; "causal", the latent frames up to a token's own.
     """
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from ..limits import shown
-from ..models.attention_plan import attended_pairs
+from ..models.attention_context import attended_pairs
 from ..packing import Grid, token_grid
 
 if TYPE_CHECKING:

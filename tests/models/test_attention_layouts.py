@@ -8,7 +8,7 @@ from test_fused import normed_and_turned
 from test_transformer import GRIDS, SMALL, assert_close, disturbed, forward, gradients, samples
 from torch.nn import functional as F
 
-from latentvid.models.attention_plan import ATTENTIONS, make_plans
+from latentvid.models.attention_context import ATTENTIONS, make_plans
 from latentvid.models.layers import PackedAttention, rotary_table
 from latentvid.models.transformer import VideoDiT
 from latentvid.packing import Packed, spans

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import latentvid.cpu.fused as pieces
 from latentvid.cpu import grouped
 from latentvid.cpu.fused import gated_linear, gated_residual, modulated_norm, norm_rotary, normed_attention
-from latentvid.models.attention_plan import make_plans
+from latentvid.models.attention_context import make_plans
 from latentvid.models.layers import Block, SwiGLU, rotary_table
 from latentvid.packing import Packed
 

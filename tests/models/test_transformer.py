@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from latentvid.cpu.fused import norm_rotary
-from latentvid.models.attention_plan import make_plans
+from latentvid.models.attention_context import make_plans
 from latentvid.models.layers import Block, rotary_table
 from latentvid.models.transformer import VideoDiT
 from latentvid.packing import Packed

@@ -29,7 +29,7 @@ from ....diffusion.objective import loss_per_sample
 from ....diffusion.scheduler import LatentVideoScheduler
 from ....errors import UserError
 from ....evaluation.sheet import Row
-from ....models.attention_plan import attended_pairs
+from ....models.attention_context import attended_pairs
 from ....models.flops import GridFlops, dit_flops, vae_flops
 from ....models.interchange import channels_last, load_vae
 from ....models.transformer import VideoDiT
