@@ -10,11 +10,10 @@ from __future__ import annotations
 import importlib
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 
 SECONDS = 4.0  # of timed repetitions, at least 3 and at most 20 of them
 MODULES = {"attention": "gpu_attention", "step": "gpu_rows", "peer": "gpu_rows", "vae": "gpu_rows"}
@@ -68,13 +67,10 @@ class Bench:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
 
-    def compile(self, blocks: Sequence[nn.Module], ours: bool) -> None:
-        """Ours as the trainer does, for packs of any shape; peers for the one shape, and with breaks where they must.
-
-        Tiny models go without the kernels' compiler, which takes minutes on CPUs.
-        """
-        for block in blocks:
-            block.compile(fullgraph=ours, dynamic=ours, backend="aot_eager" if self.tiny else "inductor")
+    @property
+    def compiler(self) -> str:
+        """Tiny models go without the kernels' compiler, which takes minutes on CPUs."""
+        return "aot_eager" if self.tiny else "inductor"
 
 
 def measure(kind: str, arguments: dict[str, Any], tiny: bool, report: Callable[[dict], None]) -> dict:

@@ -35,13 +35,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentvid.attention import BACKENDS, EXPLICIT, grouped_attention, grouped_attention_backward
+from latentvid.attention import BACKENDS
 from latentvid.data.plan.plan import Plan
 from latentvid.data.transforms import legal_size
 from latentvid.diffusion.objective import loss_per_sample
 from latentvid.diffusion.scheduler import LatentVideoScheduler
 from latentvid.models.transformer import VideoDiT
-from latentvid.packing import Grid, Packed
+from latentvid.packing import Grid, Packed, Segments
 
 T = TypeVar("T")
 STRIDE, FPS, MAX_FRAMES, TEXT, FEATURES = 32, 24, 129, 32, 64  # a token: 32x32 pixels of a latent frame
@@ -194,25 +194,16 @@ def pad(true: Packed, to: int) -> tuple[Packed, Tensor]:
 class Masked:
     """The backend `grouped` where a batch is padded: as keys there are only the real tokens.
 
-    real, bounds: those of the batch that is being computed.
+    real, true: those of the batch that is being computed, and their layout.
     """
 
     real: Tensor
-    bounds: Tensor
+    true: Packed
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor) -> tuple[Tensor, Tensor]:
-        if cu_k is not cu_q:  # attention to text, which is packed
-            return grouped_attention(q, k, v, cu_q, cu_k)
-        return grouped_attention(q, k[self.real], v[self.real], cu_q, self.bounds)
-
-    def backward(
-        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, *kept: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        if cu_k is not cu_q:
-            return grouped_attention_backward(grad, q, k, v, cu_q, cu_k, *kept)
-        real = q, k[self.real], v[self.real], cu_q, self.bounds
-        dq, *of_keys = grouped_attention_backward(grad, *real, *kept)
-        return dq, *(torch.zeros_like(k).index_copy_(0, self.real, d) for d in of_keys)
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, layout_q: Segments, layout_kv: Segments) -> Tensor:
+        if layout_kv is layout_q:  # attention to text, which is packed, is as it is
+            k, v, layout_kv = k.index_select(0, self.real), v.index_select(0, self.real), self.true
+        return BACKENDS["grouped"](q, k, v, layout_q, layout_kv)
 
 
 class Trainer:
@@ -222,8 +213,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
         self.scheduler = LatentVideoScheduler()
         self.masked, self.bf16 = Masked(), bf16
-        EXPLICIT["masked"] = EXPLICIT["grouped"]._replace(forward=self.masked.forward, backward=self.masked.backward)
-        BACKENDS["masked"] = None  # never called: attention here always has a backward pass of its own
+        BACKENDS["masked"] = self.masked
 
     def losses(self, batch: Batch) -> Tensor:
         """Of each sample [N]."""
@@ -231,7 +221,7 @@ class Trainer:
         noised, target = (make(batch.clean, batch.noise, t) for make in (self.scheduler.mix, self.scheduler.target))
         self.model.attention_backend = "grouped" if batch.real is None else "masked"
         if batch.real is not None:
-            self.masked.real, self.masked.bounds = batch.real, batch.true.cu_seqlens
+            self.masked.real, self.masked.true = batch.real, batch.true
             padded = noised.new_zeros(batch.layout.tokens, FEATURES)
             noised = padded.index_copy_(0, batch.real, noised)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):

@@ -29,6 +29,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
+from latentvid.models import compiling
 from latentvid.models.flops import TRAINING, peak_flops
 from latentvid.models.transformer import VideoDiT
 
@@ -68,8 +69,7 @@ class Step:
 def compile_blocks(model: nn.Module) -> None:
     """Ours as the trainer does; the others as diffusers advises, block by block, whole where it names no blocks."""
     if isinstance(model, VideoDiT):
-        for block in model.blocks:
-            block.compile(fullgraph=True, dynamic=True)
+        compiling.compile_blocks(model)
     elif model._repeated_blocks:
         model.compile_repeated_blocks(dynamic=False)
     else:

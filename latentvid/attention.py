@@ -13,15 +13,14 @@ Axes: T query tokens, S key tokens, A heads, K head width. Segment i of the quer
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .cpu.grouped import grouped_attention, grouped_attention_backward, kept
 from .errors import UserError
+from .kernels import grouped_attention
 from .packing import Segments
 
 
@@ -38,7 +37,8 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, layout_q: Segments, layout_kv: Segmen
 def _torch(q: Tensor, k: Tensor, v: Tensor, layout_q: Segments, layout_kv: Segments) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    return varlen_attn(q, k, v, layout_q.cu_seqlens, layout_kv.cu_seqlens, layout_q.max_len, layout_kv.max_len)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # torch 2.15 would choose by the longest segment: a graph for each
+        return varlen_attn(q, k, v, layout_q.cu_seqlens, layout_kv.cu_seqlens, layout_q.max_len, layout_kv.max_len)
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, layout_q: Segments, layout_kv: Segments) -> Tensor:
@@ -50,7 +50,7 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, layout_q: Segments, layout_kv: Segme
 
 
 def _grouped(q: Tensor, k: Tensor, v: Tensor, layout_q: Segments, layout_kv: Segments) -> Tensor:
-    return grouped_attention(q, k, v, layout_q.cu_seqlens, layout_kv.cu_seqlens)[0]
+    return grouped_attention(q, k, v, layout_q.cu_seqlens, layout_kv.cu_seqlens)
 
 
 BACKENDS = {"torch": _torch, "flash": _flash, "grouped": _grouped, "sdpa": _sdpa}
@@ -79,19 +79,3 @@ def resolve_backend(name: str, device: torch.device | str, dtype: torch.dtype) -
     if name == "flash" and importlib.util.find_spec("flash_attn") is None:
         raise UserError("attention backend 'flash' needs the flash-attn package: pip install latentvid[flash]")
     return name
-
-
-class Explicit(NamedTuple):
-    """A backend on (q, k, v, bounds of the queries' segments, of the keys') -> (output, more).
-
-    kept: of these two, what the backward pass takes, or None in its place. backward: gradients of q, k, v by that of
-    the output, which comes first of its arguments; what is kept comes last.
-    """
-
-    forward: Callable[..., tuple[Tensor, Tensor]]
-    kept: Callable[[Tensor, Tensor], tuple[Tensor | None, Tensor | None]]
-    backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
-
-
-# backends whose backward pass takes q, k and v as they are, which can then be made again rather than kept
-EXPLICIT = {"grouped": Explicit(grouped_attention, kept, grouped_attention_backward)}

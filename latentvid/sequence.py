@@ -35,20 +35,20 @@ class SequenceGroup:
     rank: int
     size: int
 
-    def to_heads(self, x: Tensor, tokens: int) -> Tensor:
+    def gather(self, x: Tensor, tokens: int) -> Tensor:
         """All heads of this piece [t, ..., A, K] -> this process's heads of all tokens [T, ..., A/G, K]."""
         lengths = [stop - start for start, stop in pairwise(cuts(tokens, self.size))]
         parts = torch.cat(x.chunk(self.size, dim=-2))  # [G*t, ..., A/G, K], a part a receiver
-        return _trade(parts, [x.shape[0]] * self.size, lengths, self.name)
+        return _redistribute(parts, [x.shape[0]] * self.size, lengths, self.name)
 
-    def to_tokens(self, x: Tensor) -> Tensor:
+    def shard(self, x: Tensor) -> Tensor:
         """This process's heads of all tokens [T, ..., A/G, K] -> all heads of this piece [t, ..., A, K]."""
         lengths = [stop - start for start, stop in pairwise(cuts(x.shape[0], self.size))]
-        parts = _trade(x, lengths, [lengths[self.rank]] * self.size, self.name)
+        parts = _redistribute(x, lengths, [lengths[self.rank]] * self.size, self.name)
         return torch.cat(parts.chunk(self.size), dim=-2)
 
     @torch.no_grad()
-    def trade(
+    def redistribute(
         self, lengths: Sequence[int], tokens: Tensor, text: Tensor, words: Sequence[int]
     ) -> tuple[Tensor, Tensor, list[int]]:
         """From the samples that each process made (`makers`), what this process's piece (`spans`) needs.
@@ -79,7 +79,7 @@ class SequenceGroup:
         sent = [sum(counts[i][j] for i, m in enumerate(maker) if m == self.rank) for j in range(self.size)]
         taken = [sum(counts[i][self.rank] for i, m in enumerate(maker) if m == j) for j in range(self.size)]
         come = sorted(range(len(maker)), key=lambda i: maker[i])  # as they arrive: maker by maker, sample by sample
-        parts = _trade(rows, sent, taken, self.name).split([counts[i][self.rank] for i in come])
+        parts = _redistribute(rows, sent, taken, self.name).split([counts[i][self.rank] for i in come])
         parts = dict(zip(come, parts, strict=True))
         return torch.cat([parts[i] for i in range(len(maker))])
 
@@ -124,8 +124,8 @@ def makers(sizes: Sequence[int], processes: int) -> list[int]:
 # A custom operator, so that compiled blocks hold it as one opaque node. Operators take a group only by its name.
 
 
-@torch.library.custom_op("latentvid::trade", mutates_args=())
-def _trade(x: Tensor, sent: Sequence[int], taken: Sequence[int], group: str) -> Tensor:
+@torch.library.custom_op("latentvid::redistribute", mutates_args=())
+def _redistribute(x: Tensor, sent: Sequence[int], taken: Sequence[int], group: str) -> Tensor:
     """Rows of x, sent[0] of them to the group's first process and so on -> taken[0] rows from its first and so on."""
     out = x.new_empty(sum(taken), *x.shape[1:])
     process_group = dist.distributed_c10d._resolve_process_group(group)
@@ -133,7 +133,7 @@ def _trade(x: Tensor, sent: Sequence[int], taken: Sequence[int], group: str) -> 
     return out
 
 
-@_trade.register_fake
+@_redistribute.register_fake
 def _(x: Tensor, sent: Sequence[int], taken: Sequence[int], group: str) -> Tensor:
     return x.new_empty(sum(taken), *x.shape[1:])
 
@@ -143,7 +143,7 @@ def _setup(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad: Tensor):
-    return _trade(grad, ctx.taken, ctx.sent, ctx.group), None, None, None
+    return _redistribute(grad, ctx.taken, ctx.sent, ctx.group), None, None, None
 
 
-_trade.register_autograd(_backward, setup_context=_setup)
+_redistribute.register_autograd(_backward, setup_context=_setup)

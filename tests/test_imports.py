@@ -32,10 +32,11 @@ MAY_IMPORT = {  # parts of the package that a part may import; what is not liste
     "tables": set(),
     "page": set(),
     "charts": {"page"},
-    "cpu": {"cpu", "attention"},
-    "attention": BASE | {"cpu"},
+    "cpu": {"cpu"},
+    "kernels": {"cpu"},
+    "attention": BASE | {"kernels"},
     "text": BASE,
-    "models": BASE | {"attention", "cpu", "sequence", "models"},
+    "models": BASE | {"attention", "kernels", "sequence", "models"},
     "diffusion": BASE | {"diffusion"},
     "config": BASE | {"config", "data", "diffusion"},
     "data": BASE | {"data"},
@@ -88,6 +89,11 @@ def test_parts_import_only_what_they_may(file):
     if own in MAY_IMPORT:
         wrong = {name for name in imported(file) if part(name) not in MAY_IMPORT[own] | {None}}
         assert not wrong, f"{own} must not import these"
+
+
+def test_one_file_imports_what_is_for_cpus_alone():
+    users = {module_name(file) for file in FILES if "cpu" in map(part, imported(file))}
+    assert {name for name in users if part(name) != "cpu"} == {"latentvid.kernels"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=module_name)

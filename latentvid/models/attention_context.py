@@ -1,7 +1,7 @@
-"""Which tokens a block's self-attention joins: plans made once a forward pass, outside the blocks.
+"""What the attention of a block reads beside features: made once a forward pass, outside the blocks.
 
-Axes: T tokens in a pack, N segments (samples), R latent frames, G gathered keys, K head width; a sample's
-token grid is (f, h, w).
+Axes: T tokens in a pack, N segments (samples), R latent frames, S text tokens, G gathered keys, A heads, K head width;
+a sample's token grid is (f, h, w).
 
 | attention    | blocks     | a token attends to                     | (query, key) pairs of a sample |
 |--------------|------------|----------------------------------------|--------------------------------|
@@ -16,33 +16,48 @@ token grid is (f, h, w).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ..attention import packed_attention
 from ..packing import Grid, Packed, Segments
+from ..sequence import SequenceGroup
+from .key_value_cache import BlockCache
 
 ATTENTIONS = ("full", "factorised", "causal")
-Rotary = tuple[Tensor, Tensor]
+Rotary = tuple[Tensor, Tensor]  # cosines and sines [T,1,K]
 
 
 @dataclass(frozen=True, eq=False)
-class AttentionPlan:
-    """How a block's tokens stand for self-attention, whose segment i of the queries attends to segment i of the keys.
+class AttentionContext:
+    """Segment i of the queries attends to segment i of the keys, in self-attention and to text.
 
-    rotary: the tables [T,1,K] of `layers.rotary_table`, in the order in which they attend.
-    order, back: int64 [T]; tokens[order] is that order, and [back] undoes it. None where it is the pack's.
-    gather: int64 [G], the keys of all query segments in turn, as rows of those cached followed by those of the pack;
-        None where each key stands in one segment.
+    frame: int64 [T], the latent frame of each token.
+    samples, text: segments of the pack's tokens and of the text tokens: sample i attends to prompt i.
+    queries, keys: segments of self-attention.
+    rotary: the tables of `layers.rotary_table`, in the order of self-attention.
+    backend: the key of the table in attention.py.
+    order, back: int64 [T]; tokens[order] is the order of self-attention, and [back] undoes it. None: the pack's order.
+    gather: int64 [G], the keys of all query segments in turn, as rows of the cached keys followed by the pack's.
+        None: each key stands in one segment.
+    sequence: the processes that share the pack, of which this one has a piece; None: this one has all.
+    cache: keys and values of past frames, which stand before the pack's.
     """
 
+    frame: Tensor
+    samples: Segments
+    text: Segments
     queries: Segments
     keys: Segments
     rotary: Rotary
+    backend: str
     order: Tensor | None = None
     back: Tensor | None = None
     gather: Tensor | None = None
+    sequence: SequenceGroup | None = None
+    cache: BlockCache | None = None
 
     def arrange(self, x: Tensor) -> Tensor:
         return x if self.order is None else x.index_select(0, self.order)
@@ -50,26 +65,50 @@ class AttentionPlan:
     def restore(self, x: Tensor) -> Tensor:
         return x if self.back is None else x.index_select(0, self.back)
 
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Self-attention: [T,A,K] each -> [T,A,K]."""
+        if self.cache is not None:
+            k, v = self.cache.extended(k, v)
+        if self.gather is not None:
+            k, v = k.index_select(0, self.gather), v.index_select(0, self.gather)
+        if self.sequence is None:
+            return packed_attention(q, k, v, self.queries, self.keys, self.backend)
+        q, k, v = self.sequence.gather(torch.stack([q, k, v], dim=1), self.queries.tokens).unbind(1)  # the whole pack's
+        return self.sequence.shard(packed_attention(q, k, v, self.queries, self.keys, self.backend))
 
-def make_plans(
-    attention: str, layout: Packed, rotary: Rotary, past: Sequence[int] | None = None
-) -> tuple[AttentionPlan, ...]:
-    """The plans that blocks take in turn: block i the (i modulo their number)-th.
+    def attend_to_text(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Cross-attention: q [T,A,K], k and v [S,A,K] -> [T,A,K]."""
+        return packed_attention(q, k, v, self.samples, self.text, self.backend)
 
-    past: cached tokens of each sample, which stand before the pack's as keys of causal attention; None is none.
+
+def make_contexts(
+    attention: str,
+    layout: Packed,
+    text_layout: Segments,
+    rotary: Rotary,
+    backend: str,
+    sequence: SequenceGroup | None = None,
+    past: Sequence[int] | None = None,
+) -> tuple[AttentionContext, ...]:
+    """The contexts that blocks take in turn: block i takes the i-th, modulo their number.
+
+    sequence: the processes to share a pack with, where the layout is of a piece of one.
+    past: cached tokens of each sample, which stand before the pack's as keys of causal attention; None: no tokens.
     Raises ValueError for a piece of a pack under other than full attention.
     """
+    whole = layout if layout.whole is None else layout.whole
+    context = AttentionContext(layout.frame, layout, text_layout, whole, whole, rotary, backend)
     if attention == "full":
-        return (AttentionPlan(layout, layout, rotary),)
+        return (context if layout.whole is None else replace(context, sequence=sequence),)
     if layout.whole is not None:
         raise ValueError(
             f"{attention} attention takes whole packs, and this is a piece of one: set train.sequence_parallel to 1, "
             "or attention to full"
         )
     if attention == "causal":
-        return (_causal(layout, rotary, past or [0] * layout.segments),)
+        return (_causal(context, layout, past or [0] * layout.segments),)
     frames = _frames(layout)
-    return AttentionPlan(frames, frames, rotary), _along_time(layout, rotary)
+    return replace(context, queries=frames, keys=frames), _along_time(context, layout)
 
 
 def attended_pairs(attention: str, depth: int, grid: Grid) -> int:
@@ -85,7 +124,7 @@ def _frames(layout: Packed) -> Segments:
     return _segments(layout.frame_tokens, [h * w for f, h, w in layout.grid for _ in range(f)])
 
 
-def _along_time(layout: Packed, rotary: Rotary) -> AttentionPlan:
+def _along_time(context: AttentionContext, layout: Packed) -> AttentionContext:
     """A segment a position (row, column) of each sample, its frames in order."""
     device, places = layout.segment.device, [h * w for _, h, w in layout.grid]
     grid = torch.tensor(layout.grid, device=device)  # [N,3]
@@ -97,13 +136,11 @@ def _along_time(layout: Packed, rotary: Rotary) -> AttentionPlan:
     counts = torch.repeat_interleave(grid[:, 0], torch.tensor(places, device=device), output_size=sum(places))
     lengths = [grid[0] for grid, n in zip(layout.grid, places, strict=True) for _ in range(n)]
     segments = _segments(counts, lengths)
-    cos, sin = rotary
-    return AttentionPlan(
-        segments, segments, (cos.index_select(0, order), sin.index_select(0, order)), order=order, back=back
-    )
+    cos, sin = (table.index_select(0, order) for table in context.rotary)
+    return replace(context, queries=segments, keys=segments, rotary=(cos, sin), order=order, back=back)
 
 
-def _causal(layout: Packed, rotary: Rotary, past: Sequence[int]) -> AttentionPlan:
+def _causal(context: AttentionContext, layout: Packed, past: Sequence[int]) -> AttentionContext:
     """A segment a latent frame, whose keys are those of its sample's cached frames and of its frames up to this one.
 
     Keys are copied into place for each frame, so a sample's are held (f+1)/2 times: exact with every backend.
@@ -118,7 +155,8 @@ def _causal(layout: Packed, rotary: Rotary, past: Sequence[int]) -> AttentionPla
     offset = torch.arange(size, device=device) - (count.cumsum(0) - count).index_select(0, frame)
     first, n = (cached.cumsum(0) - cached).index_select(0, sample), cached.index_select(0, sample)
     new = total + layout.cu_seqlens.long().index_select(0, sample) + offset - n
-    return AttentionPlan(_frames(layout), keys, rotary, gather=torch.where(offset < n, first + offset, new))
+    gather = torch.where(offset < n, first + offset, new)
+    return replace(context, queries=_frames(layout), keys=keys, gather=gather)
 
 
 def _segments(counts: Tensor, lengths: list[int]) -> Segments:

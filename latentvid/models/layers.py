@@ -1,23 +1,22 @@
 """Layers of the diffusion transformer.
 
-Axes: T tokens, S text tokens, R latent frames, D width, A heads, K head width.
+Axes: T tokens, S text tokens, R latent frames, D width, H hidden width, A heads, K head width.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attention import EXPLICIT, packed_attention
-from ..cpu.fused import gated_linear, gated_residual, modulated_norm, norm_rotary, normed_attention
-from ..packing import Packed, Segments
-from ..sequence import SequenceGroup
-from .attention_context import AttentionPlan
-from .key_value_cache import BlockCache
-from .text_context import BlockText
+from ..kernels import or_cpu_kernel
+from .attention_context import AttentionContext, Rotary
+from .text_context import BlockText, KeysValues
+
+# --- formulas --------------------------------------------------------------------------------------------------------
 
 
 def timestep_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
@@ -27,12 +26,10 @@ def timestep_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> T
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
-def rotary_table(position: Tensor, head_width: int, theta: float) -> tuple[Tensor, Tensor]:
-    """3D rotary positions (RoFormer, Su et al. 2021, one axis after another): two tables [T,1,K], C and S.
+def rotary_table(position: Tensor, head_width: int, theta: float) -> Rotary:
+    """Cosines and sines [T,1,K] of 3D rotary positions (RoFormer, Su et al. 2021, one axis after another).
 
-    x turned is x C + y S, where y is x with its halves in each other's place: C is (cos, cos), S is (-sin, sin) of the
-    K/2 angles. position [T,3] is (frame, row, column); rows and columns get a third of the K/2 frequencies each, frames
-    the rest.
+    position [T,3] is (frame, row, column). Of the K/2 frequencies rows and columns get a third each, frames the rest.
     """
     pairs = head_width // 2
     space = pairs // 3
@@ -40,41 +37,100 @@ def rotary_table(position: Tensor, head_width: int, theta: float) -> tuple[Tenso
     for axis, n in enumerate((pairs - 2 * space, space, space)):
         frequency = theta ** (-torch.arange(n, device=position.device) / n)
         angles.append(position[:, axis, None] * frequency)
-    angle = torch.cat(angles, dim=-1)[:, None]
-    cos, sin = angle.cos(), angle.sin()
-    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+    angle = torch.cat(angles + angles, dim=-1)[:, None]  # of both halves
+    return angle.cos(), angle.sin()
 
 
-class TokenNorm(nn.LayerNorm):
-    """Layer norm over the last axis in x's dtype: [T,D] -> [T,D]. Under autocast nn.LayerNorm keeps fp32 on CUDA."""
+def rotate_half(x: Tensor) -> Tensor:
+    """(a, b) -> (-b, a) for the halves of the last axis."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([-b, a], dim=-1)
+
+
+def apply_rotary(x: Tensor, rotary: Rotary) -> Tensor:
+    """[T,A,K] -> [T,A,K]: turns each pair (x_i, x_{i+K/2}) by its angle."""
+    cos, sin = (table.to(x.dtype) for table in rotary)
+    return x * cos + rotate_half(x) * sin
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return x * (1 + scale) + shift
+
+
+def per_token(values: Tensor, frame: Tensor) -> Tensor:
+    """values[frame]: of each frame [R,D] -> of each token [T,D]."""
+    return _PerToken.apply(values, frame)
+
+
+@or_cpu_kernel
+def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-6) -> Tensor:
+    """[T,D] -> [T,D] in x's dtype, also under autocast."""
+    weight, bias = (None if p is None else p.to(x.dtype) for p in (weight, bias))
+    with torch.autocast(x.device.type, enabled=False):
+        return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
+@or_cpu_kernel
+def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, frame: Tensor) -> Tensor:
+    """AdaLN (Peebles & Xie 2023): x [T,D], shift and scale [R,D] of each frame, frame of each token [T] -> [T,D]."""
+    return modulate(layer_norm(x), per_token(shift, frame), per_token(scale, frame))
+
+
+@or_cpu_kernel
+def gated_residual(x: Tensor, y: Tensor, gate: Tensor, frame: Tensor) -> Tensor:
+    """x and y [T,D], gate [R,D] of each frame, frame of each token [T] -> [T,D]."""
+    return x + per_token(gate, frame) * y
+
+
+@or_cpu_kernel
+def gated(gate: Tensor, value: Tensor, out: Callable[[Tensor], Tensor]) -> Tensor:
+    """[T,H] each -> [T,D]."""
+    return out(F.silu(gate) * value)
+
+
+@or_cpu_kernel
+def norm_rotary(x: Tensor, weight: Tensor, rotary: Rotary | None) -> Tensor:
+    """RMS norm of each head, then rotation where there is a table: [T,A,K] -> [T,A,K] in x's dtype."""
+    with torch.autocast(x.device.type, enabled=False):
+        x = F.rms_norm(x, x.shape[-1:], weight.to(x.dtype), eps=1e-6)
+    return x if rotary is None else apply_rotary(x, rotary)
+
+
+class _PerToken(torch.autograd.Function):
+    """Its gradient, sums over the tokens of a frame, is a matrix product: many additions to few rows are slow."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor, frame: Tensor) -> Tensor:
+        ctx.save_for_backward(frame)
+        ctx.frames = values.shape[0]
+        return values.index_select(0, frame)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (frame,) = ctx.saved_tensors
+        of_frame = frame == torch.arange(ctx.frames, device=frame.device)[:, None]  # [R,T]
+        return of_frame.to(grad.dtype) @ grad, None
+
+
+# --- modules ---------------------------------------------------------------------------------------------------------
+
+
+class LayerNorm(nn.LayerNorm):
+    """[T,D] -> [T,D] in x's dtype, also under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
-        dtype = torch.promote_types(x.dtype, torch.float32) if x.device.type == "cpu" else x.dtype  # of statistics too
-        with torch.autocast(x.device.type, enabled=False):
-            return F.layer_norm(x, self.normalized_shape, self.weight.to(dtype), self.bias.to(dtype), self.eps)
+        return layer_norm(x, self.weight, self.bias, self.eps)
 
 
 class HeadNorm(nn.Module):
-    """RMS norm over each head's K features, then rotation by a table where there is one: [T,A,K] in x's dtype."""
+    """QK-norm (Dehghani et al. 2023) and rotation of queries or keys: [T,A,K] -> [T,A,K]."""
 
     def __init__(self, head_width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(head_width))
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary | None = None) -> Tensor:
         return norm_rotary(x, self.weight, rotary)
-
-
-class GatedLinear(nn.Module):
-    """linear(silu(gate) * value), [T,H] each -> [T,D]. Not an nn.Linear: what wraps those would miss the gate."""
-
-    def __init__(self, hidden: int, width: int) -> None:
-        super().__init__()
-        linear = nn.Linear(hidden, width)  # for its parameters
-        self.weight, self.bias = linear.weight, linear.bias
-
-    def forward(self, gate: Tensor, value: Tensor) -> Tensor:
-        return gated_linear(gate, value, self.weight, self.bias)
 
 
 class SwiGLU(nn.Module):
@@ -84,108 +140,78 @@ class SwiGLU(nn.Module):
         super().__init__()
         self.fc1_g = nn.Linear(width, hidden)
         self.fc1_x = nn.Linear(width, hidden)
-        self.fc2 = GatedLinear(hidden, width)
+        self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.fc1_g(x), self.fc1_x(x))
+        return gated(self.fc1_g(x), self.fc1_x(x), self.fc2)
 
 
-class PackedAttention(nn.Module):
-    """Multi-head attention within segments, with RMS-normalised queries and keys (QK-norm, Dehghani et al. 2023).
+class Attention(nn.Module):
+    """What self-attention and cross-attention share: projections, and norms of queries and keys."""
 
-    Tokens attend to the segment of the same index in `context`, which is x itself in self-attention.
-    With `sequence`, the layout is of this process's piece of a pack, and tokens attend to their segment in the whole.
-    With a `cache`, its keys and values stand before the context's; with `gather` [G], these are the ones attended to,
-    by their rows. A context that keeps its keys and values is projected once.
-    """
-
-    def __init__(self, width: int, heads: int, context_width: int | None = None) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.joined = True  # norms are part of attention's function; False runs them as modules, which gathers weights
         self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width if context_width is None else context_width, 2 * width)
+        self.key_value = nn.Linear(width, 2 * width)
         self.query_norm = HeadNorm(width // heads)
         self.key_norm = HeadNorm(width // heads)
         self.out = nn.Linear(width, width)
 
-    def forward(
-        self,
-        x: Tensor,  # [T,D]
-        context: Tensor | BlockText,  # [S,D'] (x itself in self-attention)
-        layout: Segments,
-        context_layout: Segments,
-        backend: str,
-        rotary: tuple[Tensor, Tensor] | None = None,
-        gather: Tensor | None = None,
-        sequence: SequenceGroup | None = None,
-        cache: BlockCache | None = None,
-    ) -> Tensor:
+    def queries(self, x: Tensor, rotary: Rotary | None = None) -> Tensor:
         q = self.query(x).unflatten(-1, (self.heads, -1))  # [T,A,K]
-        if isinstance(context, BlockText):
-            k, v = self._kept(context)
-            return self.out(
-                packed_attention(self.query_norm(q, rotary), k, v, layout, context_layout, backend).flatten(-2)
-            )
-        k, v = self._keys_values(context)
-        if self.joined and backend in EXPLICIT and sequence is None and cache is None and gather is None:
-            weights = self.query_norm.weight, self.key_norm.weight
-            bounds = layout.cu_seqlens, context_layout.cu_seqlens
-            return self.out(normed_attention(q, k, v, weights, rotary, bounds, backend).flatten(-2))
-        q, k = self.query_norm(q, rotary), self.key_norm(k, rotary)
-        if cache is not None:
-            k, v = cache.extended(k, v)
-        if gather is not None:
-            k, v = k.index_select(0, gather), v.index_select(0, gather)
-        if sequence is None:
-            out = packed_attention(q, k, v, layout, context_layout, backend)
-        else:
-            whole = layout.whole
-            q, k, v = sequence.to_heads(torch.stack([q, k, v], dim=1), whole.tokens).unbind(1)  # T of the whole pack
-            out = sequence.to_tokens(packed_attention(q, k, v, whole, whole, backend))
-        return self.out(out.flatten(-2))
+        return self.query_norm(q, rotary)
 
-    def _keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        return self.key_value(context).unflatten(-1, (2, self.heads, -1)).unbind(-3)  # [S,A,K] each
+    def keys_values(self, x: Tensor, rotary: Rotary | None = None) -> KeysValues:
+        k, v = self.key_value(x).unflatten(-1, (2, self.heads, -1)).unbind(-3)  # [S,A,K] each
+        return self.key_norm(k, rotary), v
 
-    def _kept(self, text: BlockText) -> tuple[Tensor, Tensor]:
-        if text.keys is None:
-            k, v = self._keys_values(text.states)
-            text.fill(self.key_norm(k), v)
-        return text.keys, text.values
+
+class SelfAttention(Attention):
+    """Tokens attend to those of their sample that the context names: [T,D] -> [T,D]."""
+
+    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
+        x = context.arrange(x)
+        q, (k, v) = self.queries(x, context.rotary), self.keys_values(x, context.rotary)
+        return context.restore(self.out(context.attend(q, k, v).flatten(-2)))
+
+
+class CrossAttention(Attention):
+    """Tokens attend to the prompt of their sample: [T,D] and text states [S,D], or its keys and values, -> [T,D]."""
+
+    def forward(self, x: Tensor, text: Tensor | KeysValues, context: AttentionContext) -> Tensor:
+        k, v = self.keys_values(text) if isinstance(text, Tensor) else text
+        return self.out(context.attend_to_text(self.queries(x), k, v).flatten(-2))
 
 
 class Block(nn.Module):
     """DiT block with AdaLN-Zero (Peebles & Xie 2023) and cross-attention to text (PixArt, Chen et al. 2023).
 
-    The six modulation vectors are computed per latent frame and read per token through `layout.frame`.
+    The modulation is computed for each latent frame, and each token takes that of its frame.
     """
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, text_width: int) -> None:
+    compiled: Callable[..., Tensor] | None = None  # what runs in the place of `compute`
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
         super().__init__()
-        self.attention = PackedAttention(width, heads)
-        self.cross_norm = TokenNorm(width, eps=1e-6)
-        self.cross = PackedAttention(width, heads, text_width)
+        self.attention = SelfAttention(width, heads)
+        self.cross_norm = LayerNorm(width, eps=1e-6)
+        self.cross = CrossAttention(width, heads)
         self.mlp = SwiGLU(width, int(mlp_ratio * width))
         self.modulation = nn.Linear(width, 6 * width)
 
-    def forward(
-        self,
-        x: Tensor,  # [T,D]
-        condition: Tensor,  # [R,D]
-        text: Tensor | BlockText,  # [S,D']
-        plan: AttentionPlan,
-        layout: Packed,
-        text_layout: Packed,
-        backend: str,
-        sequence: SequenceGroup | None = None,
-        cache: BlockCache | None = None,
-    ) -> Tensor:
-        rows = self.modulation(F.silu(condition))  # [R,6D]
-        shift1, scale1, gate1, shift2, scale2, gate2 = rows.chunk(6, dim=-1)  # [R,D] each
-        y = plan.arrange(modulated_norm(x, shift1, scale1, layout.frame))
-        y = self.attention(y, y, plan.queries, plan.keys, backend, plan.rotary, plan.gather, sequence, cache)
-        x = gated_residual(x, plan.restore(y), gate1, layout.frame)
-        x = x + self.cross(self.cross_norm(x), text, layout, text_layout, backend)
-        y = self.mlp(modulated_norm(x, shift2, scale2, layout.frame))
-        return gated_residual(x, y, gate2, layout.frame)
+    def forward(self, x: Tensor, condition: Tensor, text: Tensor | BlockText, context: AttentionContext) -> Tensor:
+        """x [T,D], condition [R,D], text states [S,D] -> [T,D]."""
+        if isinstance(text, BlockText):  # many passes read these prompts
+            text = text.keys_values(self.cross)
+        return (self.compiled or Block.compute)(self, x, condition, text, context)
+
+    def compute(self, x: Tensor, condition: Tensor, text: Tensor | KeysValues, context: AttentionContext) -> Tensor:
+        frame = context.frame
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition)  # [R,D] each
+        x = gated_residual(x, self.attention(modulated_norm(x, shift1, scale1, frame), context), gate1, frame)
+        x = x + self.cross(self.cross_norm(x), text, context)
+        return gated_residual(x, self.mlp(modulated_norm(x, shift2, scale2, frame)), gate2, frame)
+
+    def adaLN_modulation(self, condition: Tensor) -> tuple[Tensor, ...]:
+        return self.modulation(F.silu(condition)).chunk(6, dim=-1)

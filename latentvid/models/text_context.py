@@ -6,21 +6,30 @@ Axes: N segments (prompts), S text tokens, Dt width of the text encoder, D model
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
+
+KeysValues = tuple[Tensor, Tensor]  # [S,A,K] each
+
+
+class MakesKeysValues(Protocol):
+    def keys_values(self, x: Tensor) -> KeysValues: ...
 
 
 @dataclass(eq=False)
 class BlockText:
-    """The text of one block's cross-attention: what it projects [S,D], and its normed keys and its values [S,A,K],
-    which the first pass leaves here."""
+    """The text of one block's cross-attention: its states [S,D], and its keys and values once a pass has made them."""
 
     states: Tensor
-    keys: Tensor | None = None
-    values: Tensor | None = None
+    made: KeysValues | None = None
 
-    def fill(self, keys: Tensor, values: Tensor) -> None:
-        self.keys, self.values = keys.detach(), values.detach().contiguous()
+    def keys_values(self, cross: MakesKeysValues) -> KeysValues:
+        """As `cross` makes them, in the first pass; the same in later passes. Gradients do not reach them."""
+        if self.made is None:
+            keys, values = cross.keys_values(self.states)
+            self.made = keys.detach(), values.detach().contiguous()
+        return self.made
 
 
 class TextContext:
@@ -30,9 +39,9 @@ class TextContext:
         for t in levels:
             prediction = model(z, t, context, layout, text_layout)
 
-    None of what the model makes of text depends on tokens or noise levels. The first pass leaves it here, in its own
-    precision: the projected states, their mean a prompt, and the keys and values of each block. It is done inside the
-    pass, where sharded or offloaded weights are at hand. Gradients do not reach what is kept.
+    What the model makes of text depends neither on tokens nor on noise levels. The first pass leaves it here, in its
+    own precision: the projected states, their mean for each prompt, and the keys and values of each block. It is made
+    inside the pass, where sharded or offloaded weights are at hand. Gradients do not reach what is kept.
     """
 
     def __init__(self, states: Tensor) -> None:
@@ -41,12 +50,12 @@ class TextContext:
         self.blocks: tuple[BlockText, ...] = ()
 
     def fill(self, pooled: Tensor, states: Tensor, depth: int) -> None:
-        """Of the prompts [N,D] and of their tokens [S,D], for a model of so many blocks."""
+        """Keeps what a model of `depth` blocks made of the prompts [N,D] and of their tokens [S,D]."""
         self.pooled, states = pooled.detach(), states.detach()
         self.blocks = tuple(BlockText(states) for _ in range(depth))
 
     def check(self, depth: int) -> None:
-        """Raises ValueError where a model of so many blocks did not make what is kept."""
+        """Raises ValueError unless a model of `depth` blocks made what is kept."""
         if depth != len(self.blocks):
             raise ValueError(
                 f"a text context of {len(self.blocks)} blocks for a model of {depth}: give each model its own"

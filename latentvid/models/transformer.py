@@ -7,6 +7,8 @@ D model width, A heads, K head width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +19,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..attention import resolve_backend
-from ..cpu.fused import modulated_norm
 from ..packing import Packed
 from ..sequence import SequenceGroup
-from .attention_context import ATTENTIONS, make_plans
+from .attention_context import ATTENTIONS, AttentionContext, make_contexts
 from .key_value_cache import KeyValueCache
-from .layers import Block, GatedLinear, rotary_table, timestep_embedding
+from .layers import Block, modulated_norm, rotary_table, timestep_embedding
 from .saved import SavedModel
 from .text_context import BlockText, TextContext
 
@@ -84,7 +85,7 @@ class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
         self.text_norm = nn.LayerNorm(width, eps=1e-6)
         self.pooled_norm = nn.LayerNorm(text_width, eps=1e-6)
         self.pooled_in = Mlp(text_width, width, width, act_layer=nn.SiLU)
-        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, width) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
         self.final_modulation = nn.Linear(width, 2 * width)
         self.tokens_out = nn.Linear(width, features)
         self.attention_backend = "auto"
@@ -95,7 +96,7 @@ class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
     def initialise(self) -> None:
         """Xavier-uniform maps; modulations, cross-attention outputs and the last map at zero (AdaLN-Zero)."""
         for module in self.modules():
-            if isinstance(module, nn.Linear | GatedLinear):
+            if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         for block in self.blocks:
@@ -118,40 +119,56 @@ class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
         With a cache (causal attention only) the layout is of each sample's new frames, which follow those in the cache.
         A text context is for passes of other noise levels or tokens with the same prompts, in the same precision.
         """
+        self._check(timestep, layout, text_layout, cache)
+        x = self.tokens_in(tokens)  # [T,D]
+        pooled, texts = self._read(text, text_layout)  # [N,D], and each block's [S,D]
+        condition = self._level(timestep, x.dtype) + pooled.index_select(0, layout.frame_segment)  # [R,D]
+        contexts = self._contexts(x, layout, text_layout, cache)
+        for block, words, context in zip(self.blocks, texts, contexts, strict=True):
+            x = self._run(block, x, condition, words, context)  # [T,D]
+        if cache is not None and cache.records:
+            cache.append(layout, [context.cache for context in contexts])
+        shift, scale = self.final_modulation(F.silu(condition)).chunk(2, dim=-1)  # [R,D] each
+        return self.tokens_out(modulated_norm(x, shift, scale, layout.frame))  # [T,P]
+
+    def _check(self, timestep: Tensor, layout: Packed, text_layout: Packed, cache: KeyValueCache | None) -> None:
+        """Raises ValueError where the arguments of `forward` do not fit each other or the model."""
         if layout.segments != text_layout.segments:
             raise ValueError(f"{layout.segments} samples but {text_layout.segments} prompts: give one prompt a sample")
         if timestep.shape != layout.frame_segment.shape:
             raise ValueError(f"timestep has shape {tuple(timestep.shape)}, the layout has {layout.frames} frames")
         if layout.whole is not None and self.sequence is None:
             raise ValueError("this is a piece of a pack, but the model has no group of processes to see the rest with")
-        sequence = None if layout.whole is None else self.sequence
         if cache is not None:
             if self.config.attention != "causal":
                 raise ValueError(
                     f"a cache of past frames needs causal attention; this model's is {self.config.attention}"
                 )
             cache.check(layout, len(self.blocks))
-        x = self.tokens_in(tokens)  # [T,D]
+
+    def _level(self, timestep: Tensor, dtype: torch.dtype) -> Tensor:
+        """What the modulation takes of the noise levels: [R] -> [R,D]."""
+        return self.timestep_in(timestep_embedding(timestep, TIMESTEP_FEATURES).to(dtype))
+
+    def _contexts(
+        self, x: Tensor, layout: Packed, text_layout: Packed, cache: KeyValueCache | None
+    ) -> list[AttentionContext]:
+        """The attention context of each block."""
+        config, depth = self.config, len(self.blocks)
+        position, past = (layout.position, None) if cache is None else (cache.positions(layout), cache.lengths)
+        rotary = rotary_table(position, config.width // config.heads, config.rope_theta)
         backend = resolve_backend(self.attention_backend, x.device, x.dtype)
-        pooled, texts = self._read(text, text_layout)
-        features = timestep_embedding(timestep, TIMESTEP_FEATURES).to(x.dtype)
-        condition = self.timestep_in(features) + pooled.index_select(0, layout.frame_segment)  # [R,D]
-        position = layout.position if cache is None else cache.positions(layout)
-        rotary = rotary_table(position, self.config.width // self.config.heads, self.config.rope_theta)
-        past = None if cache is None else cache.lengths
-        plans = make_plans(self.config.attention, layout, rotary, past)
-        caches = [None] * len(self.blocks) if cache is None else cache.for_blocks(len(self.blocks))
-        for i, block in enumerate(self.blocks):
-            plan = plans[i % len(plans)]
-            arguments = (x, condition, texts[i], plan, layout, text_layout, backend, sequence, caches[i])
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, *arguments, use_reentrant=False)
-            else:
-                x = block(*arguments)
-        if cache is not None and cache.records:
-            cache.append(layout, caches)
-        rows = self.final_modulation(F.silu(condition))  # [R,2D]
-        return self.tokens_out(modulated_norm(x, *rows.chunk(2, dim=-1), layout.frame))
+        turns = make_contexts(config.attention, layout, text_layout, rotary, backend, self.sequence, past)
+        contexts = [turns[i % len(turns)] for i in range(depth)]
+        if cache is None:
+            return contexts
+        return [replace(c, cache=of_block) for c, of_block in zip(contexts, cache.for_blocks(depth), strict=True)]
+
+    def _run(self, block: Block, *arguments: Any) -> Tensor:
+        """The block; with gradient checkpointing it is computed again in the backward pass."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *arguments, use_reentrant=False)
+        return block(*arguments)
 
     def _read(self, text: Tensor | TextContext, layout: Packed) -> tuple[Tensor, Sequence[Tensor | BlockText]]:
         """What the modulation [N,D] and each block [S,D] take of the text."""

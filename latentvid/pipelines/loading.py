@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ..errors import UserError
+from ..models.compiling import compile_blocks
 from .folder import check_index
 from .latent_video import LatentVideoPipeline
 
@@ -26,5 +27,5 @@ def load_pipeline(
         raise UserError(f"device {device} cannot be used here: {str(error).splitlines()[0]}") from error
     pipeline = LatentVideoPipeline.from_pretrained(folder)
     if compiled:
-        pipeline.transformer.compile_repeated_blocks(fullgraph=True, dynamic=True)
+        compile_blocks(pipeline.transformer)
     return pipeline.to(device)

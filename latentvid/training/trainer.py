@@ -19,6 +19,7 @@ from ..data.plan.plan import Draw, Plan, Step
 from ..data.quarantine import Quarantine
 from ..errors import UserError
 from ..files import check_writable, written_whole
+from ..models.compiling import compile_blocks
 from ..models.flops import TRAINING, peak_flops
 from ..precision import describe, dtype_of
 from ..progress import phase
@@ -144,8 +145,7 @@ class TrainingRun:
             task.model.enable_gradient_checkpointing()
         if config.train.compile:
             _need(hasattr(task.model, "blocks"), "compile", task.model)
-            for block in task.model.blocks:
-                block.compile(fullgraph=True, dynamic=True)
+            compile_blocks(task.model)
         self.parameters = sum(p.numel() for p in task.model.parameters())  # before any strategy cuts them
         optimizer = make_optimizer(task.model, config.optim, task.apart, dtype_of(compute.newton_schulz))
         self.strategy = make_strategy(accelerator, config, task.model, optimizer, task.ragged)

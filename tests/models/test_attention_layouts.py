@@ -8,8 +8,9 @@ from test_fused import normed_and_turned
 from test_transformer import GRIDS, SMALL, assert_close, disturbed, forward, gradients, samples
 from torch.nn import functional as F
 
-from latentvid.models.attention_context import ATTENTIONS, make_plans
-from latentvid.models.layers import PackedAttention, rotary_table
+from latentvid.models.attention_context import ATTENTIONS, make_contexts
+from latentvid.models.compiling import compile_blocks
+from latentvid.models.layers import SelfAttention, rotary_table
 from latentvid.models.transformer import VideoDiT
 from latentvid.packing import Packed, spans
 
@@ -21,6 +22,10 @@ LAYOUTS = ("factorised", "causal")
 def make(attention: str, **other) -> VideoDiT:
     torch.manual_seed(0)
     return disturbed(VideoDiT(**SMALL | other, attention=attention))
+
+
+def contexts_of(attention: str, layout: Packed, rotary, backend: str = "sdpa"):
+    return make_contexts(attention, layout, Packed.of_lengths([1] * layout.segments), rotary, backend)
 
 
 def definition(attention: str, layout: Packed) -> list[torch.Tensor]:
@@ -40,42 +45,41 @@ def definition(attention: str, layout: Packed) -> list[torch.Tensor]:
 
 @quick
 @given(st.lists(st.tuples(side, side, side), min_size=1, max_size=4), st.sampled_from(ATTENTIONS))
-def test_plans_join_the_tokens_that_the_definition_names(grids, attention):
+def test_contexts_join_the_tokens_that_the_definition_names(grids, attention):
     layout = Packed.of(grids)
     rotary = rotary_table(layout.position, 12, 100.0)
-    plans, wanted = make_plans(attention, layout, rotary), definition(attention, layout)
-    for plan, want in zip(plans, wanted, strict=True):
+    contexts, wanted = contexts_of(attention, layout, rotary), definition(attention, layout)
+    for context, want in zip(contexts, wanted, strict=True):
         every = torch.arange(layout.tokens)
-        queries, keys = plan.arrange(every), plan.arrange(every)
-        assert torch.equal(plan.restore(queries), every)
-        assert torch.equal(plan.arrange(rotary[0]), plan.rotary[0]) and torch.equal(
-            plan.arrange(rotary[1]), plan.rotary[1]
+        queries, keys = context.arrange(every), context.arrange(every)
+        assert torch.equal(context.restore(queries), every)
+        assert torch.equal(context.arrange(rotary[0]), context.rotary[0]) and torch.equal(
+            context.arrange(rotary[1]), context.rotary[1]
         )
-        keys = keys if plan.gather is None else keys[plan.gather]
+        keys = keys if context.gather is None else keys[context.gather]
         found = torch.zeros(layout.tokens, layout.tokens, dtype=torch.int64)
-        for q, k in zip(queries.split(plan.queries.lengths), keys.split(plan.keys.lengths), strict=True):
+        for q, k in zip(queries.split(context.queries.lengths), keys.split(context.keys.lengths), strict=True):
             found[q[:, None], k[None]] += 1
         assert torch.equal(found, want.long())
-        for segments, total in ((plan.queries, len(queries)), (plan.keys, len(keys))):
+        for segments, total in ((context.queries, len(queries)), (context.keys, len(keys))):
             assert segments.cu_seqlens.dtype == torch.int32 and segments.cu_seqlens[-1] == total
             assert segments.cu_seqlens.diff().tolist() == segments.lengths and segments.max_len == max(segments.lengths)
 
 
 @pytest.mark.parametrize("backend", ["grouped", "sdpa"])
 @pytest.mark.parametrize("attention", ATTENTIONS)
-def test_attention_by_a_plan_is_attention_under_the_mask(attention, backend):
+def test_attention_in_a_context_is_attention_under_the_mask(attention, backend):
     layout = Packed.of(GRIDS)
-    net = disturbed(PackedAttention(24, 2))
+    net = disturbed(SelfAttention(24, 2))
     x, rotary = torch.randn(layout.tokens, 24), rotary_table(layout.position, 12, 100.0)
     q = normed_and_turned(net.query(x).unflatten(-1, (2, 12)), net.query_norm.weight, *rotary)
     k, v = net.key_value(x).unflatten(-1, (2, 2, 12)).unbind(1)
     k = normed_and_turned(k, net.key_norm.weight, *rotary)
-    for plan, mask in zip(make_plans(attention, layout, rotary), definition(attention, layout), strict=True):
+    contexts = contexts_of(attention, layout, rotary, backend)
+    for context, mask in zip(contexts, definition(attention, layout), strict=True):
         want = F.scaled_dot_product_attention(*(y.transpose(0, 1) for y in (q, k, v)), attn_mask=mask)
         want = net.out(want.transpose(0, 1).flatten(1))
-        y = plan.arrange(x)
-        y = plan.restore(net(y, y, plan.queries, plan.keys, backend, plan.rotary, plan.gather))
-        torch.testing.assert_close(y, want, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(net(x, context), want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("backend", ["grouped", "sdpa"])
@@ -138,8 +142,7 @@ def test_a_models_compiled_blocks_serve_every_layout():
     """As the trainer compiles them, one graph a kind of block: none is added by other layouts."""
     model, plain = (make("factorised", depth=3) for _ in range(2))
     torch._dynamo.reset()
-    for block in model.blocks:
-        block.compile(fullgraph=True, dynamic=True, backend="eager")
+    compile_blocks(model, backend="eager")
     # sizes that are equal by chance when tracing would be taken for one: in the first pack all differ
     packs = (
         ([(4, 2, 3), (3, 2, 2)], [4, 5]),
@@ -160,7 +163,7 @@ def test_pieces_of_packs_are_for_full_attention(attention):
     whole = Packed.of(GRIDS)
     piece = whole.piece(spans(whole.lengths, 2)[0])
     with pytest.raises(ValueError, match=f"{attention} attention takes whole packs.*sequence_parallel"):
-        make_plans(attention, piece, rotary_table(piece.position, 12, 100.0))
+        contexts_of(attention, piece, rotary_table(piece.position, 12, 100.0))
 
 
 def test_the_setting_is_saved(tmp_path):

@@ -1,6 +1,4 @@
-"""Fused pieces of a block equal their plain formulas, forward and backward, and keep for it no more than they say."""
-
-import sys
+"""What runs on CPUs equals the formulas of the model, forward and backward, and keeps no more than it says."""
 
 import pytest
 import torch
@@ -8,17 +6,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-import latentvid.cpu.fused as pieces
+import latentvid.cpu.fused as fused
+from latentvid import kernels
+from latentvid.attention import packed_attention
 from latentvid.cpu import grouped
-from latentvid.cpu.fused import gated_linear, gated_residual, modulated_norm, norm_rotary, normed_attention
-from latentvid.models.attention_context import make_plans
+from latentvid.models import layers
+from latentvid.models.attention_context import make_contexts
 from latentvid.models.layers import Block, SwiGLU, rotary_table
 from latentvid.packing import Packed
 
 T, D, A, K, H = 13, 8, 2, 6, 10
-ROW = torch.tensor([0] * 4 + [1] * 2 + [3] * 7)  # row 2 has no tokens, as in a piece of a pack
+FRAME = torch.tensor([0] * 4 + [1] * 2 + [3] * 7)  # frame 2 has no tokens, as in a piece of a pack
 LENGTHS, WORDS = [4, 6, 3], [2, 5, 1]
 POSITIONS = torch.stack([torch.arange(T), torch.arange(T) % 4, torch.arange(T) % 3], dim=1)
 
@@ -38,14 +39,14 @@ def attended(q: Tensor, k: Tensor, v: Tensor, of_q: list[int], of_k: list[int]) 
     )
 
 
-def table(dtype: torch.dtype, positions: Tensor = POSITIONS) -> tuple[Tensor, Tensor]:
-    cos, sin = rotary_table(positions, K, 100.0)
+def table(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    cos, sin = rotary_table(POSITIONS, K, 100.0)
     return cos.to(dtype), sin.to(dtype)
 
 
-def fused_attention(q, k, v, weight_q, weight_k, of_k, rotary):
-    bounds = tuple(Packed.of_lengths(lengths).cu_seqlens for lengths in (LENGTHS, of_k))
-    return normed_attention(q, k, v, (weight_q, weight_k), rotary, bounds, "grouped")
+def our_attention(q, k, v, weight_q, weight_k, of_k, rotary):
+    q, k = layers.norm_rotary(q, weight_q, rotary), layers.norm_rotary(k, weight_k, rotary)
+    return packed_attention(q, k, v, Packed.of_lengths(LENGTHS), Packed.of_lengths(of_k), "grouped")
 
 
 def plain_attention(q, k, v, weight_q, weight_k, of_k, rotary):
@@ -54,39 +55,45 @@ def plain_attention(q, k, v, weight_q, weight_k, of_k, rotary):
 
 
 HEADS, WORDS_HEADS = (T, A, K), (sum(WORDS), A, K)
-CASES = {  # shapes of the inputs; the fused piece; its plain formula (dtype: of the table)
+CASES = {  # shapes of the inputs; ours; the formula by hand (dtype: of the table)
+    "layer_norm": (
+        [(T, D), (D,), (D,)],
+        lambda x, weight, bias: layers.layer_norm(x, weight, bias),
+        lambda x, weight, bias: F.layer_norm(x, (D,), eps=1e-6) * weight + bias,
+    ),
     "modulated_norm": (
         [(T, D), (4, D), (4, D)],
-        lambda x, shift, scale: modulated_norm(x, shift, scale, ROW),
-        lambda x, shift, scale: F.layer_norm(x, (D,), eps=1e-6) * (1 + scale[ROW]) + shift[ROW],
+        lambda x, shift, scale: layers.modulated_norm(x, shift, scale, FRAME),
+        lambda x, shift, scale: F.layer_norm(x, (D,), eps=1e-6) * (1 + scale[FRAME]) + shift[FRAME],
     ),
     "gated_residual": (
         [(T, D), (T, D), (4, D)],
-        lambda x, y, gate: gated_residual(x, y, gate, ROW),
-        lambda x, y, gate: x + gate[ROW] * y,
+        lambda x, y, gate: layers.gated_residual(x, y, gate, FRAME),
+        lambda x, y, gate: x + gate[FRAME] * y,
     ),
-    "gated_linear": (
+    "gated": (
         [(T, H), (T, H), (D, H), (D,)],
-        gated_linear,
+        lambda gate, value, weight, bias: layers.gated(gate, value, lambda x: F.linear(x, weight, bias)),
         lambda gate, value, weight, bias: F.linear(F.silu(gate) * value, weight, bias),
     ),
-    "norm": ([HEADS, (K,)], lambda x, w: norm_rotary(x, w, None), normed_and_turned),
+    "norm": ([HEADS, (K,)], lambda x, w: layers.norm_rotary(x, w, None), normed_and_turned),
     "norm_rotary": (
         [HEADS, (K,)],
-        lambda x, w: norm_rotary(x, w, table(torch.float64)),
+        lambda x, w: layers.norm_rotary(x, w, table(torch.float64)),
         lambda x, w: normed_and_turned(x, w, *table(x.dtype)),
     ),
     "self-attention": (
         [HEADS, HEADS, HEADS, (K,), (K,)],
-        lambda *x: fused_attention(*x, LENGTHS, table(torch.float64)),
+        lambda *x: our_attention(*x, LENGTHS, table(torch.float64)),
         lambda *x: plain_attention(*x, LENGTHS, table(x[0].dtype)),
     ),
     "cross-attention": (
         [HEADS, WORDS_HEADS, WORDS_HEADS, (K,), (K,)],
-        lambda *x: fused_attention(*x, WORDS, None),
+        lambda *x: our_attention(*x, WORDS, None),
         lambda *x: plain_attention(*x, WORDS, None),
     ),
 }
+either = pytest.mark.parametrize("plain", [False, True], ids=["kernel", "formula"])
 
 
 def inputs(shapes, dtype: torch.dtype) -> list[Tensor]:
@@ -101,41 +108,47 @@ def run(piece, tensors: list[Tensor]) -> list[Tensor]:
     return [out, *torch.autograd.grad(out, tensors, weight)]
 
 
+@either
 @pytest.mark.parametrize("tokens", [1, 32])  # tokens of a segment from which attention is a kernel of its own
 @pytest.mark.parametrize("name", CASES)
-def test_a_piece_is_its_formula(name, tokens, monkeypatch):
+def test_a_piece_is_its_formula(name, tokens, plain, monkeypatch):
     monkeypatch.setattr(grouped, "FUSED_TOKENS", tokens)
-    shapes, fused, plain = CASES[name]
+    monkeypatch.setattr(kernels, "plain", plain)
+    shapes, ours, by_hand = CASES[name]
     tensors = inputs(shapes, torch.float64)
-    for got, want in zip(run(fused, tensors), run(plain, tensors), strict=True):
+    for got, want in zip(run(ours, tensors), run(by_hand, tensors), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
-    assert torch.autograd.gradcheck(fused, tensors, fast_mode=True)
+    assert torch.autograd.gradcheck(ours, tensors, fast_mode=True)
     tensors = inputs(shapes, torch.float32)
-    for got, want in zip(run(fused, tensors), run(plain, tensors), strict=True):
+    for got, want in zip(run(ours, tensors), run(by_hand, tensors), strict=True):
         assert got.dtype == torch.float32 and (got - want).abs().max() <= 1e-6 * max(1, want.abs().max())
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_piece_in_bf16_is_its_formula_within_rounding(name):
-    shapes, fused, plain = CASES[name]
+@either
+@pytest.mark.parametrize("name", sorted(CASES.keys() - {"layer_norm"}))  # which is torch's own
+def test_a_piece_in_bf16_is_its_formula_within_rounding(name, plain, monkeypatch):
+    monkeypatch.setattr(kernels, "plain", plain)
+    shapes, ours, by_hand = CASES[name]
     tensors = inputs(shapes, torch.bfloat16)
-    exact = run(plain, [x.detach().double().requires_grad_() for x in tensors])
-    rounded = run(plain, tensors)
-    for got, want, other in zip(run(fused, tensors), exact, rounded, strict=True):
+    exact = run(by_hand, [x.detach().double().requires_grad_() for x in tensors])
+    rounded = run(by_hand, tensors)
+    for got, want, other in zip(run(ours, tensors), exact, rounded, strict=True):
         assert got.dtype == torch.bfloat16
         error, usual = ((x - want).norm() / want.norm() for x in (got, other))
         assert error < max(0.01, 1.5 * usual)
 
 
-def test_sums_over_many_tokens_in_bf16_are_of_fp32():
+@either
+def test_sums_over_many_tokens_in_bf16_are_of_fp32(plain, monkeypatch):
     """Sums kept in bf16 stop growing at a few hundred tokens."""
-    x, row = torch.ones(5000, D, dtype=torch.bfloat16), torch.zeros(5000, dtype=torch.int64)
+    monkeypatch.setattr(kernels, "plain", plain)
+    x, frame = torch.ones(5000, D, dtype=torch.bfloat16), torch.zeros(5000, dtype=torch.int64)
     gate, scale, shift = (torch.zeros(1, D, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
-    gated_residual(x, x, gate, row).sum().backward()
-    modulated_norm(torch.randn_like(x), shift, scale, row).sum().backward()
+    layers.gated_residual(x, x, gate, frame).sum().backward()
+    layers.modulated_norm(torch.randn_like(x), shift, scale, frame).sum().backward()
     assert torch.equal(gate.grad, torch.full_like(gate, 5000)) and torch.equal(shift.grad, gate.grad)
     weight = torch.ones(K, requires_grad=True)
-    norm_rotary(torch.ones(5000, A, K, dtype=torch.bfloat16), weight, None).sum().backward()
+    layers.norm_rotary(torch.ones(5000, A, K, dtype=torch.bfloat16), weight, None).sum().backward()
     torch.testing.assert_close(weight.grad, torch.full_like(weight, 5000.0 * A), rtol=0.005, atol=0)
 
 
@@ -158,19 +171,19 @@ def kept_by(call, module: nn.Module) -> dict[int, torch.UntypedStorage]:
 def kept_by_a_block(block: Block, frames: int, width: int, dtype: torch.dtype) -> int:
     """Bytes, without the table of positions, which serves all blocks."""
     layout, text_layout = Packed.of([(frames, 4, 4)]), Packed.of_lengths([3])
-    plan = make_plans("full", layout, rotary_table(layout.position, width // 2, 100.0))[0]
+    (context,) = make_contexts("full", layout, text_layout, rotary_table(layout.position, width // 2, 100.0), "grouped")
     x, condition, text = (torch.randn(n, width, dtype=dtype) for n in (layout.tokens, layout.frames, 3))
     x.requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        held = kept_by(lambda: block(x, condition, text, plan, layout, text_layout, "grouped"), block)
-    shared = {t.untyped_storage().data_ptr() for t in (*plan.rotary, layout.frame)}
+        held = kept_by(lambda: block(x, condition, text, context), block)
+    shared = {t.untyped_storage().data_ptr() for t in (*context.rotary, layout.frame)}
     return sum(storage.nbytes() for pointer, storage in held.items() if pointer not in shared)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_block_keeps_twenty_widths_a_token(dtype):
     width = 96
-    block = Block(width, 2, 8 / 3, width)
+    block = Block(width, 2, 8 / 3)
     more = kept_by_a_block(block, 8, width, dtype) - kept_by_a_block(block, 4, width, dtype)
     rows = 7 * 4 * width  # of 4 latent frames more: their modulation, and what makes it
     assert 18 < (more / dtype.itemsize - rows) / (64 * width) <= 20
@@ -195,27 +208,60 @@ def cuda_autocast():
     torch.set_autocast_dtype("cuda", before[1])
 
 
-@pytest.mark.parametrize("name", ["modulated_norm", "gated_residual", "gated_linear", "norm"])
-def test_a_piece_under_cudas_autocast_keeps_its_dtype(name, cuda_autocast):
+@pytest.mark.parametrize("name", ["layer_norm", "modulated_norm", "gated_residual", "gated", "norm", "norm_rotary"])
+def test_a_formula_under_cudas_autocast_keeps_its_dtype(name, cuda_autocast, monkeypatch):
     """It would run norms in fp32, and promote what they meet; shapes and dtypes alone are computed here."""
-    shapes, fused, _ = CASES[name]
+    shapes, ours, _ = CASES[name]
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
         tensors = [torch.empty(shape, dtype=torch.bfloat16, device="cuda") for shape in shapes]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys.modules[__name__], "ROW", mode.from_tensor(ROW).to("cuda"))
-            out = fused(*tensors)
+        monkeypatch.setitem(globals(), "FRAME", mode.from_tensor(FRAME).to("cuda"))
+        monkeypatch.setitem(globals(), "POSITIONS", mode.from_tensor(POSITIONS).to("cuda"))
+        out = ours(*tensors)
     assert out.dtype == torch.bfloat16 and out.device.type == "cuda"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_sums_of_rows_are_wide_inside(dtype):
-    """By addition on CPUs, by a matrix product where additions are atomic, as one operator in compiled blocks."""
+def test_sums_of_frames_are_wide_inside(dtype):
+    """By addition on CPUs, by a matrix product where additions are atomic."""
     x = torch.cat([torch.full((300, D), 1.0), torch.randn(T, D)]).to(dtype)  # one by one, bf16 counts to 256 only
-    row = torch.cat([torch.full((300,), 2), ROW])
-    want = torch.stack([x[row == r].double().sum(0) for r in range(4)])
-    for sums in (pieces._row_sums, pieces._row_product, pieces._row_sums_op):
-        torch.testing.assert_close(sums(x, row, 4).double(), want, **TOLERANCE[dtype])
-    torch.library.opcheck(pieces._row_sums_op, (x, row, 4))
+    frame = torch.cat([torch.full((300,), 2), FRAME])
+    want = torch.stack([x[frame == r].double().sum(0) for r in range(4)])
+    values = torch.zeros(4, D, dtype=dtype, requires_grad=True)
+    (product,) = torch.autograd.grad(layers.per_token(values, frame), values, x)
+    for sums in (fused._frame_sums(x, frame, 4), product):
+        torch.testing.assert_close(sums.double(), want, **TOLERANCE[dtype])
 
 
 TOLERANCE = {torch.float32: {"rtol": 1e-5, "atol": 1e-4}, torch.bfloat16: {"rtol": 1e-2, "atol": 1e-2}}
+
+
+def swiglu_gradients(net: nn.Module, x: Tensor, call=None) -> list[Tensor]:
+    out = (call or net)(x)
+    return torch.autograd.grad(out.square().sum(), [x, *net.parameters()])
+
+
+def test_what_is_made_again_is_seen_by_hooks_around_it():
+    """Activation checkpointing around a kernel keeps its inputs alone."""
+    torch.manual_seed(0)
+    net, x = SwiGLU(D, H), torch.randn(T, D, requires_grad=True)
+    want = swiglu_gradients(net, x)
+    got = swiglu_gradients(net, x, lambda x: checkpoint(net, x, use_reentrant=False))
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    held = kept_by(lambda: checkpoint(net, x, use_reentrant=False), net)
+    assert sum(s.nbytes() for s in held.values()) <= 4 * T * D + 64
+
+
+def test_a_wrapped_layer_gets_what_its_own_gradient_needs():
+    """Around the last linear layer of SwiGLU, which keeps no product: noise of its own, and hooks."""
+    torch.manual_seed(0)
+    net, x = SwiGLU(D, H).double(), torch.randn(T, D, dtype=torch.float64, requires_grad=True)
+    linear, more = net.fc2, nn.Linear(H, D).double()
+    net.fc2, seen = nn.Module(), []
+    net.fc2.linear, net.fc2.more = linear, more
+    net.fc2.forward = lambda y: linear(y) + more(y.square())
+    linear.register_forward_hook(lambda *_: seen.append(1))
+    got = swiglu_gradients(net, x)
+    assert len(seen) == 1
+    plain = swiglu_gradients(net, x, lambda x: net.fc2(F.silu(net.fc1_g(x)) * net.fc1_x(x)))
+    for a, b in zip(got, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

@@ -5,6 +5,7 @@ import torch
 from test_attention_layouts import make
 from test_transformer import assert_close, samples
 
+from latentvid.models.compiling import compile_blocks
 from latentvid.models.key_value_cache import KeyValueCache
 from latentvid.packing import Packed
 
@@ -147,8 +148,7 @@ def test_a_cache_serves_another_precision():
 def test_compiled_blocks_read_and_record_without_recompiling():
     model, plain = make("causal"), make("causal")
     torch._dynamo.reset()
-    for block in model.blocks:
-        block.compile(fullgraph=True, dynamic=True, backend="eager")
+    compile_blocks(model, backend="eager")
     caches = KeyValueCache(), KeyValueCache()
     predictions = [rollout(net, cache) for net, cache in zip((model, plain), caches, strict=True)]
     for (_, _, _, got), (_, _, _, want) in zip(*predictions, strict=True):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from latentvid.models.compiling import compile_blocks
 from latentvid.models.text_context import TextContext
 from latentvid.models.transformer import VideoDiT
 from latentvid.packing import Packed
@@ -76,15 +77,14 @@ def test_gradients_reach_the_tokens_pass_after_pass_and_not_what_is_kept():
             for text in (context, TEXT)
         ]
         torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
-    assert not any(x.requires_grad for block in context.blocks for x in (block.states, block.keys, block.values))
+    assert not any(x.requires_grad for block in context.blocks for x in (block.states, *block.made))
 
 
 @torch.no_grad()
 def test_compiled_blocks_read_it_without_recompiling():
     model, plain, context = make(), make(), TextContext(TEXT)
     torch._dynamo.reset()
-    for block in model.blocks:
-        block.compile(fullgraph=True, dynamic=True, backend="eager")
+    compile_blocks(model, backend="eager")
     for seed in (1, 2, 3):
         tokens, level, layout = inputs(seed)
         with torch._dynamo.config.patch(error_on_recompile=seed == 3):

@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentvid.cpu.fused import norm_rotary
-from latentvid.models.attention_context import make_plans
-from latentvid.models.layers import Block, rotary_table
+from latentvid.models.compiling import compile_blocks
+from latentvid.models.layers import apply_rotary, rotary_table
 from latentvid.models.transformer import VideoDiT
 from latentvid.packing import Packed
 
@@ -136,11 +135,11 @@ def test_activation_checkpointing_gives_the_same_gradients(model):
 
 
 def test_rotary_scores_depend_on_relative_positions_along_every_axis():
-    q, k, one = torch.randn(1, 2, 16), torch.randn(1, 2, 16), torch.ones(16)
+    q, k = torch.randn(1, 2, 16), torch.randn(1, 2, 16)
 
     def score(at_q, at_k):
-        a = norm_rotary(q, one, rotary_table(torch.tensor([at_q]), 16, 100.0))
-        b = norm_rotary(k, one, rotary_table(torch.tensor([at_k]), 16, 100.0))
+        a = apply_rotary(q, rotary_table(torch.tensor([at_q]), 16, 100.0))
+        b = apply_rotary(k, rotary_table(torch.tensor([at_k]), 16, 100.0))
         return (a * b).sum(-1)
 
     base = score((0, 0, 0), (1, 2, 3))
@@ -149,26 +148,22 @@ def test_rotary_scores_depend_on_relative_positions_along_every_axis():
         assert not torch.allclose(score((0, 0, 0), other), base, atol=1e-3)
 
 
-@pytest.mark.parametrize(("attention", "turn"), [("full", 0), ("factorised", 1), ("causal", 0)])
-def test_a_block_compiles_whole_and_once_for_all_layouts(attention, turn):
-    # inductor needs a C++ compiler, and time: the other plans differ in what is traced, not in the kernels
+@pytest.mark.parametrize("attention", ["full", "factorised", "causal"])
+def test_blocks_compile_whole_and_once_for_all_layouts(attention):
+    # inductor needs a C++ compiler, and time: the other kinds differ in what is traced, not in the kernels
     backend = "inductor" if attention == "full" and shutil.which("g++") else "aot_eager"
-    block = disturbed(Block(24, 2, 2.0, 24))
-    compiled = torch.compile(copy.deepcopy(block), fullgraph=True, dynamic=True, backend=backend)
+    model = disturbed(VideoDiT(**SMALL | {"attention": attention}))
+    other = copy.deepcopy(model)
     torch._dynamo.reset()
-    # sizes that are equal by chance when tracing would be taken for one: here all differ
+    compile_blocks(other, backend=backend)
     packs = ([(4, 2, 3), (3, 2, 2)], [4, 5]), ([(3, 2, 2)] * 3 + [(1, 1, 2)], [2, 5, 3, 4])
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for grids, words in packs:
-            layout, text_layout = Packed.of(grids), Packed.of_lengths(words)
-            x = torch.randn(layout.tokens, 24)
-            condition, text = torch.randn(layout.frames, 24), torch.randn(text_layout.tokens, 24)
-            plan = make_plans(attention, layout, rotary_table(layout.position, 12, 100.0))[turn]
+    for i, (grids, words) in enumerate(packs):
+        with torch._dynamo.config.patch(error_on_recompile=i > 0):
             results = []
-            for net in (block, compiled):
-                y = net(x, condition, text, plan, layout, text_layout, "grouped")
+            for net in (model, other):
+                y = forward(net, samples(grids, words), grids, words)
                 results.append([y, *torch.autograd.grad(y.square().mean(), list(net.parameters()))])
-            torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
 
 
 def test_bf16_autocast_is_near_fp32(model):

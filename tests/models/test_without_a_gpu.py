@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from latentvid.models import transformer
+from latentvid.models.compiling import compile_blocks
 from latentvid.models.transformer import VideoDiT
 from latentvid.packing import Packed
 
@@ -147,8 +148,7 @@ def test_the_path_of_gpus_gives_what_the_reference_does(cuda, monkeypatch, compi
         torch.nn.init.normal_(p, std=0.2)
     other = copy.deepcopy(model)
     if compiled:
-        for block in other.blocks:
-            block.compile(fullgraph=True, dynamic=True, backend="aot_eager")
+        compile_blocks(other, backend="aot_eager")
     with torch._dynamo.config.patch(error_on_recompile=compiled):
         for grids in (GRIDS, [(2, 2, 2), (1, 4, 2), (2, 2, 4), (1, 2, 2)]):
             layout, words = Packed.of(grids), Packed.of_lengths([5 + i for i in range(len(grids))])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -102,10 +103,7 @@ def test_text_is_read_once_a_clip_and_not_once_a_step(pipeline):
 
 
 def test_compiled_blocks_give_the_same_clips_of_all_shapes_without_recompiling(pipeline, tiny_pipeline, monkeypatch):
-    compile_as_asked = torch.nn.Module.compile
-    monkeypatch.setattr(  # inductor takes a minute
-        torch.nn.Module, "compile", lambda self, **options: compile_as_asked(self, backend="eager", **options)
-    )
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # inductor takes a minute
     torch._dynamo.reset()
     compiled = load_pipeline(tiny_pipeline, "cpu", compiled=True)
     for prompts, frames, strict in (([RED, BLUE], [9, 5], False), ([RED, BLUE, RED], [5, 5, 9], True)):
@@ -113,7 +111,7 @@ def test_compiled_blocks_give_the_same_clips_of_all_shapes_without_recompiling(p
             got = make(compiled, prompts, frames=frames, height=48)
         want = make(pipeline, prompts, frames=frames, height=48)
         assert all(close(a, b) for a, b in zip(got, want, strict=True))
-    assert all(block._compiled_call_impl is not None for block in compiled.transformer.blocks)
+    assert all(block.compiled is not None for block in compiled.transformer.blocks)
 
 
 def test_guidance_of_a_prompt_by_itself_is_no_guidance(pipeline):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
+from ... import kernels
 from ...models import transformer
 from ...models.budget import Lifetimes
 from ..optim import Part
@@ -154,7 +155,7 @@ def _fake(task: Any, checkpointing: bool, gpu: bool) -> Iterator[list[nn.Paramet
     try:
         for module, name, p in places:
             module._parameters[name] = made[id(p)]
-        with _set(task.model, settings), _set(transformer, choice), mode:
+        with _set(task.model, settings), _set(transformer, choice), _set(kernels, {"plain": gpu}), mode:
             yield [p for p in made.values() if p.requires_grad]
     finally:
         for module, name, p in places:

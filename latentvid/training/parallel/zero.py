@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from ...config.schema import TrainingConfig
 from ...errors import UserError
-from ...models.layers import PackedAttention
 from .pieces import Piece
 from .strategy import Fsdp2, Strategy, Whole, on_device
 
@@ -33,6 +32,11 @@ def make_strategy(
             raise UserError(f"zero_optimization.stage is {stage}: 1, 2 or 3 is supported; without ZeRO launch DDP")
     else:
         chosen = Fsdp2 if kind == DistributedType.FSDP else Whole
+    if chosen is Zero3 and config.train.compile:
+        raise UserError(
+            "train.compile=true: ZeRO-3 gathers weights module by module, which compiled blocks do not allow: set "
+            "train.compile=false, or launch FSDP2, ZeRO-2 or DDP"
+        )
     if chosen.gathers and ragged:
         raise UserError(
             f"{chosen.name} gathers weights in every forward pass, and {type(model).__name__} makes one for each shape "
@@ -179,12 +183,6 @@ class Zero3(Zero):
 
     name = "ZeRO-3"
     gathers = True
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        for module in self.module.modules():
-            if isinstance(module, PackedAttention):
-                module.joined = False  # a weight is there only while its own module runs
 
     def _watch_norm(self) -> None:
         from deepspeed.runtime.utils import combine_grad_norm_groups

@@ -290,7 +290,7 @@ class DitTask:
     def _trade(self, pack: DitPack) -> DitPack:
         """From the samples that each process of the group made, the clean tokens and the text of this one's piece."""
         words = [] if pack.text_layout is None else pack.text_layout.lengths
-        clean, text, words = self.sequence.trade(pack.layout.whole.lengths, pack.clean, pack.text, words)
+        clean, text, words = self.sequence.redistribute(pack.layout.whole.lengths, pack.clean, pack.text, words)
         return replace(pack, clean=clean, text=text, text_layout=Packed.of_lengths(words).to(text.device))
 
     def prepare(self, pack: DitPack) -> DitPack:

@@ -1,0 +1,101 @@
+"""Compiled blocks through a whole run: few graphs, whatever passes come, and nothing that stops in the middle."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.attention.varlen as varlen
+from test_attention_layouts import make
+from test_transformer import assert_close
+from test_without_a_gpu import attend, attend_back
+
+from latentvid.models import transformer
+from latentvid.models.compiling import GRAPHS, compile_blocks
+from latentvid.models.key_value_cache import KeyValueCache
+from latentvid.models.text_context import TextContext
+from latentvid.models.transformer import VideoDiT
+from latentvid.packing import Packed
+
+PACKS = [  # token grids, and words of each prompt
+    ([(3, 2, 4), (1, 3, 2)], [5, 2]),
+    ([(1, 2, 2)], [3]),  # one frame of one image
+    ([(1, 1, 1)], [1]),
+    ([(2, 2, 2)] * 4, [4] * 4),  # sizes that are equal by chance: 8 frames of 8 tokens
+    ([(2, 16, 9), (1, 2, 2)], [130, 1]),  # more than 128 tokens, from where torch 2.15 would take another kernel
+    ([(4, 2, 2), (2, 3, 1), (1, 2, 1)], [1, 1, 1]),
+]
+
+
+class Counted:
+    """A backend of torch.compile that counts what it compiles."""
+
+    def __init__(self) -> None:
+        self.graphs = 0
+
+    def __call__(self, graph, inputs):
+        self.graphs += 1
+        return graph.forward
+
+
+def passes(model: VideoDiT, train: bool):
+    """Outputs of training, of validation, and of sampling with guidance over packs of all kinds."""
+    rand = torch.Generator().manual_seed(0)
+    for grids, words in PACKS:
+        layout, text_layout = Packed.of(grids), Packed.of_lengths(words)
+        tokens = torch.randn(layout.tokens, 12, generator=rand)
+        level, text = torch.rand(layout.frames, generator=rand), torch.randn(text_layout.tokens, 10, generator=rand)
+        if train:
+            out = model(tokens, level, text, layout, text_layout)
+            out.square().mean().backward()
+            yield out.detach()
+        with torch.no_grad():
+            yield model(tokens, level, text, layout, text_layout)
+            context = TextContext(text)
+            yield model(tokens, level, context, layout, text_layout)
+            yield model(tokens, 0.5 * level, context, layout, text_layout)
+            if model.config.attention == "causal":
+                cache = KeyValueCache()
+                with cache.recording():
+                    yield model(tokens, 0 * level, context, layout, text_layout, cache=cache)
+                yield model(tokens, level, context, layout, text_layout, cache=cache)
+
+
+@pytest.fixture
+def stand_in():
+    """torch's kernel for packs on CPUs; which kernel is taken is chosen as ever."""
+    varlen._varlen_attn.register_kernel("cpu", attend)
+    varlen._varlen_attn_backward.register_kernel("cpu", attend_back)
+
+
+@pytest.mark.parametrize(("attention", "most"), [("full", 12), ("factorised", 24), ("causal", 20)])
+@pytest.mark.parametrize("backend", ["torch", "grouped"])
+def test_a_run_makes_few_graphs_and_computes_what_eager_blocks_do(attention, most, backend, stand_in, monkeypatch):
+    monkeypatch.setattr(transformer, "resolve_backend", lambda *_: backend)
+    model = make(attention, depth=4)
+    other = copy.deepcopy(model)
+    torch._dynamo.reset()
+    count = Counted()
+    compile_blocks(other, backend=count)
+    graphs = []
+    for _ in range(2):  # the second time nothing is new
+        for got, want in zip(passes(other, train=True), passes(model, train=True), strict=True):
+            assert_close(got, want)
+        for p, q in zip(model.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(q.grad, p.grad, rtol=1e-4, atol=1e-5)
+        graphs.append(count.graphs)
+    assert graphs[0] == graphs[1] <= most < GRAPHS
+
+
+def test_a_copy_of_a_compiled_model_computes_with_its_own_weights():
+    model = make("full")
+    torch._dynamo.reset()
+    compile_blocks(model, backend="eager")
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(1.5)
+    plain = make("full")
+    plain.load_state_dict(other.state_dict())
+    outs = [next(passes(net, train=False)) for net in (other, plain)]
+    assert_close(*outs)
+    assert not torch.allclose(next(passes(model, train=False)), outs[0], atol=1e-3)
