@@ -37,27 +37,25 @@ class Counted:
         return graph.forward
 
 
-def passes(model: VideoDiT, train: bool):
-    """Outputs of training, of validation, and of sampling with guidance over packs of all kinds."""
-    rand = torch.Generator().manual_seed(0)
+def passes(model: VideoDiT) -> list[torch.Tensor]:
+    """Outputs of training, of validation, and of sampling over packs of all kinds; gradients are left in the model."""
+    rand, outs = torch.Generator().manual_seed(0), []
     for grids, words in PACKS:
         layout, text_layout = Packed.of(grids), Packed.of_lengths(words)
         tokens = torch.randn(layout.tokens, 12, generator=rand)
         level, text = torch.rand(layout.frames, generator=rand), torch.randn(text_layout.tokens, 10, generator=rand)
-        if train:
-            out = model(tokens, level, text, layout, text_layout)
-            out.square().mean().backward()
-            yield out.detach()
+        outs.append(model(tokens, level, text, layout, text_layout))
+        outs[-1].square().mean().backward()
         with torch.no_grad():
-            yield model(tokens, level, text, layout, text_layout)
+            outs.append(model(tokens, level, text, layout, text_layout))
             context = TextContext(text)
-            yield model(tokens, level, context, layout, text_layout)
-            yield model(tokens, 0.5 * level, context, layout, text_layout)
+            outs += [model(tokens, factor * level, context, layout, text_layout) for factor in (1.0, 0.5)]
             if model.config.attention == "causal":
                 cache = KeyValueCache()
                 with cache.recording():
-                    yield model(tokens, 0 * level, context, layout, text_layout, cache=cache)
-                yield model(tokens, level, context, layout, text_layout, cache=cache)
+                    outs.append(model(tokens, 0 * level, context, layout, text_layout, cache=cache))
+                outs.append(model(tokens, level, context, layout, text_layout, cache=cache))
+    return outs
 
 
 @pytest.fixture
@@ -78,7 +76,7 @@ def test_a_run_makes_few_graphs_and_computes_what_eager_blocks_do(attention, mos
     compile_blocks(other, backend=count)
     graphs = []
     for _ in range(2):  # the second time nothing is new
-        for got, want in zip(passes(other, train=True), passes(model, train=True), strict=True):
+        for got, want in zip(passes(other), passes(model), strict=True):
             assert_close(got, want)
         for p, q in zip(model.parameters(), other.parameters(), strict=True):
             torch.testing.assert_close(q.grad, p.grad, rtol=1e-4, atol=1e-5)
@@ -96,6 +94,6 @@ def test_a_copy_of_a_compiled_model_computes_with_its_own_weights():
             p.mul_(1.5)
     plain = make("full")
     plain.load_state_dict(other.state_dict())
-    outs = [next(passes(net, train=False)) for net in (other, plain)]
+    outs = [passes(net)[0] for net in (other, plain)]
     assert_close(*outs)
-    assert not torch.allclose(next(passes(model, train=False)), outs[0], atol=1e-3)
+    assert not torch.allclose(passes(model)[0], outs[0], atol=1e-3)
