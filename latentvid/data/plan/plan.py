@@ -14,87 +14,23 @@ window had been given more tokens than it holds. (So each of those gets a pack o
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ...errors import UserError
 from .placing import place
+from .saved import identify, refuse_other
+from .source import STEPS, Source, Stream
+from .step import Draw, Step
 
 WINDOW_PACKS = 1024  # packs planned together: more balance better, and may leave as many draws in the saved state
 WINDOW_STEPS = 8  # but no fewer steps than this
+PER_SAMPLE = ("tokens", "costs", "source_of", "is_image")  # what a task keeps of each sample for its plan
 MOST_DRAWS = 2**16  # of a step, where the data set has fewer samples: planning takes some 10 us each
-_ORDER, _STEPS = 1, 2  # what a generator is for
-
-
-class Draw(NamedTuple):
-    """One use of a sample: its global number in the run, and its index in the data set."""
-
-    number: int
-    index: int
-
-
-class Stream(NamedTuple):
-    """A source of samples: their indices in the data set, and its share of the tokens drawn (any positive number;
-    shares are divided by their sum); its name, for people."""
-
-    index: np.ndarray
-    weight: float
-    name: str = "all"
-
-
-@dataclass(frozen=True)
-class Step:
-    """The packs of one step, dearest first, with what the whole step holds over all ranks.
-
-    Rank r of w takes `packs[r::w]`: the packs that w ranks work on at once are neighbours in cost.
-    """
-
-    packs: tuple[tuple[Draw, ...], ...]
-    samples: int
-    tokens: int
-    costs: tuple[float, ...]  # of each pack
-    budget: int  # tokens a pack holds at most
-
-    @property
-    def fill(self) -> float:
-        """Share of the packs' room that is used, 0 to 1."""
-        return self.tokens / (self.budget * len(self.packs))
-
-    @property
-    def balance(self) -> float:
-        """Mean cost of a pack over the dearest pack's, 0 to 1: what is left of speed when each rank waits for all."""
-        return sum(self.costs) / (len(self.costs) * max(self.costs))
-
-
-class _Source:
-    """A stream's own endless sequence of reads: each of its epochs is a new order of all."""
-
-    def __init__(self, stream: Stream, sizes: np.ndarray, seed: int, number: int) -> None:
-        """sizes: samples of the read that begins with each sample; 0 for those that begin none."""
-        index = np.asarray(stream.index, dtype=np.int64)
-        self.samples, self.weight, self.name = len(index), float(stream.weight), stream.name
-        self.index = index if _single(sizes) else index[sizes[index] > 0]
-        self.seed, self.number = seed, number
-        self.drawn = self.tokens = 0  # samples, and tokens of these
-        self._sizes = sizes
-        self._epoch, self._order, self._begins = -1, None, None
-
-    def peek(self) -> int:
-        """First sample of the next read."""
-        epoch, place = divmod(self.drawn, self.samples)
-        if epoch != self._epoch:
-            generator = np.random.default_rng((self.seed, _ORDER, self.number, epoch))
-            self._epoch, self._order = epoch, None  # the last one makes room
-            self._order = generator.permutation(self.index)
-            if not _single(self._sizes):
-                sizes = self._sizes[self._order]
-                self._begins = np.cumsum(sizes) - sizes  # samples of the epoch before each read
-        return int(self._order[place if self._begins is None else np.searchsorted(self._begins, place)])
 
 
 class Plan:
@@ -140,13 +76,24 @@ class Plan:
         total = sum(stream.weight for stream in streams)
         self._bound_a_step(streams)
         self._sources = [
-            _Source(s._replace(weight=s.weight / total), self._sizes, seed, n) for n, s in enumerate(streams)
+            Source(s._replace(weight=s.weight / total), self._sizes, seed, n) for n, s in enumerate(streams)
         ]
         self._samples = sum(source.samples for source in self._sources)
         steps = sum(int(self._read_tokens[source.index].sum()) for source in self._sources) // (packs * budget)
         # not more than an epoch, or one of a small data set would mix with the next ones
         self.lookahead = max(1, min(steps, max(WINDOW_STEPS, WINDOW_PACKS // packs)))  # steps of a window
-        self._identity = self._identify()
+        self._identity = identify(
+            self.tokens,
+            self.cost,
+            self._sizes,
+            [part for source in self._sources for part in (source.index, np.array([source.weight]))],
+            {
+                "data.tokens_per_pack": budget,
+                "data.packs_per_step": packs,
+                "run.seed": seed,
+                "lookahead": self.lookahead,
+            },
+        )
         self._window = 0  # windows planned so far
         self._carried: list[tuple[int, int, int]] = []  # (number, index, stream) of draws for the next window
         self._start = self._counters()
@@ -186,12 +133,14 @@ class Plan:
         if reads.shape != self.tokens.shape or reads[0] != 0 or not np.isin(np.diff(reads), (0, 1)).all():
             raise ValueError(f"reads must number {len(self.tokens)} samples, ascending from 0 without gaps")
         first = np.flatnonzero(np.diff(reads, prepend=-1))
-        self._sizes, self._read_tokens, self._read_cost = (
-            _spread(np.add.reduceat(values, first), first, len(reads))
-            for values in (np.ones(len(reads), np.int64), self.tokens, self.cost)
-        )
+        lengths = np.diff(first, append=len(reads))
+        self._sizes, self._read_tokens = np.zeros((2, len(reads)), np.int32)
+        self._read_cost = np.zeros(len(reads))
+        self._sizes[first] = lengths
+        for of_read, values in ((self._read_tokens, self.tokens), (self._read_cost, self.cost)):
+            of_read[first] = np.add.reduceat(values, first)
         for stream in streams:
-            if np.diff(first, append=len(reads))[np.unique(reads[stream.index])].sum() != len(stream.index):
+            if lengths[np.unique(reads[stream.index])].sum() != len(stream.index):
                 raise ValueError("each read must lie in one stream as a whole")
         self._largest = max(int(self._read_tokens[stream.index].max()) for stream in streams)
         if self._largest > self.budget:
@@ -208,6 +157,12 @@ class Plan:
                 f"would draw the {samples:,} samples {draws / samples:,.0f} times over ({draws:,} draws): lower one of "
                 "them"
             )
+
+    def __deepcopy__(self, memo: dict) -> Plan:
+        """The same place in the same data, to go on from by itself; what never changes is shared."""
+        twin = copy.copy(self)
+        twin._sources = [copy.copy(source) for source in self._sources]
+        return twin
 
     # --- steps ---
 
@@ -249,7 +204,7 @@ class Plan:
         self._carried = [draws[i] for i in sorted(left)]
         sums = [sum(cost[i] for i in pack) for pack in packs]
         dearest = sorted(range(len(packs)), key=lambda p: -sums[p])
-        shuffled = np.random.default_rng((self.seed, _STEPS, self._window)).permutation(self.lookahead).tolist()
+        shuffled = np.random.default_rng((self.seed, STEPS, self._window)).permutation(self.lookahead).tolist()
         self._steps, counts = [], [handed_out]
         for n in shuffled:
             chosen = dearest[n * self.packs : (n + 1) * self.packs]
@@ -312,7 +267,7 @@ class Plan:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from `state`. Raises UserError where data, costs, mix or packs are not those of the saved run."""
-        self._refuse_other(state)
+        refuse_other(state, self._identity)
         self._window, flat = state["window"], state["carried"]
         self._carried = list(zip(flat[0::3], flat[1::3], flat[2::3], strict=True))
         for source, (drawn, tokens) in zip(self._sources, state["streams"], strict=True):
@@ -331,66 +286,3 @@ class Plan:
             "streams": [[source.drawn, source.tokens] for source in self._sources],
             "carried": [value for draw in self._carried for value in draw],
         }
-
-    def _identify(self) -> dict[str, Any]:
-        mix = [part for source in self._sources for part in (source.index, np.array([source.weight]))]
-        together = {} if _single(self._sizes) or (self._sizes == 1).all() else {"reads": _print([self._sizes])}
-        return {
-            "samples": len(self.tokens),
-            "tokens": int(self.tokens.sum()),
-            "packing": {
-                "data.tokens_per_pack": self.budget,
-                "data.packs_per_step": self.packs,
-                "run.seed": self.seed,
-                "lookahead": self.lookahead,
-            },
-            "prints": {"tokens": _print([self.tokens]), "costs": _print([self.cost]), "mix": _print(mix), **together},
-        }
-
-    def _refuse_other(self, state: dict[str, Any]) -> None:
-        now, fix = self._identity, "resume with the same data, or start a new run.dir"
-        if not now.keys() | {"window", "streams", "carried", "place"} <= state.keys():
-            raise UserError("the saved position in the data is of another version of latentvid: start a new run.dir")
-        if state["samples"] != now["samples"]:
-            raise UserError(
-                f"this run began with {state['samples']} samples, the data set now has {now['samples']}: {fix}"
-            )
-        changed = [n for n in (*now["prints"], "reads") if now["prints"].get(n) != state["prints"].get(n)]
-        if "tokens" in changed:
-            raise UserError(
-                f"the sizes or the order of the {now['samples']} samples have changed since this run began "
-                f"({state['tokens']} tokens then, {now['tokens']} now): {fix}"
-            )
-        if changed and "reads" not in changed:  # else what changed them comes first
-            what = {"costs": "the cost of samples (from the model's width)", "mix": "the sources or their weights"}
-            raise UserError(f"{what[changed[0]]} changed since this run began: change it back, or start a new run.dir")
-        for key, value in now["packing"].items():
-            if state["packing"].get(key) != value:
-                raise UserError(
-                    f"{key} was {state['packing'].get(key)} when this run began, is {value}: "
-                    "change it back, or start a new run.dir"
-                )
-        if changed:
-            raise UserError(
-                "which windows are read together changed since this run began: set data.frames_per_read back "
-                "(null where the run had none), or start a new run.dir"
-            )
-
-
-def _single(sizes: np.ndarray) -> bool:
-    """Whether each sample is a read of its own, as told by no reads at all."""
-    return sizes.strides == (0,)
-
-
-def _print(arrays: Sequence[np.ndarray]) -> str:
-    digest = blake2b(digest_size=8)
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
-def _spread(values: np.ndarray, places: np.ndarray, length: int) -> np.ndarray:
-    """[length]: the values at their places, 0 elsewhere."""
-    spread = np.zeros(length, values.dtype)
-    spread[places] = values
-    return spread

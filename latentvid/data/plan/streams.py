@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...errors import UserError
-from .plan import Stream
+from .source import Stream
 
 
 def make_streams(
