@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -19,88 +18,26 @@ from torch import Tensor
 
 from ..errors import ClipError, StorageError, UserError
 from ..rng import generator
-from .manifest.columns import Column, Lookup, distinct_rows
+from .manifest.columns import Lookup, Made
 from .manifest.identity import identify
 from .manifest.manifest import USUAL, Columns, Manifest, read_manifest
 from .manifest.samples import Dropped, Samples, dropped_by_reason
 from .plan.plan import Draw
 from .plan.reads import group, runs
 from .quarantine import Quarantine, Watched
+from .shared import share_arrays
 from .storage import PATIENCE_S, patiently, read_plainly
-from .transforms import from_uint8, legal_frames, legal_size
+from .transforms import from_uint8
 from .video.reading import read_windows
+from .windows import Clip, Transform, cut_windows
 
 logger = logging.getLogger(__name__)
 
 Change = Callable[[Tensor], Tensor]  # uint8 [F,H,W,3] to the like
 
 TIMEOUT_S = 120.0  # a read that takes longer hangs
-MOST_WINDOWS = 2**27  # which take 4 GB
 FRAMES_PER_READ = 256  # decoded in one go at most, where windows are read in the order of their files
 MOST_BAD = 100  # files that one load tries in vain before the storage, not the files, must be what is broken
-
-
-@dataclass(frozen=True, kw_only=True)
-class Transform:
-    """What becomes of a file's pixels, as far as shapes go; part of a latent cache's key.
-
-    spatial_stride, temporal_stride: sides are multiples of the one, frames 1 + a multiple of the other.
-    max_area: largest height x width in pixels (None: native). max_frames: frames of a window; longer clips are cut
-    into windows that follow each other, a last remainder shorter than a window left out.
-    crop: side of the random square that is cut from each window, where it is larger (None: whole frames).
-    flip: mirror half of the samples (only for captions that do not say left or right).
-    """
-
-    spatial_stride: int
-    temporal_stride: int
-    max_area: int | None = None
-    max_frames: int = 17
-    crop: int | None = None
-    flip: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """Frames [start, start + frames) of a manifest's sample, resized to height x width, then cut to the crop."""
-
-    sample: int
-    start: int
-    frames: int
-    height: int
-    width: int
-
-
-@dataclass(frozen=True)
-class Clip:
-    """pixels: uint8 [F,H,W,3]; a quarter of the memory, and of the way to the device, that floats would take.
-
-    index: the window it was read from; `replaced`: that is not the one that was asked for.
-    """
-
-    pixels: Tensor
-    caption: str
-    index: int
-    replaced: bool = False
-
-    @property
-    def video(self) -> Tensor:
-        """float32 [3,F,H,W] in [-1,1]"""
-        return from_uint8(self.pixels)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Windows(Column[Window]):
-    """sample, start: int32 [N]. sizes: (frames, height, width) of each."""
-
-    sample: np.ndarray
-    start: np.ndarray
-    sizes: Lookup[tuple[int, int, int]]
-
-    def __len__(self) -> int:
-        return len(self.start)
-
-    def _value(self, i: int) -> Window:
-        return Window(int(self.sample[i]), int(self.start[i]), *self.sizes[i])
 
 
 class ClipSource:
@@ -121,14 +58,15 @@ class ClipSource:
         patience_s: float = PATIENCE_S,
     ) -> None:
         manifests = [manifests] if isinstance(manifests, Manifest) else manifests
-        self.samples = Samples.joined([manifest.samples for manifest in manifests])
+        self.samples = Samples.joined([manifest.samples for manifest in manifests]).shared()
         self.transform = transform
         self.quarantine = Quarantine()
         self._watched, self.patience_s = Watched(timeout_s), patience_s
-        self.windows, fits = _cut(self.samples, transform)
+        self.windows, fits = cut_windows(self.samples, transform)
         side = transform.crop
         cut = (lambda n: n) if side is None else (lambda n: min(n, side))
-        self.shapes = self.windows.sizes.map(lambda size: (size[0], cut(size[1]), cut(size[2])))
+        shapes = self.windows.sizes.map(lambda size: (size[0], cut(size[1]), cut(size[2])))
+        self.shapes = Lookup(shapes.table, share_arrays({"shape": shapes.of})["shape"])
         self._parts = []  # name, number of samples, what is dropped and what else is to be said, of each manifest
         self.unknown_captions = sum(manifest.unknown for manifest in manifests)
         for number, manifest in enumerate(manifests):
@@ -136,11 +74,16 @@ class ClipSource:
             rows = ((self.samples.path(i), "smaller-than-one-stride") for i in small)
             dropped = Dropped(chain(manifest.dropped, rows))
             self._parts.append((manifest.source, len(manifest.samples), dropped, manifest.notes))
+        self.samples.rest()
         if not len(self.windows):
             raise UserError(f"no clip is left to train on; mend these and try again\n{self.summary()}")
 
     def __len__(self) -> int:
         return len(self.windows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What loader processes need: of the tables where they lie, and not what was dropped."""
+        return {**self.__dict__, "_parts": [(name, samples, Dropped(), ()) for name, samples, *_ in self._parts]}
 
     @property
     def dropped(self) -> list[tuple[str, str]]:
@@ -183,17 +126,16 @@ class ClipSource:
     def identity(self) -> dict[str, Any]:
         """Which clips and captions these are, wherever they lie."""
         samples = self.samples
-        used = np.unique(self.windows.sample).tolist()
+        used = np.unique(self.windows.sample)
         folders = [os.path.join(folder, "") for folder in samples.folders]
-        return identify(
-            {
-                "names": [samples.paths[i].removeprefix(folders[samples.source[i]]) for i in used],
-                "captions": [samples.captions[i] for i in used],
-            }
-        )
+        paths, captions = samples.paths, samples.captions
+        names = Made(len(used), lambda n: paths[used[n]].removeprefix(folders[samples.source[used[n]]]))
+        found = identify({"names": names, "captions": Made(len(used), lambda n: captions[used[n]])})
+        samples.rest()
+        return found
 
     def caption(self, index: int) -> str:
-        return self.samples.captions[self.windows.sample[index]]
+        return self.samples.caption(self.windows.sample[index])
 
     def path(self, index: int) -> str:
         return self.samples.path(self.windows.sample[index])
@@ -243,7 +185,7 @@ class ClipSource:
     def _load(self, index: int, seed: int, number: int) -> Clip:
         failed: dict[int, ClipError] = {}
         for at in self._candidates(index, failed):
-            change = partial(self._augment, seed, number)
+            change = partial(self.transform.augment, seed, number)
             try:
                 pixels = self._decode(at, [self.start(at, seed, number)], [change], believed=bool(failed))[0]
             except ClipError as error:
@@ -265,7 +207,7 @@ class ClipSource:
         indices, numbers = [draw.index for draw in draws], [draw.number for draw in draws]
         starts = [self.start(index, seed, number) for number, index in draws]
         for run in self._runs(indices, starts):
-            changes = [partial(self._augment, seed, numbers[i]) for i in run]
+            changes = [partial(self.transform.augment, seed, numbers[i]) for i in run]
             together = self._read_together([indices[i] for i in run], [starts[i] for i in run], changes)
             for place, i in enumerate(run):
                 if together is None:
@@ -336,16 +278,6 @@ class ClipSource:
         except ClipError:
             return None
 
-    def _augment(self, seed: int, number: int, pixels: Tensor) -> Tensor:
-        side = self.transform.crop
-        if side is not None:
-            free = torch.tensor([max(0, n - side) for n in pixels.shape[1:3]])
-            top, left = (torch.rand(2, generator=generator(seed, number, "crop")) * (free + 1)).long().tolist()
-            pixels = pixels[:, top : top + side, left : left + side]
-        if self.transform.flip and torch.rand((), generator=generator(seed, number, "flip")) < 0.5:
-            pixels = pixels.flip(2)
-        return pixels.contiguous()
-
 
 def open_sources(
     paths: Sequence[str | os.PathLike],
@@ -362,31 +294,3 @@ def open_sources(
     """
     manifests = [check(read_manifest(path, columns=columns)) for path in paths]
     return ClipSource(manifests, transform, timeout_s=timeout_s, patience_s=patience_s)
-
-
-def _cut(samples: Samples, transform: Transform) -> tuple[Windows, np.ndarray]:
-    """The windows, and bool [samples]: where at least one stride fits."""
-
-    def legal(size: tuple[int, int]) -> tuple[int, int] | None:
-        try:
-            return legal_size(*size, stride=transform.spatial_stride, max_area=transform.max_area)
-        except UserError:
-            return None
-
-    size = distinct_rows(samples.height, samples.width).map(legal)
-    fits = size.map(lambda size: size is not None).array().astype(bool)
-    kept = np.flatnonzero(fits).astype(np.int32)
-    lengths = distinct_rows(np.minimum(samples.frames[kept], transform.max_frames))
-    frames = lengths.map(lambda row: legal_frames(*row, transform.temporal_stride)).array().astype(np.int32)
-    shapes = distinct_rows(frames, size.of[kept]).map(lambda row: (row[0], *size.table[row[1]]))
-    count = samples.frames[kept] // frames
-    if (total := int(count.sum(dtype=np.int64))) > MOST_WINDOWS:
-        most = int(np.argmax(count))
-        raise UserError(
-            f"{total:,} windows of {transform.max_frames} frames are more than {MOST_WINDOWS:,}: correct the `frames` "
-            f"of {samples.name(int(kept[most]))} ({samples.frames[kept[most]]:,}), or give fewer clips"
-        )
-    of = np.repeat(np.arange(len(kept), dtype=np.int32), count)
-    first = (np.cumsum(count) - count).astype(np.int32)
-    start = (np.arange(len(of), dtype=np.int32) - first[of]) * frames[of]
-    return Windows(kept[of], start, Lookup(shapes.table, shapes.of[of])), fits

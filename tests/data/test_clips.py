@@ -14,12 +14,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentvid.data.clips import ClipSource, Transform, Window, open_sources
+from latentvid.data.clips import ClipSource, Transform, open_sources
 from latentvid.data.manifest.manifest import Manifest, Sample, read_manifest, write_manifest
 from latentvid.data.quarantine import Quarantine
 from latentvid.data.transforms import legal_frames, legal_size, to_uint8
 from latentvid.data.video.reading import read_windows
 from latentvid.data.video.writing import write_video
+from latentvid.data.windows import Window
 from latentvid.errors import ClipError, UserError
 
 PLAIN = Transform(spatial_stride=8, temporal_stride=4)
@@ -150,9 +151,9 @@ def test_a_truncated_clip_is_replaced_by_the_next_of_its_shape(folder, caplog):
 def test_a_size_that_contradicts_the_file_is_said(folder, index):
     """It would be scaled and cropped into a shape that is not its own."""
     clips = source(folder)
-    clips.samples.width[index] = 64  # after the windows were cut: the shapes are the table's
-    if index == 6:
-        clips.samples.width[7] = 64
+    width = clips.samples.width.copy()
+    width[[index, 7] if index == 6 else index] = 64
+    clips.samples = replace(clips.samples, width=width)  # after the windows were cut: the shapes are the table's
     window = int((clips.windows.sample == index).argmax())
     with pytest.raises(ClipError, match="is 32 x 32 pixels, not 32 x 64 as its table says") as error:
         clips._read(window, 0)
@@ -261,17 +262,35 @@ def test_several_manifests_are_one_source(folder):
     assert "/b.jsonl: 6 windows of 6" in second
 
 
-def test_a_long_manifest_stays_small():
-    """Rows and windows are columns: what a loader process is sent is their texts and about a hundred bytes a row."""
-    rows = 20_000
-    samples = (Sample(f"clips/{i:08d}.mp4", "a caption of some length", 90, 24.0, 32, 32) for i in range(rows))
-    clips = ClipSource(listing(*samples), PLAIN)
-    assert len(clips) == 5 * rows
-    text = len("clips/00000000.mp4" + "a caption of some length")
-    sent = pickle.dumps(clips)
-    assert len(sent) < (text + 110) * rows
-    copy = pickle.loads(sent)
+@pytest.mark.parametrize("crop", [None, 8])
+def test_what_a_loader_process_is_sent_does_not_grow_with_the_rows(crop):
+    """Texts, numbers and windows lie in shared tables: what is sent is where."""
+    sent = {}
+    for rows in (200, 20_000):
+        samples = (Sample(f"clips/{i:08d}.mp4", "a caption", 90, 24.0, 32, 32 + 8 * (i % 2)) for i in range(rows))
+        gone = [(f"gone/{i}.mp4", "missing") for i in range(rows)]
+        clips = ClipSource(listing(*samples, dropped=gone), replace(PLAIN, crop=crop))
+        assert len(clips) == 5 * rows
+        sent[rows] = pickle.dumps(clips)
+    assert len(sent[20_000]) == pytest.approx(len(sent[200]), abs=100) and len(sent[200]) < 3000
+    copy = pickle.loads(sent[20_000])
     assert copy.windows[-1] == clips.windows[-1] and copy.path(5) == "clips/00000001.mp4"
+    assert list(copy.shapes) == list(clips.shapes) and list(copy.samples) == list(clips.samples)
+    assert copy.identity() == clips.identity()
+
+
+def test_a_task_sends_its_loader_processes_no_more_for_more_rows(vae_config, digits_data, tmp_path):
+    from latentvid.training.stages.vae.task import VaeTask
+
+    rows = [json.loads(line) for line in (digits_data / "train.jsonl").read_text().splitlines()]
+    rows = [row | {"path": str(digits_data / row["path"])} for row in rows[:20]]
+    sent = []
+    for times in (10, 200):
+        write_manifest(tmp_path / f"{times}.jsonl", rows * times)
+        task = VaeTask(vae_config(tmp_path, f"data.manifest={tmp_path / f'{times}.jsonl'}"), torch.device("cpu"))
+        assert len(task.tokens) >= 20 * times
+        sent.append(len(pickle.dumps(task.make_pack)))
+    assert sent[1] - sent[0] < 200
 
 
 @pytest.fixture

@@ -1,32 +1,12 @@
 """Compact sequences hold what lists would."""
 
-import pickle
-
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentvid.data.manifest.columns import Lookup, Strings, distinct_rows
+from latentvid.data.manifest.columns import Lookup, distinct_rows
 
 quick = settings(max_examples=60, deadline=None, database=None, derandomize=True)
-texts = st.lists(st.text(st.characters(), max_size=5), max_size=12)  # lone surrogates too: undecodable file names
-
-
-@quick
-@given(texts, texts, st.data())
-def test_strings_are_the_texts(left, right, data):
-    both = Strings.joined([Strings(left), Strings(right)])
-    for column in (both, pickle.loads(pickle.dumps(both))):
-        assert list(column) == left + right and len(column) == len(left + right)
-    assert [both[i] for i in range(-len(both), len(both))] == (left + right) * 2
-    assert both[1:7:2] == (left + right)[1:7:2]
-    mask = np.array(data.draw(st.lists(st.booleans(), min_size=len(both), max_size=len(both))), bool)
-    kept = both.where(mask)
-    kept.append("more")
-    assert list(kept) == [text for text, keep in zip(both, mask, strict=True) if keep] + ["more"]
-    with pytest.raises(IndexError):
-        both[len(both)]
 
 
 @quick

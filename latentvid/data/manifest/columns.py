@@ -1,12 +1,11 @@
-"""Long sequences in compact form: numpy arrays inside, single values at the surface.
+"""Long sequences in compact form: arrays inside, single values at the surface.
 
-A million rows as Python objects take gigabytes, and every loader process would get its own copy of them.
+A million rows as Python objects take gigabytes.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from array import array
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar, overload
 
@@ -40,43 +39,17 @@ class Column(Sequence[T], Generic[T]):
         return f"<{type(self).__name__}: {len(self)} values>"
 
 
-class Strings(Column[str]):
-    """Texts in one growing block of UTF-8; lone surrogates (undecodable file names) are kept."""
+class Made(Column[T]):
+    """Values that a function of their number makes."""
 
-    def __init__(self, texts: Iterable[str] = ()) -> None:
-        self._block = bytearray()
-        self._ends = array("q")  # where each text ends in the block
-        for text in texts:
-            self.append(text)
-
-    def append(self, text: str) -> None:
-        self._block += text.encode("utf-8", "surrogatepass")
-        self._ends.append(len(self._block))
+    def __init__(self, count: int, make: Callable[[int], T]) -> None:
+        self._count, self._make = count, make
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return self._count
 
-    def _value(self, i: int) -> str:
-        start = self._ends[i - 1] if i else 0
-        return self._block[start : self._ends[i]].decode("utf-8", "surrogatepass")
-
-    def where(self, mask: np.ndarray) -> Strings:
-        """The texts where the bool [N] mask is true."""
-        lengths = np.diff(np.frombuffer(self._ends, np.int64), prepend=0)
-        kept = np.frombuffer(self._block, np.uint8)[np.repeat(mask, lengths)]
-        return self._made(bytearray(kept), np.cumsum(lengths[mask]))
-
-    @classmethod
-    def joined(cls, parts: Sequence[Strings]) -> Strings:
-        starts = np.cumsum([0] + [len(part._block) for part in parts])
-        ends = [np.frombuffer(p._ends, np.int64) + start for p, start in zip(parts, starts, strict=False)]
-        return cls._made(bytearray().join(part._block for part in parts), np.concatenate(ends))
-
-    @classmethod
-    def _made(cls, block: bytearray, ends: np.ndarray) -> Strings:
-        made = cls()
-        made._block, made._ends = block, array("q", ends.tobytes())
-        return made
+    def _value(self, i: int) -> T:
+        return self._make(i)
 
 
 class Lookup(Column[T]):
@@ -90,7 +63,7 @@ class Lookup(Column[T]):
         """Of values that are at hand, one by one."""
         places: dict[T, int] = {}
         of = np.array([places.setdefault(value, len(places)) for value in values], np.int32)
-        return cls(places, of)
+        return cls(places, _narrow(of, len(places)))
 
     def __len__(self) -> int:
         return len(self.of)
@@ -108,7 +81,7 @@ class Lookup(Column[T]):
         places = {result: place for place, result in enumerate(dict.fromkeys(results))}
         if len(places) == len(results):
             return Lookup(results, self.of)
-        places_of = np.array([places[result] for result in results], self.of.dtype)
+        places_of = _narrow(np.array([places[result] for result in results]), len(places))
         return Lookup(list(places), places_of[self.of])
 
     def array(self) -> np.ndarray:
@@ -123,4 +96,9 @@ def distinct_rows(*columns: np.ndarray) -> Lookup[tuple[int, ...]]:
         _, code = np.unique(column, return_inverse=True)
         _, first, of = np.unique(of * (code.max(initial=0) + 1) + code, return_index=True, return_inverse=True)
     table = zip(*(column[first].tolist() for column in columns), strict=True)
-    return Lookup(table, of.astype(np.int32))
+    return Lookup(table, _narrow(of, len(first)))
+
+
+def _narrow(numbers: np.ndarray, end: int) -> np.ndarray:
+    """Whole numbers from 0 to before `end`, in as few bytes as hold them."""
+    return numbers.astype(np.min_scalar_type(max(end - 1, 0)))

@@ -16,9 +16,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
-from itertools import compress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -27,7 +25,7 @@ from ...errors import ClipError
 from ...progress import phase
 from ..storage import patiently
 from ..video.reading import VideoInfo, probe
-from .samples import Dropped, Rows, Samples
+from .samples import Dropped, Samples
 
 logger = logging.getLogger(__name__)
 
@@ -80,16 +78,9 @@ class Memory:
 
 
 def look_at_files(
-    rows: Rows,
-    dropped: Dropped,
-    extra: dict[str, list[Any]],
-    *,
-    check_files: bool,
-    threads: int,
-    memory: Memory | None = None,
-) -> tuple[Samples, dict[str, list[Any]]]:
-    """The samples that can be used, with all their facts, and their part of `extra`; what is dropped is added."""
-    samples = rows.samples()
+    samples: Samples, dropped: Dropped, *, check_files: bool, threads: int, memory: Memory | None = None
+) -> np.ndarray:
+    """bool [N], which samples can be used; those get all their facts, the others are added to `dropped`."""
     kept = np.ones(len(samples), bool)
 
     def drop(i: int, reason: str) -> None:
@@ -108,10 +99,8 @@ def look_at_files(
                 _fill(samples, i, result)
             else:
                 drop(i, result)
-    if not kept.all():
-        samples = samples.where(kept)
-        extra = {name: list(compress(column, kept)) for name, column in extra.items()}
-    return samples, extra
+    samples.rest()
+    return kept
 
 
 def _facts_of(

@@ -10,21 +10,27 @@ column is kept where it is asked for.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, field
+from itertools import compress
 from typing import Any
 
+import numpy as np
 import pyarrow
 
 from ...files import written_whole
 from ...limits import range_of
 from .captions import LARGEST, is_garbage, one_line
 from .facts import FACTS, UNKNOWN, Memory, look_at_files
-from .samples import Dropped, Rows, Sample, Samples, dropped_by_reason
+from .samples import Dropped, Row, Sample, Samples, dropped_by_reason
 from .scan import find_captioned
-from .tables import ENDINGS, READERS, WRITERS, ManifestError, check_is_file, no_column
+from .tables import ENDINGS, READERS, WRITERS, ManifestError, Reader, check_is_file, no_column
 
+FORMAT = 1  # of the shared tables: raise it when the same manifest becomes another one
 LARGEST_SIDE = 2**16  # pixels
 _MAKE_ONE = "make one with `python -m latentvid.data.manifest FOLDER OUT.jsonl`"
 
@@ -70,10 +76,7 @@ class Manifest:
     @classmethod
     def of(cls, source: str, samples: Iterable[Sample], dropped: Iterable[tuple[str, str]] = ()) -> Manifest:
         """From samples that are at hand; their paths must be absolute, or relative to the working folder."""
-        rows = Rows("")
-        for sample in samples:
-            rows.add(*astuple(sample))
-        return cls(source, rows.samples(), Dropped(dropped))
+        return cls(source, Samples.of("", lambda: (Row(*astuple(sample)) for sample in samples))[0], Dropped(dropped))
 
     def summary(self, examples: int = 3) -> str:
         """Counts of what is kept and, by reason, of what is dropped, with the first few of each."""
@@ -92,7 +95,8 @@ def read_manifest(
 ) -> Manifest:
     """Reads a manifest by its ending; `check_files` looks at every file's existence and size (nothing is decoded).
 
-    extra: further columns to keep, as far as there are such. A million rows take about 12 s and 300 MB.
+    extra: further columns to keep, as far as there are such. A million rows take about 12 s, and a file below TMPDIR
+    (`Shared`) of their texts and 40 bytes a row.
     Captions are one line each, whatever white space they have. Rows that cannot be used are dropped and listed by
     reason: "missing", "empty-file", "more-frames-than-bytes", "empty-caption", "caption-encoding" (characters that only
     come of a wrong encoding), "caption-too-long", "bad-row" (no path, or a number that is none) and what `probe` finds
@@ -108,15 +112,12 @@ def read_manifest(
     if not os.path.exists(path):
         raise ManifestError(f"{path}: there is no such manifest; correct the path or {_MAKE_ONE}")
     check_is_file(path)
-    wanted = {*columns.paths, *columns.captions, *FACTS, *extra}
-    try:
-        rows, dropped, kept = _parse(path, reader(path, wanted, columns.required), columns, extra)
-    except UnicodeError as error:
-        raise ManifestError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ManifestError(f"{path} cannot be read ({error}); write it again") from error
-    found, kept = look_at_files(rows, dropped, kept, check_files=check_files, threads=threads, memory=Memory(path))
-    manifest = Manifest(path, found, dropped, kept)
+    table = _Table(path, columns, reader)
+    samples, dropped = Samples.of(os.path.dirname(path), table.rows, table.key())
+    kept = table.extra(samples.row, extra)
+    usable = look_at_files(samples, dropped, check_files=check_files, threads=threads, memory=Memory(path))
+    kept = {name: list(compress(values, usable)) for name, values in kept.items()}
+    manifest = Manifest(path, samples.where(usable), dropped, kept)
     if not manifest.samples:
         raise ManifestError(f"{path} has no usable row; mend these and try again\n{manifest.summary()}")
     return manifest
@@ -165,9 +166,11 @@ def scan_folder(folder: str | os.PathLike, *, threads: int = 8) -> Manifest:
     folder = os.path.abspath(folder)
     if not os.path.isdir(folder):
         raise ManifestError(f"{folder} is not a folder; give the folder that holds the clips")
-    rows, dropped = find_captioned(folder)
-    samples, _ = look_at_files(rows, dropped, {}, check_files=True, threads=threads)
-    manifest = Manifest(folder, samples, dropped)
+    dropped = Dropped()
+    samples, _ = Samples.of(folder, lambda: find_captioned(folder, dropped))
+    manifest = Manifest(
+        folder, samples.where(look_at_files(samples, dropped, check_files=True, threads=threads)), dropped
+    )
     if not manifest.samples:
         hint = "a caption for NAME.mp4 goes into NAME.txt beside it"
         raise ManifestError(f"no usable clip or image; {hint}\n{manifest.summary()}")
@@ -177,35 +180,73 @@ def scan_folder(folder: str | os.PathLike, *, threads: int = 8) -> Manifest:
 # ---------------------------------------------------------------------------------------------------------- parsing
 
 
-def _parse(
-    source: str, table: Iterable[tuple[int, dict[str, Any]]], columns: Columns, extra: Collection[str]
-) -> tuple[Rows, Dropped, dict[str, list[Any]]]:
-    rows, dropped = Rows(os.path.dirname(source)), Dropped()
-    kept: dict[str, list[Any]] = {}
-    seen: dict[str, None] = {}  # columns, of the first rows that are needed to have met the required ones
-    line = 0
-    for line, row in table:
-        if not all(any(name in seen for name in group) for group in columns.required):
-            seen |= dict.fromkeys(list(row)[:100])
-        path, caption = (_first(row, names) for names in columns.required)
-        place = os.path.join(rows.folder, path) if isinstance(path, str) else ""
-        if not place or not path.strip():
-            dropped.add(f"line {line}", "bad-row")
-        elif (reason := _fault(caption)) is not None:
-            dropped.add(f"{place}, row {line}", reason)
-        elif (facts := _facts(row)) is None:
-            dropped.add(f"{place}, row {line}", "bad-row")
-        else:
-            for name in extra:
-                if name in row or name in kept:
-                    kept.setdefault(name, [None] * len(rows)).append(row.get(name))
-            rows.add(path, one_line(caption), *facts, row=line)
-    if line == 0:
-        raise ManifestError(f"{source} has no rows; {_MAKE_ONE}")
-    for group in columns.required:
-        if not any(name in seen for name in group):
-            raise ManifestError(no_column(source, group, seen))
-    return rows, dropped, kept
+@dataclass(frozen=True)
+class _Table:
+    """A manifest's file, as it is read."""
+
+    path: str
+    columns: Columns
+    reader: Reader
+
+    def key(self) -> str:
+        """Another one where any of its bytes, its place or the columns that are asked for are others."""
+        with self._open(), open(self.path, "rb") as file:
+            content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        about = json.dumps([FORMAT, content, self.path, self.columns.required])
+        return hashlib.blake2b(about.encode(), digest_size=16).hexdigest()
+
+    def rows(self) -> Iterator[Row]:
+        """All rows, those with a fault too."""
+        folder, line = os.path.dirname(self.path), 0
+        seen: dict[str, None] = {}  # columns, of the first rows that are needed to have met the required ones
+        for line, row in self._read(FACTS):
+            if not all(any(name in seen for name in group) for group in self.columns.required):
+                seen |= dict.fromkeys(list(row)[:100])
+            path, caption = (_first(row, names) for names in self.columns.required)
+            place = os.path.join(folder, path) if isinstance(path, str) else ""
+            if not place or not path.strip():
+                yield Row(f"line {line}", fault="bad-row")
+            elif (reason := _fault(caption)) is not None:
+                yield Row(f"{place}, row {line}", fault=reason)
+            elif (facts := _facts(row)) is None:
+                yield Row(f"{place}, row {line}", fault="bad-row")
+            else:
+                yield Row(path, one_line(caption), *facts, line)
+        if line == 0:
+            raise ManifestError(f"{self.path} has no rows; {_MAKE_ONE}")
+        for group in self.columns.required:
+            if not any(name in seen for name in group):
+                raise ManifestError(no_column(self.path, group, seen))
+
+    def extra(self, kept: np.ndarray, names: Collection[str]) -> dict[str, list[Any]]:
+        """Further columns, as far as there are such, of the rows of these numbers, which ascend."""
+        found: dict[str, list[Any]] = {}
+        if names:
+            numbers, place = iter(kept.tolist()), 0
+            number = next(numbers, None)
+            for line, row in self._read(names):
+                if line != number:
+                    continue
+                for name in names:
+                    if name in row or name in found:
+                        found.setdefault(name, [None] * place).append(row.get(name))
+                number, place = next(numbers, None), place + 1
+        return found
+
+    def _read(self, names: Collection[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+        wanted = {*self.columns.paths, *self.columns.captions, *names}
+        with self._open():
+            yield from self.reader(self.path, wanted, self.columns.required)
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        """Says which manifest cannot be read."""
+        try:
+            yield
+        except UnicodeError as error:
+            raise ManifestError(f"{self.path} is not UTF-8 text ({error}); save it as UTF-8") from error
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ManifestError(f"{self.path} cannot be read ({error}); write it again") from error
 
 
 def _first(row: dict[str, Any], names: Iterable[str]) -> Any:

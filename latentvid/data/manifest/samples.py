@@ -1,15 +1,21 @@
-"""A manifest's rows in memory: compact columns instead of a million objects."""
+"""A manifest's rows: columns of a table that the processes of a machine share, instead of a million objects."""
 
 from __future__ import annotations
 
+import math
 import os
+import uuid
 from array import array
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import NamedTuple
 
 import numpy as np
+import pyarrow
 
-from .columns import Column, Strings
+from ..shared import Shared, share, share_arrays
+from .columns import Column, Made
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,26 +30,67 @@ class Sample:
     width: int
 
 
-_NUMBERS = ("frames", "fps", "height", "width", "row")
+NUMBERS = ("source", "at", "frames", "fps", "height", "width", "row")
+_SCHEMA = pyarrow.schema(
+    {
+        "path": pyarrow.binary(),
+        "caption": pyarrow.binary(),
+        "frames": pyarrow.int32(),
+        "fps": pyarrow.float64(),
+        "height": pyarrow.int32(),
+        "width": pyarrow.int32(),
+        "row": pyarrow.int32(),
+        "fault": pyarrow.binary(),
+    }
+)
+BATCH_ROWS, BATCH_LETTERS = 1 << 14, 1 << 26  # that are in memory at once while a table is read
+
+
+class Row(NamedTuple):
+    """A row as it is read. A frames, height or width of 0 and an fps of NaN are not known yet.
+
+    fault: why it cannot be used, if so; `path` is then what is said of it.
+    """
+
+    path: str
+    caption: str = ""
+    frames: int = 0
+    fps: float = math.nan
+    height: int = 0
+    width: int = 0
+    row: int = 0
+    fault: str = ""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Samples(Column[Sample]):
     """Samples of one or several manifests; sample i came from manifest `source[i]`, whose folder is `folders[source]`.
 
-    paths (relative to the folder, or absolute), captions: [N] texts. source: uint16 [N].
-    frames, height, width: int32 [N]. fps: float64 [N]. row: int32 [N], in the manifest; 0 where there is none.
+    tables: of each manifest, the shared table of its rows, of which sample i is row `at[i]`: there are its path
+    (relative to the folder, or absolute) and caption. source: uint16 [N]. at, frames, height, width: int32 [N].
+    fps: float64 [N]. row: int32 [N], in the manifest; 0 where there is none.
     """
 
     folders: tuple[str, ...]
+    tables: tuple[Shared, ...]
     source: np.ndarray
-    paths: Strings
-    captions: Strings
+    at: np.ndarray
     frames: np.ndarray
     fps: np.ndarray
     height: np.ndarray
     width: np.ndarray
     row: np.ndarray
+
+    @classmethod
+    def of(cls, folder: str, rows: Callable[[], Iterable[Row]], key: str | None = None) -> tuple[Samples, Dropped]:
+        """The usable rows, and the others. key: of the table that holds them; None where no other process has it."""
+        table = share(key or uuid.uuid4().hex, _SCHEMA, lambda: _batches(rows()))
+        fault, numbers = table["fault"], {name: np.asarray(table[name]) for name in NUMBERS[2:]}
+        usable = fault.lengths == 0
+        dropped = Dropped((table["path"][i], fault[i]) for i in np.flatnonzero(~usable).tolist())
+        at = np.flatnonzero(usable).astype(np.int32)
+        source = np.zeros(len(at), np.uint16)
+        return cls((folder,), (table,), source, at, **{name: n[usable] for name, n in numbers.items()}), dropped
 
     @classmethod
     def joined(cls, parts: Sequence[Samples]) -> Samples:
@@ -52,29 +99,59 @@ class Samples(Column[Sample]):
         starts = np.cumsum([0] + [len(part.folders) for part in parts])
         return cls(
             tuple(folder for part in parts for folder in part.folders),
+            tuple(table for part in parts for table in part.tables),
             np.concatenate([part.source + np.uint16(start) for part, start in zip(parts, starts, strict=False)]),
-            Strings.joined([part.paths for part in parts]),
-            Strings.joined([part.captions for part in parts]),
-            *(np.concatenate([getattr(p, name) for p in parts]) for name in _NUMBERS),
+            *(np.concatenate([getattr(p, name) for p in parts]) for name in NUMBERS[1:]),
         )
 
     def where(self, mask: np.ndarray) -> Samples:
         """The samples where the bool [N] mask is true."""
-        if mask.all():
-            return self
-        texts = (self.paths.where(mask), self.captions.where(mask))
-        return Samples(
-            self.folders,
-            self.source[mask],
-            *texts,
-            *(getattr(self, name)[mask] for name in _NUMBERS),
-        )
+        return self if mask.all() else replace(self, **{name: getattr(self, name)[mask] for name in NUMBERS})
+
+    def shared(self) -> Samples:
+        """The same, with numbers that all processes of the machine share as well."""
+        return replace(self, **share_arrays({name: getattr(self, name) for name in NUMBERS}))
+
+    def with_captions(self, changed: Mapping[int, str]) -> Samples:
+        """The same, of one manifest, but for some captions."""
+        key = blake2b(self.tables[0].path.encode() + self.at.tobytes(), digest_size=16)
+        for i, caption in changed.items():
+            key.update(f"{i} {len(caption)} {caption}".encode("utf-8", "surrogatepass"))
+
+        def rows() -> Iterable[Row]:
+            return map(Row, self.paths, (changed.get(i, caption) for i, caption in enumerate(self.captions)))
+
+        table = Samples.of(self.folders[0], rows, key.hexdigest())[0].tables
+        return replace(self, tables=table, at=np.arange(len(self), dtype=np.int32))
 
     def __len__(self) -> int:
         return len(self.frames)
 
+    @property
+    def paths(self) -> Column[str]:
+        """As the manifests have them."""
+        return self._texts("path")
+
+    @property
+    def captions(self) -> Column[str]:
+        return self._texts("caption")
+
+    def _texts(self, name: str) -> Column[str]:
+        texts = [table[name] for table in self.tables]
+        return Made(len(self), lambda i: texts[self.source[i]][self.at[i]])
+
     def path(self, i: int) -> str:
-        return os.path.join(self.folders[self.source[i]], self.paths[i])
+        source = self.source[i]
+        return os.path.join(self.folders[source], self.tables[source]["path"][self.at[i]])
+
+    def caption(self, i: int) -> str:
+        return self.tables[self.source[i]]["caption"][self.at[i]]
+
+    def rest(self) -> None:
+        """After a pass over all: what was read counts no longer as memory of this process."""
+        numbers = {home[0] for name in NUMBERS if (home := getattr(getattr(self, name), "home", None))}
+        for table in {*self.tables, *numbers}:
+            table.rest()
 
     def name(self, i: int) -> str:
         """The path and, where there is one, the row: where to mend it."""
@@ -87,27 +164,29 @@ class Samples(Column[Sample]):
 
     def _value(self, i: int) -> Sample:
         frames, fps, height, width = (c[i].item() for c in (self.frames, self.fps, self.height, self.width))
-        return Sample(self.path(i), self.captions[i], frames, fps, height, width)
+        return Sample(self.path(i), self.caption(i), frames, fps, height, width)
 
 
 class Dropped(Column[tuple[str, str]]):
     """(path or line, reason) of what cannot be used."""
 
     def __init__(self, rows: Iterable[tuple[str, str]] = ()) -> None:
-        self._paths, self._codes = Strings(), array("H")
+        self._letters, self._ends, self._codes = bytearray(), array("q"), array("H")
         self._reasons: dict[str, int] = {}  # the code of each
         for path, reason in rows:
             self.add(path, reason)
 
     def add(self, path: str, reason: str) -> None:
-        self._paths.append(path)
+        self._letters += path.encode("utf-8", "surrogatepass")
+        self._ends.append(len(self._letters))
         self._codes.append(self._reasons.setdefault(reason, len(self._reasons)))
 
     def __len__(self) -> int:
         return len(self._codes)
 
     def _value(self, i: int) -> tuple[str, str]:
-        return self._paths[i], list(self._reasons)[self._codes[i]]
+        path = self._letters[self._ends[i - 1] if i else 0 : self._ends[i]]
+        return path.decode("utf-8", "surrogatepass"), list(self._reasons)[self._codes[i]]
 
 
 def dropped_by_reason(dropped: Iterable[tuple[str, str]], examples: int = 3) -> list[str]:
@@ -131,26 +210,20 @@ def shown(path: str) -> str:
     return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
-class Rows:
-    """Samples as they are collected; a frames, height or width of 0 and an fps of NaN are not known yet."""
+def _batches(rows: Iterable[Row]) -> Iterator[pyarrow.RecordBatch]:
+    batch, letters = [], 0
+    for row in rows:
+        texts = (text.encode("utf-8", "surrogatepass") for text in (row.path, row.caption, row.fault))
+        path, caption, fault = texts
+        batch.append((path, caption, *row[2:7], fault))
+        letters += len(path) + len(caption)
+        if len(batch) == BATCH_ROWS or letters > BATCH_LETTERS:
+            yield _batch(batch)
+            batch, letters = [], 0
+    yield _batch(batch)
 
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
-        self.paths, self.captions = Strings(), Strings()
-        self.facts = tuple(map(array, "idii"))  # frames, fps, height, width
-        self.row = array("i")
 
-    def add(self, path: str, caption: str, *facts: float, row: int = 0) -> None:
-        self.paths.append(path)
-        self.captions.append(caption)
-        for column, value in zip(self.facts, facts, strict=True):
-            column.append(value)
-        self.row.append(row)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def samples(self) -> Samples:
-        frames, fps, height, width, row = map(np.array, (*self.facts, self.row))
-        source = np.zeros(len(self), np.uint16)
-        return Samples((self.folder,), source, self.paths, self.captions, frames, fps, height, width, row)
+def _batch(rows: list[tuple]) -> pyarrow.RecordBatch:
+    columns = zip(*rows, strict=True) if rows else ((),) * len(_SCHEMA)
+    arrays = [pyarrow.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
+    return pyarrow.record_batch(arrays, schema=_SCHEMA)

@@ -8,21 +8,19 @@ from collections.abc import Iterator
 from ...errors import ClipError
 from ..video.kinds import IMAGE_ENDINGS, VIDEO_ENDINGS
 from .captions import read_caption
-from .facts import UNKNOWN
-from .samples import Dropped, Rows
+from .samples import Dropped, Row
 
 MEDIA = IMAGE_ENDINGS | VIDEO_ENDINGS
 
 
-def find_captioned(folder: str) -> tuple[Rows, Dropped]:
-    """The files with captions under `folder`, in the order of their paths, and what is left out, by reason.
+def find_captioned(folder: str, dropped: Dropped) -> Iterator[Row]:
+    """The files with captions under `folder`, in the order of their paths; what is left out is added to `dropped`.
 
     The caption of NAME.mp4 is the whole text of NAME.txt beside it, in one line. Folders behind links are followed.
     Reasons: those of `read_caption`, "name-encoding", "hidden" (a media file of which name or folder begin with a dot),
     "unknown-ending" (a file with a caption, but not known as a video or image), "no-clip" (a caption without a file),
     "folder-twice" (a link to a folder that is here already) and "unreadable-folder".
     """
-    rows, dropped = Rows(folder), Dropped()
     for place, names in sorted(folders(folder, dropped)):
         hidden = any(part.startswith(".") for part in os.path.relpath(place, folder).split(os.sep) if part != ".")
         captions = {os.path.splitext(name)[0]: name for name in names if name.lower().endswith(".txt")}
@@ -40,28 +38,24 @@ def find_captioned(folder: str) -> tuple[Rows, Dropped]:
                 dropped.add(path, "hidden")
             else:
                 used.add(stem)
-                _add(rows, dropped, path, captions.get(stem))
+                try:
+                    yield Row(os.path.relpath(path, folder), _caption(path, captions.get(stem)))
+                except ClipError as error:
+                    dropped.add(path, error.reason)
         for stem in sorted(captions.keys() - used if not hidden else ()):
             if not stem.startswith("."):
                 dropped.add(os.path.join(place, captions[stem]), "no-clip")
-    return rows, dropped
 
 
-def _add(rows: Rows, dropped: Dropped, path: str, caption: str | None) -> None:
-    if caption is None:
-        dropped.add(path, "no-caption")
-        return
+def _caption(path: str, name: str | None) -> str:
+    """Of a file, from the file `name` beside it; raises ClipError."""
+    if name is None:
+        raise ClipError(path, "no-caption", "has no caption: write one beside it")
     try:
         path.encode()
     except UnicodeEncodeError:
-        dropped.add(path, "name-encoding")
-        return
-    try:
-        rows.add(
-            os.path.relpath(path, rows.folder), read_caption(os.path.join(os.path.dirname(path), caption)), *UNKNOWN
-        )
-    except ClipError as error:
-        dropped.add(path, error.reason)
+        raise ClipError(path, "name-encoding", "has a name that is not UTF-8: rename it") from None
+    return read_caption(os.path.join(os.path.dirname(path), name))
 
 
 def folders(folder: str, dropped: Dropped) -> Iterator[tuple[str, list[str]]]:

@@ -9,7 +9,7 @@ import csv
 import json
 import os
 import stat
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -172,7 +172,8 @@ def _write_parquet(path: Path, table: list[dict[str, Any]]) -> None:
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
 
 
-READERS = {
+Reader = Callable[[str, Collection[str], Required], Iterator[tuple[int, dict[str, Any]]]]
+READERS: dict[str, Reader] = {
     ".jsonl": _read_jsonl,
     ".csv": _read_csv,
     ".tsv": partial(_read_csv, delimiter="\t"),

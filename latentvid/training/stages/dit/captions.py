@@ -9,7 +9,6 @@ from itertools import chain, compress
 import numpy as np
 
 from ....config.schema import CaptionRules
-from ....data.manifest.columns import Strings
 from ....data.manifest.manifest import Manifest
 from ....data.manifest.samples import Dropped, shown
 from ....errors import UserError
@@ -69,8 +68,7 @@ def check_captions(
             f"({_examples(manifest, found.partly)})"
         )
     if found.cut:
-        texts = (found.cut.get(i, caption) for i, caption in enumerate(samples.captions))
-        samples = replace(samples, captions=Strings(texts))
+        samples = samples.with_captions(found.cut)
     kept = np.array([i not in left_out for i in range(len(samples))], bool)
     return replace(
         manifest,
@@ -98,6 +96,7 @@ def _look(manifest: Manifest, text: TextEncoder, rules: CaptionRules) -> _Found:
             found.partly.append(i)
             if len(found.characters) < 100:
                 found.characters |= dict.fromkeys(fit.unknown)
+    manifest.samples.rest()
     return found
 
 

@@ -22,7 +22,7 @@ from ....config.schema import DitConfig, several
 from ....data.cache.latents import LatentCaches, module_fingerprint
 from ....data.clips import ClipSource, Transform
 from ....data.manifest.columns import Lookup
-from ....data.plan.plan import Draw
+from ....data.plan.plan import PER_SAMPLE, Draw
 from ....data.stacks import Stacks
 from ....data.transforms import from_uint8
 from ....diffusion.objective import loss_per_sample
@@ -87,8 +87,8 @@ class DitTask:
         return not {"plain", "independent"}.issuperset(self.config.given.names)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What loader processes need to make packs: no network."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("model", "vae", "text")}
+        """What loader processes need to make packs: no network, and nothing that is of every sample."""
+        return {k: v for k, v in self.__dict__.items() if k not in ("model", "vae", "text", *PER_SAMPLE)}
 
     def new_model(self) -> VideoDiT:
         known = {"latent_channels": self.vae.latent_channels, "text_width": self.text.dim}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ....config.schema import VaeConfig, several
 from ....data.clips import Transform
-from ....data.plan.plan import Draw
+from ....data.plan.plan import PER_SAMPLE, Draw
 from ....data.stacks import Stacks
 from ....data.transforms import to_uint8
 from ....errors import UserError
@@ -103,8 +103,8 @@ class VaeTask:
         self.objective = VaeObjective(config, self._load_lpips() if data else None)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What loader processes need to make packs: no network."""
-        return {k: v for k, v in self.__dict__.items() if not isinstance(v, nn.Module)}
+        """What loader processes need to make packs: no network, and nothing that is of every sample."""
+        return {k: v for k, v in self.__dict__.items() if not isinstance(v, nn.Module) and k not in PER_SAMPLE}
 
     @property
     def vae(self) -> Vae:
