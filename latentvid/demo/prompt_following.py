@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..data.cache.latents import module_fingerprint
 from ..errors import ClipError, UserError
-from ..evaluation.mean_score import ColumnMean, MeanScore
+from ..evaluation.mean_score import MeanScore
 from ..evaluation.metrics import Known
 from ..evaluation.rows import Clip
 from .digits import read_caption
@@ -49,7 +49,7 @@ class JudgeRows:
 
 KNOWN = Known(
     [
-        MeanScore(name=name, extractor="judge", compares="none", better="higher", of_clip=ColumnMean(k))
+        MeanScore(name=name, extractor="judge", compares="none", better="higher", column=k)
         for k, name in enumerate(ASPECTS)
     ],
     [JudgeRows],

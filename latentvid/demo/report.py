@@ -95,22 +95,18 @@ def scores_table(scores: dict | None) -> str:
         value = scores[name]
         least, aim = THRESHOLDS.get(name, (None, None))
         level = "" if least is None else "good" if value >= aim else "fair" if value >= least else "poor"
-        bounds = f"<td>{_score(name, least)}</td><td>{_score(name, aim)}</td>"
+        bounds = [_score(name, least), _score(name, aim)]
         if name == "shuffled_both" and "chance_both" in scores:
-            bounds = f'<td colspan="2" class="dim">chance {scores["chance_both"]:.3f}</td>'
-        measured = f'<td><b class="{level}">{_score(name, value)}</b></td>'
-        title = f'<th>{name}<span class="dim">{MEANING[name]}</span></th>'
-        rows.append(f"<tr>{title}{measured}{bounds}<td>{_score(name, real.get(name))}</td></tr>")
-    head = "<tr><th></th><td>measured</td><td>at least</td><td>aim</td><td>real clips</td></tr>"
+            bounds = [f'<span class="dim">chance {scores["chance_both"]:.3f}</span>', ""]
+        title = f'{name}<span class="dim">{MEANING[name]}</span>'
+        rows.append((title, f'<b class="{level}">{_score(name, value)}</b>', *bounds, _score(name, real.get(name))))
+    head = ("", "measured", "at least", "aim", "real clips")
     explained = (
         "A judge that ships with latentvid reads each clip: a classifier trained on real digits, and the path of the "
         "centre of mass. The last column is what the same judge says of real held-out clips: the ceiling."
     )
-    return (
-        f'<p>{explained}</p>\n<div class="scroll"><table class="scores"><thead>{head}</thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-        f'<p class="dim">{escape("; ".join(_facts(scores)))}.</p>'
-    )
+    facts = f'<p class="dim">{escape("; ".join(_facts(scores)))}.</p>'
+    return f"<p>{explained}</p>\n{table(head, rows, 'scores')}{facts}"
 
 
 def _facts(scores: dict[str, Any]) -> list[str]:

@@ -25,13 +25,12 @@ from tqdm import tqdm
 from ..data.video.reading import probe, read_frames
 from ..errors import UserError
 from ..files import check_outputs, written_whole
-from .footage import find_files
+from .clip_folder import INDEX, Files, list_files
 from .preference.counting import count, table
 from .preference.key import KEY, NOISE, PAGE, Key, Pair, draw_pairs, read_choices, read_key
 from .preference.page import LIMIT, Shown, base64_size, noise_like, shown, write_page
 from .rows import Clip
 
-INDEX = "results.jsonl"  # beside clips that came of a list of prompts
 QUESTIONS = ("Which looks better?",)
 PROMPT_QUESTIONS = (*QUESTIONS, "Which follows the prompt better?")
 IMAGE_FPS = 1.0
@@ -55,8 +54,8 @@ def make_page(
     """
     check_outputs(out, (PAGE, KEY))
     folders = {"A": a, "B": b}
-    names = paired_names(a, b)
-    prompts = read_prompts(folders, names)
+    files = paired_files(a, b)
+    names, prompts = sorted(files[0].paths), read_prompts(*files)
     questions = tuple(questions or (PROMPT_QUESTIONS if prompts else QUESTIONS))
     if len(set(questions)) < len(questions) or not all(question.strip() for question in questions):
         raise UserError(f"--questions {' '.join(map(repr, questions))}: give different ones that are not empty")
@@ -78,58 +77,43 @@ def make_page(
     return key
 
 
-def paired_names(a: Path, b: Path) -> list[str]:
-    """The names of the clips, relative to the folders. Raises UserError where a name is in one folder only."""
-    names = []
+def paired_files(a: Path, b: Path) -> tuple[Files, Files]:
+    """The clips of both folders by name, with their prompts. Raises UserError where a name is in one folder only."""
     for folder in (a, b):
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder: give two folders of clips with equal names")
-        names.append({path.relative_to(folder).as_posix() for path in find_files([folder])})
     if a.resolve() == b.resolve():
         raise UserError(f"{a} and {b} are one folder: give two")
-    for folder, other, missing in ((a, b, names[0] - names[1]), (b, a, names[1] - names[0])):
+    first, second = list_files(a), list_files(b)
+    for folder, other, found, others in ((a, b, first, second), (b, a, second, first)):
+        missing = sorted(found.paths.keys() - others.paths.keys())
         if missing:
-            first = ", ".join(sorted(missing)[:3])
             raise UserError(
-                f"{len(missing)} clips of {folder} are not in {other} ({first}{', ...' if len(missing) > 3 else ''}): "
-                "make them there, under the same names, or remove them here"
+                f"{len(missing)} clips of {folder} are not in {other} ({', '.join(missing[:3])}"
+                f"{', ...' if len(missing) > 3 else ''}): make them there, under the same names, or remove them here"
             )
-    return sorted(names[0])
+    return first, second
 
 
-def read_prompts(folders: dict[str, Path], names: Sequence[str]) -> dict[str, str]:
-    """Prompt by name, from results.jsonl in either folder or a .txt beside the clip; empty where no clip has one.
+def read_prompts(first: Files, second: Files) -> dict[str, str]:
+    """Prompt by name, from either folder; empty where no clip has one.
 
     Raises UserError where some have none, or the folders say different things.
     """
-    found: dict[str, str] = {}
-    for folder in folders.values():
-        index = _read_index(folder / INDEX)
-        for name in names:
-            beside = (folder / name).with_suffix(".txt")
-            prompt = index.get(name) or (beside.read_text(encoding="utf-8").strip() if beside.is_file() else "")
-            if prompt and found.setdefault(name, prompt) != prompt:
-                raise UserError(
-                    f"{name} has the prompt {found[name]!r} in one folder and {prompt!r} in the other: "
-                    "compare clips of the same prompts"
-                )
-    missing = [name for name in names if name not in found]
+    for name in first.captions.keys() & second.captions.keys():
+        if first.captions[name] != second.captions[name]:
+            raise UserError(
+                f"{name} has the prompt {first.captions[name]!r} in one folder and {second.captions[name]!r} in the "
+                "other: compare clips of the same prompts"
+            )
+    found = first.captions | second.captions
+    missing = sorted(first.paths.keys() - found.keys())
     if found and missing:
         raise UserError(
-            f"{len(missing)} of {len(names)} clips have no prompt, such as {missing[0]}: add them to {INDEX}, or write "
-            f"{Path(missing[0]).with_suffix('.txt')} beside the clip"
+            f"{len(missing)} of {len(first.paths)} clips have no prompt, such as {missing[0]}: add them to {INDEX}, or "
+            f"write {Path(missing[0]).with_suffix('.txt')} beside the clip"
         )
     return found
-
-
-def _read_index(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        return {}
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return {row["file"]: row["prompt"] for row in rows}
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is damaged ({error!r}): each line must hold `file` and `prompt`") from error
 
 
 def _digest(folders: dict[str, Path], pairs: Sequence[Pair]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
@@ -13,13 +13,16 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class MeanScore:
-    """A `Score`; `of_clip` gives the figure of one clip from its rows [n,D], and every clip counts once."""
+    """A `Score`: of one clip the mean over its rows [n,D] of a column; every clip counts once."""
 
     name: str
     extractor: str
     compares: Literal["pairs", "none"]
     better: Literal["lower", "higher", "neither"]
-    of_clip: Callable[[Tensor], float]
+    column: int = 0
+
+    def of_clip(self, rows: Tensor) -> float:
+        return float(rows[:, self.column].double().mean())
 
     def __call__(self, rows: Sequence[Tensor], real: Sequence[Tensor] | None = None) -> float:
         if not rows:
@@ -36,13 +39,3 @@ class MeanScore:
         """The means [R] over the clips of each resample: clip k stands counts[r,k] times in it, float64 [R,K]."""
         of_clips = torch.tensor([self.of_clip(clip) for clip in rows], dtype=torch.float64)
         return counts @ of_clips / counts.sum(1)
-
-
-@dataclass(frozen=True)
-class ColumnMean:
-    """The mean over a clip's rows [n,D] of one column."""
-
-    column: int
-
-    def __call__(self, rows: Tensor) -> float:
-        return float(rows[:, self.column].double().mean())

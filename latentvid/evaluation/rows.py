@@ -30,6 +30,20 @@ class Clip:
     name: str = "clip"
 
 
+def check_size(clip: Clip, smallest: int, what: str) -> None:
+    """Raises ClipError for a clip of which a side is smaller."""
+    _, height, width, _ = clip.pixels.shape
+    if min(height, width) < smallest:
+        said = f"{what} needs {smallest} pixels a side, this clip has {height} x {width}"
+        raise ClipError(clip.name, "too-small", said)
+
+
+def check_motion(clip: Clip) -> None:
+    """Raises ClipError for a single image."""
+    if len(clip.pixels) < 2:
+        raise ClipError(clip.name, "too-short", "motion and flicker need at least 2 frames, leave images out")
+
+
 class Extractor(Protocol):
     """Rows of one clip."""
 

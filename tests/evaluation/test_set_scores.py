@@ -17,7 +17,7 @@ from torchmetrics.image.kid import KernelInceptionDistance, poly_kernel
 
 from latentvid.errors import ClipError, UserError
 from latentvid.evaluation.bootstrap import draws, halves, interval, summarise, summarise_one
-from latentvid.evaluation.mean_score import ColumnMean, MeanScore
+from latentvid.evaluation.mean_score import MeanScore
 from latentvid.evaluation.metrics import open_metrics
 from latentvid.evaluation.rows import Clip
 from latentvid.evaluation.sets.features import I3DRows, InceptionRows, spread
@@ -135,7 +135,7 @@ def test_too_few_clips_are_refused():
 
 
 def test_the_interval_of_a_mean_is_what_theory_says():
-    score = MeanScore(name="m", extractor="x", compares="none", better="higher", of_clip=ColumnMean(0))
+    score = MeanScore(name="m", extractor="x", compares="none", better="higher")
     rows = [torch.randn(3, 1) for _ in range(400)]
     means = torch.stack([clip.mean() for clip in rows])
     result = summarise_one(score, rows, None, 400)
@@ -180,7 +180,7 @@ def test_the_floor_is_of_two_parts_of_the_real_clips():
 
 
 def test_the_floor_of_single_clips_is_the_score_of_real_ones():
-    score = MeanScore(name="m", extractor="x", compares="none", better="lower", of_clip=ColumnMean(0))
+    score = MeanScore(name="m", extractor="x", compares="none", better="lower")
     found = summarise({"m": score, "fid": FID}, {"x": clips(6, 4)}, {"x": clips(8, 4)}, resamples=10)
     assert found["m"]["floor_count"] == 8 and found["m"]["floor_of"] == "the real clips"
     assert found["m"]["real_count"] is None and found["fid"]["real_count"] == 8

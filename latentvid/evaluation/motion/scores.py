@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ...errors import ClipError
-from ..mean_score import ColumnMean, MeanScore
-from ..rows import Clip
+from ..mean_score import MeanScore
+from ..rows import Clip, check_motion, check_size
 from .flow import SMALLEST, open_flow, visible, warp
 
 RATE = 8.0  # frames a second at which the dynamic degree looks
@@ -33,7 +33,7 @@ class FlickerRows:
         self.device = device  # no weights are needed
 
     def __call__(self, clip: Clip) -> Tensor:
-        check_frames(clip)
+        check_motion(clip)
         frames = clip.pixels.to(self.device)
         steps = [(b.float() - a.float()).abs().mean() for a, b in zip(frames[:-1], frames[1:], strict=True)]
         return torch.stack(steps)[:, None].cpu()
@@ -51,12 +51,9 @@ class MotionRows:
 
     @torch.no_grad()
     def __call__(self, clip: Clip) -> Tensor:
-        check_frames(clip)
+        check_motion(clip)
+        check_size(clip, SMALLEST, "motion")
         count, height, width, _ = clip.pixels.shape
-        if min(height, width) < SMALLEST:
-            raise ClipError(
-                clip.name, "too-small", f"motion needs {SMALLEST} pixels a side, this clip has {height} x {width}"
-            )
         frames, step = clip.pixels.to(self.flow.device), stride(clip.fps)
         if count <= step:
             raise ClipError(
@@ -75,12 +72,6 @@ class MotionRows:
             fast = [fastest(self.flow(a, b)) for a, b in zip(looked[:-1], looked[1:], strict=True)]
         moving = moves(fast, len(looked), min(height, width), clip.fps)
         return torch.tensor([[fmean(errors), fmean(speeds), moving]], dtype=torch.float64)
-
-
-def check_frames(clip: Clip) -> None:
-    """Raises ClipError for a single image."""
-    if len(clip.pixels) < 2:
-        raise ClipError(clip.name, "too-short", "motion and flicker need at least 2 frames, leave images out")
 
 
 def warping_error(a: Tensor, b: Tensor, forward: Tensor, backward: Tensor) -> float:
@@ -120,8 +111,8 @@ def moves(fast: list[float], frames: int, side: int, fps: float) -> bool:
 
 
 MOTION_SCORES = (
-    MeanScore(name="flicker", extractor="flicker", compares="none", better="lower", of_clip=ColumnMean(0)),
-    MeanScore(name="warping_error", extractor="motion", compares="none", better="lower", of_clip=ColumnMean(0)),
-    MeanScore(name="motion", extractor="motion", compares="none", better="neither", of_clip=ColumnMean(1)),
-    MeanScore(name="dynamic_degree", extractor="motion", compares="none", better="neither", of_clip=ColumnMean(2)),
+    MeanScore(name="flicker", extractor="flicker", compares="none", better="lower"),
+    MeanScore(name="warping_error", extractor="motion", compares="none", better="lower"),
+    MeanScore(name="motion", extractor="motion", compares="none", better="neither", column=1),
+    MeanScore(name="dynamic_degree", extractor="motion", compares="none", better="neither", column=2),
 )

@@ -13,8 +13,8 @@ from torch import Tensor
 from ...data.cache.latents import module_fingerprint
 from ...data.transforms import from_uint8
 from ...errors import ClipError, UserError
-from ..mean_score import ColumnMean, MeanScore
-from ..rows import Clip
+from ..mean_score import MeanScore
+from ..rows import Clip, check_size
 from .fidelity import SSIM_WINDOW, Fidelity
 from .lpips import SMALLEST, Lpips, load_lpips
 
@@ -34,11 +34,7 @@ class FidelityRows:
 
     def __call__(self, clip: Clip) -> Tensor:
         pair = pair_of(clip)
-        _, height, width, _ = clip.pixels.shape
-        if min(height, width) < SSIM_WINDOW:
-            raise ClipError(
-                clip.name, "too-small", f"SSIM needs {SSIM_WINDOW} pixels a side, this clip has {height} x {width}"
-            )
+        check_size(clip, SSIM_WINDOW, "SSIM")
         fidelity = Fidelity()
         fidelity.add(clip.pixels.to(self.device), pair.to(self.device))
         return torch.tensor([[fidelity.psnr, fidelity.ssim]], dtype=torch.float64)
@@ -59,12 +55,8 @@ class LpipsRows:
         self.fingerprint = f"lpips: {self.network.net} {module_fingerprint(self.network, {})[:16]}"
 
     def __call__(self, clip: Clip) -> Tensor:
-        pair, smallest = pair_of(clip), SMALLEST[self.network.net]
-        _, height, width, _ = clip.pixels.shape
-        if min(height, width) < smallest:
-            raise ClipError(
-                clip.name, "too-small", f"LPIPS needs {smallest} pixels a side, this clip has {height} x {width}"
-            )
+        pair = pair_of(clip)
+        check_size(clip, SMALLEST[self.network.net], "LPIPS")
         return frame_distances(self.network, clip.pixels.to(self.device), pair.to(self.device))[:, None].cpu()
 
 
@@ -100,7 +92,7 @@ def frame_distances(network: Lpips, a: Tensor, b: Tensor) -> Tensor:
 
 
 PAIR_SCORES = (
-    MeanScore(name="psnr", extractor="fidelity", compares="pairs", better="higher", of_clip=ColumnMean(0)),
-    MeanScore(name="ssim", extractor="fidelity", compares="pairs", better="higher", of_clip=ColumnMean(1)),
-    MeanScore(name="lpips", extractor="lpips", compares="pairs", better="lower", of_clip=ColumnMean(0)),
+    MeanScore(name="psnr", extractor="fidelity", compares="pairs", better="higher"),
+    MeanScore(name="ssim", extractor="fidelity", compares="pairs", better="higher", column=1),
+    MeanScore(name="lpips", extractor="lpips", compares="pairs", better="lower"),
 )

@@ -19,9 +19,8 @@ from transformers import CLIPModel, CLIPProcessor
 
 from ...data.cache.latents import module_fingerprint
 from ...errors import ClipError, UserError
-from ..mean_score import ColumnMean, MeanScore
-from ..motion.scores import check_frames
-from ..rows import Clip
+from ..mean_score import MeanScore
+from ..rows import Clip, check_motion
 
 HUB = "openai/clip-vit-base-patch32"
 BATCH_PIXELS = 2**22  # frames x height x width, as they come or as CLIP takes them, that go through together
@@ -100,7 +99,7 @@ class ClipFrameRows(_ClipRows):
     needs = frozenset()
 
     def __call__(self, clip: Clip) -> Tensor:
-        check_frames(clip)
+        check_motion(clip)
         frames = self.network.images(clip.pixels)
         return (frames[1:] * frames[:-1]).sum(dim=-1, keepdim=True)
 
@@ -155,6 +154,5 @@ def _fingerprint(model: CLIPModel, processor: CLIPProcessor) -> str:
 
 
 CLIP_SCORES = tuple(
-    MeanScore(name=name, extractor=name, compares="none", better="higher", of_clip=ColumnMean(0))
-    for name in ("clip_text", "clip_frames")
+    MeanScore(name=name, extractor=name, compares="none", better="higher") for name in ("clip_text", "clip_frames")
 )

@@ -26,7 +26,7 @@ from ...models.interchange import Vae, load_vae
 from ...precision import MixedPrecision, autocast, choose, describe
 from ...tables import markdown_table
 from ..footage import Cut, Excerpt, cut_files, find_files
-from ..mean_score import ColumnMean, MeanScore
+from ..mean_score import MeanScore
 from ..pairs.fidelity import SSIM_WINDOW
 from ..pairs.lpips import SMALLEST, load_lpips
 from ..pairs.scores import PAIR_SCORES, FidelityRows, LpipsRows
@@ -45,7 +45,7 @@ SHEET_SIDE = 224  # pixels, about the height of a frame in the sheet
 RFVD = FrechetScore("rfvd", "i3d")
 SCORES = (  # of each clip, with its original as the pair; kl: the bits that the posterior holds beyond N(0, 1)
     *PAIR_SCORES,
-    MeanScore(name="kl_bits_per_pixel", extractor="kl", compares="none", better="neither", of_clip=ColumnMean(0)),
+    MeanScore(name="kl_bits_per_pixel", extractor="kl", compares="none", better="neither"),
 )
 
 
