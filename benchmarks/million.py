@@ -1,6 +1,6 @@
 """Seconds and memory from a manifest of a million rows to the first planned step, and in loader processes.
 
-.venv/bin/python benchmarks/million.py [--rows 10_000_000] [--endings jsonl] [--max-frames 129] [--loaders 2]
+.venv/bin/python benchmarks/million.py [--rows 10_000_000] [--endings made] [--max-frames 129] [--loaders 2]
 
 Makes a table of 30% images and clips of 3 s to 60 s (24 fps, median 4.5 s, captions of about 200 letters) in a
 temporary folder. Its paths lead to 1,000 small files, so that every row's file is looked at as in a real start. Each
@@ -24,14 +24,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
 
 SIZES = [(720, 1280), (1080, 1920), (1280, 720), (480, 854), (768, 768), (1080, 1440)]
 HEAD = ["table", "max_frames", "windows", "manifest s", "windows s", "plan s", "processor s", "peak MB", "sent bytes"]
 HEAD += ["on disk", "own", "mapped", "loader: own", "mapped"]
 WIDTHS = [8, 12, 12, 12, 11, 8, 13, 9, 12, 9, 7, 8, 13, 8]
 CAPTION = "the dog runs through tall grass while a camera follows slowly under warm evening light"
-LOOKED_UP = 10_000
+LOOKED_UP, PACK = 10_000, 100  # windows
 
 
 def write_table(path: Path, rows: int) -> None:
@@ -51,9 +57,6 @@ def write_table(path: Path, rows: int) -> None:
         return {"path": names[i % 1000], "caption": f"{i} {draw.choice(captions)}", **facts, "score": draw.random()}
 
     if path.suffix == ".parquet":
-        import pyarrow
-        import pyarrow.parquet
-
         schema = pyarrow.Table.from_pylist([row(0)]).schema
         with pyarrow.parquet.ParquetWriter(path, schema) as writer:
             for begin in range(0, rows, 100_000):
@@ -67,6 +70,33 @@ def write_table(path: Path, rows: int) -> None:
             text = part.read_bytes()
             file.write(text if begin == 0 or path.suffix == ".jsonl" else text.partition(b"\n")[2])
     part.unlink()
+
+
+def made_table(rows: int) -> Any:
+    """A manifest of such rows, whose shared table is made without reading one: ten million are read in ten minutes."""
+    from latentvid.data.manifest import samples
+    from latentvid.data.manifest.manifest import Manifest
+
+    def batches(_: Any) -> Iterator[pyarrow.RecordBatch]:
+        draw, words = np.random.default_rng(0), CAPTION.split()
+        captions = [f"{i:07d} {' '.join(draw.choice(words, 36))}".encode() for i in range(1000)]
+        paths = [f"footage/part-{k // 100:03d}/source-recording-{k:07d}-scene.mp4".encode() for k in range(1000)]
+        for begin in range(0, rows, samples.BATCH_ROWS):
+            count = min(samples.BATCH_ROWS, rows - begin)
+            image, size = draw.random(count) < 0.3, np.array(SIZES)[draw.integers(len(SIZES), size=count)]
+            frames = np.where(image, 1, 24 * draw.lognormal(1.5, 0.5, count).clip(3, 60))
+            texts = [
+                pyarrow.array(t, pyarrow.binary()).take(draw.integers(1000, size=count)) for t in (paths, captions)
+            ]
+            numbers = (frames, np.where(image, 0.0, 24.0), size[:, 0], size[:, 1], begin + 1 + np.arange(count))
+            columns = [*texts, *map(pyarrow.array, numbers), pyarrow.array([b""] * count)]
+            yield pyarrow.record_batch(
+                [c.cast(field.type, safe=False) for c, field in zip(columns, samples._SCHEMA, strict=True)],
+                schema=samples._SCHEMA,
+            )
+
+    samples._batches = batches
+    return Manifest("made", *samples.Samples.of("/", lambda: ()))
 
 
 def resident() -> tuple[int, int]:
@@ -88,6 +118,8 @@ def load(sent: bytes, rows: int, answers) -> None:
     before = resident()
     source = pickle.loads(sent)
     for number in range(LOOKED_UP):
+        if number % PACK == 0:
+            source.samples.rest()  # as `load_each` does
         index = number * 7919 % len(source)
         assert source.path(index) and source.caption(index) and source.start(index, 0, number) >= 0
     answers.put(since(before, rows))
@@ -100,7 +132,7 @@ def measure(manifest: Path, max_frames: int, loaders: int) -> None:
     from latentvid.data.plan.plan import Plan
 
     before, times = resident(), [time.perf_counter()]
-    table = read_manifest(manifest)
+    table = made_table(int(manifest.stem)) if manifest.suffix == ".made" else read_manifest(manifest)
     rows = len(table.samples)
     times.append(time.perf_counter())
     transform = Transform(spatial_stride=16, temporal_stride=4, max_area=256 * 256, max_frames=max_frames)
@@ -137,7 +169,7 @@ def print_row(cells: list) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--endings", nargs="+", default=["parquet", "jsonl"])
+    parser.add_argument("--endings", nargs="+", default=["parquet", "jsonl"], help="or `made`: nothing is read")
     parser.add_argument("--max-frames", nargs="+", type=int, default=[129, 17])
     parser.add_argument("--loaders", type=int, default=2)
     parser.add_argument("--one", nargs=2, metavar=("MANIFEST", "MAX_FRAMES"), help=argparse.SUPPRESS)
@@ -149,9 +181,11 @@ def main() -> None:
         print(f"{arguments.rows:,} rows", flush=True)
         print_row(HEAD)
         for ending in arguments.endings:
-            write_table(Path(folder, f"m.{ending}"), arguments.rows)
+            table = Path(folder, f"{arguments.rows}.{ending}")
+            if ending != "made":
+                write_table(table, arguments.rows)
             for max_frames in arguments.max_frames:
-                one = ["--one", f"{folder}/m.{ending}", str(max_frames), "--loaders", str(arguments.loaders)]
+                one = ["--one", str(table), str(max_frames), "--loaders", str(arguments.loaders)]
                 environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": folder}
                 subprocess.run([sys.executable, __file__, *one], check=True, env=environment)
 

@@ -214,6 +214,7 @@ class ClipSource:
                     yield self.load(indices[i], seed, numbers[i])
                 else:
                     yield Clip(together[place], self.caption(indices[i]), indices[i])
+        self.samples.rest()
 
     def _runs(self, indices: Sequence[int], starts: Sequence[int], most: int | None = None) -> Iterator[range]:
         """Places in `indices` that are to be decoded in one go, of at most so many frames."""

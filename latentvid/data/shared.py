@@ -57,7 +57,7 @@ class Shared:
         return self._table.num_rows
 
     def rest(self) -> None:
-        """After a pass over the whole: what was read of it counts no longer as memory of this process."""
+        """What was read of it counts no longer as memory of this process; the system has it still."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self._memory.madvise(mmap.MADV_DONTNEED)
 

@@ -96,6 +96,20 @@ def test_arrays_are_sent_as_their_place_and_what_is_made_of_them_as_it_is(folder
     assert not list(folder.iterdir())
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="Linux tells what a process has mapped")
+def test_what_was_read_counts_as_memory_until_the_table_rests(folder):
+    table = share("key", SCHEMA, lambda: map(batch, range(300)))
+
+    def resident() -> int:
+        words = iter(open("/proc/self/smaps").read().split())  # noqa: SIM115
+        return sum(next(int(next(words)) for w in words if w == "Rss:") for w in words if w == table.path)
+
+    assert sum(map(len, table["t"])) > 2_000_000 and resident() > 2000  # KB
+    table.rest()
+    assert resident() < 500
+    assert table["t"][-1] == "text 299"
+
+
 def test_processes_that_ask_at_once_make_a_table_once_and_the_last_removes_it(folder):
     code = """
 schema = pyarrow.schema({"n": pyarrow.int64()})

@@ -85,6 +85,7 @@ class Samples(Column[Sample]):
     def of(cls, folder: str, rows: Callable[[], Iterable[Row]], key: str | None = None) -> tuple[Samples, Dropped]:
         """The usable rows, and the others. key: of the table that holds them; None where no other process has it."""
         table = share(key or uuid.uuid4().hex, _SCHEMA, lambda: _batches(rows()))
+        pyarrow.default_memory_pool().release_unused()
         fault, numbers = table["fault"], {name: np.asarray(table[name]) for name in NUMBERS[2:]}
         usable = fault.lengths == 0
         dropped = Dropped((table["path"][i], fault[i]) for i in np.flatnonzero(~usable).tolist())
@@ -148,7 +149,7 @@ class Samples(Column[Sample]):
         return self.tables[self.source[i]]["caption"][self.at[i]]
 
     def rest(self) -> None:
-        """After a pass over all: what was read counts no longer as memory of this process."""
+        """After a pass, or a pack: what was read counts no longer as memory of this process."""
         numbers = {home[0] for name in NUMBERS if (home := getattr(getattr(self, name), "home", None))}
         for table in {*self.tables, *numbers}:
             table.rest()
