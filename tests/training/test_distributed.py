@@ -23,6 +23,7 @@ def test_two_processes_equal_one(dit_config, tiny_vae, tiny_t5, tiny_latents, tm
         "optim.schedule=constant",
         "checkpoint.every=2",
         "optim.lr=1e-3",
+        "optim.clip=1e-6",  # gradients as small as Adam's eps, so that the length of its steps tells of clipping
         "log.draws=true",
         "validation.every=2",
         f"validation.latents={tiny_latents}",
