@@ -34,7 +34,8 @@ import torch
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
 from latentvid.config.parsing import load_config
-from latentvid.config.schema import Data, DitConfig, VaeConfig
+from latentvid.config.schema import DitConfig, VaeConfig
+from latentvid.config.sections import Data
 from latentvid.data.clips import ClipSource, Transform
 from latentvid.data.manifest.manifest import Manifest, Sample, read_manifest, write_manifest
 from latentvid.data.plan.plan import Draw, Plan

@@ -29,6 +29,7 @@ from PIL import Image
 from latentvid.charts import Chart, Line, plot, svg_file
 from latentvid.demo.scores import ORDER
 from latentvid.errors import UserError, user_errors
+from latentvid.files import read_json
 from latentvid.report.runs import Run, read_run
 from latentvid.tables import text_table
 
@@ -42,9 +43,9 @@ STATED = {"vae loss": 0.15, "dit loss": 0.05, "dit x_mse": 0.05, "psnr": 0.6, "s
 Figures = dict[str, tuple[float, float]]  # by name: value, tolerance
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_figures(path: Path) -> dict[str, Any] | None:
     """What a file of figures holds; None where there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 def validated(stage: str, run: Run) -> Figures:
@@ -61,10 +62,10 @@ def validated(stage: str, run: Run) -> Figures:
 
 def demo_scores(folder: Path, seeds: Sequence[Path]) -> Figures:
     """The judge's scores; other seeds' scores, and the number of clips, say how far another run may lie."""
-    scores, found = read_json(folder / "scores.json"), {}
+    scores, found = read_figures(folder / "scores.json"), {}
     if scores is None:
         raise UserError(f"{folder} has no scores.json: make demo writes it")
-    others = [read_json(seed / "scores.json") for seed in seeds]
+    others = [read_figures(seed / "scores.json") for seed in seeds]
     for name in ORDER:
         value = float(scores[name])
         if name in ("vae_psnr", "vae_ssim"):
@@ -81,7 +82,7 @@ def demo_scores(folder: Path, seeds: Sequence[Path]) -> Figures:
 def footage_scores(folder: Path, seeds: Sequence[Path]) -> Figures:
     """Of the autoencoder on held-out sources, and of generated clips, whose intervals are two deviations a side."""
     found: Figures = {}
-    vae, made = read_json(folder / "vae_scores" / "scores.json"), read_json(folder / "evaluation" / "scores.json")
+    vae, made = read_figures(folder / "vae_scores" / "scores.json"), read_figures(folder / "evaluation" / "scores.json")
     if vae is None or made is None:
         raise UserError(f"{folder} has no vae_scores or no evaluation: make reference-footage writes them")
     for key in ("psnr", "ssim", "lpips"):
@@ -125,7 +126,7 @@ def record(name: str, folder: Path, seeds: Sequence[Path]) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     file = out / "reference.json"
     found = figures(kind, folder, seeds)
-    before = read_json(file) if not seeds else None
+    before = read_figures(file) if not seeds else None
     kept = before["figures"] if before else {}
     about: dict[str, Any] = {"name": name, "stages": {}}
     charts = []
@@ -137,7 +138,7 @@ def record(name: str, folder: Path, seeds: Sequence[Path]) -> Path:
         if run.validation:
             shutil.copyfile(folder / inner / "validation.jsonl", out / f"{stage}.validation.jsonl")
         charts += [*drawn(stage, run)]
-    scores = read_json(folder / "scores.json") or {}
+    scores = read_figures(folder / "scores.json") or {}
     about["seconds"] = scores.get("seconds") or sum(s["seconds"] for s in about["stages"].values())
     about["figures"] = {
         key: {"value": value, "tolerance": kept.get(key, {}).get("tolerance", tolerance)}
@@ -152,7 +153,7 @@ def record(name: str, folder: Path, seeds: Sequence[Path]) -> Path:
 
 def described(folder: Path, run: Run) -> dict[str, Any]:
     """Seed, machine, versions, length and seconds of a stage; what an older run did not write is null."""
-    about = read_json(folder / "run.json") or {}
+    about = read_figures(folder / "run.json") or {}
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     keys = ("started", "machine", "versions", "strategy", "world", "parameters", "plan")
     return {
@@ -201,7 +202,7 @@ def drawn(stage: str, run: Run) -> Iterator[Chart]:
 
 def check(name: str, folder: Path) -> bool:
     """Prints every figure beside the reference's; whether all are within."""
-    kept = read_json(ROOT / name / "reference.json")
+    kept = read_figures(ROOT / name / "reference.json")
     if kept is None:
         raise UserError(f"there is no reference {name}: {', '.join(KINDS)}")
     found = {key: value for key, (value, _) in figures(KINDS[name], folder).items()}

@@ -88,7 +88,11 @@ class Network:
     def memory(self, strategy: str, devices: int, passing: PassBytes) -> float:
         """Bytes a device, one pack each."""
         strategy = "single" if devices == 1 else strategy
-        states = {name: state for name, n, state in state_bytes(self.model, "adamw", devices) if n == devices}
+        states = {
+            name: state
+            for name, n, state in state_bytes(self.model, self.model.blocks, "adamw", devices)
+            if n == devices
+        }
         return peak_bytes(strategy, states[strategy], passing, 4 * self.parameters, self.block, packs=1)
 
 

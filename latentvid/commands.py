@@ -63,8 +63,9 @@ def export() -> None:
     if args.best and args.raw:
         raise UserError("--raw and --best contradict each other: best.json says which weights were the best")
     from .training.export import export_run
+    from .training.stages.table import STAGES
 
-    checkpoint = export_run(args.run, args.out, args.step, args.raw, args.best)
+    checkpoint = export_run(args.run, args.out, STAGES, args.step, args.raw, args.best)
     print(f"wrote {args.out} from {checkpoint.name}")
 
 

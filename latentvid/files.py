@@ -1,6 +1,7 @@
 """Files that appear under their name only when whole, with the modes that the user's umask asks for."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -8,10 +9,12 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .errors import UserError
 
 LONGEST_NAME = 255  # bytes, of most file systems
+MOST_JSON = 2**28  # bytes
 
 
 @contextmanager
@@ -135,3 +138,26 @@ def file_fault(path: Path, root: Path | None = None) -> str | None:
         return "is missing" if not path.exists() else "is a folder" if path.is_dir() else "is no regular file"
     except (OSError, RuntimeError) as error:  # the second: links in a circle
         return f"cannot be looked at ({error})"
+
+
+def read_json(path: Path, root: Path | None = None, fix: str = "", most: int = MOST_JSON) -> Any:
+    """What a JSON file holds.
+
+    root: the folder that it must lie in. fix: what to do where it is of no use. most: bytes that it may have. Raises
+    UserError, which names the file, where it is no plain file of that folder, cannot be read, or is damaged.
+    """
+    fault = file_fault(path, root)
+    try:
+        if fault is None and (size := path.stat().st_size) > most:
+            fault = f"has {size:,} bytes: it is not what its name says"
+        if fault is None:
+            return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        fault = f"cannot be read ({error.strerror or error})"
+    except UnicodeDecodeError:
+        fault = "is damaged (not UTF-8 text)"
+    except RecursionError:
+        fault = "is damaged (nested too deep)"
+    except ValueError as error:
+        fault = f"is damaged ({error})"
+    raise UserError(f"{path} {fault}{fix and f': {fix}'}")

@@ -61,6 +61,7 @@ def _above(low: float, high: float) -> Range:
 LONG = 2**63 - 1
 ANY_WHOLE = _whole(-LONG - 1, LONG)
 ANY = Range(-1e38, 1e38)  # what fp32 holds
+PATIENCE_S = 180.0  # for storage that does not answer; other processes wait 10 minutes in a collective
 
 _COUNT = _whole(1, 10**9)
 _COUNT_OR_NONE = _whole(0, 10**9)

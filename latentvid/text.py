@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5Enc
 
 from .errors import UserError
 from .limits import check_values
-from .weights import check_file, check_finite, check_tensors, read_json, shapes_in, weight_files
+from .weights import check_file, check_finite, check_tensors, read_object, shapes_in, weight_files
 
 logger = logging.getLogger(__name__)
 
@@ -288,7 +288,7 @@ def _check_folder(folder: Path) -> None:
 def check_encoder(folder: Path) -> None:
     """Raises UserError unless the folder's weights are, name by name, those of the T5 that its config.json tells of."""
     file = folder / "config.json"
-    config = read_json(file)
+    config = read_object(file)
     _refuse_code(file, config)
     files = weight_files(folder, "model")
     if config.get("model_type", "t5") not in ("t5", "umt5"):
@@ -336,7 +336,7 @@ def check_tokenizer(folder: Path) -> None:
                 raise TextError(f"{folder / name} is larger than any tokenizer: copy it again")
     settings = folder / "tokenizer_config.json"
     if settings.exists():
-        found = read_json(settings)
+        found = read_object(settings)
         _refuse_code(settings, found)
         longest = found.get("model_max_length")
         is_number = isinstance(longest, int | float) and not isinstance(longest, bool)

@@ -5,7 +5,6 @@ Nothing is unpickled and nothing is fetched: weights are safetensors in the fold
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from .errors import UserError
-from .files import file_fault, leads_out
+from .files import file_fault, leads_out, read_json
 from .limits import shown
 
 WEIGHTS = "*.safetensors"
@@ -26,15 +25,10 @@ NAMED = 3  # tensors that a message names
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_object(file: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises UserError where it holds something else, and for what is no plain file."""
     check_file(file)
-    if file.stat().st_size > LARGEST_JSON:
-        raise UserError(f"{file} has {file.stat().st_size:,} bytes, which no configuration has: copy it again")
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is damaged ({error}): copy it again") from None
+    found = read_json(file, fix="copy it again", most=LARGEST_JSON)
     if not isinstance(found, dict):
         raise UserError(f"{file} holds {shown(found)} in place of a JSON object: copy it again")
     return found
@@ -69,7 +63,7 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
     if single.exists() and index.exists():
         raise UserError(f"{folder} has both {single.name} and {index.name}: remove the one that does not belong there")
     if _is_there(index):
-        placed = read_json(index).get("weight_map")
+        placed = read_object(index).get("weight_map")
         names = placed.values() if isinstance(placed, dict) and placed else [None]
         if not all(isinstance(name, str) and re.fullmatch(r"[^/\\]+\.safetensors", name) for name in names):
             raise UserError(f"{index}: weight_map must name a .safetensors file of this folder for each tensor")

@@ -6,7 +6,8 @@ import math
 import pytest
 
 from latentvid.config.parsing import load_config
-from latentvid.config.schema import DitConfig, Optim, VaeConfig
+from latentvid.config.schema import DitConfig, VaeConfig
+from latentvid.config.sections import Optim
 from latentvid.config.yaml_files import ConfigError
 from latentvid.errors import UserError
 from latentvid.limits import ANY, ANY_WHOLE, RANGES, RangeError, check, check_arguments, check_values, number, range_of

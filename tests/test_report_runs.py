@@ -13,7 +13,8 @@ import torch
 from pages import Html
 
 from latentvid.config.parsing import save_config
-from latentvid.config.schema import DitConfig, DitData, Run
+from latentvid.config.schema import DitConfig, DitData
+from latentvid.config.sections import Run
 from latentvid.data.video.writing import write_video
 from latentvid.errors import UserError
 from latentvid.report import write_report

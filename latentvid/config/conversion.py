@@ -22,7 +22,7 @@ class Text(str):
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
-    """The alternatives of a union; the hint itself when it is none."""
+    """The alternatives of a union; the hint itself when it is not a union."""
     return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 

@@ -21,7 +21,8 @@ from .yaml_files import ConfigError, dump_yaml, read_yaml
 
 T = TypeVar("T")
 GRAMMAR = """Each key is given as --section.key value or --section.key=value, over what the file says; dashes and
-underscores in keys are the same. Lists are [a,b] or a,b; null is none; a value that begins with -- needs the equals."""
+underscores in keys are the same. Lists are [a,b] or a,b; null means no value; a value that begins with -- needs
+the equals sign."""
 
 
 def _check_keys(cls: type, raw: Mapping[str, Any], prefix: str, root: type) -> None:
@@ -161,6 +162,14 @@ def _serial(value: Any) -> Any:
 def to_dict(config: Any) -> dict[str, Any]:
     """The configuration as nested dicts, lists and scalars (paths as strings): ready for YAML and JSON."""
     return _serial(config)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted keys; an empty section has none."""
+    found = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def default_values(cls: type) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Argument(NamedTuple):
-    """As in the source: `default` is None where there is none; `meaning` is from the class's docstring."""
+    """As in the source: `default` is None if it is required; `meaning` is from the class's docstring."""
 
     name: str
     kind: str

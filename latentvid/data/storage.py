@@ -17,11 +17,11 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ..errors import ClipError, StorageError
+from ..limits import PATIENCE_S
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-PATIENCE_S = 180.0  # for storage that does not answer; other processes wait 10 minutes in a collective
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 30.0
 ABSENT_S = 1.75  # for a file that is not there: directories of network file systems may be a moment behind
 DOUBTFUL_S = 7.75  # for an "input/output error" of a decoder where the file can be read

@@ -19,7 +19,7 @@ from .solvers import Predict
 
 
 def classifier_free(conditional: Tensor, unconditional: Tensor, scale: float | Tensor) -> Tensor:
-    """u + scale (c - u) (Ho & Salimans 2022, eq. 6 with scale = 1 + w); 1 is no guidance."""
+    """u + scale (c - u) (Ho & Salimans 2022, eq. 6 with scale = 1 + w); 1 turns guidance off."""
     return unconditional + scale * (conditional - unconditional)
 
 
@@ -27,11 +27,11 @@ def classifier_free(conditional: Tensor, unconditional: Tensor, scale: float | T
 class Guidance:
     """How the conditional prediction is steered away from that of the negative prompt.
 
-    scale: classifier-free guidance; 1 is none and halves the work.
+    scale: classifier-free guidance; 1 turns it off, which halves the work.
     rescale: 0 to 1, how far each clip's guided prediction gets the deviation of the conditional one back (Lin et al.
         2023, eq. 15 and 16): against the washed-out look of large scales.
-    interval: (low, high) noise levels between which there is guidance (Kynkäänniemi et al. 2024); None is at all.
-    zero_init: so many first steps have velocity 0 (CFG-Zero*, Fan et al. 2025): for rectified flow only.
+    interval: guidance only at noise levels from low to high (Kynkäänniemi et al. 2024); None: at all levels.
+    zero_init: number of first steps with velocity 0 (CFG-Zero*, Fan et al. 2025): for rectified flow only.
     """
 
     scale: float = 1.0

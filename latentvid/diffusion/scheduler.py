@@ -23,8 +23,8 @@ class LatentVideoScheduler(SchedulerMixin, ConfigMixin):
         target: what the network predicts: "flow", "v", "eps" or "x".
         betas, beta_start, beta_end, num_train_timesteps: of the DDPM path (`path.betas`).
         zero_terminal_snr: the last level of the DDPM path is noise alone; that of the others always is.
-        shift: shift of the sampling levels toward noise; 1 is none.
-        base_tokens: makes the shift grow with the root of a clip's tokens: it is `shift` for so many.
+        shift: moves the sampling levels toward noise; 1 leaves them as they are.
+        base_tokens: if set, the shift grows with the square root of a clip's tokens, and is `shift` at this number.
     """
 
     order = 1
@@ -73,7 +73,7 @@ class LatentVideoScheduler(SchedulerMixin, ConfigMixin):
         return recover(z, prediction, self.config.target, self.path, t)
 
     def levels(self, steps: int, tokens: int | None = None, start: float = 1.0) -> Tensor:
-        """Noise levels [steps + 1] of a sampling run of a clip of so many tokens, from `start` down to 0."""
+        """Noise levels [steps + 1] of a sampling run of a clip with `tokens` tokens, from `start` down to 0."""
         t = start * sampling_levels(steps, shift_for(self.config.shift, tokens, self.config.base_tokens))
         t[:-1] = self.path.snap(t[:-1])
         return t

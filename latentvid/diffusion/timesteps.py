@@ -22,7 +22,7 @@ def shift(t: Tensor, factor: float) -> Tensor:
 
 
 def shift_for(factor: float, tokens: int | None, base_tokens: int | None) -> float:
-    """The shift of a sample of so many tokens: factor * sqrt(tokens / base_tokens) (Esser et al. 2024, section 5.3.2).
+    """The shift by a sample's tokens: factor * sqrt(tokens / base_tokens) (Esser et al. 2024, section 5.3.2).
 
     More tokens of a like picture hide it less under the same noise. Without `base_tokens`, `factor` for all.
     """
@@ -35,21 +35,22 @@ class TimestepSampling:
 
     uniform: t ~ U(0,1]. logit_normal: t = sigmoid(mean + std n), n ~ N(0,1) (Esser et al. 2024, eq. 19).
     mode: t = 1 - u - scale (cos^2(pi u / 2) - 1 + u), u ~ U(0,1] (eq. 20), scale in [-1, 2 / (pi - 2)].
-    Then `shift`, which grows with the root of the sample's tokens if `base_tokens` is set: it is for so many.
+    Then `shift`. If `base_tokens` is set, it grows with the square root of a sample's tokens, and is `shift`
+    at that number.
     """
 
     kind: Literal["uniform", "logit_normal", "mode"] = setting("how noise levels are drawn", default="uniform")
     mean: float = setting("logit_normal: mean of the logit; above 0 draws more noise", default=0.0)
     std: float = setting("logit_normal: deviation of the logit", default=1.0)
     scale: float = setting("mode: how far draws gather in the middle", default=1.29)
-    shift: float = setting("then moves the levels toward noise; 1 is none", default=1.0)
-    base_tokens: int | None = setting("shift is for so many tokens, and grows with their root", default=None)
+    shift: float = setting("then moves the levels toward noise; 1 leaves them as they are", default=1.0)
+    base_tokens: int | None = setting("tokens that `shift` is for; it grows with their square root", default=None)
 
     def __post_init__(self) -> None:
         check_fields(self, "timesteps")
 
     def draw(self, generator: torch.Generator, tokens: int | None = None, count: int = 1) -> Tensor:
-        """Noise levels in (0,1] [count] for a sample of so many tokens."""
+        """Noise levels in (0,1] [count] for a sample with `tokens` tokens."""
         import torch
 
         if self.kind == "logit_normal":

@@ -71,7 +71,8 @@ class VaeWithCritic(nn.Module):
     """An autoencoder and its adversary as one module, so that one optimiser and one checkpoint hold both.
 
     What the critic sees of a reconstruction is cut from the autoencoder's graph: the critic's loss moves the critic
-    alone. The autoencoder's adversarial loss is made from the scores' gradient at the cut (`training/vae_losses.py`).
+    alone. The autoencoder's adversarial loss is made from the scores' gradient at the cut
+    (`training/stages/vae/losses.py`).
     """
 
     def __init__(self, vae: nn.Module, critic: nn.Module) -> None:
@@ -110,3 +111,8 @@ class VaeWithCritic(nn.Module):
 
     def enable_gradient_checkpointing(self) -> None:
         self.vae.enable_gradient_checkpointing()
+
+
+def without_critic(model: nn.Module) -> nn.Module:
+    """The autoencoder alone."""
+    return model.vae if isinstance(model, VaeWithCritic) else model

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from ..errors import UserError
 from ..limits import check_arguments
-from ..weights import Shapes, check_finite, check_tensors, read_json, shapes_in, weight_files
+from ..weights import Shapes, check_finite, check_tensors, read_object, shapes_in, weight_files
 from .building import shapes_of
 
 M = TypeVar("M", bound=ModelMixin)
@@ -75,7 +75,7 @@ def class_name(folder: Path, wanted: str) -> str | None:
     """The `_class_name` in the folder's config.json; raises UserError, which names what was `wanted`, without one."""
     if not (folder / "config.json").exists():
         need(folder / "config.json", f"{folder} holds no {wanted} (config.json is missing)")
-    return read_json(folder / "config.json").get("_class_name")
+    return read_object(folder / "config.json").get("_class_name")
 
 
 def read_arguments(function: Callable, file: Path) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def read_arguments(function: Callable, file: Path) -> dict[str, Any]:
     What the function does not take is left out: folders of other versions, and of diffusers, have more. Raises
     UserError, which names file and key.
     """
-    config = {key: value for key, value in read_json(file).items() if not key.startswith("_")}
+    config = {key: value for key, value in read_object(file).items() if not key.startswith("_")}
     check_arguments(function, config, f"{file}: ", others=True)
     return {key: value for key, value in config.items() if key in inspect.signature(function).parameters}
 

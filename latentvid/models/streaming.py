@@ -11,25 +11,36 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import UserError
 from .budget import Cut, Side, choose_cut, give_back, tile_starts
 from .causal3d import StreamCache
 
-if TYPE_CHECKING:
-    from .autoencoder import CausalVideoAutoencoder
+
+class CausalVae(Protocol):
+    """What streaming needs of an autoencoder."""
+
+    config: Any  # with `in_channels`
+    encoder: nn.Module
+    decoder: nn.Module
+    latent_channels: int
+    temporal_stride: int
+    spatial_stride: int
+
+    def latent_grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """(f, h, w) of a clip's latent; raises UserError for sizes that cannot be."""
 
 
-def encode_side(vae: CausalVideoAutoencoder) -> Side:
+def encode_side(vae: CausalVae) -> Side:
     t, s = vae.temporal_stride, vae.spatial_stride
     return Side("encode", vae.encoder, vae.config.in_channels, 2 * vae.latent_channels, t, 1, s, 1)
 
 
-def decode_side(vae: CausalVideoAutoencoder) -> Side:
+def decode_side(vae: CausalVae) -> Side:
     t, s = vae.temporal_stride, vae.spatial_stride
     return Side("decode", vae.decoder, vae.latent_channels, vae.config.in_channels, 1, t, 1, s)
 
@@ -134,7 +145,7 @@ class EncodeStream(_Stream):
     `budget`: bytes that it may take beside the chunks and their output; None: a share of what is free at the start.
     """
 
-    def __init__(self, vae: CausalVideoAutoencoder, budget: int | None = None) -> None:
+    def __init__(self, vae: CausalVae, budget: int | None = None) -> None:
         super().__init__(encode_side(vae), budget)
         self.vae = vae
 
@@ -160,7 +171,7 @@ class EncodeStream(_Stream):
 class DecodeStream(_Stream):
     """Decodes latents as they arrive, such as those of a rollout; otherwise like `EncodeStream`."""
 
-    def __init__(self, vae: CausalVideoAutoencoder, budget: int | None = None) -> None:
+    def __init__(self, vae: CausalVae, budget: int | None = None) -> None:
         super().__init__(decode_side(vae), budget)
 
     def push(self, z: Tensor) -> Tensor:
@@ -172,7 +183,7 @@ class DecodeStream(_Stream):
 
 
 @torch.no_grad()
-def encode_stream(vae: CausalVideoAutoencoder, chunks: Iterable[Tensor], budget: int | None = None) -> Iterator[Tensor]:
+def encode_stream(vae: CausalVae, chunks: Iterable[Tensor], budget: int | None = None) -> Iterator[Tensor]:
     """Latents [B,C,f,h,w] (the posterior's means) of frames that arrive in chunks [B,3,F,H,W] of any lengths.
 
     The frames pass in chunks of a length chosen for the budget; neither input nor output is held. `budget` as in
@@ -185,9 +196,7 @@ def encode_stream(vae: CausalVideoAutoencoder, chunks: Iterable[Tensor], budget:
 
 
 @torch.no_grad()
-def decode_stream(
-    vae: CausalVideoAutoencoder, latents: Iterable[Tensor], budget: int | None = None
-) -> Iterator[Tensor]:
+def decode_stream(vae: CausalVae, latents: Iterable[Tensor], budget: int | None = None) -> Iterator[Tensor]:
     """Frames [B,3,F,H,W] of latents that arrive in chunks [B,C,f,h,w] of any lengths; otherwise like `encode_stream`.
 
     The first result has 1 + t*k frames, later ones t*k.

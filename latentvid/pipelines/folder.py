@@ -20,7 +20,7 @@ from ..models.interchange import FOREIGN, load_vae, raw_vae
 from ..models.saved import load_component, read_arguments
 from ..models.transformer import VideoDiT
 from ..text import TextEncoder
-from ..weights import check_folder, read_json
+from ..weights import check_folder, read_object
 
 INDEX = "model_index.json"
 SCHEDULE = "scheduler_config.json"
@@ -42,7 +42,7 @@ def check_index(folder: Path, pipeline: type) -> dict[str, Any]:
         raise UserError(f"there is no model folder {folder}: train one (make demo), or give --model")
     if not file.exists() and not file.is_symlink():
         raise UserError(f"{folder} is not a pipeline ({INDEX} is missing): give the folder that training wrote")
-    index = read_json(file)
+    index = read_object(file)
     found = index.get("_class_name")
     if (found[-1:] if isinstance(found, list) else [found]) != [PIPELINE]:
         raise UserError(f"{file}: _class_name={shown(found)}: must be {PIPELINE}: it is another kind of pipeline")
@@ -81,7 +81,7 @@ def _cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def _scheduler(folder: Path) -> LatentVideoScheduler:
     file = folder / SCHEDULE
-    held = read_json(file)
+    held = read_object(file)
     found = held.get("_class_name")
     if found != LatentVideoScheduler.__name__:
         raise UserError(f"{file}: _class_name={shown(found)}: must be {LatentVideoScheduler.__name__}")

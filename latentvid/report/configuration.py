@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
-import typing
 from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from ..config.conversion import MISSING, default_of, section_of
-from ..config.parsing import to_dict
+from ..config.parsing import default_values, flat, to_dict
 from ..config.schema import DitConfig, VaeConfig
 from ..diffusion.scheduler import LatentVideoScheduler
 from ..models.autoencoder import CausalVideoAutoencoder
@@ -28,17 +25,9 @@ SIGNATURES = {  # sections that are the arguments of a class
 }
 
 
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections as dotted keys; an empty section has none."""
-    found = {}
-    for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
-
-
 def defaults(run: Run) -> dict[str, Any]:
     """Of every key of such a run that has a default, as YAML would hold it."""
-    found = dict(_walk(CONFIGS[run.kind], ""))
+    found = default_values(CONFIGS[run.kind])
     for (kind, key), cls in SIGNATURES.items():
         if kind == run.kind and run.section(key).get("_class_name", cls.__name__) == cls.__name__:
             found |= {f"{key}.{name}": value for name, value in _signature(cls).items()}
@@ -48,16 +37,6 @@ def defaults(run: Run) -> dict[str, Any]:
 def _signature(cls: type) -> dict[str, Any]:
     arguments = inspect.signature(cls.__init__).parameters.values()
     return {a.name: to_dict(a.default) for a in arguments if a.default is not inspect.Parameter.empty}
-
-
-def _walk(cls: type, prefix: str) -> typing.Iterator[tuple[str, Any]]:
-    hints = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        inner = section_of(hints[field.name])
-        if inner is not None:
-            yield from _walk(inner, f"{prefix}{field.name}.")
-        elif (default := default_of(field, hints[field.name])) is not MISSING:
-            yield f"{prefix}{field.name}", to_dict(default)
 
 
 def configuration(runs: Sequence[Run]) -> str:

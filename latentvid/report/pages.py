@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ..demo.report import DEMO
 from ..errors import UserError
 from ..files import check_target, written_whole
 from ..page import LIMIT, Page, note
@@ -98,12 +99,8 @@ def whole(make: Callable[[], str]) -> str:
 
 
 def _collection(folders: Sequence[Path]) -> Collection:
-    """How the page presents folders of runs. What only the demo has is imported where there is a demo to show."""
-    if not any(map(is_demo, folders)):
-        return Collection("Training runs", "Training runs that lie in one folder.")
-    from ..demo.report import DEMO
-
-    return DEMO
+    """How the page presents folders of runs."""
+    return DEMO if any(map(is_demo, folders)) else Collection("Training runs", "Training runs that lie in one folder.")
 
 
 def _whole(

@@ -16,8 +16,8 @@ from typing_extensions import TypedDict
 
 from ..config.yaml_files import parse_yaml
 from ..errors import UserError
-from ..files import file_fault
-from ..training.checkpoint.records import MOST_BYTES, STRICT, Number, Record, Step, salvaged
+from ..files import MOST_JSON, file_fault
+from ..training.checkpoint.records import STRICT, Number, Record, Step, salvaged
 
 T = TypeVar("T")
 
@@ -102,7 +102,7 @@ def there(path: Path, root: Path, faults: Faults) -> bool:
     return True
 
 
-def read_file(path: Path, root: Path, faults: Faults, most: int = MOST_BYTES) -> str | None:
+def read_file(path: Path, root: Path, faults: Faults, most: int = MOST_JSON) -> str | None:
     """Its text; None where there is none."""
     if not there(path, root, faults):
         return None

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..config.schema import stage_of
 from ..errors import UserError
 from ..files import leads_out
 from ..page import Page
@@ -89,13 +90,10 @@ def read_run(folder: Path, label: str) -> Run:
     """What is whole of it; `faults` says what is not."""
     faults = Faults()
     text, config = read_config(folder / "config.yaml", folder, faults)
-    kind = None
-    if config is not None:
-        kind = "dit" if "text_encoder" in config else "vae" if "statistics_samples" in config else None
     return Run(
         folder=folder,
         label=label,
-        kind=kind,
+        kind=stage_of(config or {}),
         columns=_with_sums(read_columns(folder / "metrics.jsonl", folder, faults)),
         validation=read_measured(folder / "validation.jsonl", folder, faults),
         best=read_json(folder / "best.json", folder, faults, Best),

@@ -12,10 +12,10 @@ import torch
 from ..config.schema import TrainingConfig
 from ..config.yaml_files import read_yaml
 from ..errors import UserError
+from ..files import read_json
 from ..precision import Computed, autocast, choose, describe, speed
 from ..world import from_main
 from .checkpoint.checkpoint import CheckpointStore
-from .checkpoint.records import read_json
 
 Config = TypeVar("Config", bound=TrainingConfig)
 logger = logging.getLogger(__name__)

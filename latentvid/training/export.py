@@ -16,6 +16,7 @@ if __name__ == "__main__":  # before torch is imported: --help and wrong options
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -23,18 +24,18 @@ from safetensors import SafetensorError
 from torch import nn
 
 from ..config.parsing import load_config
-from ..config.schema import DitConfig, VaeConfig
+from ..config.schema import stage_of
 from ..config.yaml_files import read_yaml
 from ..errors import UserError
 from ..files import check_name, check_writable, follow_umask
 from .checkpoint.checkpoint import CheckpointStore, find_damage
-from .checkpoint.records import State, read_record
-from .monitor.watch import read_best
+from .checkpoint.records import State, read_best, read_record
 from .parallel.pieces import PieceReader, not_finite
+from .task import Stage, Task
 
 
-def export_checkpoint(task, checkpoint: Path, out: Path, raw: bool = False) -> None:
-    """Writes the task's product at `out`, there only when whole; `task` is a `trainer.Task`.
+def export_checkpoint(task: Task, checkpoint: Path, out: Path, raw: bool = False) -> None:
+    """Writes the task's product at `out`, there only when whole.
 
     The model is built on the CPU, beside whatever else the device holds. What was at `out` stays until then. Raises
     UserError for weights that were never trained, or are no numbers.
@@ -79,8 +80,18 @@ def read_model(model: nn.Module, checkpoint: Path, raw: bool = False) -> nn.Modu
     return model
 
 
-def export_run(run: Path, out: Path, step: int | None = None, raw: bool = False, best: bool = False) -> Path:
-    """Exports a step's checkpoint of a run (the newest whole one by default); returns the checkpoint's folder."""
+def export_run(
+    run: Path,
+    out: Path,
+    stages: Mapping[str, Stage],
+    step: int | None = None,
+    raw: bool = False,
+    best: bool = False,
+) -> Path:
+    """Exports a step's checkpoint of a run (the newest whole one by default); returns the checkpoint's folder.
+
+    stages: those that the run may be of, by name.
+    """
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is not a run: it holds no config.yaml")
     check_name(out, "OUT", more=len("..partial"))
@@ -99,16 +110,11 @@ def export_run(run: Path, out: Path, step: int | None = None, raw: bool = False,
     if step is not None and (damage := find_damage(checkpoint, step)):
         raise UserError(f"{checkpoint} is damaged: {damage}")
     check_writable(out.parent)
-    settings = read_yaml(run / "config.yaml")
-    if "vae" in settings:  # only the transformer's configuration names a VAE
-        from .stages.dit.task import DitTask as MakeTask
-
-        config = load_config(DitConfig, run / "config.yaml")
-    else:
-        from .stages.vae.task import VaeTask as MakeTask
-
-        config = load_config(VaeConfig, run / "config.yaml")
+    name = stage_of(read_yaml(run / "config.yaml"))
+    if name not in stages:
+        raise UserError(f"{run / 'config.yaml'} has no `stage` that can be exported ({', '.join(stages)})")
+    config = load_config(stages[name].config, run / "config.yaml")
     config.train.sequence_parallel = 1
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    export_checkpoint(MakeTask(config, device, data=False), checkpoint, out, raw)
+    export_checkpoint(stages[name].task(config, device, data=False), checkpoint, out, raw)
     return checkpoint

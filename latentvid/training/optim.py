@@ -12,7 +12,7 @@ import torch
 from timm.optim import muon
 from torch import nn
 
-from ..config.schema import Optim
+from ..config.sections import Optim
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ def make_optimizer(
     name; `newton_schulz` is the type that Muon's iteration computes in. Each group keeps its peak learning rate as
     `peak_lr`, its `start`, and the name of its `part` ("": the rest).
     """
-    beside = {id(p) for part in apart for p in getattr(model, part.name).parameters()}
+    beside = {id(p) for part in apart for p in model.get_submodule(part.name).parameters()}
     trainable = [p for p in model.parameters() if p.requires_grad and id(p) not in beside]
     matrices = [p for p in trainable if p.ndim >= 2]
     vectors = [p for p in trainable if p.ndim < 2]
     others = [
-        {"params": list(getattr(model, part.name).parameters()), "weight_decay": 0.0, "lr": part.lr}
+        {"params": list(model.get_submodule(part.name).parameters()), "weight_decay": 0.0, "lr": part.lr}
         | {"start": part.start, "part": part.name}
         for part in apart
     ]

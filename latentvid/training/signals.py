@@ -38,7 +38,7 @@ class StopRequest:
         self.asked: str | None = None
         self.saves = False
         self._first: float | None = None  # Ctrl-C
-        self._grace: float | None = None  # seconds that the wait under way may still take; None: there is none
+        self._grace: float | None = None  # seconds that the current wait may still take; None: nothing is waiting
         self._before: dict[int, object] = {}
         self._pipe = self._woken = -1
 
@@ -63,8 +63,8 @@ class StopRequest:
 
     @contextmanager
     def waiting(self, grace: float) -> Iterator[None]:
-        """Inside, being asked to stop raises StopWaiting: at once where `grace` is 0, else if the wait then takes so
-        many seconds longer, for another process may be a step ahead and need this one."""
+        """Inside, being asked to stop raises StopWaiting: at once where `grace` is 0, else when the wait takes
+        `grace` seconds longer, since another process may be a step ahead and need this one."""
         self._grace = grace
         try:
             if self.asked is not None:

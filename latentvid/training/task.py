@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -12,28 +12,58 @@ from torch import Tensor, nn
 
 from ..config.schema import TrainingConfig
 from ..data.clips import ClipSource
+from ..data.manifest.columns import Lookup
 from ..data.plan.plan import Draw
 from ..errors import UserError
 from ..evaluation.sheet import Row
 from ..limits import check_arguments
 from ..models.building import check_memory
+from ..models.flops import GridFlops
+from ..packing import Grid
 from .optim import Part
+
+
+class Pack(Protocol):
+    """What a stage makes of a pack's draws, in loader processes. `pin_memory()` is called on it where there is CUDA."""
+
+    tokens: Sequence[int]  # of each sample
+    counted: Sequence[int]  # of each sample: tokens that have a loss; asked for only where the task is `partial`
+    counted_in_all: int  # their sum over the whole pack, of which this may be one process's piece
+    replaced: int  # clips that were read in the place of others
+
+    def to(self, device: torch.device) -> Pack: ...
 
 
 class Task(Protocol):
     """A stage: what is trained, on what, with which loss."""
 
+    config: TrainingConfig
+    product: str  # name of the folder in run.dir that the finished model goes to
+
+    # --- the model ---
+
     model: nn.Module
+    blocks: Sequence[nn.Module]  # of the model, all alike: compiled, gathered and recomputed one by one; may be none
+    width: int  # of the blocks
+    recomputes: bool  # the model can recompute activations: it has `enable_gradient_checkpointing`
+    apart: tuple[Part, ...]  # sub-modules of the model that learn beside the rest
+    frozen: tuple[nn.Module, ...]  # networks that are used and not trained
+    ragged: bool  # a pack may take several calls of the model, as many as it has shapes
+
+    def new_model(self) -> nn.Module:
+        """Another model as `model` was at first."""
+
+    # --- the data ---
+
+    grids: Lookup[Grid]  # in tokens, of each sample
     tokens: np.ndarray  # of each sample, for the plan
     costs: np.ndarray  # of each sample, in any unit: what balances packs
     sources: tuple[str, ...]  # names of the manifests or caches, also of those that no sample is left of
     source_of: np.ndarray  # the source of each sample
     is_image: np.ndarray  # of each sample: one frame
     clips: ClipSource | None  # what reads files, if anything does
-    apart: tuple[Part, ...]  # sub-modules of the model that learn beside the rest
-    ragged: bool  # a pack may take several calls of the model, as many as it has shapes
-    partial: bool  # some tokens have no loss: packs then say how many have, in `counted` and `counted_in_all`
-    product: str  # name of the folder in run.dir that the finished model goes to
+    partial: bool  # some tokens have no loss
+    trained: list[dict[str, Any]] | None  # sizes, lengths and rates of the data, for who generates; None: not noted
 
     def summary(self) -> str:
         """What it trains on, and what was left out for which reason; shown at the start."""
@@ -41,17 +71,30 @@ class Task(Protocol):
     def identity(self) -> dict[str, Any]:
         """Which data these are, to be kept with the run: see `data.identity`."""
 
-    def make_pack(self, draws: Sequence[Draw]) -> Any:
-        """The inputs of a pack; runs in loader processes. Has `.to(device)` and `.tokens`, a list a sample."""
+    def pixels(self, grid: Grid) -> Grid:
+        """Frames, height and width of the clips that have such a token grid."""
 
-    def prepare(self, pack: Any) -> Any:
+    def make_pack(self, draws: Sequence[Draw]) -> Pack:
+        """The inputs of a pack; runs in loader processes."""
+
+    def blank_pack(self, grids: Sequence[Grid]) -> Pack:
+        """A pack of such samples, ready for `loss`, to count its memory: its numbers do not matter."""
+
+    # --- a step ---
+
+    def prepare(self, pack: Pack) -> Pack:
         """On the device: what frozen encoders make of a pack, before `loss`."""
 
-    def flops(self, pack: Any) -> float:
+    def loss(self, model: nn.Module, pack: Pack, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of each sample [N] at a step (from 0), and parts of it to log, [N] each."""
+
+    def flops(self, pack: Pack) -> float:
         """Of the model's forward pass over the samples that this process made of the pack, from their real sizes."""
 
-    def loss(self, model: nn.Module, pack: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of each sample [N] at a step (from 0), and parts of it to log, [N] each."""
+    def grid_flops(self, grid: Grid) -> GridFlops:
+        """Of the forward pass over one sample."""
+
+    # --- what it shows and leaves ---
 
     def sample(self, model: nn.Module, rank: int, world: int) -> dict[int, Row]:
         """What the model makes now, to look at: rows of a sheet, by their numbers in it. Called on every process, each
@@ -59,9 +102,6 @@ class Task(Protocol):
 
     def held_out(self) -> HeldOut | None:
         """What measures the model on held-out data; None where the configuration asks for none."""
-
-    def new_model(self) -> nn.Module:
-        """Another model as `model` was at first."""
 
     def export(self, model: nn.Module, folder: Path) -> None:
         """Writes the finished model (averaged weights) in diffusers' format; called on the main process."""
@@ -74,10 +114,10 @@ class HeldOut(Protocol):
         """What it measures on, and what was left out for which reason; shown at the start."""
 
     def higher_is_better(self, figure: str) -> bool:
-        """Of a figure of `record`. Raises UserError where there is none of that name."""
+        """Whether more is better of a figure of `record`. Raises UserError for an unknown name."""
 
     def begin(self, rank: int, world: int) -> None:
-        """Before the first step, on every process: what need be made once. Raises UserError for data of no use."""
+        """Before the first step, on every process: makes what is needed once. Raises UserError for data of no use."""
 
     def measure(self, model: nn.Module, rank: int, world: int) -> Tensor:
         """Sums over this process's share, float64 of one shape on every process; all call the model equally often."""
@@ -89,7 +129,16 @@ class HeldOut(Protocol):
         """Scores of what the model makes: {name: {"value": ..., "low": ..., ...}}, on every process."""
 
 
-MakeTask = Callable[[TrainingConfig, torch.device], Task]
+class MakeTask(Protocol):
+    """A stage's task."""
+
+    def __call__(self, config: TrainingConfig, device: torch.device, data: bool = True) -> Task:
+        """`data=False` leaves the data closed: enough to export."""
+
+
+class Stage(NamedTuple):
+    config: type[TrainingConfig]
+    task: MakeTask
 
 
 def shares(count: int, rank: int, world: int) -> list[tuple[int, bool]]:

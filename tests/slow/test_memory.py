@@ -60,7 +60,11 @@ def estimate(path: Path, strategy: str, processes: int) -> float:
     simulation = simulate(task, make_plan(config, task), processes, steps=3)
     passes = [pass_bytes(task, task.blank_pack(g), config.train.gradient_checkpointing) for g in simulation.packs]
     passing = PassBytes(*map(max, zip(*passes, strict=True)))
-    state = next(s for name, n, s in state_bytes(task.model, "adamw", processes) if (name, n) == (strategy, processes))
+    state = next(
+        s
+        for name, n, s in state_bytes(task.model, task.model.blocks, "adamw", processes)
+        if (name, n) == (strategy, processes)
+    )
     held, block = size(task.model), size(task.model.blocks[0])
     each = config.data.packs_per_step // processes
     bucket = held if strategy == "ZeRO-3" else 0

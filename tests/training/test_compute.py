@@ -9,7 +9,7 @@ from timm.optim import muon
 from torch import nn
 
 from latentvid import precision
-from latentvid.config.schema import Optim
+from latentvid.config.sections import Optim
 from latentvid.training.compute import Compute, kept_in, settle
 from latentvid.training.monitor.metrics import read_metrics
 from latentvid.training.optim import make_optimizer

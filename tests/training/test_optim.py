@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from latentvid.config.schema import Optim
+from latentvid.config.sections import Optim
 from latentvid.training.optim import Part, lr_factor, make_optimizer, set_lr
 
 

@@ -154,7 +154,7 @@ def test_state_is_what_the_optimiser_makes(dit_config, tmp_path, name):
         p.grad = torch.zeros_like(p)
     optimizer.step()
     big = [v for s in optimizer.state.values() for v in s.values() if torch.is_tensor(v) and v.ndim > 0]
-    table = {strategy: held for strategy, _, held in state_bytes(model, name, 1)}
+    table = {strategy: held for strategy, _, held in state_bytes(model, model.blocks, name, 1)}
     assert table["single"].optimizer == sum(v.numel() * v.element_size() for v in big)
     assert table["single"].weights == sum(p.numel() * 4 for p in model.parameters())
     if name == "adamw":

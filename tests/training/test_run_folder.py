@@ -15,6 +15,8 @@ from accelerate.state import AcceleratorState
 from comparing import assert_same_run, lines
 from safetensors.torch import load_file
 
+from latentvid.config.parsing import to_dict
+from latentvid.config.schema import stage_of
 from latentvid.errors import UserError, message_of
 from latentvid.lock import NAME, FolderLock
 from latentvid.training.checkpoint import run_folder as module
@@ -23,6 +25,7 @@ from latentvid.training.export import export_run
 from latentvid.training.monitor.metrics import read_metrics
 from latentvid.training.optim import lr_factor
 from latentvid.training.stages.dit.task import DitTask
+from latentvid.training.stages.table import STAGES
 from latentvid.training.stages.vae.task import VaeTask
 from latentvid.training.trainer import train
 
@@ -294,6 +297,23 @@ def test_a_config_of_an_older_version_had_fewer_keys(dit_config, begun):
     go_on(dit_config, begun, "data.frames_per_read=null")
 
 
+def test_the_configuration_says_the_stage_and_an_older_one_still_exports(dit_config, vae_config, begun, tmp_path):
+    saved = yaml.safe_load((begun / "config.yaml").read_text())
+    assert saved["stage"] == "dit" and to_dict(vae_config(tmp_path))["stage"] == "vae"
+    with pytest.raises(UserError, match="stage='dit': expected one of 'vae'"):
+        vae_config(tmp_path, "stage=dit")
+    del saved["stage"]
+    (begun / "config.yaml").write_text(yaml.safe_dump(saved))
+    export_run(begun, tmp_path / "out", STAGES)
+    go_on(dit_config, begun)
+    assert yaml.safe_load((begun / "config.yaml").read_text())["stage"] == "dit"
+    older = to_dict(vae_config(tmp_path))
+    assert stage_of({key: value for key, value in older.items() if key != "stage"}) == "vae"
+    (begun / "config.yaml").write_text(yaml.safe_dump(saved | {"stage": "lora"}))
+    with pytest.raises(UserError, match="no `stage` that can be exported"):
+        export_run(begun, tmp_path / "other", STAGES)
+
+
 def test_data_of_equal_sizes_are_still_other_data(dit_config, digits_data, tmp_path):
     """Another file, or caption, in the place of one of the same size; the same in another folder is the same."""
     run, folder = tmp_path / "run", tmp_path / "data"
@@ -353,7 +373,7 @@ def test_a_run_whose_every_step_was_skipped_exports_nothing(dit_config, tmp_path
             train(config, Nan)
     assert not (tmp_path / "pipeline").exists()
     with pytest.raises(UserError, match="no trained weights"):
-        export_run(tmp_path, tmp_path / "out")
+        export_run(tmp_path, tmp_path / "out", STAGES)
 
 
 def test_weights_that_are_no_numbers_are_not_saved(dit_config, begun):
@@ -388,7 +408,7 @@ def test_nan_in_a_checkpoint_is_not_exported(finished, tmp_path, monkeypatch):
 
     monkeypatch.setattr(export, "not_finite", lambda tensors: next(iter(tensors)))
     with pytest.raises(UserError, match="is not finite: export another step"):
-        export_run(finished, tmp_path / "out")
+        export_run(finished, tmp_path / "out", STAGES)
     assert not (tmp_path / "out").exists() and not list(tmp_path.iterdir())
 
 
@@ -397,10 +417,10 @@ def test_an_export_that_cannot_be_written_is_said_before_the_work(finished, tmp_
 
     monkeypatch.setattr(export, "export_checkpoint", None)  # it does not come to that
     with pytest.raises(UserError, match="its name has 250 bytes, and at most 246 can be"):
-        export_run(finished, tmp_path / ("x" * 250))
+        export_run(finished, tmp_path / ("x" * 250), STAGES)
     (tmp_path / "out").symlink_to(tmp_path / "nowhere")
     with pytest.raises(UserError, match="out exists"):
-        export_run(finished, tmp_path / "out")
+        export_run(finished, tmp_path / "out", STAGES)
 
 
 def test_statistics_of_nothing_are_refused(vae_config, tmp_path):

@@ -14,6 +14,7 @@ from latentvid.config.parsing import load_config, save_config
 from latentvid.training.export import export_run
 from latentvid.training.monitor.metrics import read_metrics
 from latentvid.training.stages.dit.task import DitTask
+from latentvid.training.stages.table import STAGES
 from latentvid.training.trainer import train
 
 OPTIONS = (
@@ -98,7 +99,7 @@ def test_a_strategy_trains_like_one_process_and_takes_over_its_run(recipe, singl
     train(dit_config(back, *limited), DitTask)
     assert_same(back, single)
 
-    export_run(tmp_path / "new", tmp_path / "raw", step=3, raw=True)
+    export_run(tmp_path / "new", tmp_path / "raw", STAGES, step=3, raw=True)
     ours = load_file(tmp_path / "raw/transformer/diffusion_pytorch_model.safetensors")
     theirs = load_file(single / "checkpoints/step-00000003/model.safetensors")
     assert ours.keys() == theirs.keys()

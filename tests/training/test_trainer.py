@@ -199,10 +199,11 @@ def test_a_failing_run_with_loader_processes_ends(dit_config, tmp_path):
     """So that a launcher starts it again; the exception's traceback keeps the loader alive until the end."""
     save_config(dit_config(tmp_path, "data.workers=1"), tmp_path / "config.yaml")
     program = (
-        "import sys; from latentvid.training import trainer, load, config, dit_task\n"
-        "class Failing(dit_task.DitTask):\n"
+        "import sys; from latentvid.config import parsing, schema; from latentvid.training import trainer\n"
+        "from latentvid.training.stages.dit.task import DitTask\n"
+        "class Failing(DitTask):\n"
         "    def loss(self, model, pack, step): raise RuntimeError('as asked')\n"
-        "if __name__ == '__main__': trainer.train(load.load_config(config.DitConfig, sys.argv[1]), Failing)\n"
+        "if __name__ == '__main__': trainer.train(parsing.load_config(schema.DitConfig, sys.argv[1]), Failing)\n"
     )
     (tmp_path / "program.py").write_text(program)
     done = subprocess.run(

@@ -21,6 +21,7 @@ from latentvid.training.export import export_run
 from latentvid.training.monitor.metrics import read_metrics
 from latentvid.training.optim import Part, make_optimizer
 from latentvid.training.parallel.zero import make_strategy
+from latentvid.training.stages.table import STAGES
 from latentvid.training.stages.vae.task import VaeTask
 from latentvid.training.trainer import train
 
@@ -68,7 +69,7 @@ def test_the_critic_sleeps_unchanged_then_learns_and_the_vae_is_exported_alone(w
     assert [same(a, b) for a, b in zip(weights, weights[1:], strict=False)] == [True, False, False, False, False]
     average = load_file(whole / "vae/diffusion_pytorch_model.safetensors")
     assert same({f"vae.{k}": v for k, v in average.items()} | critic(state(whole, 6, "ema")), state(whole, 6, "ema"))
-    export_run(whole, tmp_path / "raw", step=3, raw=True)
+    export_run(whole, tmp_path / "raw", STAGES, step=3, raw=True)
     assert load_vae(tmp_path / "raw").config.latents_mean is not None
 
     train(vae_config(tmp_path / "plain", "loss.temporal=0.1", "optim.weight_decay=0.1", "train.steps=6"), VaeTask)

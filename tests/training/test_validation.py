@@ -21,7 +21,7 @@ from latentvid.training.export import export_run, read_model
 from latentvid.training.monitor.metrics import read_metrics
 from latentvid.training.signals import Preempted
 from latentvid.training.stages.dit.task import DitTask
-from latentvid.training.stages.dit.validation import HeldOutLatents
+from latentvid.training.stages.table import STAGES
 from latentvid.training.stages.vae.task import VaeTask
 from latentvid.training.trainer import TrainingRun, train
 
@@ -57,7 +57,7 @@ def test_every_bin_has_the_loss_of_each_window_alone(measured, dit_config, tiny_
     """The exact slow way: one window at one level after another, the weights from the checkpoint."""
     task = DitTask(dit_config(measured, *MEASURED, f"validation.latents={tiny_latents}"), CPU)
     model = read_model(task.new_model(), measured / "checkpoints/step-00000006", raw=weights == "raw").eval()
-    held_out = HeldOutLatents(task)
+    held_out = task.held_out()
     assert len(held_out.windows) == 7 and len(held_out.packs) > 1
     want = torch.zeros(2, 4)
     for window in held_out.windows:
@@ -77,7 +77,7 @@ def test_every_bin_has_the_loss_of_each_window_alone(measured, dit_config, tiny_
 def test_the_noise_is_that_of_the_validation_s_seed_alone(dit_config, tiny_latents, tmp_path):
     def packs(*changes: str) -> list:
         options = (*MEASURED, f"validation.latents={tiny_latents}", *changes)
-        held_out = HeldOutLatents(DitTask(dit_config(tmp_path, *options), CPU))
+        held_out = DitTask(dit_config(tmp_path, *options), CPU).held_out()
         return [held_out.make_pack(draws) for draws in held_out.packs]
 
     plain = packs()
@@ -96,7 +96,7 @@ def test_clips_are_measured_like_their_cache(dit_config, digits_data, tiny_laten
     figures = []
     for held_out in (f"validation.latents={tiny_latents}", f"validation.manifest={digits_data / 'train.jsonl'}"):
         task = DitTask(dit_config(tmp_path, *MEASURED, held_out), CPU)
-        measure = HeldOutLatents(task)
+        measure = task.held_out()
         figures.append(measure.record(measure.measure(task.model.eval(), 0, 1)))
     a, b = ([part["loss"] for part in f["bins"]] for f in figures)
     assert a == pytest.approx(b, rel=1e-3)
@@ -108,7 +108,7 @@ def test_an_error_in_x_is_the_loss_of_a_model_of_x_and_compares_other_targets(di
         task = DitTask(dit_config(tmp_path, *options), CPU)
         for parameter in task.model.parameters():
             torch.nn.init.zeros_(parameter)  # every model then predicts 0
-        measure = HeldOutLatents(task)
+        measure = task.held_out()
         return measure.record(measure.measure(task.model.eval(), 0, 1))
 
     of_x = figures("x")
@@ -129,7 +129,7 @@ def test_the_best_checkpoint_stays_and_can_be_exported(dit_config, tiny_latents,
     best = json.loads((run / "best.json").read_text())
     assert best == {"step": step, "metric": "loss", "weights": "raw", "value": measured[step]}
     assert CheckpointStore(run / "checkpoints").steps() == [step, 6]
-    export_run(run, tmp_path / "best", best=True)
+    export_run(run, tmp_path / "best", STAGES, best=True)
     ours = read_model(DitTask(dit_config(run), CPU).new_model(), run / f"checkpoints/step-{step:08d}", raw=True)
     theirs = type(ours).from_pretrained(tmp_path / "best" / "transformer")
     assert same(dict(ours.state_dict()), dict(theirs.state_dict()))
@@ -198,9 +198,7 @@ def test_scores_are_those_of_clips_made_one_by_one(dit_config, digits_data, tiny
     assert best["metric"] == "digit" and best["value"] == record["scores"]["digit"]["value"]
 
     pipeline = load_pipeline(tmp_path / "pipeline", "cpu")
-    source = open_sources(
-        [manifest], HeldOutLatents(DitTask(dit_config(tmp_path, *options), CPU)).scores.source.transform
-    )
+    source = open_sources([manifest], DitTask(dit_config(tmp_path, *options), CPU).held_out().scores.source.transform)
     videos = [i for i in range(len(source)) if not source.is_image[i]]
     windows = [videos[i] for i in torch.linspace(0, len(videos) - 1, 5).round().long()]
     made, real = [], []

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...errors import UserError
-from ...files import written_whole
+from ...files import read_json, written_whole
 from ...rng import derived_seed
 
 KEY = "key.json"
@@ -79,7 +79,7 @@ class Key:
 def read_key(folder: Path) -> Key:
     """The key in a folder. Raises UserError."""
     path = folder / KEY
-    found = _read_json(path, f"give the folder that `compare A B --out` wrote, which holds {KEY}")
+    found = _read(path, f"give the folder that `compare A B --out` wrote, which holds {KEY}")
     try:
         pairs = tuple(Pair(**pair) for pair in found["pairs"])
         return Key(**(found | {"questions": tuple(found["questions"]), "pairs": pairs}))
@@ -147,7 +147,7 @@ def read_choices(paths: Sequence[Path], key: Key) -> list[Choices]:
 
 
 def _read_choices(path: Path, key: Key) -> Choices:
-    found = _read_json(path, "give files that the page saved (choices-NAME.json)")
+    found = _read(path, "give files that the page saved (choices-NAME.json)")
     try:
         page, rater, rows = found["page"], found["rater"], found["choices"]
         made: dict[str, dict[int, Choice]] = {question: {} for question in key.questions}
@@ -175,11 +175,8 @@ def _read_choices(path: Path, key: Key) -> Choices:
     return Choices(rater, made)
 
 
-def _read_json(path: Path, fix: str) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): {fix}") from error
+def _read(path: Path, fix: str) -> dict[str, Any]:
+    found = read_json(path, fix=fix)
     if not isinstance(found, dict):
         raise UserError(f"{path} does not hold an object: {fix}")
     return found

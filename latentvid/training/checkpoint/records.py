@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -12,11 +11,10 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from ...errors import UserError
-from ...files import file_fault
+from ...files import read_json
 
 T = TypeVar("T")
 
-MOST_BYTES = 2**28  # of such a file
 STRICT = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Step = Annotated[int, Field(ge=0, le=10**9)]
@@ -131,27 +129,15 @@ def _adapter(kind: Any) -> TypeAdapter:
     return TypeAdapter(kind)
 
 
-def read_json(path: Path, root: Path | None = None) -> Any:
-    """What the file holds. UserError names it where it cannot be read; `root`: the folder that it must lie in."""
-    if fault := file_fault(path, root):
-        raise UserError(f"{path} {fault}")
-    try:
-        if path.stat().st_size > MOST_BYTES:
-            raise UserError(f"{path} has {path.stat().st_size:,} bytes: it is not what its name says")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error})") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is damaged (not UTF-8 text)") from None
-    except RecursionError:
-        raise UserError(f"{path} is damaged (nested too deep)") from None
-    except ValueError as error:
-        raise error if isinstance(error, UserError) else UserError(f"{path} is damaged ({error})") from None
-
-
 def read_record(path: Path, kind: type[T], root: Path | None = None) -> T:
-    """As `read_json`, and of this kind; UserError names the file and its first wrong key."""
+    """What a JSON file holds, of this kind. UserError names the file and its first wrong key."""
     return checked(read_json(path, root), kind, str(path))
+
+
+def read_best(run: Path) -> Best | None:
+    """What RUN/best.json holds; None where it is not there. Raises UserError where it is damaged."""
+    file = run / "best.json"
+    return read_record(file, Best, run) if file.exists() or file.is_symlink() else None
 
 
 def checked(found: Any, kind: type[T], where: str) -> T:

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from ...config.parsing import default_values, to_dict
+from ...config.parsing import default_values, flat, to_dict
 from ...config.schema import TrainingConfig
 from ...config.yaml_files import read_yaml
 from ...data.manifest.identity import difference
@@ -92,7 +92,7 @@ def check_same_run(config: TrainingConfig) -> None:
     saved = config.run.dir / "config.yaml"
     if not saved.is_file() or not CheckpointStore(config.run.dir / "checkpoints").steps():
         return
-    before, now = _flat(read_yaml(saved)), _flat(to_dict(config))
+    before, now = flat(read_yaml(saved)), flat(to_dict(config))
     usual = {**default_values(type(config)), **ONCE}
     before = {key: usual[key] for key in now if key in usual} | before  # an older version had fewer keys
     free = tuple(f"{key}." for key in (*MAY_CHANGE, *_checked_by_content(config.run.dir, before, now)))
@@ -158,10 +158,3 @@ def load_plan(plan: Plan, state: PlanState, folder: Path) -> None:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{folder / 'state.json'} is damaged: plan: {error!r}") from None
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -15,7 +15,7 @@ What is assumed, for every strategy:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -57,7 +57,7 @@ class Cluster:
     hop_outside: float = 9.6e-6
 
     def ring(self, devices: int, size: float) -> float:
-        """Seconds to gather a tensor of `size` bytes from its shards, or to scatter its sums, over so many devices."""
+        """Seconds to gather a tensor of `size` bytes from its shards, or to scatter its sums, over `devices`."""
         if devices == 1:
             return 0.0
         nodes = -(-devices // self.node)
@@ -152,7 +152,7 @@ def _rings(cluster: Cluster, devices: int, size: float, depth: int) -> float:
 
 
 def _left(exchange: float, beside: float, depth: int) -> float:
-    """What is waited for of exchanges that computing of so many seconds can hide: one block's part at the least."""
+    """What remains to be waited for of exchanges beside `beside` seconds of computing: one block's part at least."""
     return max(exchange - beside, exchange / depth)
 
 
@@ -236,7 +236,7 @@ def _at_depth(
         text = torch.empty(words.tokens, model.config.text_width)
         level = torch.empty(layout.frames)
 
-    def loss(call: Any, pack: Any, step: int) -> tuple[torch.Tensor, dict]:
+    def loss(call: Callable, pack: None, step: int) -> tuple[torch.Tensor, dict]:
         return (call(tokens, level, text, layout, words) - tokens).square().mean(), {}
 
     train = SimpleNamespace(mixed_precision="bf16", steps=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,11 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
 from ... import kernels
+from ...config.schema import TrainingConfig
 from ...models import transformer
 from ...models.budget import Lifetimes
 from ..optim import Part
+from ..task import Pack, Task
 
 
 class StateBytes(NamedTuple):
@@ -27,7 +29,7 @@ class StateBytes(NamedTuple):
 
 
 def state_bytes(
-    model: nn.Module, optimizer: str, world: int, apart: Sequence[Part] = ()
+    model: nn.Module, blocks: Sequence[nn.Module], optimizer: str, world: int, apart: Sequence[Part] = ()
 ) -> Iterator[tuple[str, int, StateBytes]]:
     """(strategy, processes, what it holds) for all strategies at this world size (8 where that is one process).
 
@@ -36,10 +38,10 @@ def state_bytes(
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     weights, held = size(model), sum(4 * p.numel() for p in trained)
-    beside = {id(p) for part in apart for p in getattr(model, part.name).parameters()}  # which AdamW steps
+    beside = {id(p) for part in apart for p in model.get_submodule(part.name).parameters()}  # which AdamW steps
     matrices = sum(4 * p.numel() for p in trained if p.ndim >= 2 and id(p) not in beside)
     moments = 2 * held - (matrices if optimizer == "muon" else 0)  # Muon keeps one moment of a matrix, AdamW two
-    block = max((size(block) for block in getattr(model, "blocks", ())), default=weights)
+    block = largest(model, blocks)
     if world == 1:
         yield "single", 1, StateBytes(weights, held, moments, held)
     n = world if world > 1 else 8
@@ -50,6 +52,15 @@ def state_bytes(
     yield "ZeRO-1", n, StateBytes(weights + held / n, held, moments / n, held / n)
     yield "ZeRO-2", n, StateBytes(weights + held / n, held / n, moments / n, held / n)
     yield "ZeRO-3", n, StateBytes(2 * weights / n + block, held / n, moments / n, held / n)
+
+
+class Passes(Protocol):
+    """What counting a pass needs of a task."""
+
+    model: nn.Module
+    config: TrainingConfig
+
+    def loss(self, model: Callable, pack: Pack | None, step: int) -> tuple[Tensor, dict[str, Tensor]]: ...
 
 
 class Activations(NamedTuple):
@@ -76,7 +87,7 @@ class PassBytes(NamedTuple):
     staying: int
 
 
-def activation_bytes(task: Any, pack: Any, gpu: bool = False) -> Activations:
+def activation_bytes(task: Task, pack: Pack, gpu: bool = False) -> Activations:
     """What training on this pack keeps, parameters left out and autocast's copies of them counted.
 
     gpu: with the attention that bf16 on CUDA has, which keeps queries and keys before and after their norms.
@@ -84,13 +95,13 @@ def activation_bytes(task: Any, pack: Any, gpu: bool = False) -> Activations:
     Counted on tensors without storage: neither the time nor the memory of the pass is spent, nor a GPU needed.
     """
     kept = _saved_bytes(task, pack, False, gpu)
-    if not task.model._supports_gradient_checkpointing:
+    if not task.recomputes:
         return Activations(kept, None)
     inputs = _saved_bytes(task, pack, True, gpu)
-    return Activations(kept, inputs + (kept - inputs) // len(task.model.blocks))
+    return Activations(kept, inputs + (kept - inputs) // max(1, len(task.blocks)))
 
 
-def pass_bytes(task: Any, pack: Any, checkpointing: bool, gpu: bool = False) -> PassBytes:
+def pass_bytes(task: Passes, pack: Pack | None, checkpointing: bool, gpu: bool = False) -> PassBytes:
     """What training on this pack takes when it takes most, without compiled blocks (which take less).
 
     Counted as `activation_bytes` does. What kernels take inside is not seen.
@@ -129,7 +140,7 @@ class _Peaks(Lifetimes):
         return result
 
 
-def _autocast(task: Any) -> Callable:
+def _autocast(task: Passes) -> Callable:
     """The model's forward pass as strategies call it."""
     half = task.config.train.mixed_precision == "bf16"
 
@@ -142,7 +153,7 @@ def _autocast(task: Any) -> Callable:
 
 
 @contextmanager
-def _fake(task: Any, checkpointing: bool, gpu: bool) -> Iterator[list[nn.Parameter]]:
+def _fake(task: Passes, checkpointing: bool, gpu: bool) -> Iterator[list[nn.Parameter]]:
     """Inside, nothing that is computed has storage, and the model's parameters are these, which have none either."""
     known = [p for p in task.model.parameters() if isinstance(p, FakeTensor)]
     mode = known[0].fake_mode if known else FakeTensorMode(allow_non_fake_inputs=True)
@@ -162,7 +173,7 @@ def _fake(task: Any, checkpointing: bool, gpu: bool) -> Iterator[list[nn.Paramet
             module._parameters[name] = p
 
 
-def _saved_bytes(task: Any, pack: Any, checkpointing: bool, gpu: bool) -> int:
+def _saved_bytes(task: Passes, pack: Pack, checkpointing: bool, gpu: bool) -> int:
     kept: dict[int, Any] = {}  # storages; held, so that none takes another's address
     with _fake(task, checkpointing, gpu):
         own = {p.untyped_storage()._cdata for p in task.model.parameters()}
@@ -194,3 +205,8 @@ def _set(model: Any, settings: dict[str, Any]) -> Iterator[None]:
 def size(module: nn.Module) -> int:
     """Bytes of a module's parameters in fp32."""
     return sum(4 * p.numel() for p in module.parameters())
+
+
+def largest(model: nn.Module, blocks: Sequence[nn.Module]) -> int:
+    """Bytes of the largest of a model's blocks, which strategies gather one by one; of all where it has none."""
+    return max(map(size, blocks), default=size(model))

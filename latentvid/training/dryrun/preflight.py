@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from textwrap import indent
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +18,9 @@ from ...models.flops import TRAINING, GridFlops, peak_flops
 from ...packing import Grid
 from ...tables import text_table
 from ..monitor.efficiency import rank_balance
+from ..task import Task
 from .estimate import H200, Step, peak_bytes, step_seconds
-from .memory import PassBytes, activation_bytes, pass_bytes, size, state_bytes
+from .memory import PassBytes, activation_bytes, largest, pass_bytes, size, state_bytes
 
 SIMULATED_STEPS = 50
 MFU = 0.4  # what large runs reach; the time is estimated for it
@@ -49,11 +49,10 @@ class Simulation:
     packs: list[list[Grid]]
 
 
-def preflight(config: TrainingConfig, task: Any, plan: Plan, *, world: int, device: torch.device) -> str:
+def preflight(config: TrainingConfig, task: Task, plan: Plan, *, world: int, device: torch.device) -> str:
     """The run in about a screen and a half: data and what was dropped, shapes, packs, length, arithmetic, memory.
 
     Args:
-        task: a DitTask or VaeTask.
         plan: stays as it is; its coming steps are simulated.
         world: processes, of which `train.sequence_parallel` share each pack.
         device: where the model would train.
@@ -72,7 +71,7 @@ def preflight(config: TrainingConfig, task: Any, plan: Plan, *, world: int, devi
     return "\n\n".join(part for part in parts if part)
 
 
-def simulate(task: Any, plan: Plan, ranks: int, steps: int = SIMULATED_STEPS) -> Simulation:
+def simulate(task: Task, plan: Plan, ranks: int, steps: int = SIMULATED_STEPS) -> Simulation:
     """The plan's coming steps, at most `steps` and an epoch; nothing is loaded. `ranks`: data-parallel ones.
 
     Raises UserError where they cannot share a step's packs.
@@ -120,7 +119,7 @@ def simulate(task: Any, plan: Plan, ranks: int, steps: int = SIMULATED_STEPS) ->
 # --- what is printed -------------------------------------------------------------------------------------------------
 
 
-def _shapes(task: Any) -> str:
+def _shapes(task: Task) -> str:
     """Table of the samples' shapes, by their share of the tokens."""
     counts = task.grids.counts()
     total = sum(math.prod(grid) * n for grid, n in counts.items())
@@ -136,7 +135,7 @@ def _shapes(task: Any) -> str:
     return _table(rows)
 
 
-def _packs(config: TrainingConfig, task: Any, plan: Plan, simulation: Simulation, ranks: int) -> str:
+def _packs(config: TrainingConfig, task: Task, plan: Plan, simulation: Simulation, ranks: int) -> str:
     s, steps = simulation, config.train.steps
     per_epoch = steps_per_epoch(task, s)
     passes = [f"    {steps * epochs:,.2f} {name}" for name, epochs in zip(plan.names, s.epochs, strict=True)]
@@ -155,12 +154,12 @@ def _packs(config: TrainingConfig, task: Any, plan: Plan, simulation: Simulation
     )
 
 
-def steps_per_epoch(task: Any, simulation: Simulation) -> float:
+def steps_per_epoch(task: Task, simulation: Simulation) -> float:
     """By tokens: packs are about equally full, but hold few samples or many."""
     return int(np.sum(task.tokens)) / simulation.tokens
 
 
-def _arithmetic(config: TrainingConfig, task: Any, simulation: Simulation, world: int, device: torch.device) -> str:
+def _arithmetic(config: TrainingConfig, task: Task, simulation: Simulation, world: int, device: torch.device) -> str:
     s, steps = simulation, config.train.steps
     peak, source = peak_flops(device, config.train.mixed_precision)
     every = sum(p.numel() for p in task.model.parameters())
@@ -177,17 +176,19 @@ def _arithmetic(config: TrainingConfig, task: Any, simulation: Simulation, world
     )
 
 
-def _memory(config: TrainingConfig, task: Any, plan: Plan, simulation: Simulation, world: int, device: Any) -> str:
+def _memory(
+    config: TrainingConfig, task: Task, plan: Plan, simulation: Simulation, world: int, device: torch.device
+) -> str:
     share = config.train.sequence_parallel
     packs = [task.blank_pack(grids) for grids in simulation.packs]
-    ways = (False, True) if task.model._supports_gradient_checkpointing else (False,)
+    ways = (False, True) if task.recomputes else (False,)
     gpu = device.type == "cuda" and config.train.mixed_precision == "bf16"
     kept = max(activation_bytes(task, pack, gpu).kept for pack in packs) / share
     passes = [_largest([pass_bytes(task, pack, way, gpu) for pack in packs], share) for way in ways]
     trained = sum(4 * p.numel() for p in task.model.parameters() if p.requires_grad)
-    block = max((size(block) for block in getattr(task.model, "blocks", ())), default=size(task.model))
+    block = largest(task.model, task.blocks)
     rows = [("", "weights", "gradients", "optimiser", "average", "activations", "most", "most, recomputing")]
-    for strategy, n, held in state_bytes(task.model, config.optim.name, world, task.apart):
+    for strategy, n, held in state_bytes(task.model, task.blocks, config.optim.name, world, task.apart):
         turns = max(1, plan.packs * share // n)
         most = [peak_bytes(strategy, held, passing, trained, block, turns) for passing in passes]
         rows.append((f"{strategy}, {_count(n, 'process')}", *map(_bytes, (*held, kept, *most))))
@@ -206,14 +207,15 @@ def _memory(config: TrainingConfig, task: Any, plan: Plan, simulation: Simulatio
 
 
 def _largest(passes: Sequence[PassBytes], processes: int) -> PassBytes:
-    """Of any of the packs, each shared by so many processes."""
+    """The largest of each figure over the packs, each shared by `processes`."""
     return PassBytes(*(round(max(values) / processes) for values in zip(*passes, strict=True)))
 
 
-def _times(config: TrainingConfig, task: Any, plan: Plan, simulation: Simulation, world: int, device: Any) -> str:
+def _times(
+    config: TrainingConfig, task: Task, plan: Plan, simulation: Simulation, world: int, device: torch.device
+) -> str:
     """A step's seconds on GPUs, by strategy; of links between CPUs nothing is known."""
-    blocks = getattr(task.model, "blocks", None)
-    if device.type != "cuda" or blocks is None:
+    if device.type != "cuda" or not task.blocks:
         return ""
     cluster = replace(H200, matmul=peak_flops(device, config.train.mixed_precision)[0], efficiency=MFU)
     step = Step(
@@ -222,14 +224,14 @@ def _times(config: TrainingConfig, task: Any, plan: Plan, simulation: Simulation
         packs=plan.packs,
         weights=size(task.model),
         trained=sum(4 * p.numel() for p in task.model.parameters() if p.requires_grad),
-        block=max(map(size, blocks)),
-        width=task.model.config.width,
-        depth=len(blocks),
+        block=largest(task.model, task.blocks),
+        width=task.width,
+        depth=len(task.blocks),
         sequence=config.train.sequence_parallel,
         recompute=config.train.gradient_checkpointing,
     )
     rows = [("", "computing", "exchanges", "update", "step", "run")]
-    for strategy, n, _ in state_bytes(task.model, config.optim.name, world, task.apart):
+    for strategy, n, _ in state_bytes(task.model, task.blocks, config.optim.name, world, task.apart):
         if n == world:
             taken = step_seconds(step, strategy, n, cluster)
             rows.append((strategy, *map(_duration, (*taken, taken.all, taken.all * config.train.steps))))
@@ -237,7 +239,7 @@ def _times(config: TrainingConfig, task: Any, plan: Plan, simulation: Simulation
     return "\n".join([f"a step on {_count(world, 'device')}, {what}:", _table(rows)])
 
 
-def _warnings(config: TrainingConfig, task: Any, plan: Plan, simulation: Simulation) -> str:
+def _warnings(config: TrainingConfig, task: Task, plan: Plan, simulation: Simulation) -> str:
     s = simulation
     epochs = config.train.steps * max(1 / steps_per_epoch(task, s), *(s.epochs if len(s.epochs) > 1 else [0]))
     largest = int(np.max(task.tokens))

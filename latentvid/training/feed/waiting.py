@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 from torch import Tensor
 
@@ -55,7 +54,7 @@ def measure(clips: ClipSource, clock: Callable[[], float] = perf_counter) -> Pre
         return None
 
 
-def advice(share: float, workers: int, clips: Any) -> str:
+def advice(share: float, workers: int, clips: ClipSource | None) -> str:
     """What to say of a run that waited for data for this share of its time; "" where it is not worth a word."""
     if share < SHARE:
         return ""
@@ -63,7 +62,7 @@ def advice(share: float, workers: int, clips: Any) -> str:
         f"{share:.0%} of the time went into waiting for data, with data.workers={workers}: raise it as far as there "
         "are cores"
     ]
-    found = measure(clips) if isinstance(clips, ClipSource) else None
+    found = None if clips is None else measure(clips)
     if found is not None:
         sample, (height, width), name = found.sample, found.size, Path(found.sample.path).name
         said.append(

@@ -17,8 +17,8 @@ import torch
 
 from ...data.plan.plan import Plan
 from ...errors import UserError
-from ...files import kept_beside, written_whole
-from ..checkpoint.records import About, read_json, salvaged
+from ...files import kept_beside, read_json, written_whole
+from ..checkpoint.records import About, salvaged
 from ..compute import Compute
 from ..task import Task
 
@@ -101,7 +101,7 @@ def write_about(
         "computes_in": asdict(compute),
         "parameters": parameters,
         "data": task.summary(),
-        "trained": getattr(task, "trained", None),
+        "trained": task.trained,
         "plan": plan_summary(task, plan),
         "starts": [*before.get("starts", []), {"time": now, "step": step, "strategy": strategy, "world": world}],
     }

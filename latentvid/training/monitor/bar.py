@@ -12,6 +12,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from ...config.schema import TrainingConfig
 from ...progress import EVERY_S, Heartbeat, clock
 
 FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"
@@ -149,3 +150,13 @@ class Progress:
         if self._heartbeat is not None:
             self._heartbeat.__exit__()
         self.close()
+
+
+def run_progress(config: TrainingConfig, step: int, main: bool) -> Progress:
+    """Of a run that goes on from a step."""
+    every = {
+        "validation": config.validation.every,
+        "samples": config.samples.every,
+        "checkpoint": config.checkpoint.every or config.train.steps,
+    }
+    return Progress(config.train.steps, step, desc=config.run.dir.name, main=main, beside_every=every)

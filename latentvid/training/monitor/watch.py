@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -16,18 +15,18 @@ from accelerate.utils import gather_object
 from PIL import Image
 from torch import nn
 
-from ...config.schema import TrainingConfig, Weights
+from ...config.schema import TrainingConfig
+from ...config.sections import Weights
 from ...data.video.writing import write_video
 from ...evaluation.sheet import Row, draw_sheet
 from ...files import written_whole
-from ..checkpoint.records import Best, read_record
+from ..checkpoint.records import Best
 from ..ema import EMA
 from ..parallel.strategy import Strategy
 from ..task import Task
 from .metrics import MetricsLog
 
 SHEET_SIDE = 128  # pixels, about the height of a frame in a sheet
-FPS = 8.0
 
 
 class Watch:
@@ -130,8 +129,8 @@ class Watch:
         draw_sheet(rows, folder / f"{name}.png", zoom=max(1, round(SHEET_SIDE / height)))
         for i, row in enumerate(rows):
             clip = torch.cat(row.clips, dim=1)  # one above the other
-            fps = getattr(self.config.samples, "fps", FPS)
-            write_video(folder / f"{name}-{i}.{'mp4' if len(clip) > 1 else 'png'}", clip, fps)
+            ending = "mp4" if len(clip) > 1 else "png"
+            write_video(folder / f"{name}-{i}.{ending}", clip, self.config.samples.fps)
         return np.asarray(Image.open(folder / f"{name}.png"))[None]
 
     @contextmanager
@@ -144,12 +143,6 @@ class Watch:
             finally:
                 module.train()
                 self.strategy.push()  # shards again what a forward pass without a backward pass left gathered
-
-
-def read_best(run: Path) -> Best | None:
-    """What RUN/best.json holds; None where it is not there. Raises UserError where it is damaged."""
-    file = run / "best.json"
-    return read_record(file, Best, run) if file.exists() or file.is_symlink() else None
 
 
 def _flat(figures: dict[str, Any], prefix: str) -> dict[str, float]:

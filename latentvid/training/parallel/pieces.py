@@ -137,7 +137,7 @@ class PieceReader:
 
 
 def _open(path: Path, folder: Path):
-    """A file of a checkpoint's tensors; UserError where it is none."""
+    """A file of a checkpoint's tensors; UserError if it is damaged or missing."""
     if fault := file_fault(path, folder):
         raise UserError(f"{path} {fault}")
     try:

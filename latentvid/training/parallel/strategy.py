@@ -74,7 +74,7 @@ class Strategy:
         Returns ({"grad_norm": of the main part, "NAME_grad_norm": of each other}, stepped). Each part is clipped by
         its own norm, so that none shrinks another's step.
         """
-        beside = {name: list(getattr(self.module, name).parameters()) for name in self.apart}
+        beside = {name: list(self.module.get_submodule(name).parameters()) for name in self.apart}
         known = {id(p) for parameters in beside.values() for p in parameters}
         parts = {"grad_norm": [p for p in self.model.parameters() if id(p) not in known]}
         parts |= {f"{name}_grad_norm": parameters for name, parameters in beside.items()}

@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from ....data.clips import Transform
+from ....config.schema import DitConfig
 from ....errors import ClipError, UserError
 from ....evaluation.bootstrap import summarise
 from ....evaluation.metrics import open_metrics
 from ....evaluation.rows import Clip
 from ....pipelines.sampling import Sampling
 from ...task import shares
-
-if TYPE_CHECKING:
-    from .task import DitTask
+from .data import open_clips
+from .parts import Parts, compute_dtype, make_pipeline
 
 SEED = 1_000_000  # of the first clip's noise: far from that of the samples that are looked at
 
@@ -36,28 +36,24 @@ class SampledScores:
     Raises UserError where a score is unknown, needs what is not here, or compares a clip with the one it should equal.
     """
 
-    def __init__(self, task: DitTask) -> None:
-        self.task, self.settings, data = task, task.config.validation, task.config.data
+    def __init__(self, config: DitConfig, parts: Parts, patch: int) -> None:
+        self.config, self.parts = config, parts
+        self.settings, data, vae = config.validation, config.data, parts.vae
         try:
-            self.metrics = open_metrics(self.settings.scores, self.settings.networks, task.device)
+            self.metrics = open_metrics(self.settings.scores, self.settings.networks, parts.device)
         except UserError as error:
             raise UserError(f"validation.scores: {error} (the folder of weights is validation.networks)") from error
         if pairs := [name for name, score in self.metrics.scores.items() if score.compares == "pairs"]:
             raise UserError(f"validation.scores: {pairs[0]} compares a clip with the one it should equal: leave it out")
-        transform = Transform(
-            spatial_stride=task.vae.spatial_stride * task.patch,
-            temporal_stride=task.vae.temporal_stride,
-            max_area=data.max_area,
-            max_frames=data.max_frames,
-        )
-        self.source = task.open_sources([self.settings.manifest], transform, drop_unknown=True)
+        unflipped = replace(config, data=replace(data, flip=False))
+        self.source = open_clips(unflipped, parts, [self.settings.manifest], patch, drop_unknown=True)
         videos = np.flatnonzero(~self.source.is_image)
         if len(videos) < 2:
             raise UserError(f"validation.scores need 2 held-out videos or more, and there are {len(videos)}")
         count = min(self.settings.clips, len(videos))
         self.windows = [int(videos[i]) for i in np.linspace(0, len(videos) - 1, count).round().astype(int)]
         shapes = [self.source.shapes[i] for i in self.windows]
-        largest = max(math.prod(task.vae.latent_grid(*shape)) / task.patch**2 for shape in shapes)
+        largest = max(math.prod(vae.latent_grid(*shape)) / patch**2 for shape in shapes)
         self.chunk = max(1, int(data.tokens_per_pack // largest))  # clips that are made together
         self.real: Rows | None = None
 
@@ -68,8 +64,8 @@ class SampledScores:
 
     def measure(self, model: nn.Module, rank: int, world: int) -> dict[str, dict[str, Any]]:
         """Each score with its interval and floor, as `summarise` gives it."""
-        pipeline = self.task.pipeline(model)
-        sampling = Sampling(precision=self.task.dtype, progress=False, large=True)
+        pipeline = make_pipeline(self.config, self.parts, model)
+        sampling = Sampling(precision=compute_dtype(self.config), progress=False, large=True)
 
         def make(places: Sequence[int]) -> list[Tensor]:
             frames, heights, widths = zip(*(self.source.shapes[self.windows[i]] for i in places), strict=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable
@@ -11,6 +10,8 @@ from typing import Any
 
 from ....data.cache.latents import LatentCaches
 from ....data.clips import ClipSource
+from ....errors import UserError
+from ....files import read_json
 from ....models.interchange import Vae
 
 MOST = 50  # kinds that are kept, those with the most tokens
@@ -53,8 +54,8 @@ def _of_caches(caches: LatentCaches, vae: Vae) -> Iterable[tuple[Kind, int]]:
 def seen_by(run: Path) -> list[dict[str, Any]]:
     """What RUN/run.json tells of it; nothing where the run is of an older version."""
     try:
-        found = json.loads((run / "run.json").read_text(encoding="utf-8")).get("trained")
-    except (OSError, ValueError, AttributeError):
+        found = read_json(run / "run.json").get("trained")
+    except (UserError, AttributeError):
         return []
     return found if isinstance(found, list) and all(isinstance(kind, dict) for kind in found) else []
 

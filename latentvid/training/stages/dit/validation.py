@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ....config.schema import DitConfig
 from ....data.cache.latents import Encoded
 from ....data.clips import ClipSource
 from ....data.plan.plan import Draw
@@ -22,32 +23,32 @@ from ....packing import Grid
 from ....rng import generator
 from ....text import TextEncoder
 from ...compute import compute_type
+from .data import DitPacks
+from .parts import Parts
 from .sampled_scores import SampledScores
-from .task import DitTask
 
 FIGURES = ("loss", "x_mse")
 
 
-class HeldOutLatents(DitTask):
-    """The task over held-out windows, each once in every bin of noise levels.
+class HeldOutLatents(DitPacks):
+    """Held-out windows, each once in every bin of noise levels.
 
     Noise and level of a window in a bin are keyed by (validation.seed, the window's number, the bin) alone: they are
     the same at every step, in every run of the same held-out data, on any number of processes. Nothing else is random:
     no caption is dropped, no frame given, and the latent is the posterior's mean.
+
+    scores: of clips that the model makes, if any are asked for.
     """
 
-    def __init__(self, task: DitTask) -> None:
-        self.__dict__.update(task.__dict__)  # the networks are shared
-        settings = task.config.validation
-        self.bins = settings.bins
+    def __init__(self, config: DitConfig, parts: Parts, patch: int, scores: SampledScores | None) -> None:
+        settings = config.validation
         manifest = settings.manifest if settings.latents is None else None
-        self.config = replace(
-            task.config,
-            run=replace(task.config.run, seed=settings.seed),
-            data=replace(task.config.data, latents=settings.latents, manifest=manifest, flip=False),
-        )
+        run = replace(config.run, seed=settings.seed)
+        data = replace(config.data, latents=settings.latents, manifest=manifest, flip=False)
+        super().__init__(replace(config, run=run, data=data), parts, patch)
+        self.bins, self.scores = settings.bins, scores
         try:
-            self._open_data()
+            self.open()
         except UserError as error:
             raise UserError(f"validation: {error}") from error
         if self.cache is None:
@@ -56,7 +57,6 @@ class HeldOutLatents(DitTask):
         count = min(settings.samples, len(self.grids))
         self.windows = torch.linspace(0, len(self.grids) - 1, count).round().long().tolist()
         self.packs = list(self._packed())
-        self.scores = SampledScores(task) if settings.scores else None
 
     def _packed(self) -> Iterator[list[Draw]]:
         """Every window in every bin, in packs of at most `data.tokens_per_pack` tokens."""

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ....config.schema import VaeConfig, several
+from ....config.schema import VaeConfig
+from ....config.sections import several
 from ....data.clips import Transform
 from ....data.plan.plan import PER_SAMPLE, Draw
 from ....data.stacks import Stacks
@@ -24,7 +25,8 @@ from ....data.transforms import to_uint8
 from ....errors import UserError
 from ....evaluation.pairs.lpips import SMALLEST, load_lpips
 from ....evaluation.sheet import Row
-from ....models.discriminator import PatchCritic, VaeWithCritic
+from ....files import read_json
+from ....models.discriminator import PatchCritic, VaeWithCritic, without_critic
 from ....models.flops import GridFlops, vae_flops
 from ....models.interchange import Vae, build_vae, channels_last, load_vae
 from ....packing import Grid
@@ -35,7 +37,7 @@ from ...feed.manifests import open_manifests
 from ...optim import Part
 from ...task import HeldOut, build_model, shares
 from .losses import VaeObjective
-from .validation import HeldOutClips
+from .validation import HeldOutClips, reconstruct
 
 SHOWN = 4  # windows in a look at the model
 
@@ -55,6 +57,14 @@ class ClipPack:
     tokens: list[int]  # of each sample, group after group
     replaced: int = 0  # clips read in the place of others
 
+    @property
+    def counted(self) -> list[int]:
+        return self.tokens
+
+    @property
+    def counted_in_all(self) -> int:
+        return sum(self.tokens)
+
     def _map(self, change) -> ClipPack:
         return replace(self, groups=[replace(g, video=change(g.video), noise=change(g.noise)) for g in self.groups])
 
@@ -71,6 +81,9 @@ class VaeTask:
     product = "vae"
     ragged = True
     partial = False
+    blocks = ()
+    width = 0
+    trained = None
 
     def __init__(self, config: VaeConfig, device: torch.device, data: bool = True) -> None:
         """`data=False`, enough to export, leaves out LPIPS alone: statistics are measured on the data."""
@@ -108,7 +121,11 @@ class VaeTask:
 
     @property
     def vae(self) -> Vae:
-        return vae_of(self.model)
+        return without_critic(self.model)
+
+    @property
+    def recomputes(self) -> bool:
+        return self.model._supports_gradient_checkpointing
 
     @property
     def apart(self) -> tuple[Part, ...]:
@@ -216,24 +233,17 @@ class VaeTask:
         rows = {}
         for i, counts in shares(min(SHOWN, len(self.source)), rank, world):
             video = self.source.load(i, self.config.run.seed, i).video
-            reconstruction = self.reconstruct(model, video)[0]
+            reconstruction = reconstruct(model, video, self.config, self.device)[0]
             if counts:
                 rows[i] = Row([to_uint8(video), to_uint8(reconstruction)], f"window {i}: above it is the original")
         return rows
 
-    def reconstruct(self, model: Vae | VaeWithCritic, video: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """video [3,F,H,W] -> reconstruction, mean and log variance [C,f,h,w], from the mode; on the CPU."""
-        vae = vae_of(model)
-        noise = torch.zeros(1, self.channels, *vae.latent_grid(*video.shape[1:]))
-        with compute_type(self.config, self.device):
-            return tuple(x[0].float().cpu() for x in vae(video[None].to(self.device), noise.to(self.device)))
-
     def held_out(self) -> HeldOut | None:
-        return HeldOutClips(self) if self.config.validation.every else None
+        return HeldOutClips(self.config, self.source.transform, self.device) if self.config.validation.every else None
 
     def export(self, model: Vae | VaeWithCritic, folder: Path) -> None:
         """The autoencoder alone, with its latents' statistics: measured, or with a frozen encoder those it had."""
-        vae = vae_of(model)
+        vae = without_critic(model)
         if not self.config.freeze_encoder:
             vae.set_statistics(*self.statistics(vae.to(self.device)))
         vae.save_pretrained(folder)
@@ -262,14 +272,10 @@ class VaeTask:
         return mean.tolist(), std.tolist()
 
 
-def vae_of(model: Vae | VaeWithCritic) -> Vae:
-    return model.vae if isinstance(model, VaeWithCritic) else model
-
-
 def load_init(folder: Path, arguments: dict[str, Any]) -> Vae:
     """The VAE in a folder; raises UserError where `arguments` (of `model`) ask for another than its config says."""
     vae = load_vae(folder)
-    saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    saved = read_json(folder / "config.json")
     wrong = [
         f"model.{key} is {value}, the VAE's {saved.get(key)}"
         for key, value in json.loads(json.dumps(arguments)).items()

@@ -6,22 +6,33 @@ Axes: F H W pixels' frames/height/width.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ....config.schema import VaeConfig
+from ....data.clips import Transform
 from ....data.transforms import to_uint8
 from ....errors import UserError
 from ....evaluation.pairs.fidelity import SSIM_WINDOW, Fidelity
+from ....models.discriminator import without_critic
+from ...compute import compute_type
 from ...feed.manifests import open_manifests
 from ...task import shares
 from .losses import divergence, pixel_losses
 
-if TYPE_CHECKING:
-    from .task import VaeTask
-
 FIGURES = ("loss", "psnr", "ssim")
+
+
+def reconstruct(
+    model: nn.Module, video: Tensor, config: VaeConfig, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """video [3,F,H,W] -> reconstruction, mean and log variance [C,f,h,w], from the mode; on the CPU."""
+    vae = without_critic(model)
+    noise = torch.zeros(1, vae.latent_channels, *vae.latent_grid(*video.shape[1:]))
+    with compute_type(config, device):
+        return tuple(x[0].float().cpu() for x in vae(video[None].to(device), noise.to(device)))
 
 
 class HeldOutClips:
@@ -31,12 +42,12 @@ class HeldOutClips:
     8-bit frames; all are means over the windows.
     """
 
-    def __init__(self, task: VaeTask) -> None:
-        self.task, self.settings, self.weights = task, task.config.validation, task.config.loss
-        data = task.config.data
+    def __init__(self, config: VaeConfig, transform: Transform, device: torch.device) -> None:
+        """transform: how training cuts its windows."""
+        self.config, self.device = config, device
+        self.settings, self.weights = config.validation, config.loss
         try:
-            transform = replace(task.source.transform, flip=False)
-            self.source = open_manifests([self.settings.manifest], transform, data)
+            self.source = open_manifests([self.settings.manifest], replace(transform, flip=False), config.data)
         except UserError as error:
             raise UserError(f"validation: {error}") from error
         least = min(min(shape[1:]) for shape in self.source.shapes.counts())
@@ -62,7 +73,7 @@ class HeldOutClips:
         sums = torch.zeros(len(FIGURES), dtype=torch.float64)
         for i, counts in shares(len(self.windows), rank, world):
             video = self.source.load(self.windows[i], self.settings.seed, i).video
-            reconstruction, mean, logvar = self.task.reconstruct(model, video)
+            reconstruction, mean, logvar = reconstruct(model, video, self.config, self.device)
             if not counts:
                 continue
             found = pixel_losses(self.weights, video[None], reconstruction[None])
@@ -78,7 +89,7 @@ class HeldOutClips:
         return {**dict(zip(FIGURES, means, strict=True)), "samples": len(self.windows)}
 
     def begin(self, rank: int, world: int) -> None:
-        """Nothing."""
+        """Nothing has to be made."""
 
     def score(self, model: nn.Module, rank: int, world: int) -> dict[str, dict[str, Any]]:
         return {}  # it makes nothing that is not a reconstruction

@@ -1,0 +1,259 @@
+"""Samples of the transformer's stage: packs of them, and a model's error on a pack.
+
+Axes: T tokens, P token features, R latent frames, S text tokens, N samples of a pack; latents are [C,f,h,w].
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ....config.schema import DitConfig
+from ....config.sections import Data, several
+from ....data.cache.latents import LatentCaches, module_fingerprint
+from ....data.clips import ClipSource, Transform
+from ....data.manifest.columns import Lookup
+from ....data.plan.plan import PER_SAMPLE, Draw
+from ....data.stacks import Stacks
+from ....data.transforms import from_uint8
+from ....diffusion.objective import loss_per_sample
+from ....errors import UserError
+from ....models.interchange import Vae
+from ....packing import Grid, Packed, patchify, spans, token_grid
+from ....rng import generator
+from ....sequence import makers
+from ....text import TextEncoder
+from ....world import from_main
+from ...feed.manifests import open_manifests
+from .captions import check_captions
+from .pack import DitPack
+from .parts import Parts
+
+
+def open_clips(
+    config: DitConfig, parts: Parts, paths: Sequence[Path], patch: int, *, drop_unknown: bool = False
+) -> ClipSource:
+    """Manifests with the captions that the text encoder can take, cut as `data` says; the main process opens first."""
+    vae, data = parts.vae, config.data
+    transform = Transform(
+        spatial_stride=vae.spatial_stride * patch,
+        temporal_stride=vae.temporal_stride,
+        max_area=data.max_area,
+        max_frames=data.max_frames,
+        flip=data.flip,
+    )
+    check = partial(check_captions, text=parts.text, rules=config.caption, drop_unknown=drop_unknown)
+    return open_manifests(paths, transform, data, check)
+
+
+class DitPacks:
+    """Samples from a latent cache, or from clips that are encoded as they are needed.
+
+    `config` says where they are, and `config.run.seed` keys everything random of them.
+    """
+
+    def __init__(self, config: DitConfig, parts: Parts, patch: int) -> None:
+        self.config, self.parts, self.patch = config, parts, patch
+        self.scheduler, self.device, self.sequence = parts.scheduler, parts.device, parts.sequence
+        self.features = parts.vae.latent_channels * patch**2
+        self.cache: LatentCaches | None = None
+        self.source = self.clips = None  # of clips
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What loader processes need to make packs: no network, and nothing that is of every sample."""
+        return {k: v for k, v in self.__dict__.items() if k not in ("model", "parts", *PER_SAMPLE)}
+
+    @property
+    def vae(self) -> Vae:
+        return self.parts.vae
+
+    @property
+    def text(self) -> TextEncoder:
+        return self.parts.text
+
+    def open(self) -> None:
+        """Raises UserError where there are none, or not such as the model takes."""
+        data = self.config.data
+        if data.latents is not None:
+            self.cache = LatentCaches(several(data.latents), data.retry_s)
+            self.sources, self.source_of = self.cache.sources, self.cache.source_of
+            self.is_image = np.array([grid[0] == 1 for grid in self.cache.grids])
+            self.cache.check({"vae": module_fingerprint(self.vae, self.vae.config), "text": self.text.fingerprint()})
+            self.cache_notes = check_cache(self.cache, self.config, self.vae)
+            self.null_text = self.cache.null_text()
+            latent_grids = Lookup.among(self.cache.grids)
+        elif data.manifest is not None:
+            self.source = self.clips = open_clips(self.config, self.parts, several(data.manifest), self.patch)
+            self.sources, self.source_of = self.source.sources, self.source.source_of
+            self.is_image = self.source.is_image
+            latent_grids = self.source.shapes.map(lambda shape: self.vae.latent_grid(*shape))
+        else:
+            raise UserError(
+                "give data.latents (a cache from vae/encode_latents.py) or data.manifest (a table of clips)"
+            )
+        try:
+            self.grids = latent_grids.map(lambda grid: token_grid(grid, self.patch))
+        except ValueError as error:
+            raise UserError(f"{error}: encode again with --patch {self.patch}, or set another model.patch") from None
+
+    def summary(self) -> str:
+        return self.source.summary() if self.cache is None else "\n".join([self.cache.summary(), *self.cache_notes])
+
+    def identity(self) -> dict[str, Any]:
+        return self.source.identity() if self.cache is None else self.cache.identity()
+
+    # --- packs, in loader processes ---
+
+    def make_pack(self, draws: Sequence[Draw]) -> DitPack:
+        """The pack of these draws; where processes share it, this one's piece and what it makes for all."""
+        seed = self.config.run.seed
+        draws = sorted(draws, key=lambda draw: (self.grids[draw.index], draw.number))  # equal shapes side by side
+        whole = Packed.of([self.grids[draw.index] for draw in draws])
+        rank, size = (0, 1) if self.sequence is None else (self.sequence.rank, self.sequence.size)
+        span = spans(whole.lengths, size)[rank]
+        layout = whole if size == 1 else whole.piece(span)
+        noise, skip = [], span.start - int(whole.cu_seqlens[span.first])
+        for draw, grid, length in zip(draws[span.first : span.last], layout.grid, layout.lengths, strict=True):
+            tokens = torch.randn(math.prod(grid), self.features, generator=generator(seed, draw.number, "noise"))
+            noise.append(tokens[skip : skip + length])
+            skip = 0
+        levels = [self._noise_levels(draw, grid) for draw, grid in zip(draws, whole.grid, strict=True)]
+        counted = [int((level > 0).sum()) * h * w for level, (_, h, w) in zip(levels, whole.grid, strict=True)]
+        made = [draw for draw, maker in zip(draws, makers(whole.lengths, size), strict=True) if maker == rank]
+        make = self._from_clips if self.cache is None else self._from_cache
+        return DitPack(
+            noise=torch.cat(noise),
+            timestep=torch.cat(levels[span.first : span.last]),
+            layout=layout,
+            counted=tuple(counted[span.first : span.last]),
+            counted_in_all=sum(counted),
+            numbers=tuple(draw.number for draw in draws[span.first : span.last]),
+            **make(made),
+        )
+
+    def _noise_levels(self, draw: Draw, grid: Grid) -> Tensor:
+        """Of each latent frame [f]; 0 where it is given."""
+        seed, frames = self.config.run.seed, grid[0]
+        given, independent = self.config.given.draw(generator(seed, draw.number, "given"), frames)
+        source = generator(seed, draw.number, "timestep")
+        level = self.config.timesteps.draw(source, math.prod(grid), frames if independent else 1)
+        return self.scheduler.path.snap(level).expand(frames).masked_fill(given, 0.0)
+
+    def _from_cache(self, draws: Sequence[Draw]) -> dict[str, Any]:
+        entries = [self.cache.load(draw.index) for draw in draws]
+        latents = [
+            e.mean + e.std * self._posterior(draw.number, e.mean.shape) for draw, e in zip(draws, entries, strict=True)
+        ]
+        texts = [self.null_text if self._drops(draw) else e.text for draw, e in zip(draws, entries, strict=True)]
+        return {
+            "clean": patchify(latents, self.patch)[0] if latents else torch.empty(0, self.features),
+            "text": torch.cat(texts) if texts else self.null_text[:0],
+            "text_layout": Packed.of_lengths([len(text) for text in texts]) if texts else None,
+        }
+
+    def _from_clips(self, draws: Sequence[Draw]) -> dict[str, Any]:
+        videos, captions, replaced = Stacks(self.source.shapes[draw.index] for draw in draws), [], 0
+        for draw, clip in zip(draws, self.source.load_each(draws, self.config.run.seed), strict=True):
+            videos.append(clip.pixels)
+            captions.append("" if self._drops(draw) else clip.caption)
+            replaced += clip.replaced
+        channels = self.features // self.patch**2
+        grids = [self.grids[draw.index] for draw in draws]
+        shapes = [(channels, f, h * self.patch, w * self.patch) for f, h, w in grids]
+        return {
+            "videos": [video for group in videos.tensors().values() for video in group],  # equal ones stand together
+            "posterior": [self._posterior(draw.number, shape) for draw, shape in zip(draws, shapes, strict=True)],
+            "captions": captions,
+            "replaced": replaced,
+        }
+
+    def _posterior(self, number: int, shape: Sequence[int]) -> Tensor:
+        return torch.randn(shape, generator=generator(self.config.run.seed, number, "posterior"))
+
+    def _drops(self, draw: Draw) -> bool:
+        chance = torch.rand((), generator=generator(self.config.run.seed, draw.number, "caption-dropout"))
+        return bool(chance < self.config.data.caption_dropout)
+
+    # --- on the device ---
+
+    @torch.no_grad()
+    def _encode(self, pack: DitPack) -> DitPack:
+        """Latents and text states of a pack of clips; equal shapes go through the VAE together."""
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for i, video in enumerate(pack.videos):
+            groups[tuple(video.shape)].append(i)
+        latents: list[Tensor | None] = [None] * len(pack.videos)
+        for members in groups.values():
+            posterior = self.vae.encode(from_uint8(torch.stack([pack.videos[i] for i in members]))).latent_dist
+            for i, mean, std in zip(members, posterior.mean, posterior.std, strict=True):
+                latents[i] = self.vae.normalise((mean + std * pack.posterior[i])[None])[0]
+        text = self.text.encode(pack.captions)
+        layout = Packed.of_lengths(text.lengths).to(text.states.device) if text.lengths else None
+        clean = patchify(latents, self.patch)[0] if latents else pack.noise[:0]
+        return replace(pack, clean=clean, text=text.states, text_layout=layout)
+
+    def _trade(self, pack: DitPack) -> DitPack:
+        """From the samples that each process of the group made, the clean tokens and the text of this one's piece."""
+        words = [] if pack.text_layout is None else pack.text_layout.lengths
+        clean, text, words = self.sequence.redistribute(pack.layout.whole.lengths, pack.clean, pack.text, words)
+        return replace(pack, clean=clean, text=text, text_layout=Packed.of_lengths(words).to(text.device))
+
+    def prepare(self, pack: DitPack) -> DitPack:
+        if pack.clean is None:
+            pack = self._encode(pack)
+        if pack.layout.whole is not None:
+            pack = self._trade(pack)
+        return replace(pack, ready=True)
+
+    def errors(self, model: nn.Module, pack: DitPack, of_clean: bool = False) -> tuple[Tensor, Tensor | None]:
+        """The loss of each sample [N] and, if asked, the mean squared error of the clean tokens [N] that the
+        prediction implies, which compares models of any target."""
+        pack = pack if pack.ready else self.prepare(pack)
+        t = pack.timestep.index_select(0, pack.layout.frame)[:, None]  # [T,1]
+        noised = self.scheduler.mix(pack.clean, pack.noise, t)
+        target = self.scheduler.target(pack.clean, pack.noise, t)
+        prediction = model(noised, pack.timestep, pack.text, pack.layout, pack.text_layout)
+        weight = self.config.weighting(self.scheduler.config.target, self.scheduler.path, pack.timestep)
+        loss = loss_per_sample(prediction, target, pack.timestep, pack.layout, weight)
+        if not of_clean:
+            return loss, None
+        clean, _ = self.scheduler.recover(noised, prediction.float(), t)
+        return loss, loss_per_sample(clean, pack.clean, pack.timestep, pack.layout)
+
+
+def check_cache(caches: LatentCaches, config: DitConfig, vae: Vae) -> list[str]:
+    """What is to be said of the clips that caches were made of, a line each; the main process looks at them.
+
+    Raises UserError where clips changed since, captions mean nothing, or the configuration says other sizes.
+    """
+    notes, allowed = from_main(caches.check_clips), config.caption.unknown_share
+    if caches.unknown > allowed:
+        raise UserError(
+            f"{caches.unknown:.0%} of the captions in data.latents mean nothing to the text encoder: encode with one "
+            f"for their language, or allow it with caption.unknown_share={caches.unknown:.2g}"
+        )
+    held_out = config.validation.every and config.validation.manifest is not None  # is cut as the configuration says
+    for cache in caches.caches:
+        largest = {
+            "max_area": max(h * w for _, h, w in cache.grids) * vae.spatial_stride**2,
+            "max_frames": 1 + (max(f for f, _, _ in cache.grids) - 1) * vae.temporal_stride,
+        }
+        for name, found in largest.items():
+            asked = getattr(config.data, name)
+            made = cache.key.get("transform", {}).get(name, asked)
+            beyond = asked is not None and found > asked and asked != Data.__dataclass_fields__[name].default
+            if beyond or (held_out and made != asked):
+                raise UserError(
+                    f"data.{name} is {asked}, but {cache.folder} was made with {made} and has clips of {found}: set "
+                    f"--data.{name}={'null' if made is None else made}, or encode again"
+                )
+    return notes

@@ -1,0 +1,10 @@
+"""The stages by the name that configurations have in `stage`: for programs, which choose one."""
+
+from __future__ import annotations
+
+from ...config.schema import DitConfig, VaeConfig
+from ..task import Stage
+from .dit.task import DitTask
+from .vae.task import VaeTask
+
+STAGES = {"dit": Stage(DitConfig, DitTask), "vae": Stage(VaeConfig, VaeTask)}
