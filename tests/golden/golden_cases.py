@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentvid.data.plan.plan import Plan, Stream
+from latentvid.data.plan.plan import Plan
+from latentvid.data.plan.source import Stream
 from latentvid.diffusion.guidance import Guidance, reconstruction_guided
 from latentvid.diffusion.masks import GivenFrames
 from latentvid.diffusion.scheduler import LatentVideoScheduler

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from latentvid.data.plan.plan import Draw
+from latentvid.data.plan.step import Draw
 from latentvid.data.transforms import from_uint8
 from latentvid.diffusion.masks import GivenFrames
 from latentvid.packing import patchify
