@@ -32,7 +32,7 @@ def parse() -> ScoringConfig:
     add = parser.add_argument
     add("clips", type=Path, metavar="CLIPS", help="what is scored")
     add("--real", type=Path, help="real clips to compare with")
-    add("--metrics", nargs="+", metavar="NAME", help="scores by name (default: all that can be had)")
+    add("--metrics", nargs="+", metavar="NAME", help="scores by name, or MODULE:NAME (default: all that can be had)")
     add("--captions", type=Path, metavar="FILE", help="table (.jsonl, .csv, .parquet) of captions by file")
     add("--frames", type=int, help="of a clip, at most (default 16)")
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="of a clip in pixels (default: each file's own)")
