@@ -3,4 +3,4 @@
 if __name__ == "__main__":
     from ...commands import manifest
 
-    manifest()
+    raise SystemExit(manifest())
