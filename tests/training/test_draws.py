@@ -99,6 +99,25 @@ def test_captions_are_dropped_never_or_always_at_the_ends(rate, share, dit_confi
     assert {dropped(task, made(task, Draw(number, number % 4))) for number in range(30)} == {bool(share)}
 
 
+def test_nothing_is_drawn_for_held_out_windows_but_noise_and_level(dit_config, tiny_latents, tmp_path):
+    """Whatever training drops and gives: whole captions, the posterior's mean, and one level for all frames."""
+    training = ("data.caption_dropout=1", "given={plain: 0, first: 1}")
+    options = (
+        "validation.every=1",
+        f"validation.latents={tiny_latents}",
+        "validation.bins=4",
+        f"validation.seed={SEED}",
+    )
+    held_out = DitTask(dit_config(tmp_path / "run", *training, *options), CPU).held_out()
+    for number in (0, 5, 14, 23):
+        index = number // 4
+        pack, entry = held_out.make_pack([Draw(number, index)]), held_out.cache.load(index)
+        assert torch.equal(pack.text, entry.text)
+        assert torch.equal(pack.clean, patchify([entry.mean], held_out.patch)[0])
+        place = 1.0 - torch.rand(1, generator=generator(SEED, number, "timestep"))
+        assert torch.equal(pack.timestep, ((number % 4 + place) / 4).expand(pack.layout.frames))
+
+
 def test_clips_of_the_autoencoder_are_cut_and_mirrored_by_their_numbers(vae_config, tmp_path):
     """The window's first frame, its crop, its mirror image, and the posterior's noise."""
     options = (f"run.seed={SEED}", "data.max_frames=5", "data.crop=16", "data.flip=true")
