@@ -4,6 +4,7 @@ As a program it is what the launched processes run: it makes the launch work wit
 """
 
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -184,6 +185,9 @@ def run_programs(recipe: str, programs: Sequence[str]) -> None:
         importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None
     if len(programs) > 1:  # a second group under one launcher's store would wait for ever: all use the first
         importlib.import_module("torch.distributed").destroy_process_group = lambda group=None: None
+    if backend := os.environ.get("COMPILE_BACKEND"):  # of every torch.compile that names none
+        torch = importlib.import_module("torch")
+        torch.compile = functools.partial(torch.compile, backend=backend)
     for program in map(json.loads, programs):
         sys.argv = program
         runpy.run_path(program[0], run_name="__main__")

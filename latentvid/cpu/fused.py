@@ -39,7 +39,8 @@ def gated_residual(x: Tensor, y: Tensor, gate: Tensor, frame: Tensor) -> Tensor:
 
 def gated(gate: Tensor, value: Tensor, out: Callable[[Tensor], Tensor]) -> Tensor:
     """Keeps gate and value, and not their product: what `out` keeps of it is made of them again."""
-    product = rematerialised(_Gate.apply(gate, value), _gate, gate, value)
+    again = _Product()
+    product = rematerialised(_Gate.apply(gate, value, again), again, gate, value)
     with rematerialising():
         return out(product)
 
@@ -130,23 +131,32 @@ class _GatedResidual(torch.autograd.Function):
 # --- SwiGLU ----------------------------------------------------------------------------------------------------------
 
 
-def _gate(gate: Tensor, value: Tensor) -> Tensor:
-    return F.silu(gate).mul_(value)
+class _Product:
+    """silu(gate) * value, made again in the backward pass; silu(gate) is left for the gradient, which is next."""
+
+    active: Tensor | None = None
+
+    def __call__(self, gate: Tensor, value: Tensor) -> Tensor:
+        self.active = F.silu(gate)
+        return self.active * value
 
 
 class _Gate(torch.autograd.Function):
     @staticmethod
     @_as_given
-    def forward(ctx, gate: Tensor, value: Tensor) -> Tensor:
+    def forward(ctx, gate: Tensor, value: Tensor, again: _Product) -> Tensor:
         ctx.save_for_backward(gate, value)
-        return _gate(gate, value)
+        ctx.again = again
+        return F.silu(gate).mul_(value)
 
     @staticmethod
     @once_differentiable
     @_as_given
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         gate, value = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(grad * value, gate), F.silu(gate).mul_(grad)
+        active, ctx.again.active = ctx.again.active, None
+        active = F.silu(gate) if active is None else active
+        return torch.ops.aten.silu_backward(grad * value, gate), active.mul_(grad), None
 
 
 # --- attention -------------------------------------------------------------------------------------------------------
