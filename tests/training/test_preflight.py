@@ -14,6 +14,7 @@ from latentvid.config.parsing import load_config, parse_cli, save_config
 from latentvid.config.schema import DitConfig, VaeConfig
 from latentvid.data.plan.plan import Draw, Plan, Stream
 from latentvid.errors import UserError
+from latentvid.models.compiling import compile_blocks
 from latentvid.models.flops import dit_flops
 from latentvid.training.dryrun.memory import activation_bytes, state_bytes
 from latentvid.training.dryrun.preflight import preflight, simulate, steps_per_epoch
@@ -132,6 +133,17 @@ def test_activations_are_estimated_without_computing_them(dit_config, digits_dat
         assert (again is None) == (make_task is VaeTask)
         assert estimate == pytest.approx(saved(task, task.make_pack(draws)), rel=0.15)
         assert all(p.grad is not None and type(p.grad) is torch.Tensor for p in task.model.parameters())
+
+
+def test_compiled_blocks_are_counted_as_what_they_keep(dit_config, tmp_path):
+    task = DitTask(dit_config(tmp_path, "train.compile=true"), CPU)
+    draws = [Draw(0, 0), Draw(1, 5), Draw(2, 9)]
+    estimate = activation_bytes(task, task.blank_pack([task.grids[draw.index] for draw in draws])).kept
+    assert task.model.blocks[0].compiled is None
+    pack = task.make_pack(draws)
+    eager = saved(task, pack)
+    compile_blocks(task.model, backend="aot_eager_decomp_partition")
+    assert estimate == pytest.approx(saved(task, pack), rel=0.05) and estimate < 0.97 * eager
 
 
 def test_recomputing_keeps_the_blocks_inputs_and_one_blocks_activations(dit_config, tmp_path):

@@ -15,6 +15,7 @@ from ... import kernels
 from ...config.schema import TrainingConfig
 from ...models import transformer
 from ...models.budget import Lifetimes
+from ...models.compiling import compile_blocks
 from ..optim import Part
 from ..task import Pack, Task
 
@@ -90,11 +91,12 @@ class PassBytes(NamedTuple):
 def activation_bytes(task: Task, pack: Pack, gpu: bool = False) -> Activations:
     """What training on this pack keeps, parameters left out and autocast's copies of them counted.
 
-    gpu: with the attention that bf16 on CUDA has, which keeps queries and keys before and after their norms.
+    gpu: as bf16 on CUDA computes, by plain formulas and with `torch` attention. With `train.compile` the compiler is
+    asked what it keeps, which takes some seconds.
 
     Counted on tensors without storage: neither the time nor the memory of the pass is spent, nor a GPU needed.
     """
-    kept = _saved_bytes(task, pack, False, gpu)
+    kept = _saved_bytes(task, pack, False, gpu, _compiles(task))
     if not task.recomputes:
         return Activations(kept, None)
     inputs = _saved_bytes(task, pack, True, gpu)
@@ -102,9 +104,10 @@ def activation_bytes(task: Task, pack: Pack, gpu: bool = False) -> Activations:
 
 
 def pass_bytes(task: Passes, pack: Pack | None, checkpointing: bool, gpu: bool = False) -> PassBytes:
-    """What training on this pack takes when it takes most, without compiled blocks (which take less).
+    """What training on this pack takes when it takes most.
 
-    Counted as `activation_bytes` does. What kernels take inside is not seen.
+    Counted as `activation_bytes` does. What kernels take inside is not seen. Compiled blocks are counted as eager ones,
+    less what these keep more.
     """
     with _fake(task, checkpointing, gpu) as parameters:
         count = _Peaks(torch.device("cpu"))
@@ -119,7 +122,11 @@ def pass_bytes(task: Passes, pack: Pack | None, checkpointing: bool, gpu: bool =
             losses.sum().backward()
         for hook in hooks:
             hook.remove()
-    return PassBytes(forward, count.leaving, count.peak)
+    less = 0
+    if _compiles(task):
+        less = _saved_bytes(task, pack, False, gpu) - _saved_bytes(task, pack, False, gpu, compiled=True)
+        less //= len(task.model.blocks) if checkpointing else 1
+    return PassBytes(forward - less, count.leaving - less, count.peak - less)
 
 
 class _Peaks(Lifetimes):
@@ -173,9 +180,9 @@ def _fake(task: Passes, checkpointing: bool, gpu: bool) -> Iterator[list[nn.Para
             module._parameters[name] = p
 
 
-def _saved_bytes(task: Passes, pack: Pack, checkpointing: bool, gpu: bool) -> int:
+def _saved_bytes(task: Passes, pack: Pack, checkpointing: bool, gpu: bool, compiled: bool = False) -> int:
     kept: dict[int, Any] = {}  # storages; held, so that none takes another's address
-    with _fake(task, checkpointing, gpu):
+    with _fake(task, checkpointing, gpu), _compiled(task.model) if compiled else nullcontext():
         own = {p.untyped_storage()._cdata for p in task.model.parameters()}
 
         def keep(x: Tensor) -> Tensor:
@@ -187,6 +194,21 @@ def _saved_bytes(task: Passes, pack: Pack, checkpointing: bool, gpu: bool) -> in
         with saved_tensors_hooks(keep, lambda x: x):
             task.loss(_autocast(task), pack, task.config.train.steps - 1)  # when everything that ever works does
     return sum(storage.nbytes() for storage in kept.values())
+
+
+def _compiles(task: Passes) -> bool:
+    return task.config.train.compile and hasattr(task.model, "blocks")
+
+
+@contextmanager
+def _compiled(model: nn.Module) -> Iterator[None]:
+    """Inside, blocks keep what compiled ones do: cut by the compiler into passes, but without its kernels."""
+    compile_blocks(model, backend="aot_eager_decomp_partition")
+    try:
+        yield
+    finally:
+        for block in model.blocks:
+            del block.compiled
 
 
 @contextmanager
