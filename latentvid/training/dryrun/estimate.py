@@ -239,6 +239,6 @@ def _at_depth(
     def loss(call: Callable, pack: None, step: int) -> tuple[torch.Tensor, dict]:
         return (call(tokens, level, text, layout, words) - tokens).square().mean(), {}
 
-    train = SimpleNamespace(mixed_precision="bf16", steps=1)
+    train = SimpleNamespace(mixed_precision="bf16", steps=1, compile=False)
     task = SimpleNamespace(model=model, loss=loss, config=SimpleNamespace(train=train))
     return pass_bytes(task, None, checkpointing, gpu=True)
