@@ -40,7 +40,7 @@ class Kind:
         return kind
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def kinds_of(pipeline: LatentVideoPipeline) -> list[Kind]:

@@ -4,6 +4,7 @@ import json
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ from latentvid.data.video.writing import write_video
 from latentvid.errors import UserError
 from latentvid.pipelines import command, tasks
 from latentvid.pipelines.latent_video import LatentVideoPipeline
-from latentvid.pipelines.limit import trained_area, trained_frames
+from latentvid.pipelines.limit import Kind, trained_area, trained_frames
 from latentvid.pipelines.loading import load_pipeline
 from latentvid.pipelines.sampling import Sampling
+from latentvid.training.stages.dit.seen import defaults_of, seen_in
 
 RED = "a red 7 moves up"
 ROOT = Path(__file__).parents[2]
@@ -127,3 +129,15 @@ def test_a_clip_that_cannot_be_written_is_kept_elsewhere(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"a.gif cannot be written .*No space.* the clip is in (.*\.mp4)") as error:
         command.write(tmp_path / "a.gif", clip, 8.0, "said")
     assert probe(str(error.value).rpartition(" ")[2]).frames == 3
+
+
+def test_pictures_have_no_rate_in_what_a_model_was_trained_on():
+    caches = SimpleNamespace(caches=[SimpleNamespace(rates=[24.0, 0.0], grids=[(3, 4, 4), (1, 4, 4)], fps=24.0)])
+    grid = lambda f, h, w: ((f + 3) // 4, h // 8, w // 8)  # noqa: E731
+    vae = SimpleNamespace(temporal_stride=4, spatial_stride=8, latent_grid=grid)
+    seen = seen_in(caches, vae)
+    assert seen == [
+        {"frames": 9, "height": 32, "width": 32, "fps": 24.0, "count": 1},
+        {"frames": 1, "height": 32, "width": 32, "count": 1},
+    ]
+    assert [Kind.of(kind).as_json() for kind in seen] == seen and defaults_of(seen)["fps"] == 24.0

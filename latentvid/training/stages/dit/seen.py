@@ -33,7 +33,7 @@ def seen_in(source: ClipSource | LatentCaches, vae: Vae) -> list[dict[str, Any]]
     for kind in ordered[:MOST]:
         frames, height, width, fps = kind
         sizes = {"frames": frames, "height": height, "width": width}
-        found.append(sizes | {"fps": fps if fps > 0 else None, "count": counts[kind]})
+        found.append(sizes | ({"fps": fps} if fps > 0 else {}) | {"count": counts[kind]})
     return found
 
 
@@ -63,5 +63,5 @@ def seen_by(run: Path) -> list[dict[str, Any]]:
 def defaults_of(seen: list[dict[str, Any]]) -> dict[str, Any]:
     """The size, length and rate that an exported pipeline makes by default: those of most of the training's tokens."""
     found = {name: seen[0][name] for name in ("frames", "height", "width")} if seen else {}
-    rate = next((kind["fps"] for kind in seen if kind["fps"]), None)
+    rate = next((kind["fps"] for kind in seen if kind.get("fps")), None)
     return found | ({} if rate is None else {"fps": rate})
