@@ -178,6 +178,8 @@ class DitValidation(Validation):
         if self.scores and self.manifest is None:
             raise ValueError(f"scores={list(self.scores)} need held-out clips with captions: give their manifest")
 
+    _named = "its manifest or latents"
+
     @property
     def _data(self) -> bool:
         return self.manifest is not None or self.latents is not None

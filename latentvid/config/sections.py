@@ -168,7 +168,9 @@ class Validation:
         if not self.weights or len(set(self.weights)) < len(self.weights):
             raise ValueError(f"weights={list(self.weights)}: name ema, raw or both")
         if self.every and not self._data:
-            raise ValueError("every is set, but there is no held-out data: give its manifest")
+            raise ValueError(f"every={self.every}, but there is no held-out data: give {self._named}, or every=0")
+
+    _named = "its manifest"
 
     @property
     def _data(self) -> bool:

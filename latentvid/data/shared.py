@@ -127,13 +127,7 @@ def share(key: str, schema: pyarrow.Schema, make: Callable[[], Iterable[pyarrow.
             lock = os.open(part, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             if _locked(lock, folder) and os.fstat(lock).st_nlink and not os.path.exists(path):
-                with (
-                    _refusals(folder),
-                    pyarrow.OSFile(part, "wb") as sink,
-                    pyarrow.ipc.new_file(sink, schema) as writer,
-                ):
-                    for batch in make():
-                        writer.write_batch(batch)
+                _write(part, schema, make())
                 os.replace(part, path)
                 fcntl.flock(lock, fcntl.LOCK_SH)  # kept until this process holds the table
                 with contextlib.suppress(_Gone):
@@ -142,6 +136,22 @@ def share(key: str, schema: pyarrow.Schema, make: Callable[[], Iterable[pyarrow.
             os.close(lock)
             _remove_unused(part)
         time.sleep(PAUSE_S)  # another process makes it
+
+
+def _write(part: str, schema: pyarrow.Schema, batches: Iterable[pyarrow.RecordBatch]) -> None:
+    """A fault of the file written is named as such; what making the batches raises is another matter."""
+    folder = Path(part).parent
+    with _refusals(folder):
+        sink = pyarrow.OSFile(part, "wb")
+    with sink:
+        with _refusals(folder):
+            writer = pyarrow.ipc.new_file(sink, schema)
+        for batch in batches:
+            with _refusals(folder):
+                writer.write_batch(batch)
+        with _refusals(folder):
+            writer.close()
+            sink.flush()
 
 
 def share_arrays(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -35,6 +35,8 @@ def test_links_are_followed_once_and_what_is_not_used_is_counted(tmp_path):
     (folder / "again").symlink_to(folder / "sub")
     (folder / "gone.mp4").symlink_to(tmp_path / "nowhere")
     (folder / "gone.txt").write_text("gone")
+    (folder / "i.mp4").write_bytes(clip)
+    (folder / "i.txt").symlink_to(folder / "i.txt")
     manifest = scan_folder(folder)
     names = [os.path.relpath(sample.path, folder) for sample in manifest.samples]
     assert names == ["a.mp4", "b.MP4", "linked/h.mp4", "sub/c.mp4"]
@@ -47,6 +49,7 @@ def test_links_are_followed_once_and_what_is_not_used_is_counted(tmp_path):
         ("f.mp4", "no-caption"),
         ("g.mp4", "no-caption"),
         ("gone.mp4", "missing"),
+        ("i.mp4", "no-caption"),
         ("loop", "folder-twice"),
     ]
 

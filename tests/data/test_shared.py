@@ -1,5 +1,6 @@
 """Tables that the processes of a machine share: written once, whole or not at all, removed when no one uses them."""
 
+import errno
 import gc
 import json
 import os
@@ -173,6 +174,16 @@ def test_a_table_that_cannot_be_made_leaves_nothing(folder):
         share("key", SCHEMA, fails)
     assert not list(folder.iterdir())
     assert share("key", SCHEMA, lambda: [batch(0), batch(1)])["n"].tolist() == [0] * 1000 + [1] * 1000
+
+
+def test_a_fault_of_what_a_table_is_made_of_is_not_the_folders(folder):
+    def fails():
+        yield batch(0)
+        raise OSError(errno.EIO, "the clips' disk")
+
+    with pytest.raises(OSError, match="the clips' disk"):
+        share("key", SCHEMA, fails)
+    assert not list(folder.iterdir())
 
 
 def test_a_full_disk_is_said_with_the_folder(folder):

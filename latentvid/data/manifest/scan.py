@@ -76,7 +76,15 @@ def folders(folder: str, dropped: Dropped) -> Iterator[tuple[str, list[str]]]:
         except OSError:
             dropped.add(place, "unreadable-folder")
             continue
-        inside = [entry for entry in entries if entry.is_dir()]
+        inside = [entry for entry in entries if _is_folder(entry)]
+        names = {entry.name for entry in inside}
         turn += [entry.path for entry in inside if not entry.is_symlink()]
         links += [entry.path for entry in inside if entry.is_symlink()]
-        yield place, [entry.name for entry in entries if not entry.is_dir()]
+        yield place, [entry.name for entry in entries if entry.name not in names]
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads back to itself
+        return False
