@@ -195,7 +195,7 @@ def test_losses_that_do_not_compare_are_a_warning(run, tmp_path):
     file.write_text(text.replace("weighting:\n  kind: none", "weighting:\n  kind: min_snr"))
     page = Html.of(write_report([run, other], tmp_path / "page.html"))
     assert "differ in weighting: the losses do not compare" in page.text
-    file.write_text(text.replace("text_encoder: t5", "statistics_samples: 3"))
+    file.write_text(text.replace("text_encoder: t5", "statistics_samples: 3").replace("stage: dit", "stage: vae"))
     assert "These are different models" in Html.of(write_report([run, other], tmp_path / "page.html")).text
 
 

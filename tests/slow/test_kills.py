@@ -41,7 +41,9 @@ def stop_somewhere(run: Path, process, chance: random.Random, moment: str) -> No
         if moment == "writing":
             wait_for(lambda: writing(run) or process.poll() is not None, 60, "a checkpoint being written", every=0.002)
             time.sleep(chance.uniform(0.0, 0.3))
-        else:
+        else:  # with a whole checkpoint to go on from, however slow the machine is
+            whole = CheckpointStore(run / "checkpoints")
+            wait_for(lambda: whole.steps() or process.poll() is not None, 60, "a whole checkpoint")
             time.sleep(chance.uniform(0.0, 1.5))
     kill(family(process.pid))
     finish(process, 30)
