@@ -39,9 +39,9 @@ AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 DNNL_MAX_CPU_ISA=AVX2 M
 test-avx2: setup
 	$(AVX2) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
 
-# two nodes in network namespaces (as root, with iproute2), kills, every topology; ARGS=tests/slow/test_kills.py for one
+# two nodes in network namespaces (as root, with iproute2), kills, every topology and kind of compiled run; ARGS=tests/slow/test_kills.py for one
 test-slow: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -rs $(or $(ARGS),tests/slow)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -rs $(or $(ARGS),tests)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -65,8 +65,18 @@ def stand_in():
     varlen._varlen_attn_backward.register_kernel("cpu", attend_back)
 
 
-@pytest.mark.parametrize(("attention", "most"), [("full", 12), ("factorised", 24), ("causal", 20)])
-@pytest.mark.parametrize("backend", ["torch", "grouped"])
+@pytest.mark.parametrize(
+    ("attention", "most", "backend"),
+    [
+        ("full", 12, "torch"),
+        ("full", 12, "grouped"),
+        *(
+            pytest.param(*kind, backend, marks=pytest.mark.slow)
+            for kind in (("factorised", 24), ("causal", 20))
+            for backend in ("torch", "grouped")
+        ),
+    ],
+)
 def test_a_run_makes_few_graphs_and_computes_what_eager_blocks_do(attention, most, backend, stand_in, monkeypatch):
     monkeypatch.setattr(transformer, "resolve_backend", lambda *_: backend)
     model = make(attention, depth=4)
