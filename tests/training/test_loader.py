@@ -156,3 +156,11 @@ def test_the_one_thread_that_a_launcher_sets_is_replaced(environ, cmdline, taken
         assert (said or "").startswith("4 threads a process") == taken
         assert torch.get_num_threads() == (4 if taken else 1)
         assert take_threads(torch.device("cuda")) is None
+
+
+def test_a_limit_met_in_a_loader_process_is_one_message_with_its_remedy():
+    def fails(draws):
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    found = loader._Packs(fails, shared=False)[[]]
+    assert isinstance(found, UserError) and "ulimit -f" in str(found)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ...data.plan.plan import Draw, Plan, Step
-from ...errors import UserError
+from ...errors import UserError, message_of
 from ..signals import SIGNALS
 
 MakePack = Callable[[Sequence[Draw]], Any]
@@ -39,6 +39,11 @@ class _Packs(Dataset):
                 _share(pack)
         except UserError as error:
             return error
+        except OSError as error:
+            said = None if error.errno == errno.ENOSPC else message_of(error)  # the main process knows what is full
+            if said is None:
+                raise
+            return UserError(said)
         return draws, pack
 
 
