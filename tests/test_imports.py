@@ -15,7 +15,7 @@ PACKAGE = ROOT / "latentvid"
 FILES = sorted(PACKAGE.rglob("*.py"))
 SCRIPT_FOLDERS = ("vae", "train", "inference", "benchmarks", "tests")
 
-BASE = {"errors", "files", "progress", "limits", "lock", "rng", "packing", "precision", "weights", "world"}
+BASE = {"errors", "files", "progress", "limits", "lock", "rng", "packing", "precision", "versions", "weights", "world"}
 # What a part of the package may import, by the start of dotted names; the longest name that fits a module is its own.
 # What is not listed may import all.
 MAY_IMPORT = {
@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "command_line": {"limits"},
     "weights": {"errors", "files", "limits"},
     "rng": set(),
+    "versions": set(),
     "precision": {"errors"},
     "packing": {"errors"},
     "world": {"errors"},

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from ..files import written_whole
 from ..tables import markdown_table, text_table
+from ..versions import installed
 from .bootstrap import LEVEL, Result
 from .clip_folder import Skipped
 
@@ -97,13 +96,7 @@ class Scored:
 
 def versions() -> dict[str, str]:
     """Of Python and of the packages that scores depend on."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue  # an optional one
-    return found
+    return installed(PACKAGES)
 
 
 def _short(number: float) -> str:

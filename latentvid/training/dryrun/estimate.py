@@ -240,5 +240,5 @@ def _at_depth(
         return (call(tokens, level, text, layout, words) - tokens).square().mean(), {}
 
     train = SimpleNamespace(mixed_precision="bf16", steps=1, compile=False)
-    task = SimpleNamespace(model=model, loss=loss, config=SimpleNamespace(train=train))
+    task = SimpleNamespace(model=model, blocks=model.blocks, loss=loss, config=SimpleNamespace(train=train))
     return pass_bytes(task, None, checkpointing, gpu=True)

@@ -59,6 +59,7 @@ class Passes(Protocol):
     """What counting a pass needs of a task."""
 
     model: nn.Module
+    blocks: Sequence[nn.Module]
     config: TrainingConfig
 
     def loss(self, model: Callable, pack: Pack | None, step: int) -> tuple[Tensor, dict[str, Tensor]]: ...
@@ -197,7 +198,7 @@ def _saved_bytes(task: Passes, pack: Pack, checkpointing: bool, gpu: bool, compi
 
 
 def _compiles(task: Passes) -> bool:
-    return task.config.train.compile and hasattr(task.model, "blocks")
+    return task.config.train.compile and len(task.blocks) > 0
 
 
 @contextmanager

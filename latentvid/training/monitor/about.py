@@ -8,7 +8,6 @@ import math
 import platform
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 from ...data.plan.plan import Plan
 from ...errors import UserError
 from ...files import kept_beside, read_json, written_whole
+from ...versions import installed
 from ..checkpoint.records import About, salvaged
 from ..compute import Compute
 from ..task import Task
@@ -30,13 +30,7 @@ SHAPES = 20  # that are listed, those with the most tokens
 
 def versions() -> dict[str, str]:
     """Of Python and of the packages that are installed."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return installed(PACKAGES)
 
 
 def machine() -> dict[str, Any]:
