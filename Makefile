@@ -31,13 +31,15 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --no-input -q -c constraints.txt -e ".[test]"
 	@touch $@
 
+# one process a core, four at most; a file of tests stays in one process until another has nothing to do
+PYTEST := $(BIN)/python -m pytest -n $(shell n=$$(nproc); echo $$((n < 4 ? n : 4))) --dist worksteal
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTEST) $(ARGS)
 
 # the same as a processor computes that has AVX2, but neither AVX512 nor bf16 instructions: its kernels, its roundings
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 DNNL_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 test-avx2: setup
-	$(AVX2) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	$(AVX2) OMP_NUM_THREADS=1 $(PYTEST) $(ARGS)
 
 # two nodes in network namespaces (as root, with iproute2), kills, every topology and kind of compiled run; ARGS=tests/slow/test_kills.py for one
 test-slow: setup
