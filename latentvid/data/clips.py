@@ -110,6 +110,16 @@ class ClipSource:
         """bool [windows]"""
         return self.samples.is_image[self.windows.sample]
 
+    @property
+    def rates(self) -> np.ndarray:
+        """float64 [windows]: frames a second of each; 0 of a single frame, and where no rate is known."""
+        single = self.windows.sizes.map(lambda size: size[0] == 1).array()
+        return np.where(single, 0.0, self.samples.fps[self.windows.sample])
+
+    def rate(self, index: int) -> float:
+        """Of one window, as in `rates`."""
+        return 0.0 if self.shapes[index][0] == 1 else float(self.samples.fps[self.windows.sample[index]])
+
     def per_shape(self, function: Callable[[int, int, int], Any]) -> np.ndarray:
         """[windows, ...]: `function(F, H, W)`, a number or a tuple of them; called once for each distinct shape."""
         return self.shapes.map(lambda shape: function(*shape)).array()
@@ -222,12 +232,15 @@ class ClipSource:
         return runs(self.windows.sample[list(indices)], starts, frames, most)
 
     def _candidates(self, index: int, failed: Container[int]) -> Iterator[int]:
-        """The window, then the next ones of its shape, around the end; those of files that have failed come last."""
+        """The window, then the next ones of its shape, around the end: those of its rate first, which is what the pack
+        says of it. Those of files that have failed come last."""
         yield index
         same = np.flatnonzero(self.shapes.of == self.shapes.of[index])
         place = np.searchsorted(same, index)
+        order = np.concatenate([same[place + 1 :], same[:place]])
+        other = self.samples.fps[self.windows.sample[order]] != self.samples.fps[self.windows.sample[index]]
         later = []
-        for at in chain(same[place + 1 :], same[:place]):
+        for at in chain(order[~other], order[other]):
             if self.windows.sample[at] in failed:
                 later.append(int(at))
             else:

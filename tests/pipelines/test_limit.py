@@ -132,7 +132,7 @@ def test_a_clip_that_cannot_be_written_is_kept_elsewhere(tmp_path, monkeypatch):
 
 
 def test_pictures_have_no_rate_in_what_a_model_was_trained_on():
-    caches = SimpleNamespace(caches=[SimpleNamespace(rates=[24.0, 0.0], grids=[(3, 4, 4), (1, 4, 4)], fps=24.0)])
+    caches = SimpleNamespace(grids=[(3, 4, 4), (1, 4, 4)], rate=[24.0, 0.0].__getitem__)
     grid = lambda f, h, w: ((f + 3) // 4, h // 8, w // 8)  # noqa: E731
     vae = SimpleNamespace(temporal_stride=4, spatial_stride=8, latent_grid=grid)
     seen = seen_in(caches, vae)

@@ -63,6 +63,15 @@ def test_every_draw_is_of_the_samples_number_for_one_purpose(task):
             assert torch.equal(pack.clean, patchify([entry.mean + entry.std * noise], task.patch)[0])
 
 
+def test_a_pack_says_the_rate_of_each_of_its_samples(task):
+    """As its samples lie in the pack, wherever they come from; an image has none."""
+    draws = [Draw(number, number) for number in range(12)]
+    pack = task.make_pack(draws)
+    rates = torch.where(torch.tensor([grid[0] == 1 for grid in pack.layout.grid]), 0.0, 8.0)
+    assert torch.equal(pack.rates, rates) and rates.unique().tolist() == [0, 8]
+    assert pack.to(CPU).rates.dtype == torch.float32
+
+
 def test_epochs_draw_independently_and_at_the_rates_asked_for(dit_config, tmp_path):
     """Over 40 epochs of 20 images: each caption is dropped as often as asked, whatever the sample and its level."""
     options = ("data.caption_dropout=0.3", "timesteps.kind=uniform", "given={plain: 1}", f"run.seed={SEED}")

@@ -180,6 +180,12 @@ class LatentCache:
         key = hashlib.blake2b(made_of.encode(), digest_size=8).hexdigest()
         return [f"{key} {window} {grid}" for window, grid in zip(self.windows, self.grids, strict=True)]
 
+    def rate(self, i: int) -> float:
+        """Frames a second of entry i; 0 of a single frame, and where no rate is known. Older caches know the median."""
+        if self.grids[i][0] == 1:
+            return 0.0
+        return self.rates[i] if self.rates else self.fps
+
     def load(self, i: int) -> Encoded:
         """Entry i as float32. Raises UserError where it is not as it was written."""
         window = self.windows[i]
@@ -250,6 +256,11 @@ class LatentCaches:
     def identity(self) -> dict[str, Any]:
         """Which entries these are, made from what, wherever the caches lie."""
         return identify({"entries": [text for cache in self.caches for text in cache.entries()]})
+
+    def rate(self, i: int) -> float:
+        """As `LatentCache.rate`, of entry i of all."""
+        source = int(self.source_of[i])
+        return self.caches[source].rate(i - int(self._first[source]))
 
     def load(self, i: int) -> Encoded:
         """Entry i of all as float32."""

@@ -130,10 +130,12 @@ class DitPacks:
         counted = [int((level > 0).sum()) * h * w for level, (_, h, w) in zip(levels, whole.grid, strict=True)]
         made = [draw for draw, maker in zip(draws, makers(whole.lengths, size), strict=True) if maker == rank]
         make = self._from_clips if self.cache is None else self._from_cache
+        opened = self.cache or self.source
         return DitPack(
             noise=torch.cat(noise),
             timestep=torch.cat(levels[span.first : span.last]),
             layout=layout,
+            rates=torch.tensor([opened.rate(draw.index) for draw in draws[span.first : span.last]]),
             counted=tuple(counted[span.first : span.last]),
             counted_in_all=sum(counted),
             numbers=tuple(draw.number for draw in draws[span.first : span.last]),

@@ -18,15 +18,17 @@ from ....packing import Packed
 class DitPack:
     """Everything random is drawn; what is missing is what the VAE and the text encoder make on the device.
 
-    noise: [T,P]. timestep: [R]. layout: the samples' token grids, equal ones next to each other.
+    noise: [T,P]. timestep: [R]. layout: the samples' token grids, equal ones next to each other. rates: float32 [N],
+    frames a second of each sample of the layout; 0 of a single frame, and where no rate is known.
     From a cache: clean [T,P], text [S,Dt], text_layout. From clips: videos uint8 [F,H,W,3], posterior noise, captions.
-    Where processes share a pack, noise, timestep and layout are of this process's piece, and the rest is of the
+    Where processes share a pack, noise, timestep, layout and rates are of this process's piece, and the rest is of the
     samples that it makes for all of them (text_layout is None where these are none), until they trade.
     """
 
     noise: Tensor
     timestep: Tensor
     layout: Packed
+    rates: Tensor
     clean: Tensor | None = None
     text: Tensor | None = None
     text_layout: Packed | None = None

@@ -38,17 +38,14 @@ def seen_in(source: ClipSource | LatentCaches, vae: Vae) -> list[dict[str, Any]]
 
 
 def _of_clips(source: ClipSource) -> Iterable[tuple[Kind, int]]:
-    rates = source.samples.fps[source.windows.sample]
-    for (frames, height, width), fps in zip(source.shapes, rates.tolist(), strict=True):
+    for (frames, height, width), fps in zip(source.shapes, source.rates.tolist(), strict=True):
         yield (frames, height, width, fps), 1
 
 
 def _of_caches(caches: LatentCaches, vae: Vae) -> Iterable[tuple[Kind, int]]:
-    for cache in caches.caches:
-        rates = cache.rates or [cache.fps] * len(cache)  # older caches know the median alone
-        for (f, h, w), fps in zip(cache.grids, rates, strict=True):
-            side = vae.spatial_stride
-            yield (1 + (f - 1) * vae.temporal_stride, h * side, w * side, fps), 1
+    side = vae.spatial_stride
+    for i, (f, h, w) in enumerate(caches.grids):
+        yield (1 + (f - 1) * vae.temporal_stride, h * side, w * side, caches.rate(i)), 1
 
 
 def seen_by(run: Path) -> list[dict[str, Any]]:

@@ -142,7 +142,8 @@ class DitTask(DitPacks):
         layout, text_layout = Packed.of(grids), Packed.of_lengths([round(self.mean_text)] * len(grids))
         blank = torch.zeros(layout.tokens, self.features)
         text = torch.zeros(text_layout.tokens, self.text.dim)
-        return DitPack(blank, torch.ones(layout.frames), layout, clean=blank, text=text, text_layout=text_layout)
+        rates = torch.zeros(len(grids))
+        return DitPack(blank, torch.ones(layout.frames), layout, rates, clean=blank, text=text, text_layout=text_layout)
 
     # --- training ---
 

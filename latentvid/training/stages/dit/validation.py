@@ -134,6 +134,9 @@ class EncodedClips:
     def summary(self) -> str:
         return self.source.summary()
 
+    def rate(self, i: int) -> float:
+        return self.source.rate(i)
+
     @torch.no_grad()
     def load(self, i: int) -> Encoded:
         if i not in self._entries:
