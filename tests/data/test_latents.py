@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from latentvid.data.cache.latents import INDEX, LatentCache, cache_key, file_hash, module_fingerprint, write_index
@@ -141,6 +141,32 @@ def test_large_caches_are_checked_as_they_are_read(folder, monkeypatch):
     cache.load(2)
     with pytest.raises(UserError, match=r"text\.4 is not what was written"):
         cache.load(3)
+
+
+@pytest.mark.parametrize("most", [1, 128])
+def test_more_shards_than_files_may_be_open(folder, monkeypatch, most):
+    """Read to and fro; and each reading, the first and later ones, gives what safetensors gives."""
+    monkeypatch.setattr("latentvid.data.cache.opened.MOST", most)
+    cache = LatentCache(folder)
+    opened = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    for _ in range(3):
+        for i, window in enumerate(GRIDS):
+            slowly, found = load_file(shard_path(folder, window // 3)), cache.load(i)
+            for part in ("mean", "std", "text"):
+                assert torch.equal(getattr(found, part), slowly[f"{part}.{window}"].float())
+    if opened:
+        assert len(os.listdir("/proc/self/fd")) - opened <= min(most, 3)
+
+
+def test_a_system_that_gives_less_than_asked_is_asked_again(folder, monkeypatch):
+    whole, asked = os.preadv, []
+
+    def less(file: int, buffers: list[bytearray], start: int) -> int:
+        asked.append(start)
+        return whole(file, [memoryview(buffers[0])[:3]], start)
+
+    monkeypatch.setattr(os, "preadv", less)
+    assert torch.equal(LatentCache(folder).load(2).text, entry(3).text.half().float()) and asked
 
 
 @pytest.mark.parametrize("kind", ["fifo", "folder", "link out", "link to nothing"])

@@ -202,13 +202,27 @@ def test_a_fault_under_a_cache_is_waited_for(file, where, name, cache, pauses, m
 
 
 def test_a_fault_in_the_middle_of_a_shard_is_waited_for(cache, pauses, monkeypatch):
-    """Long after it was opened, as in training."""
+    """Long after it was opened, as in training: its open file is no longer good, and opening it anew fails too."""
     found = LatentCache(cache)
     found.load(1)
     for number in (errno.ESTALE, errno.ETIMEDOUT):
+        error = OSError(number, os.strerror(number))
         pauses.clear()
-        failing(monkeypatch, Path, "open", OSError(number, os.strerror(number)), 3, only="shard-00001.safetensors")
+        failing(monkeypatch, os, "preadv", error, 1)
+        failing(monkeypatch, Path, "open", error, 2, only="shard-00001.safetensors")
         assert float(found.load(1).mean.mean()) == 2.0 and pauses == [0.25, 0.5, 1.0]
+
+
+def test_what_came_back_after_a_fault_is_checked_again(cache, pauses, monkeypatch):
+    found, path = LatentCache(cache), cache / "shard-00001.safetensors"
+    found.load(1)
+    whole = path.read_bytes()
+    path.unlink()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    found.load(1)  # of the file that it has open
+    failing(monkeypatch, os, "preadv", OSError(errno.ESTALE, "Stale file handle"), 1)
+    with pytest.raises(UserError, match=r"shard-00001.* is not what was written"):
+        found.load(1)
 
 
 def test_storage_that_stays_away_ends_training_with_its_name(cache, pauses, monkeypatch):

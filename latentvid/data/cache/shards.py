@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import stat
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ from ...errors import ClipError, StorageError, UserError
 from ...files import written_whole
 from ...limits import shown
 from ..storage import PATIENCE_S, is_storage_fault, number_of, patiently
+from .opened import PlacesOf
 
 T = TypeVar("T")
 
@@ -73,8 +75,12 @@ def shard_path(folder: Path, shard: int) -> Path:
 
 def tensor_hash(tensor: Tensor) -> str:
     """Of type, shape and bytes."""
-    digest = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), digest_size=8)
-    digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return _hash(tensor.dtype, tensor.shape, tensor.contiguous().flatten().view(torch.uint8).numpy())
+
+
+def _hash(kind: torch.dtype, shape: Sequence[int], content: Any) -> str:
+    digest = hashlib.blake2b(f"{kind} {tuple(shape)}".encode(), digest_size=8)
+    digest.update(content)
     return digest.hexdigest()
 
 
@@ -105,12 +111,15 @@ def write_shard(
 class Shard:
     """A shard that is read. Raises UserError, naming file and fix, where it is no whole shard.
 
-    It is opened for each reading: a fault of its storage (`read_again`) is over only for a file that is opened anew.
+    Its file stays open, and is opened anew after a fault of its storage (`read_again`). Each tensor is held against its
+    hash whenever it is read, or once, after `check`.
     keys: of each window, {} in caches that did not note them. size: of the file. patience_s: as in `patiently`.
     """
 
     def __init__(self, path: Path, folder: Path | None = None, patience_s: float = PATIENCE_S) -> None:
         self.path, self.patience_s = path, patience_s
+        self._file = PlacesOf(path)
+        self._sound: set[str] = set()  # tensors that were checked, and need not be again
         try:
             metadata = read_again(partial(self._look, folder), path, patience_s)
             about = json.loads(metadata["about"] if "about" in metadata else f'{{"key": {metadata.get("key")}}}')
@@ -141,10 +150,13 @@ class Shard:
         return metadata
 
     def check(self) -> None:
-        """Raises UserError unless every tensor is as it was written."""
-        names = sorted(self.names | (self._hashes or {}).keys())
+        """Raises UserError unless every tensor is as it was written; from now on that is known."""
+        names = sorted(self._tensors, key=lambda name: self._tensors[name]["data_offsets"])
         for first in range(0, len(names), TOGETHER):
             self._read(names[first : first + TOGETHER])
+        if missing := (self._hashes or {}).keys() - self.names:
+            raise self._damaged(f"is missing or damaged (it holds no {min(missing)})")
+        self._sound = set(names)
 
     def shape(self, name: str) -> list[int]:
         return self._tensors[name]["shape"]
@@ -154,35 +166,38 @@ class Shard:
         return self._read([name])[0]
 
     def entry(self, window: int) -> Encoded:
-        return Encoded(*self._read([f"{part}.{window}" for part in ("mean", "std", "text")]))
+        return Encoded(*self._read([f"mean.{window}", f"std.{window}", f"text.{window}"]))
 
     def _read(self, names: Sequence[str]) -> list[Tensor]:
-        if missing := [name for name in names if name not in self._tensors]:
-            raise self._damaged(f"is missing or damaged (it holds no {missing[0]})")
         try:
-            read = read_again(partial(self._bytes, names), self.path, self.patience_s)
+            places = [self._tensors[name]["data_offsets"] for name in names]
+        except KeyError as missing:
+            raise self._damaged(f"is missing or damaged (it holds no {missing.args[0]})") from None
+        try:
+            read = read_again(partial(self._bytes, places), self.path, self.patience_s)
         except OSError as error:
             raise self._damaged(f"is missing or damaged ({error})") from None
         return [self._checked(name, content) for name, content in zip(names, read, strict=True)]
 
-    def _bytes(self, names: Sequence[str]) -> list[bytearray]:
-        found = []
-        with self.path.open("rb") as file:
-            for name in names:
-                start, end = self._tensors[name]["data_offsets"]
-                file.seek(self._begin + start)
-                found.append(bytearray(file.read(end - start)))
-        return found
+    def _bytes(self, places: Sequence[tuple[int, int]]) -> list[bytearray]:
+        try:
+            return self._file.read([(self._begin + start, self._begin + end) for start, end in places])
+        except OSError:
+            self._file.again()
+            self._sound.clear()  # another file may lie there now
+            raise
 
     def _checked(self, name: str, content: bytearray) -> Tensor:
         about = self._tensors[name]
+        kind, shape = _TYPES.get(about["dtype"]), about["shape"]
         start, end = about["data_offsets"]
-        if len(content) != end - start or not content or about["dtype"] not in _TYPES:
+        if len(content) != end - start or not content or kind is None:
             raise self._damaged(f"is damaged: {name} is cut off, or of a type that is not written")
-        found = torch.frombuffer(content, dtype=_TYPES[about["dtype"]]).reshape(about["shape"])
-        if self._hashes is not None and self._hashes.get(name) != tensor_hash(found):
+        sound = name in self._sound
+        if not sound and self._hashes is not None and self._hashes.get(name) != _hash(kind, shape, content):
             raise self._damaged(f"is damaged: {name} is not what was written")
-        if not torch.isfinite(found).all():
+        found = torch.frombuffer(content, dtype=kind).view(shape)
+        if not sound and not math.isfinite(found.sum(dtype=torch.float64)):
             raise self._damaged(f"is damaged: {name} has values that are no numbers")
         return found
 
