@@ -40,6 +40,8 @@ def main() -> None:
     pipeline = load_pipeline(args.model, args.device)
     size = {name: getattr(args, name) for name in ("height", "width", "frames", "large")}
     source = command.read_footage(args.clip, pipeline, **size)
+    fps = args.fps or source.fps
+    command.note_rate(pipeline, fps, args.fps)
     clip = command.in_windows(
         tasks.edit_windows,
         pipeline,
@@ -49,11 +51,12 @@ def main() -> None:
         args.mode,
         args.strength,
         large=args.large,
+        fps=fps,
         seed=args.seed,
         negative_prompt=args.negative_prompt,
         sampling=command.sampling_of(args, pipeline),
     )
-    command.write(args.output, clip, args.fps or source.fps, args.prompt, sound=source)
+    command.write(args.output, clip, fps, args.prompt, sound=source)
 
 
 if __name__ == "__main__":

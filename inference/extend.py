@@ -49,7 +49,8 @@ def main() -> None:
     size = command.footage_size(args.clip, info, pipeline, height=args.height, width=args.width, large=args.large)
     longest = pipeline.config.frames if args.window is None else max(1, args.window)  # that a context can be
     end = read_frames(args.clip, max(0, info.frames - longest), threads=0)
-    options = {name: getattr(args, name) for name in ("negative_prompt", "window", "context", "seed")}
+    options = {name: getattr(args, name) for name in ("negative_prompt", "window", "context", "seed")} | {"fps": fps}
+    command.note_rate(pipeline, fps, args.fps)
     sampling = replace(sampling, progress=False)
     windows = rollout(pipeline, [args.prompt], frames, clips=[fit(end, *size)], sampling=sampling, **options)
     command.note_condition(pipeline, sampling, "prefix", "random")

@@ -38,11 +38,13 @@ def main() -> None:
     pictures = [command.read_picture(path, pipeline, **size) for path in args.image]
     command.note_condition(pipeline, sampling, "first", "prefix", "random")
     command.note_size(pipeline, frames or 1)
+    command.note_rate(pipeline, fps, args.fps)
     clips = tasks.image_to_video(
         pipeline,
         [picture.frames[0] for picture in pictures],
         args.prompt,
         frames,
+        fps=fps,
         seed=args.seed,
         negative_prompt=args.negative_prompt,
         sampling=sampling,

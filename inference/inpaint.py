@@ -36,6 +36,8 @@ def main() -> None:
     source = command.read_footage(args.clip, pipeline, **size)
     mask = command.read_mask(args.mask, source)
     command.note_condition(pipeline, sampling)
+    fps = args.fps or source.fps
+    command.note_rate(pipeline, fps, args.fps)
     clip = command.in_windows(
         tasks.inpaint_windows,
         pipeline,
@@ -43,11 +45,12 @@ def main() -> None:
         mask,
         args.prompt,
         large=args.large,
+        fps=fps,
         seed=args.seed,
         negative_prompt=args.negative_prompt,
         sampling=sampling,
     )
-    command.write(args.output, clip, args.fps or source.fps, f"{mask.float().mean():.0%} painted anew", sound=source)
+    command.write(args.output, clip, fps, f"{mask.float().mean():.0%} painted anew", sound=source)
 
 
 if __name__ == "__main__":

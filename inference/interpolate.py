@@ -62,14 +62,16 @@ def main() -> None:
     command.note_condition(pipeline, sampling, "ends", "random")
     if (made := tasks.made_between(between, stride)) != between:
         print(f"{between} frames between two: the nearest in time of the {made} that the model makes", flush=True)
+    fps = args.fps or (pipeline.config.fps if args.clip is None else source.fps * args.factor)
+    words["fps"] = fps
+    command.note_rate(pipeline, fps, args.fps)
     if args.clip is None:
         first, last = ([end.frames[0]] for end in ends)
         (clip,) = tasks.interpolate(pipeline, first, last, [args.prompt], between, **words)
-        command.write(args.output, clip, args.fps or pipeline.config.fps, f"{len(clip)} frames")
+        command.write(args.output, clip, fps, f"{len(clip)} frames")
         return
     budget = args.tokens_per_pack
     clip = tasks.raise_rate(pipeline, source.frames, args.factor, args.prompt, tokens_per_pack=budget, **words)
-    fps = args.fps or source.fps * args.factor
     command.write(args.output, clip, fps, f"{len(clip)} frames", sound=source, rate=args.factor)
 
 

@@ -49,7 +49,8 @@ def main() -> None:
     fps = args.fps or pipeline.config.fps
     frames = command.asked_frames(args.frames, args.seconds, fps)
     sampling = replace(command.sampling_of(args, pipeline), progress=False)
-    options = {name: getattr(args, name) for name in ("negative_prompt", "height", "width", "seed")}
+    options = {name: getattr(args, name) for name in ("negative_prompt", "height", "width", "seed")} | {"fps": fps}
+    command.note_rate(pipeline, fps, args.fps)
     if args.order == "rollout":
         sizes = {"window": args.window, "context": args.context}
         windows = rollout(pipeline, [args.prompt], frames, sampling=sampling, **sizes, **options)

@@ -5,8 +5,8 @@
 
 Several --prompt make several clips, sampled together. The output's ending chooses the format: mp4, webm, gif, or png
 (one frame as it is, more as a contact sheet). --prompts reads a .csv, .jsonl or .parquet with the columns prompt and,
-as far as wanted, negative_prompt, seed, frames, height, width, name; a run that was stopped goes on where it was, and
-the processes of a launch share the work.
+as far as wanted, negative_prompt, seed, frames, height, width, fps, name; a run that was stopped goes on where it was,
+and the processes of a launch share the work.
 """
 
 import argparse
@@ -49,7 +49,9 @@ def main() -> None:
         fps = args.fps or pipeline.config.fps
         frames = command.legal_frames(pipeline, args.frames, args.seconds, fps)
         command.note_size(pipeline, frames or 1, args.height, args.width)
-        result = pipeline(args.prompt, frames=frames, sampling=command.sampling_of(args, pipeline), **words)
+        command.note_rate(pipeline, fps, args.fps)
+        sampling = command.sampling_of(args, pipeline)
+        result = pipeline(args.prompt, frames=frames, fps=fps, sampling=sampling, **words)
         command.write_all(args.output, result.frames, fps, args.prompt)
         return
     if args.output.suffix.lower() in defaults.ENDINGS:
@@ -58,10 +60,12 @@ def main() -> None:
     check_writable(args.output, "give --output another folder, or mend this one")
     state = process_state()
     pipeline = load_pipeline(args.model, args.device or state.device, compiled=args.compile)
-    frames = command.legal_frames(pipeline, args.frames, args.seconds, args.fps or pipeline.config.fps)
-    rows = read_prompts(args.prompts, pipeline, frames=frames, large=args.large, **words)
-    more = {"fps": args.fps, "tokens_per_pack": args.tokens_per_pack}
-    sample_prompts(pipeline, rows, args.output, command.sampling_of(args, pipeline), state, **more)
+    words |= {name: getattr(args, name) for name in ("frames", "seconds", "fps", "large")}
+    rows = read_prompts(args.prompts, pipeline, **words)
+    for fps in sorted({row.fps for row in rows}):
+        command.note_rate(pipeline, fps, args.fps)
+    sampling, budget = command.sampling_of(args, pipeline), args.tokens_per_pack
+    sample_prompts(pipeline, rows, args.output, sampling, state, tokens_per_pack=budget)
 
 
 if __name__ == "__main__":

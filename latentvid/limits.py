@@ -76,12 +76,12 @@ _NAMES: tuple[tuple[Range, str], ...] = (  # of the numbers that have each range
     (_above(0, 1e6), "seconds"),
     (_whole(1, 16_384), "height width crop size"),
     (_whole(1, 2**28), "max_area"),
-    (Range(1e-3, 1000), "fps"),
+    (Range(1e-3, 1000), "fps rope_fps"),
     (_whole(0, LONG), "seed"),
     # data
     (_whole(1, 10**5), "data.max_frames frames_per_read"),
     (_above(0, 1e12), "data.weights"),
-    (_SHARE, "image_share caption_dropout unknown_share"),
+    (_SHARE, "image_share caption_dropout fps_dropout unknown_share"),
     (_whole(1, 2**26), "tokens_per_pack"),
     (_whole(1, 2**16), "packs_per_step"),
     (_whole(0, 256), "workers"),
@@ -134,7 +134,7 @@ _NAMES: tuple[tuple[Range, str], ...] = (  # of the numbers that have each range
     # networks: arguments of constructors, and config.json of saved ones
     (_CHANNELS, "model.width text_width in_channels out_channels latent_channels widths block_out_channels"),
     (_CHANNELS, "decoder_block_out_channels base_dim z_dim norm_num_groups d_model d_kv"),
-    (_whole(1, 64), "patch time_strides space_strides patch_size patch_size_t"),
+    (_whole(1, 64), "patch temporal_stride time_strides space_strides patch_size patch_size_t"),
     (_whole(1, 1000), "depth num_layers"),
     (_whole(1, 4096), "heads num_heads num_attention_heads"),
     (_above(0, 64), "mlp_ratio"),

@@ -104,6 +104,9 @@ class DitData(Data):
         "cache made by vae/encode_latents.py, or several; null encodes the manifest's clips as it trains", default=None
     )
     caption_dropout: float = _help("share of samples trained without their caption, for guidance", default=0.1)
+    fps_dropout: float = _help(
+        "share of samples trained without their frame rate, where model.fps_condition tells it", default=0.1
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

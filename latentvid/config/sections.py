@@ -12,6 +12,7 @@ from ..limits import setting as _help
 from ..precision import MixedPrecision
 
 Weights = Literal["ema", "raw"]
+UNKNOWN_FPS = 8.0  # of what is shown, where the data have no rate
 STEP_TOKENS = 2**31  # most tokens in a step: some hundred times what the largest published runs take
 
 
@@ -140,7 +141,9 @@ class Logging:
 class Samples:
     every: int = _help("steps between looks at the model in RUN/samples; 0: no looks", default=0)
     weights: tuple[Weights, ...] = _help("which make them: the moving average, the optimiser's", default=("ema",))
-    fps: float = _help("of the written clips", default=8.0)
+    fps: float | None = _help(
+        "frames a second of the clips that are shown; null: that of most of the training's tokens", default=None
+    )
 
     def __post_init__(self) -> None:
         check_fields(self, "samples")

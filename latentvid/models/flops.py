@@ -20,7 +20,7 @@ from ..packing import Grid
 from ..precision import Computed, dtype_of
 from .attention_context import attended_pairs
 from .interchange import Vae, arguments_of, build_vae
-from .transformer import TIMESTEP_FEATURES
+from .transformer import FPS_FEATURES, TIMESTEP_FEATURES
 
 # a training step over a forward pass: the backward pass makes two products for each of the forward's. Activations
 # computed again under gradient checkpointing do not count: MFU asks how fast the model trains (Chowdhery et al. 2022)
@@ -47,6 +47,8 @@ def dit_flops(config: Mapping[str, Any], grids: Sequence[Grid], text_lengths: Se
     outside = tokens * 4 * features * width + rows * 4 * square  # tokens in and out, last modulation
     outside += rows * 2 * width * (TIMESTEP_FEATURES + width)
     outside += (text + len(lengths)) * 2 * width * (text_width + width)  # states, and their means
+    if config.get("fps_condition"):
+        outside += len(grids) * 2 * width * (FPS_FEATURES + width)
     return round(config["depth"] * block + 4 * width * pairs + outside)
 
 

@@ -26,10 +26,32 @@ def timestep_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> T
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
+def rate_embedding(fps: Tensor, width: int, max_period: float = 32.0) -> Tensor:
+    """Sinusoidal features [N,width] of the logarithms of frame rates fps [N]; all 0 where a rate is 0, not known.
+
+    The quickest turn once while a rate grows e-fold, the slowest once in `max_period` such steps: 23.976 and 24 are
+    nearly one, and what lies between two rates of training is between them here too.
+    """
+    frequency = max_period ** -(torch.arange(width // 2, device=fps.device) / (width // 2))
+    angle = 2 * math.pi * fps.float().clamp_min(1e-3).log()[:, None] * frequency
+    return torch.cat([angle.cos(), angle.sin()], dim=-1) * (fps > 0)[:, None]
+
+
+def time_positions(frame: Tensor, stride: int, rate: Tensor) -> Tensor:
+    """Where latent frames of number `frame` [T] stand in time, in latent frames of a reference rate: float32 [T].
+
+    rate: [T], that reference rate over the clip's. The first latent frame is one frame of the clip, at time 0; a later
+    one stands for the next `stride` frames and is placed at their middle: frame k at k - (stride - 1) / 2 stride.
+    """
+    middle = frame - (stride - 1) / (2 * stride)
+    return torch.where(frame == 0, 0.0, middle) * rate
+
+
 def rotary_table(position: Tensor, head_width: int, theta: float) -> Rotary:
     """Cosines and sines [T,1,K] of 3D rotary positions (RoFormer, Su et al. 2021, one axis after another).
 
-    position [T,3] is (frame, row, column). Of the K/2 frequencies rows and columns get a third each, frames the rest.
+    position [T,3] is (frame or time, row, column). Of the K/2 frequencies rows and columns get a third each, time the
+    rest.
     """
     pairs = head_width // 2
     space = pairs // 3

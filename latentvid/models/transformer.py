@@ -23,11 +23,12 @@ from ..packing import Packed
 from ..sequence import SequenceGroup
 from .attention_context import ATTENTIONS, AttentionContext, make_contexts
 from .key_value_cache import KeyValueCache
-from .layers import Block, modulated_norm, rotary_table, timestep_embedding
+from .layers import Block, modulated_norm, rate_embedding, rotary_table, time_positions, timestep_embedding
 from .saved import SavedModel
 from .text_context import BlockText, TextContext
 
 TIMESTEP_FEATURES = 256
+FPS_FEATURES = 256
 
 
 class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
@@ -49,6 +50,11 @@ class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
         rope_theta: base of the rotary frequencies.
         attention: what self-attention joins (table in attention_context.py): "full", a whole sample; "factorised", in
             turn a latent frame and a position through time; "causal", the latent frames up to a token's own.
+        fps_condition: the frame rate of each clip joins the noise level in the modulation; pictures, and clips whose
+            rate is not known, have a learned state of their own. At first it changes nothing.
+        rope_fps: positions in time are seconds, counted in latent frames of a clip of this rate, so that clips of other
+            rates have positions that agree in time; null: numbers of latent frames.
+        temporal_stride: frames of a latent frame after the first, which is one frame: the VAE's (for rope_fps).
     """
 
     _supports_gradient_checkpointing = True
@@ -67,6 +73,9 @@ class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
         text_width: int = 512,
         rope_theta: float = 10_000.0,
         attention: str = "full",
+        fps_condition: bool = False,
+        rope_fps: float | None = None,
+        temporal_stride: int = 1,
     ) -> None:
         super().__init__()
         if width % heads or width // heads % 2 or width // heads < 6:
@@ -88,13 +97,15 @@ class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
         self.final_modulation = nn.Linear(width, 2 * width)
         self.tokens_out = nn.Linear(width, features)
+        self.fps_in = Mlp(FPS_FEATURES, width, width, act_layer=nn.SiLU) if fps_condition else None
         self.attention_backend = "auto"
         self.sequence: SequenceGroup | None = None
         self.gradient_checkpointing = False
         self.initialise()
 
     def initialise(self) -> None:
-        """Xavier-uniform maps; modulations, cross-attention outputs and the last map at zero (AdaLN-Zero)."""
+        """Xavier-uniform maps; modulations, cross-attention outputs and the last map at zero (AdaLN-Zero), and what
+        the modulation takes of the frame rate."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -104,6 +115,8 @@ class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
             nn.init.zeros_(block.cross.out.weight)
         for linear in (self.final_modulation, self.tokens_out):
             nn.init.zeros_(linear.weight)
+        if self.fps_in is not None:
+            nn.init.zeros_(self.fps_in.fc2.weight)
 
     def forward(
         self,
@@ -113,17 +126,23 @@ class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
         layout: Packed,
         text_layout: Packed,
         cache: KeyValueCache | None = None,
+        fps: Tensor | None = None,  # [N] frame rate of each sample; 0: it has none, or it is not known
     ) -> Tensor:
         """The network's prediction [T,P], in the target that the scheduler's config names.
+
+        The rates (None: all 0) are read by models of `fps_condition` or `rope_fps` alone. What is in a cache keeps
+        the positions that it was recorded with: give a sample the same rate in every pass.
 
         With a cache (causal attention only) the layout is of each sample's new frames, which follow those in the cache.
         A text context is for passes of other noise levels or tokens with the same prompts, in the same precision.
         """
-        self._check(timestep, layout, text_layout, cache)
+        fps = tokens.new_zeros(layout.segments, dtype=torch.float32) if fps is None else fps
+        self._check(timestep, layout, text_layout, cache, fps)
         x = self.tokens_in(tokens)  # [T,D]
         pooled, texts = self._read(text, text_layout)  # [N,D], and each block's [S,D]
-        condition = self._level(timestep, x.dtype) + pooled.index_select(0, layout.frame_segment)  # [R,D]
-        contexts = self._contexts(x, layout, text_layout, cache)
+        of_sample = pooled if self.fps_in is None else pooled + self._rate(fps, x.dtype)  # [N,D]
+        condition = self._level(timestep, x.dtype) + of_sample.index_select(0, layout.frame_segment)  # [R,D]
+        contexts = self._contexts(x, layout, text_layout, cache, fps)
         for block, words, context in zip(self.blocks, texts, contexts, strict=True):
             x = self._run(block, x, condition, words, context)  # [T,D]
         if cache is not None and cache.records:
@@ -131,12 +150,16 @@ class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
         shift, scale = self.final_modulation(F.silu(condition)).chunk(2, dim=-1)  # [R,D] each
         return self.tokens_out(modulated_norm(x, shift, scale, layout.frame))  # [T,P]
 
-    def _check(self, timestep: Tensor, layout: Packed, text_layout: Packed, cache: KeyValueCache | None) -> None:
+    def _check(
+        self, timestep: Tensor, layout: Packed, text_layout: Packed, cache: KeyValueCache | None, fps: Tensor
+    ) -> None:
         """Raises ValueError where the arguments of `forward` do not fit each other or the model."""
         if layout.segments != text_layout.segments:
             raise ValueError(f"{layout.segments} samples but {text_layout.segments} prompts: give one prompt a sample")
         if timestep.shape != layout.frame_segment.shape:
             raise ValueError(f"timestep has shape {tuple(timestep.shape)}, the layout has {layout.frames} frames")
+        if fps.shape != (layout.segments,):
+            raise ValueError(f"fps has shape {tuple(fps.shape)}, the layout has {layout.segments} samples")
         if layout.whole is not None and self.sequence is None:
             raise ValueError("this is a piece of a pack, but the model has no group of processes to see the rest with")
         if cache is not None:
@@ -150,12 +173,27 @@ class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
         """What the modulation takes of the noise levels: [R] -> [R,D]."""
         return self.timestep_in(timestep_embedding(timestep, TIMESTEP_FEATURES).to(dtype))
 
+    def _rate(self, fps: Tensor, dtype: torch.dtype) -> Tensor:
+        """What the modulation takes of the frame rates: [N] -> [N,D]; of an unknown one what the biases make."""
+        return self.fps_in(rate_embedding(fps, FPS_FEATURES).to(dtype))
+
+    def _positions(self, position: Tensor, layout: Packed, fps: Tensor) -> Tensor:
+        """[T,3], with seconds in the place of frame numbers where `rope_fps` asks for them: clips whose rate is not
+        known are taken for such of that rate."""
+        reference = self.config.rope_fps
+        if reference is None:
+            return position
+        rate = torch.where(fps > 0, reference / fps.float().clamp_min(1e-3), 1.0).index_select(0, layout.segment)  # [T]
+        time = time_positions(position[:, 0], self.config.temporal_stride, rate)
+        return torch.cat([time[:, None], position[:, 1:].float()], dim=1)
+
     def _contexts(
-        self, x: Tensor, layout: Packed, text_layout: Packed, cache: KeyValueCache | None
+        self, x: Tensor, layout: Packed, text_layout: Packed, cache: KeyValueCache | None, fps: Tensor
     ) -> list[AttentionContext]:
         """The attention context of each block."""
         config, depth = self.config, len(self.blocks)
         position, past = (layout.position, None) if cache is None else (cache.positions(layout), cache.lengths)
+        position = self._positions(position, layout, fps)
         rotary = rotary_table(position, config.width // config.heads, config.rope_theta)
         backend = resolve_backend(self.attention_backend, x.device, x.dtype)
         turns = make_contexts(config.attention, layout, text_layout, rotary, backend, self.sequence, past)

@@ -28,7 +28,12 @@ def parser_of(doc: str, *, known: bool = False) -> Parser:
     )
     parser.add_argument("--negative-prompt", default="", help="what to steer away from")
     parser.add_argument("--seed", type=int, default=0, help="of the first clip; the next has seed + 1, and so on")
-    parser.add_argument("--fps", type=float, help="frames a second of the file (default: the input's, or the model's)")
+    parser.add_argument(
+        "--fps",
+        type=float,
+        help="frames a second, of the file and of what moves in it, where the model was trained to know of rates "
+        "(default: the input's, or the model's)",
+    )
     parser.add_argument(
         "--large",
         action="store_true",

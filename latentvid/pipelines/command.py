@@ -30,7 +30,7 @@ from ..errors import UserError, message_of
 from ..files import check_target, part_of
 from .defaults import ENDINGS, STREAMED
 from .latent_video import LatentVideoPipeline
-from .limit import check_cost, trained_area, trained_frames
+from .limit import check_cost, knows_rates, trained_area, trained_frames, trained_rates
 from .sampling import Sampling
 
 CHUNK = 64  # frames that are read at a time
@@ -329,12 +329,16 @@ def legal_frames(pipeline: LatentVideoPipeline, frames: int | None, seconds: flo
     """The frames that --frames or --seconds ask for, those of --seconds as the model makes them; None for neither."""
     if seconds is None:
         return frames
-    stride = pipeline.codec.temporal_stride
-    asked = asked_frames(None, seconds, fps)
-    made = 1 + max(0, round((asked - 1) / stride)) * stride
+    asked, made = asked_frames(None, seconds, fps), frames_of(pipeline, seconds, fps)
     if made != asked:
         print(f"{seconds:g} s at {fps:g} fps: the model makes {made} frames, {made / fps:.3g} s", flush=True)
     return made
+
+
+def frames_of(pipeline: LatentVideoPipeline, seconds: float, fps: float) -> int:
+    """The length that the model makes next to so many seconds. Raises UserError for less than a frame."""
+    stride = pipeline.codec.temporal_stride
+    return 1 + max(0, round((asked_frames(None, seconds, fps) - 1) / stride)) * stride
 
 
 def in_windows(
@@ -356,6 +360,21 @@ def note_size(pipeline: LatentVideoPipeline, frames: int, height: int | None = N
     beyond += [f"{size[0]} x {size[1]} pixels (at most {area:,})"] if size[0] * size[1] > area else []
     if beyond:
         print(f"note: the model was trained on less than {' and '.join(beyond)}", file=sys.stderr, flush=True)
+
+
+def note_rate(pipeline: LatentVideoPipeline, fps: float, asked: float | None) -> None:
+    """Says on stderr where the model does not know of a clip's `fps`; `asked`: what --fps said."""
+    known, (low, high) = knows_rates(pipeline), trained_rates(pipeline) or (0.0, math.inf)
+    note = ""
+    if known and not 0.999 * low <= fps <= 1.001 * high:
+        note = f"{fps:g} frames a second: the model was trained on {low:g} to {high:g}"
+    elif not known and asked is not None and abs(asked - pipeline.config.fps) > 1e-3 * asked:
+        note = (
+            f"--fps {asked:g} plays the clip faster or slower, no more: the model was trained without "
+            f"model.fps_condition, and things move as at its own {pipeline.config.fps:g}"
+        )
+    if note:
+        print(f"note: {note}", file=sys.stderr, flush=True)
 
 
 def note_condition(pipeline: LatentVideoPipeline, sampling: Sampling, *wanted: str) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..rng import derived_seed
 from .latent_video import LatentVideoPipeline
+from .limit import trained_rates
 from .sampling import Request, Sampling
 from .tasks import TOKENS_PER_PACK, check_ends, interpolate, packs, tokens_of
 
@@ -32,6 +33,7 @@ def nuwa_xl(
     height: int | None = None,
     width: int | None = None,
     tokens_per_pack: int = TOKENS_PER_PACK,
+    fps: float | None = None,
     seed: int = 0,
     sampling: Sampling | None = None,
 ) -> Iterator[Tensor]:
@@ -47,6 +49,8 @@ def nuwa_xl(
         local_prompts: one for each segment between the global keyframes (`Plan.segments`), where there are levels of
             infilling; None is `prompt` for all.
         height, width: None is the model's.
+        fps: of the clip (None: the model's). To models that know of it each level tells its own, or the lowest that
+            the model was trained on where that is higher: keyframes are far apart.
 
     Raises UserError, before anything is made, for lengths and sizes that cannot be.
     """
@@ -66,8 +70,10 @@ def nuwa_xl(
         raise UserError(f"{tokens_per_pack} tokens a pack: give at least 1")
     if plan.levels:
         check_ends(pipeline, sampling)
-    request = Request(prompt=prompt, negative_prompt=negative_prompt, grid=grid, seed=seed)
-    options = {"negative_prompt": negative_prompt, "sampling": sampling}
+    final = pipeline.rate(fps, grid)
+    rates = [_told(pipeline, final * share) for share in plan.rates(pipeline.config.frames)]
+    request = Request(prompt=prompt, negative_prompt=negative_prompt, grid=grid, fps=rates[0], seed=seed)
+    options = {"negative_prompt": negative_prompt, "sampling": sampling, "rates": rates[1:]}
     return _levels(pipeline, request, plan, prompts, tokens_per_pack, options)
 
 
@@ -104,6 +110,16 @@ class Plan:
         """How many are needed after so many levels."""
         return 1 + math.ceil((self.frames - 1) / self.factor ** (self.levels - level))
 
+    def rates(self, window: int) -> list[float]:
+        """Of the global clip, of `window` frames, and after each level: frames a second over those of the whole."""
+        whole = (window - 1) / (self.segments * self.factor**self.levels) if self.levels else 1.0
+        return [whole, *(self.factor ** (level - self.levels) for level in range(1, self.levels + 1))]
+
+
+def _told(pipeline: LatentVideoPipeline, fps: float) -> float:
+    """The rate that the model is told."""
+    return max(fps, (trained_rates(pipeline) or (1e-3,))[0])
+
 
 @torch.no_grad()
 def _levels(
@@ -114,7 +130,7 @@ def _levels(
     tokens_per_pack: int,
     options: dict,
 ) -> Iterator[Tensor]:
-    sampling = options["sampling"]
+    sampling, rates = options["sampling"], options.pop("rates")
     (clip,) = pipeline.decode(pipeline.sample([request], sampling), sampling.precision)
     places = torch.linspace(0, len(clip) - 1, plan.segments + 1) if plan.levels else torch.arange(plan.frames)
     keys = clip[places.round().long()]
@@ -122,7 +138,8 @@ def _levels(
         # the prompt of a segment is that of the global one it lies in
         local = [prompts[i // plan.factor ** (level - 1)] for i in range(len(keys) - 1)]
         seed = derived_seed(request.seed, level, "infill")
-        parts = _infilled(pipeline, keys, local, plan.factor, tokens_per_pack, seed, options)
+        words = options | {"fps": rates[level - 1]}
+        parts = _infilled(pipeline, keys, local, plan.factor, tokens_per_pack, seed, words)
         parts = _cut(parts, plan.keyframes(level))
         if level == plan.levels:
             yield from parts

@@ -44,10 +44,11 @@ BYTES_A_PIXEL = 15  # of a decoded clip: three fp32 values, and three bytes of w
 
 @dataclass
 class VideoOutput(BaseOutput):
-    """frames: one uint8 tensor [F,H,W,3] a prompt (RGB). fps: at which they are meant to be shown."""
+    """frames: one uint8 tensor [F,H,W,3] a prompt (RGB). fps: at which they are meant to be shown; a list where the
+    call had one."""
 
     frames: list[Tensor]
-    fps: float
+    fps: float | list[float]
 
 
 class LatentVideoPipeline(DiffusionPipeline):
@@ -139,6 +140,7 @@ class LatentVideoPipeline(DiffusionPipeline):
         frames: int | Sequence[int] | None = None,
         height: int | Sequence[int] | None = None,
         width: int | Sequence[int] | None = None,
+        fps: float | Sequence[float] | None = None,
         seed: int = 0,
         sampling: Sampling | None = None,
     ) -> VideoOutput:
@@ -148,6 +150,8 @@ class LatentVideoPipeline(DiffusionPipeline):
             prompt: what to show. An empty prompt is unconditional.
             negative_prompt: what to steer away from; one for all, or one a prompt.
             frames, height, width: of each clip, one for all or one a prompt.
+            fps: frames a second at which each is to be shown, and, for a model of `fps_condition` or `rope_fps`, at
+                which it is made to move; one for all or one a prompt.
             seed: the i-th prompt has the noise of `seed + i`, whatever it is packed with.
             sampling: steps, solver, guidance; None is the model's defaults.
 
@@ -160,13 +164,15 @@ class LatentVideoPipeline(DiffusionPipeline):
         )
         grids = [self.latent_grid(*size) for size in zip(*sizes, strict=True)]
         negatives = _one_each(negative_prompt, len(prompts), "negative_prompt")
-        requests = [
-            Request(prompt=prompt, negative_prompt=negative, grid=grid, seed=check("seed", seed + i))
-            for i, (prompt, negative, grid) in enumerate(zip(prompts, negatives, grids, strict=True))
+        rates = _one_each(self.config.fps if fps is None else fps, len(prompts), "fps")
+        words = [
+            {"prompt": prompt, "negative_prompt": negative, "grid": grid, "fps": self.rate(rate, grid)}
+            for prompt, negative, grid, rate in zip(prompts, negatives, grids, rates, strict=True)
         ]
+        requests = [Request(**each, seed=check("seed", seed + i)) for i, each in enumerate(words)]
         sampling = sampling or Sampling()
         clips = self.decode(self.sample(requests, sampling), sampling.precision)
-        return VideoOutput(frames=clips, fps=self.config.fps)
+        return VideoOutput(frames=clips, fps=rates if isinstance(fps, Sequence) else rates[0])
 
     @torch.no_grad()
     def sample(
@@ -330,6 +336,12 @@ class LatentVideoPipeline(DiffusionPipeline):
                 f"{free / 2**30:,.1f} GiB are free: ask for fewer or smaller ones"
             )
         return grid
+
+    def rate(self, fps: float | None, grid: Grid) -> float:
+        """The `fps` of a request for a whole clip whose latent is (f,h,w): the model's where it is None, and 0 of a
+        picture, as in training. Raises UserError for a number that is no rate."""
+        found = check("fps", self.config.fps if fps is None else fps)
+        return 0.0 if grid[0] == 1 else found
 
     def _autocast(self, precision: torch.dtype | None):
         device, held = self._execution_device.type, self.transformer.dtype

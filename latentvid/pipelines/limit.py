@@ -60,6 +60,18 @@ def trained_frames(pipeline: LatentVideoPipeline) -> int:
     return max(kind.frames for kind in kinds_of(pipeline))
 
 
+def trained_rates(pipeline: LatentVideoPipeline) -> tuple[float, float] | None:
+    """The lowest and the highest frame rate of the clips that it was trained on; None where that was not noted."""
+    rates = [kind.fps for kind in kinds_of(pipeline) if kind.fps]
+    return (min(rates), max(rates)) if rates else None
+
+
+def knows_rates(pipeline: LatentVideoPipeline) -> bool:
+    """Whether what the model makes depends on the frame rate that is asked for."""
+    model = pipeline.transformer.config
+    return bool(model.get("fps_condition") or model.get("rope_fps"))
+
+
 def cost(pipeline: LatentVideoPipeline, grid: Grid) -> float:
     """Of a step over a clip whose latent is (f,h,w), in tokens: a block's attention costs 4 D a pair, its linear layers
     about 24 D^2 a token."""

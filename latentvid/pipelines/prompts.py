@@ -31,7 +31,7 @@ from ..packing import Grid
 from ..precision import Computed, choose, describe, dtype_of
 from ..text import TextEncoder
 from ..world import from_main
-from .command import write
+from .command import MOST_GIF, frames_of, write
 from .defaults import ENDINGS, TOKENS_PER_PACK
 from .latent_video import LatentVideoPipeline
 from .limit import check_cost
@@ -39,7 +39,7 @@ from .sampling import Request, Sampling
 from .tasks import packs, tokens_of
 
 INDEX = "results.jsonl"
-COLUMNS = ("prompt", "negative_prompt", "seed", "frames", "height", "width", "name")
+COLUMNS = ("prompt", "negative_prompt", "seed", "frames", "height", "width", "fps", "name")
 LONGEST = 200  # bytes of a file name; longer ones are shortened, so that every system holds them
 _NAME = re.compile(r"[^./\\][^/\\]*")
 
@@ -55,6 +55,7 @@ class Row:
     frames: int
     height: int
     width: int
+    fps: float
 
 
 def read_prompts(
@@ -66,24 +67,30 @@ def read_prompts(
     frames: int | None = None,
     height: int | None = None,
     width: int | None = None,
+    fps: float | None = None,
+    seconds: float | None = None,
     large: bool = False,
 ) -> list[Row]:
     """The rows of a table (.csv, .jsonl or .parquet) with the column `prompt` and any more of `COLUMNS`.
 
     What a row leaves out is as in the arguments (None: the model's), but the i-th row has seed + i, and its number as
-    name. A name with an ending of `ENDINGS` is written so, others as mp4.
+    name. A name with an ending of `ENDINGS` is written so, others as mp4. seconds: in the place of frames, at the fps
+    of the row.
     Raises UserError, with the line (in a .parquet the row, from 1), for what the model cannot make.
     """
     if path.suffix.lower() not in READERS or not path.is_file():
         raise UserError(f"--prompts {path}: give a file that ends in {', '.join(READERS)}")
-    sizes = {"frames": frames, "height": height, "width": width}
+    sizes = {"frames": frames, "height": height, "width": width, "fps": fps}
     defaults = {name: pipeline.config[name] if value is None else value for name, value in sizes.items()}
     text, rows = TextEncoder(pipeline.text_encoder, pipeline.tokenizer), []
     lines: dict[str, int] = {}
     try:
         for i, (line, cells) in enumerate(READERS[path.suffix.lower()](str(path), COLUMNS, [("prompt",)])):
             try:
-                row = _row(cells, defaults | {"negative_prompt": negative_prompt, "seed": seed + i, "name": f"{i:05d}"})
+                words = {"negative_prompt": negative_prompt, "seed": seed + i, "name": f"{i:05d}"}
+                row = _row(cells, defaults | words)
+                if seconds is not None and not _given(cells, "frames"):
+                    row = replace(row, frames=frames_of(pipeline, seconds, row.fps))
                 check_cost(pipeline, [pipeline.latent_grid(row.frames, row.height, row.width)], large)
                 text.check([row.prompt, row.negative_prompt])
                 if row.file in lines:
@@ -103,11 +110,12 @@ def _row(cells: dict[str, Any], defaults: dict[str, Any]) -> Row:
     """A row of which empty cells are as in `defaults`. Raises UserError."""
     if unknown := [name for name in cells if name not in COLUMNS]:
         raise UserError(f"unknown column `{unknown[0]}`: the columns are {', '.join(COLUMNS)}")
-    given = {k: v for k, v in cells.items() if v is not None and v != "" and v == v}  # NaN: a table's missing number
+    given = {name: value for name, value in cells.items() if _given(cells, name)}
     values = defaults | given
     if not isinstance(values.get("prompt"), str) or not isinstance(values["negative_prompt"], str):
         raise UserError("has no prompt: write some text")
     numbers = {name: _whole(name, values[name]) for name in ("seed", "frames", "height", "width")}
+    numbers["fps"] = _rate(values["fps"])
     file = str(values["name"])
     if not _NAME.fullmatch(file):
         raise UserError(f"name {file!r}: give the name of a file, without folders and not beginning with a dot")
@@ -119,6 +127,10 @@ def _row(cells: dict[str, Any], defaults: dict[str, Any]) -> Row:
         stem, ending = os.path.splitext(file)
         short = os.fsencode(stem)[: LONGEST - 16].decode("utf-8", "ignore")
         file = f"{short}-{hashlib.sha256(os.fsencode(stem)).hexdigest()[:8]}{ending}"
+    if Path(file).suffix.lower() == ".gif" and numbers["fps"] > MOST_GIF:
+        raise UserError(
+            f"fps {numbers['fps']:g}: a gif plays at most {MOST_GIF} frames a second; lower it or name a .mp4"
+        )
     return Row(file=file, prompt=values["prompt"], negative_prompt=values["negative_prompt"], **numbers)
 
 
@@ -133,9 +145,23 @@ def _whole(name: str, value: Any) -> int:
     return check(name, int(value))
 
 
+def _rate(value: Any) -> float:
+    try:
+        value = float(value)
+    except (TypeError, ValueError):
+        raise UserError(f"fps {shown(value)}: give a number of frames a second") from None
+    return check("fps", value)
+
+
+def _given(cells: Mapping[str, Any], name: str) -> bool:
+    value = cells.get(name)
+    return value is not None and value != "" and value == value  # NaN: a table's missing number
+
+
 def request_of(pipeline: LatentVideoPipeline, row: Row) -> Request:
     grid = pipeline.latent_grid(row.frames, row.height, row.width)
-    return Request(prompt=row.prompt, negative_prompt=row.negative_prompt, seed=row.seed, grid=grid)
+    fps = pipeline.rate(row.fps, grid)
+    return Request(prompt=row.prompt, negative_prompt=row.negative_prompt, seed=row.seed, grid=grid, fps=fps)
 
 
 def plan(pipeline: LatentVideoPipeline, rows: Sequence[Row], tokens_per_pack: int, processes: int) -> list[list[Row]]:
@@ -161,7 +187,6 @@ def sample_prompts(
     sampling: Sampling,
     state: PartialState,
     *,
-    fps: float | None = None,
     tokens_per_pack: int = TOKENS_PER_PACK,
 ) -> None:
     """Makes this process's share of the clips that `folder` does not hold yet, and prints each as it is written.
@@ -176,7 +201,7 @@ def sample_prompts(
                 stack.enter_context(FolderLock(folder, "wait for it, or give another --output"))
 
         from_main(hold)
-        _sample_prompts(pipeline, rows, folder, sampling, state, fps or pipeline.config.fps, tokens_per_pack)
+        _sample_prompts(pipeline, rows, folder, sampling, state, tokens_per_pack)
         state.wait_for_everyone()  # the folder is held until all are done
 
 
@@ -186,14 +211,13 @@ def _sample_prompts(
     folder: Path,
     sampling: Sampling,
     state: PartialState,
-    fps: float,
     tokens_per_pack: int,
 ) -> None:
     found = _read_index(folder / INDEX)
     if sampling.precision is None:
         computed = from_main(lambda: _computed(pipeline, folder, found))
         sampling = replace(sampling, precision=dtype_of(computed))
-    records = {row.file: asdict(row) | _settings(pipeline, sampling, fps) for row in rows}
+    records = {row.file: asdict(row) | _settings(pipeline, sampling) for row in rows}
     done = {file for file in records if (folder / file).exists()}
     for file in sorted(done):
         if found.get(file) != records[file]:
@@ -216,7 +240,7 @@ def _sample_prompts(
         latents = pipeline.sample([request_of(pipeline, row) for row in pack], replace(sampling, progress=False))
         for row, clip in zip(pack, pipeline.decode(latents, sampling.precision), strict=True):
             try:
-                write(folder / row.file, clip, fps, row.prompt)
+                write(folder / row.file, clip, row.fps, row.prompt)
             except UserError as error:
                 failed.append(str(error))
     if failed:
@@ -234,12 +258,12 @@ def _computed(pipeline: LatentVideoPipeline, folder: Path, found: Mapping[str, M
     return computed
 
 
-def _settings(pipeline: LatentVideoPipeline, sampling: Sampling, fps: float) -> dict[str, Any]:
+def _settings(pipeline: LatentVideoPipeline, sampling: Sampling) -> dict[str, Any]:
     """What decides, beside its row, what a clip shows: as it stands in the index."""
     guidance = asdict(sampling.guidance or Guidance(scale=pipeline.config.guidance))
     steps = pipeline.config.steps if sampling.steps is None else sampling.steps
     words = {"steps": steps, "solver": sampling.solver, "guidance": guidance}
-    return json.loads(json.dumps(words | {"precision": str(sampling.precision), "fps": fps, "model": _mark(pipeline)}))
+    return json.loads(json.dumps(words | {"precision": str(sampling.precision), "model": _mark(pipeline)}))
 
 
 def _mark(pipeline: LatentVideoPipeline) -> str:

@@ -48,6 +48,7 @@ def rollout(
     window: int | None = None,
     context: int | None = None,
     cached: bool | None = None,
+    fps: float | None = None,
     seed: int = 0,
     sampling: Sampling | None = None,
 ) -> Iterator[list[Tensor]]:
@@ -64,6 +65,8 @@ def rollout(
         context: frames at a window's beginning that are known (None: about 2 latent frames of 5, so that they show
             motion). Both counts are 1 + a multiple of the autoencoder's stride in time.
         cached: which of the two ways; None is cached for the models that can.
+        fps: frames a second that the clips are made for, by models that know of it (None: the model's); of `clips`
+            their own.
         seed: clip i has seed + i. Its window k, of which 0 is made from the prompt alone, has the noise of
             `window_seed(seed + i, k)`.
 
@@ -89,7 +92,14 @@ def rollout(
     use_cache = cached if cached is not None else _can_cache(pipeline, sampling)
     _check_training(pipeline, sampling, span, use_cache)
     asks = [
-        Ask(prompt, negative_prompt, grid, seed + i, None if clips is None else clips[i][-span.context :].clone())
+        Ask(
+            prompt,
+            negative_prompt,
+            grid,
+            seed + i,
+            None if clips is None else clips[i][-span.context :].clone(),
+            pipeline.rate(fps, grid),
+        )
         for i, (prompt, grid) in enumerate(zip(prompts, grids, strict=True))
     ]
     return _cut((_cached if use_cache else _encoded)(pipeline, asks, span, sampling), frames)
@@ -129,13 +139,17 @@ class _Span:
 
 @dataclass(frozen=True)
 class Ask:
-    """One clip: its window's latent grid, and the end of what it goes on from, uint8 [F,H,W,3], if anything."""
+    """One clip: its window's latent grid, and the end of what it goes on from, uint8 [F,H,W,3], if anything.
+
+    fps: as in a request.
+    """
 
     prompt: str
     negative_prompt: str
     grid: Grid
     seed: int
     tail: Tensor | None
+    fps: float = 0.0
 
     def request(self, window: int, frames: int, given: Tensor | None = None) -> Request:
         """Of so many latent frames; those of `given` [C,c,h,w] are known."""
@@ -150,6 +164,7 @@ class Ask:
             negative_prompt=self.negative_prompt,
             grid=(frames, h, w),
             seed=window_seed(self.seed, window),
+            fps=self.fps,
             given=padded,
             known=known,
         )

@@ -32,7 +32,8 @@ from .defaults import RECONSTRUCTION_WEIGHT, SOLVER
 class Request:
     """One clip to sample.
 
-    grid: of its latent, (f,h,w). seed: of its noise, whatever it is packed with.
+    grid: of its latent, (f,h,w). seed: of its noise, whatever it is packed with. fps: frames a second that it is made
+    for, by models that know of it; 0: it has no rate, as pictures have none, or the model is to find one.
     given: latent [C,f,h,w], and known: bool [f,h,w] or [f,1,1], which of it is kept (token by token; a token is known
     where all of its latent positions are).
     start: latent [C,f,h,w] at noise level `level`, where sampling begins in place of noise at level 1.
@@ -42,6 +43,7 @@ class Request:
     grid: Grid
     seed: int = 0
     negative_prompt: str = ""
+    fps: float = 0.0
     given: Tensor | None = None
     known: Tensor | None = None
     start: Tensor | None = None
@@ -76,6 +78,7 @@ class Batch:
 
     requests: Sequence[Request]
     layout: Packed
+    fps: Tensor  # [N]
     levels: Tensor  # [K+1,R]
     z: Tensor  # [T,P], the state at levels[0]
     known: Tensor  # bool [T,1], not those in rows of level 0
@@ -117,8 +120,9 @@ class Batch:
             known.append(rearrange(mask, "f h w -> (f h w) 1") & ~rows)
             clean.append(values)
         levels = torch.cat(columns, 1)
-        batch = cls(requests, layout, levels, torch.cat(z), torch.cat(known), torch.cat(clean), eps, sources)
-        for name in ("layout", "levels", "z", "known", "clean", "eps"):
+        tokens = (torch.cat(parts) for parts in (z, known, clean))
+        batch = cls(requests, layout, rates_of(requests), levels, *tokens, eps, sources)
+        for name in ("layout", "fps", "levels", "z", "known", "clean", "eps"):
             setattr(batch, name, getattr(batch, name).to(device))
         batch.z = batch.put_back(scheduler, batch.z, batch.levels[0])
         return batch
@@ -140,6 +144,11 @@ def draw_noise(sources: Sequence[torch.Generator], layout: Packed, features: int
     """[T,P] on the CPU, each segment from its own source."""
     draws = zip(layout.lengths, sources, strict=True)
     return torch.cat([torch.randn(n, features, generator=source) for n, source in draws])
+
+
+def rates_of(requests: Sequence[Request]) -> Tensor:
+    """[N] frames a second of each; 0: none."""
+    return torch.tensor([float(request.fps) for request in requests])
 
 
 def _known_tokens(request: Request, grid: Grid, patch: int) -> Tensor:
@@ -169,7 +178,7 @@ def make_predict(
     scheduler: LatentVideoScheduler,
     cache: KeyValueCache | None = None,
 ) -> Predict:
-    """The guided prediction for a batch; both branches go through the network as one pack.
+    """The guided prediction for a batch; both branches go through the network as one pack, at the same frame rates.
 
     cache: of a causal model, with the frames before the batch's (`record`).
     """
@@ -187,8 +196,9 @@ def make_predict(
         if still is not None and bool((t > still).any()):
             return _zero_velocity(scheduler, z, t, layout)
         if not guided or bool((guidance.scales(t) == 1).all()):
-            return alone(z, t, *one).float()
-        conditional, unconditional = network(z.repeat(2, 1), t.repeat(2), *both).float().chunk(2)
+            return alone(z, t, *one, fps=batch.fps).float()
+        together = network(z.repeat(2, 1), t.repeat(2), *both, fps=batch.fps.repeat(2))
+        conditional, unconditional = together.float().chunk(2)
         return guidance.combine(conditional, unconditional, t, layout)
 
     return predict
@@ -206,8 +216,10 @@ def record(
     z, grids = patchify(latents, transformer.config.patch)
     _, both = _branches(text, requests, Packed.of(grids).to(z.device), guidance)
     layout = both[1]
+    branches, fps = layout.segments // len(latents), rates_of(requests).to(z.device)
     with cache.recording():
-        transformer(z.repeat(layout.segments // len(latents), 1), z.new_zeros(layout.frames), *both, cache=cache)
+        state, levels = z.repeat(branches, 1), z.new_zeros(layout.frames)
+        transformer(state, levels, *both, cache=cache, fps=fps.repeat(branches))
 
 
 Branch = tuple[TextContext, Packed, Packed]  # text, layout, that of the text

@@ -2,6 +2,7 @@
 
 Axes: F frames, H height, W width; clips are uint8 [F,H,W,3], pictures uint8 [H,W,3]; C channels, f h w of the latents.
 What is asked for together is sampled as one pack, and the i-th clip has the noise of `seed + i`, whatever is with it.
+`fps`: frames a second that all are made for, by models that know of it (None: the model's).
 Each function raises UserError for sizes that the model cannot make.
 """
 
@@ -33,6 +34,7 @@ def image_to_video(
     prompts: Sequence[str],
     frames: int | None = None,
     *,
+    fps: float | None = None,
     seed: int = 0,
     negative_prompt: str = "",
     sampling: Sampling | None = None,
@@ -45,7 +47,8 @@ def image_to_video(
     for i, (image, first, prompt) in enumerate(zip(images, firsts, prompts, strict=True)):
         grid = pipeline.latent_grid(frames or pipeline.config.frames, *image.shape[:2])
         known = _with_frames(grid, {0: first})
-        requests.append(Request(prompt=prompt, negative_prompt=negative_prompt, seed=seed + i, grid=grid, **known))
+        words = {"prompt": prompt, "negative_prompt": negative_prompt, "seed": seed + i}
+        requests.append(Request(**words, grid=grid, fps=pipeline.rate(fps, grid), **known))
     return pipeline.decode(pipeline.sample(requests, sampling), sampling.precision)
 
 
@@ -56,6 +59,7 @@ def interpolate(
     prompts: Sequence[str],
     between: int,
     *,
+    fps: float | None = None,
     seed: int = 0,
     negative_prompt: str = "",
     sampling: Sampling | None = None,
@@ -64,7 +68,7 @@ def interpolate(
 
     The last latent frame stands for `temporal_stride` frames: it is given as that of the last picture held still, and
     what is shown of it is the first of those frames. So the model makes multiples of `temporal_stride` frames between
-    the two; of other numbers, those nearest in time of the next larger multiple are taken.
+    the two; of other numbers, those nearest in time of the next larger multiple are taken. fps: of what is returned.
     """
     _same_number(firsts=firsts, lasts=lasts, prompts=prompts)
     if between < 1:
@@ -72,6 +76,7 @@ def interpolate(
     check_ends(pipeline, sampling)
     sampling, stride = sampling or Sampling(), pipeline.codec.temporal_stride
     made = made_between(between, stride)
+    rate = pipeline.config.fps if fps is None else fps
     heads = pipeline.encode([first[None] for first in firsts], sampling.precision)
     tails = pipeline.encode([repeat(x, "h w c -> f h w c", f=1 + stride) for x in lasts], sampling.precision)
     requests = []
@@ -81,7 +86,9 @@ def interpolate(
             raise UserError(f"the first picture is {a} pixels, the last {b}: they must be of one size")
         grid = pipeline.latent_grid(1 + made + stride, *firsts[i].shape[:2])
         known = _with_frames(grid, {0: head, -1: tail[:, -1:]})
-        requests.append(Request(prompt=prompt, negative_prompt=negative_prompt, seed=seed + i, grid=grid, **known))
+        words = {"prompt": prompt, "negative_prompt": negative_prompt, "seed": seed + i}
+        made_at = pipeline.rate(rate, grid) * (made + 1) / (between + 1)  # more frames in the same time
+        requests.append(Request(**words, grid=grid, fps=made_at, **known))
     shown = (torch.arange(between + 2) * ((made + 1) / (between + 1))).round().long()
     return [clip[shown] for clip in pipeline.decode(pipeline.sample(requests, sampling), sampling.precision)]
 
@@ -107,14 +114,15 @@ def raise_rate(
     prompt: str = "",
     *,
     tokens_per_pack: int = TOKENS_PER_PACK,
+    fps: float | None = None,
     seed: int = 0,
     negative_prompt: str = "",
     sampling: Sampling | None = None,
 ) -> Tensor:
     """A clip [F,H,W,3] at `factor` times its rate, [(F - 1) factor + 1,H,W,3]: `interpolate` between all neighbours.
 
-    Every factor-th frame is one of the clip's, as the VAE shows it. As many pairs are sampled together as have
-    `tokens_per_pack` tokens; the i-th has the noise of `seed + i`.
+    Every factor-th frame is one of the clip's, as the VAE shows it. fps: of what is returned. As many pairs are sampled
+    together as have `tokens_per_pack` tokens; the i-th has the noise of `seed + i`.
     """
     if factor < 2 or len(clip) < 2:
         raise UserError(f"{len(clip)} frames at {factor} times their rate: at least 2 of each are needed")
@@ -123,7 +131,7 @@ def raise_rate(
     parts = []
     for pairs in packs([tokens_of(pipeline, grid)] * (len(clip) - 1), tokens_per_pack):
         part = slice(pairs[0], pairs[-1] + 1)
-        words = {"seed": seed + pairs[0], "negative_prompt": negative_prompt, "sampling": sampling}
+        words = {"fps": fps, "seed": seed + pairs[0], "negative_prompt": negative_prompt, "sampling": sampling}
         parts += interpolate(pipeline, clip[:-1][part], clip[1:][part], [prompt] * len(pairs), factor - 1, **words)
     return torch.cat([*(part[:-1] for part in parts), parts[-1][-1:]])
 
@@ -134,6 +142,7 @@ def inpaint(
     masks: Sequence[Tensor],
     prompts: Sequence[str],
     *,
+    fps: float | None = None,
     seed: int = 0,
     negative_prompt: str = "",
     sampling: Sampling | None = None,
@@ -153,7 +162,7 @@ def inpaint(
         keep = whole_groups(~mask, vae.temporal_stride)
         known = known_latents(keep, vae.temporal_stride, vae.spatial_stride)
         words = {"prompt": prompt, "negative_prompt": negative_prompt, "seed": seed + i}
-        requests.append(Request(**words, grid=grid, given=latent, known=known))
+        requests.append(Request(**words, grid=grid, fps=pipeline.rate(fps, grid), given=latent, known=known))
     made = pipeline.decode(pipeline.sample(requests, sampling), sampling.precision)
     return [
         torch.where(mask[..., None], new[: len(old)], old.cpu())
@@ -168,6 +177,7 @@ def inpaint_windows(
     prompt: str,
     *,
     window: int,
+    fps: float | None = None,
     seed: int = 0,
     negative_prompt: str = "",
     sampling: Sampling | None = None,
@@ -181,7 +191,12 @@ def inpaint_windows(
         if k and window > 1:
             here[0] = False
         if here.any():
-            words = {"seed": _window_seed(seed, k), "negative_prompt": negative_prompt, "sampling": sampling}
+            words = {
+                "seed": _window_seed(seed, k),
+                "negative_prompt": negative_prompt,
+                "sampling": sampling,
+                "fps": fps,
+            }
             made[part] = inpaint(pipeline, [made[part]], [here], [prompt], **words)[0]
     return made
 
@@ -217,6 +232,7 @@ def edit(
     mode: Literal["inversion", "sdedit"] = "inversion",
     strength: float | None = None,
     *,
+    fps: float | None = None,
     seed: int = 0,
     negative_prompt: str = "",
     sampling: Sampling | None = None,
@@ -236,7 +252,11 @@ def edit(
         raise UserError(f"strength {strength}: give a noise level above 0, up to 1")
     sampling = sampling or Sampling()
     latents = _encode_whole(pipeline, clips, sampling)
-    common = [{"grid": tuple(z.shape[1:]), "seed": seed + i, "level": strength} for i, z in enumerate(latents)]
+    grids = [tuple(z.shape[1:]) for z in latents]
+    common = [
+        {"grid": grid, "fps": pipeline.rate(fps, grid), "seed": seed + i, "level": strength}
+        for i, grid in enumerate(grids)
+    ]
     if mode == "inversion":
         back = [Request(prompt=source, **words) for source, words in zip(sources, common, strict=True)]
         # no iterations: they bring the very clip back more exactly, by noise that another prompt can use less

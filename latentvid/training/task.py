@@ -63,6 +63,7 @@ class Task(Protocol):
     is_image: np.ndarray  # of each sample: one frame
     clips: ClipSource | None  # what reads files, if anything does
     partial: bool  # some tokens have no loss
+    fps: float  # frames a second of what `sample` makes
     trained: list[dict[str, Any]] | None  # sizes, lengths and rates of the data, for who generates; None: not noted
 
     def summary(self) -> str:

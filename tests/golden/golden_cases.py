@@ -48,6 +48,7 @@ PURPOSES = (
     *("noise", "timestep", "given", "caption-dropout", "posterior"),  # of training the transformer
     *("window", "crop", "flip", "lpips", "r1"),  # of reading clips, and of training the autoencoder
     *("sample", "rollout", "infill", "noised"),  # of making clips
+    "fps-dropout",
 )
 
 

@@ -44,17 +44,18 @@ def passes(model: VideoDiT) -> list[torch.Tensor]:
         layout, text_layout = Packed.of(grids), Packed.of_lengths(words)
         tokens = torch.randn(layout.tokens, 12, generator=rand)
         level, text = torch.rand(layout.frames, generator=rand), torch.randn(text_layout.tokens, 10, generator=rand)
-        outs.append(model(tokens, level, text, layout, text_layout))
+        fps = 12.0 * torch.arange(len(grids))  # the first is not known
+        outs.append(model(tokens, level, text, layout, text_layout, fps=fps))
         outs[-1].square().mean().backward()
         with torch.no_grad():
-            outs.append(model(tokens, level, text, layout, text_layout))
+            outs.append(model(tokens, level, text, layout, text_layout, fps=fps))
             context = TextContext(text)
-            outs += [model(tokens, factor * level, context, layout, text_layout) for factor in (1.0, 0.5)]
+            outs += [model(tokens, factor * level, context, layout, text_layout, fps=fps) for factor in (1.0, 0.5)]
             if model.config.attention == "causal":
                 cache = KeyValueCache()
                 with cache.recording():
-                    outs.append(model(tokens, 0 * level, context, layout, text_layout, cache=cache))
-                outs.append(model(tokens, level, context, layout, text_layout, cache=cache))
+                    outs.append(model(tokens, 0 * level, context, layout, text_layout, cache=cache, fps=fps))
+                outs.append(model(tokens, level, context, layout, text_layout, cache=cache, fps=fps))
     return outs
 
 
@@ -79,7 +80,7 @@ def stand_in():
 )
 def test_a_run_makes_few_graphs_and_computes_what_eager_blocks_do(attention, most, backend, stand_in, monkeypatch):
     monkeypatch.setattr(transformer, "resolve_backend", lambda *_: backend)
-    model = make(attention, depth=4)
+    model = make(attention, depth=4, fps_condition=True, rope_fps=24.0)
     other = copy.deepcopy(model)
     torch._dynamo.reset()
     count = Counted()

@@ -12,6 +12,7 @@ from latentvid.packing import Packed
 TOTAL = [(6, 2, 2), (4, 3, 2), (6, 2, 2), (5, 1, 4)]  # whole clips; the third is the first with another text
 PASSES = [(2, 1, 2, 3), (1, 2, 1, 1), (3, 1, 3, 1)]  # frames of each in turn
 WORDS = [4, 1, 3, 2]
+FPS = torch.tensor([12.0, 24.0, 12.0, 0.0])
 
 
 def clips():
@@ -29,7 +30,7 @@ def run(model, begin, counts, levels, cache=None):
     ]
     layout = Packed.of([(n, h, w) for n, (_, h, w) in zip(counts, TOTAL, strict=True)])
     text = torch.cat([c[1] for c in clips()])
-    out = model(torch.cat(tokens), torch.cat(levels), text, layout, Packed.of_lengths(WORDS), cache=cache)
+    out = model(torch.cat(tokens), torch.cat(levels), text, layout, Packed.of_lengths(WORDS), cache=cache, fps=FPS)
     return out.split(layout.lengths)
 
 
@@ -51,10 +52,13 @@ def rollout(model, cache, keep=None):
     return predictions
 
 
-@pytest.mark.parametrize("backend", ["grouped", "sdpa"])
+@pytest.mark.parametrize(
+    ("backend", "options"),
+    [("grouped", {}), ("sdpa", {}), ("sdpa", {"fps_condition": True, "rope_fps": 24.0, "temporal_stride": 4})],
+)
 @torch.no_grad()
-def test_a_pass_with_a_cache_is_a_pass_over_all_frames(backend):
-    model = make("causal", depth=3)
+def test_a_pass_with_a_cache_is_a_pass_over_all_frames(backend, options):
+    model = make("causal", depth=3, **options)
     model.attention_backend = backend
     cache = KeyValueCache()
     for begin, counts, levels, got in rollout(model, cache):

@@ -80,9 +80,9 @@ def test_guidance_one_is_the_conditional_branch_alone(pipeline, monkeypatch):
     segments = []
     forward = VideoDiT.forward
 
-    def spy(self, tokens, timestep, text, layout, text_layout):
+    def spy(self, tokens, timestep, text, layout, *more, **rest):
         segments.append(layout.segments)
-        return forward(self, tokens, timestep, text, layout, text_layout)
+        return forward(self, tokens, timestep, text, layout, *more, **rest)
 
     monkeypatch.setattr(VideoDiT, "forward", spy)
     plain = make(pipeline, RED, guidance=1.0)[0]

@@ -56,7 +56,7 @@ class Rank:
 
 def test_cells_and_defaults(pipeline, table):
     rows = read_prompts(table, pipeline, seed=100, negative_prompt="blue", width=40)
-    common = {"negative_prompt": "blue", "width": 40}
+    common = {"negative_prompt": "blue", "width": 40, "fps": 8.0}
     assert rows[0] == Row(file="00000.mp4", prompt="a red 7", seed=100, frames=5, height=32, **common)
     blue = "a blue three, moves up"
     assert rows[1] == Row(file="second.mp4", prompt=blue, seed=40, frames=1, height=32, **common)
@@ -156,9 +156,9 @@ def same(one: Path, other: Path) -> bool:
 
 
 def test_the_index_says_what_each_clip_is(pipeline, table, tmp_path, capsys):
-    rows = read_prompts(table, pipeline)
+    rows = read_prompts(table, pipeline, fps=12)
     words = (pipeline, rows, tmp_path / "out", FAST)
-    sample_prompts(*words, Rank(0, 2, lambda: sample_prompts(*words, Rank(1, 2), fps=12)), fps=12)
+    sample_prompts(*words, Rank(0, 2, lambda: sample_prompts(*words, Rank(1, 2))))
     index = [json.loads(line) for line in (tmp_path / "out" / INDEX).read_text().splitlines()]
     assert [record["file"] for record in index] == [row.file for row in rows]
     assert index[1]["prompt"] == rows[1].prompt and index[1]["seed"] == 40 and index[1]["steps"] == 2
@@ -171,7 +171,7 @@ def test_the_index_says_what_each_clip_is(pipeline, table, tmp_path, capsys):
 
 @pytest.mark.parametrize("change", ["steps", "seed", "prompt", "model", "index"])
 def test_clips_of_something_else_are_not_taken_for_finished(change, pipeline, tmp_path, monkeypatch):
-    row = Row(file="x.png", prompt="a", negative_prompt="", seed=1, frames=1, height=32, width=32)
+    row = Row(file="x.png", prompt="a", negative_prompt="", seed=1, frames=1, height=32, width=32, fps=8.0)
     sample_prompts(pipeline, [row], tmp_path, FAST, Rank())
     before = (tmp_path / "x.png").read_bytes()
     sampling = replace(FAST, steps=3) if change == "steps" else FAST

@@ -20,6 +20,8 @@ OPTIONS = (
     "validation.every=2",
     "validation.samples=5",
     "log.draws=true",
+    "model.fps_condition=true",
+    "model.rope_fps=12",
 )
 SCRIPT = ROOT / "train" / "train_dit.py"
 

@@ -4,6 +4,7 @@ The values behind the keys are pinned in `tests/golden`.
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -72,6 +73,35 @@ def test_a_pack_says_the_rate_of_each_of_its_samples(task):
     assert pack.to(CPU).rates.dtype == torch.float32
 
 
+def test_rates_are_dropped_by_the_samples_number_where_the_model_is_told_them(dit_config, tiny_latents, tmp_path):
+    """Positions in seconds alone need them all, and so do measurements."""
+    options = (f"run.seed={SEED}", "data.fps_dropout=0.3", "validation.every=1", f"validation.latents={tiny_latents}")
+    told = DitTask(dit_config(tmp_path / "told", *options, "model.fps_condition=true"), CPU)
+    videos = [i for i, grid in enumerate(told.grids) if grid[0] > 1]
+    draws = [Draw(number, videos[number % len(videos)]) for number in range(60)]
+    rates = [made(told, draw).rates.item() for draw in draws]
+    chances = [torch.rand((), generator=generator(SEED, draw.number, "fps-dropout")) for draw in draws]
+    assert rates == [0.0 if chance < 0.3 else 8.0 for chance in chances] and 8 < rates.count(0.0) < 28
+    assert all(made(told.held_out(), draw).rates.item() == 8.0 for draw in draws[:20])
+    for options_ in ((), ("model.rope_fps=24",)):
+        task = DitTask(dit_config(tmp_path / "run", *options, *options_), CPU)
+        assert all(made(task, draw).rates.item() == 8.0 for draw in draws[:20])
+    assert told.model.config.temporal_stride == 4  # the VAE's
+    assert told.fps == 8.0 and DitTask(dit_config(tmp_path / "run", "samples.fps=5"), CPU).fps == 5.0  # of looks
+
+
+def test_the_rate_reaches_the_model_in_training(dit_config, tmp_path):
+    """The loss of a pack is that of its rates."""
+    task = DitTask(dit_config(tmp_path / "run", "model.fps_condition=true", "data.fps_dropout=0"), CPU)
+    torch.nn.init.normal_(task.model.fps_in.fc2.weight)
+    torch.nn.init.normal_(task.model.final_modulation.weight)
+    torch.nn.init.normal_(task.model.tokens_out.weight, std=0.1)
+    pack = task.make_pack([Draw(number, number) for number in range(6)])
+    losses = [task.loss(task.model, replace(pack, rates=rates), 0)[0] for rates in (pack.rates, 2 * pack.rates)]
+    assert torch.equal(losses[0], task.loss(task.model, pack, 0)[0])
+    assert torch.equal(losses[0] != losses[1], pack.rates > 0)
+
+
 def test_epochs_draw_independently_and_at_the_rates_asked_for(dit_config, tmp_path):
     """Over 40 epochs of 20 images: each caption is dropped as often as asked, whatever the sample and its level."""
     options = ("data.caption_dropout=0.3", "timesteps.kind=uniform", "given={plain: 1}", f"run.seed={SEED}")
@@ -131,6 +161,7 @@ def test_clips_of_the_autoencoder_are_cut_and_mirrored_by_their_numbers(vae_conf
     """The window's first frame, its crop, its mirror image, and the posterior's noise."""
     options = (f"run.seed={SEED}", "data.max_frames=5", "data.crop=16", "data.flip=true")
     task, seen = VaeTask(vae_config(tmp_path / "run", *options), CPU), set()
+    assert task.fps == 8.0  # of looks at it: the data's
     index = next(i for i in range(len(task.source)) if task.source.shapes[i][0] == 5)
     window, whole = task.source.windows[index], task.source
     frames = int(whole.samples.frames[window.sample])

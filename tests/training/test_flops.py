@@ -28,6 +28,7 @@ def counted(call) -> int:
         {"patch": 1, "width": 48, "depth": 3, "mlp_ratio": 8 / 3},
         {"attention": "factorised", "depth": 3},
         {"attention": "causal"},
+        {"fps_condition": True, "rope_fps": 24.0},
     ],
 )
 @pytest.mark.parametrize(

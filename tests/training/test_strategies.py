@@ -30,6 +30,9 @@ OPTIONS = (
     "validation.clips=3",
     'samples.prompts=["a red 7 moves up", "a blue 3", "a green 2"]',
     "log.draws=true",
+    "model.fps_condition=true",
+    "model.rope_fps=12",
+    "data.fps_dropout=0.3",
 )
 
 

@@ -130,7 +130,7 @@ class Watch:
         for i, row in enumerate(rows):
             clip = torch.cat(row.clips, dim=1)  # one above the other
             ending = "mp4" if len(clip) > 1 else "png"
-            write_video(folder / f"{name}-{i}.{ending}", clip, self.config.samples.fps)
+            write_video(folder / f"{name}-{i}.{ending}", clip, self.task.fps)
         return np.asarray(Image.open(folder / f"{name}.png"))[None]
 
     @contextmanager

@@ -58,8 +58,11 @@ def open_clips(
 class DitPacks:
     """Samples from a latent cache, or from clips that are encoded as they are needed.
 
-    `config` says where they are, and `config.run.seed` keys everything random of them.
+    `config` says where they are, and `config.run.seed` keys everything random of them. fps_dropout: share of the
+    samples whose frame rate the model is not told.
     """
+
+    fps_dropout = 0.0
 
     def __init__(self, config: DitConfig, parts: Parts, patch: int) -> None:
         self.config, self.parts, self.patch = config, parts, patch
@@ -130,12 +133,11 @@ class DitPacks:
         counted = [int((level > 0).sum()) * h * w for level, (_, h, w) in zip(levels, whole.grid, strict=True)]
         made = [draw for draw, maker in zip(draws, makers(whole.lengths, size), strict=True) if maker == rank]
         make = self._from_clips if self.cache is None else self._from_cache
-        opened = self.cache or self.source
         return DitPack(
             noise=torch.cat(noise),
             timestep=torch.cat(levels[span.first : span.last]),
             layout=layout,
-            rates=torch.tensor([opened.rate(draw.index) for draw in draws[span.first : span.last]]),
+            rates=torch.tensor([self._rate(draw) for draw in draws[span.first : span.last]]),
             counted=tuple(counted[span.first : span.last]),
             counted_in_all=sum(counted),
             numbers=tuple(draw.number for draw in draws[span.first : span.last]),
@@ -149,6 +151,14 @@ class DitPacks:
         source = generator(seed, draw.number, "timestep")
         level = self.config.timesteps.draw(source, math.prod(grid), frames if independent else 1)
         return self.scheduler.path.snap(level).expand(frames).masked_fill(given, 0.0)
+
+    def _rate(self, draw: Draw) -> float:
+        """Frames a second; 0 of a picture, where no rate is known, and where it is dropped."""
+        if self.fps_dropout:
+            chance = torch.rand((), generator=generator(self.config.run.seed, draw.number, "fps-dropout"))
+            if chance < self.fps_dropout:
+                return 0.0
+        return (self.cache or self.source).rate(draw.index)
 
     def _from_cache(self, draws: Sequence[Draw]) -> dict[str, Any]:
         entries = [self.cache.load(draw.index) for draw in draws]
@@ -223,7 +233,7 @@ class DitPacks:
         t = pack.timestep.index_select(0, pack.layout.frame)[:, None]  # [T,1]
         noised = self.scheduler.mix(pack.clean, pack.noise, t)
         target = self.scheduler.target(pack.clean, pack.noise, t)
-        prediction = model(noised, pack.timestep, pack.text, pack.layout, pack.text_layout)
+        prediction = model(noised, pack.timestep, pack.text, pack.layout, pack.text_layout, fps=pack.rates)
         weight = self.config.weighting(self.scheduler.config.target, self.scheduler.path, pack.timestep)
         loss = loss_per_sample(prediction, target, pack.timestep, pack.layout, weight)
         if not of_clean:

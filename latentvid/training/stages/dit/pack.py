@@ -19,7 +19,7 @@ class DitPack:
     """Everything random is drawn; what is missing is what the VAE and the text encoder make on the device.
 
     noise: [T,P]. timestep: [R]. layout: the samples' token grids, equal ones next to each other. rates: float32 [N],
-    frames a second of each sample of the layout; 0 of a single frame, and where no rate is known.
+    frames a second of each sample of the layout; 0 of a single frame, where no rate is known, and where it is dropped.
     From a cache: clean [T,P], text [S,Dt], text_layout. From clips: videos uint8 [F,H,W,3], posterior noise, captions.
     Where processes share a pack, noise, timestep, layout and rates are of this process's piece, and the rest is of the
     samples that it makes for all of them (text_layout is None where these are none), until they trade.

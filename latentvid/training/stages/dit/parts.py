@@ -49,6 +49,7 @@ def compute_dtype(config: DitConfig) -> torch.dtype:
 def make_pipeline(config: DitConfig, parts: Parts, model: nn.Module) -> LatentVideoPipeline:
     """The pipeline around a model; its defaults are those of `samples`, the looks at it during training."""
     s = config.samples
+    rate = {} if s.fps is None else {"fps": s.fps}
     return LatentVideoPipeline(
         vae=parts.vae,
         transformer=model,
@@ -58,8 +59,8 @@ def make_pipeline(config: DitConfig, parts: Parts, model: nn.Module) -> LatentVi
         frames=s.frames,
         height=s.height,
         width=s.width,
-        fps=s.fps,
         steps=s.steps,
         guidance=s.guidance,
         given=config.given.names,
+        **rate,
     )

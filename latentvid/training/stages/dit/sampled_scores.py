@@ -72,7 +72,8 @@ class SampledScores:
             captions = [self._caption(i) for i in places]
             seed = SEED * (1 + self.settings.seed) + places[0]
             sizes = {"frames": frames, "height": heights, "width": widths}
-            return pipeline(captions, **sizes, seed=seed, sampling=sampling).frames
+            rates = [self.source.rate(self.windows[i]) or None for i in places]
+            return pipeline(captions, **sizes, fps=rates, seed=seed, sampling=sampling).frames
 
         return summarise(self.metrics.scores, self._shared(rank, world, make), self.real)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ....attention import resolve_backend
 from ....config.schema import DitConfig
+from ....config.sections import UNKNOWN_FPS
 from ....errors import UserError
 from ....evaluation.sheet import Row
 from ....models.attention_context import attended_pairs
@@ -47,6 +48,7 @@ class DitTask(DitPacks):
         self.sequence = self.parts.sequence
         self.model = self.new_model()
         super().__init__(config, self.parts, self.model.config.patch)
+        self.fps_dropout = config.data.fps_dropout if self.model.config.fps_condition else 0.0
         if data:
             self._check_prompts()
             self.open()
@@ -84,7 +86,11 @@ class DitTask(DitPacks):
         return self.vae, self.text.encoder
 
     def new_model(self) -> VideoDiT:
-        known = {"latent_channels": self.vae.latent_channels, "text_width": self.text.dim}
+        known = {
+            "latent_channels": self.vae.latent_channels,
+            "text_width": self.text.dim,
+            "temporal_stride": self.vae.temporal_stride,
+        }
         for key, value in known.items():
             if self.config.model.get(key, value) != value:
                 raise UserError(
@@ -157,7 +163,8 @@ class DitTask(DitPacks):
         mine = shares(len(prompts), rank, world)
         wanted = [prompts[i] for i, _ in mine]
         sampling = Sampling(precision=compute_dtype(self.config), progress=False, large=True)
-        clips = make_pipeline(self.config, self.parts, model)(wanted, seed=mine[0][0], sampling=sampling).frames
+        pipeline = make_pipeline(self.config, self.parts, model)
+        clips = pipeline(wanted, fps=self.fps, seed=mine[0][0], sampling=sampling).frames
         return {i: Row([clip], prompts[i]) for (i, counts), clip in zip(mine, clips, strict=True) if counts}
 
     def held_out(self) -> HeldOut | None:
@@ -179,6 +186,10 @@ class DitTask(DitPacks):
             given_shares=asdict(self.config.given),
         )
         pipeline.save_pretrained(folder)
+
+    @property
+    def fps(self) -> float:
+        return self.config.samples.fps or defaults_of(self.trained).get("fps", UNKNOWN_FPS)
 
     @cached_property
     def trained(self) -> list[dict[str, Any]]:

@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ....config.schema import VaeConfig
-from ....config.sections import several
+from ....config.sections import UNKNOWN_FPS, several
 from ....data.clips import Transform
 from ....data.plan.plan import PER_SAMPLE, Draw
 from ....data.stacks import Stacks
@@ -118,6 +119,12 @@ class VaeTask:
     def __getstate__(self) -> dict[str, Any]:
         """What loader processes need to make packs: no network, and nothing that is of every sample."""
         return {k: v for k, v in self.__dict__.items() if not isinstance(v, nn.Module) and k not in PER_SAMPLE}
+
+    @property
+    def fps(self) -> float:
+        rates, counts = np.unique(self.source.rates[~self.source.is_image], return_counts=True)
+        usual = float(rates[counts.argmax()]) if len(rates) else 0.0
+        return self.config.samples.fps or usual or UNKNOWN_FPS
 
     @property
     def vae(self) -> Vae:
