@@ -26,6 +26,7 @@ os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from latentvid.config.curriculum import curriculum
 from latentvid.config.parsing import load_config
 from latentvid.config.schema import DitConfig
 from latentvid.data.cache.latents import cache_key, module_fingerprint, write_index
@@ -34,11 +35,12 @@ from latentvid.data.plan.plan import Plan
 from latentvid.demo.text_encoder import build_encoder, build_tokenizer
 from latentvid.models.autoencoder import CausalVideoAutoencoder
 from latentvid.text import TextEncoder
+from latentvid.training.compute import settle
 from latentvid.training.launch import make_accelerator, make_plan
 from latentvid.training.optim import make_optimizer
 from latentvid.training.signals import StopRequest
 from latentvid.training.stages.dit.task import DitTask
-from latentvid.training.trainer import TrainingRun
+from latentvid.training.trainer import Launched, TrainingRun
 
 CHANNELS, SAMPLES, WORDS = 16, 96, 32
 GRIDS = ((1, 32, 32), (1, 16, 16), (5, 16, 16), (5, 12, 20), (9, 16, 16), (17, 16, 16))  # of latents
@@ -150,7 +152,10 @@ def measure(folder: Path, args: argparse.Namespace, precision: str, rank: int) -
         task = DitTask(config, accelerator.device)
         plan = make_plan(config, task)
         bare = Bare(task, plan, accelerator.process_index, accelerator.num_processes)
-        run = Timed(accelerator, config, task, plan, stop)
+        settled, compute = settle(config, accelerator.device)
+        stages = curriculum(settled)
+        launched = Launched(accelerator, config, compute, stop, lambda: None, DitTask, threads="")
+        run = Timed(launched, stages, stages[0], task, plan)
         run.beside(bare)
         run.loop()
     return report(run, rank)

@@ -21,7 +21,8 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 480, 250, 58, 12, 10, 40
 HEAD = 46  # pixels for the title and the legend of a chart in a file
 FILE_STYLE = (
     "text{font:11px system-ui,sans-serif;fill:#5b6472}.title{font-size:13px;font-weight:600;fill:#1c1f26}"
-    ".grid{stroke:#e2e5ea}polyline{fill:none;stroke:var(--c);stroke-width:1.8}.raw{stroke-width:1;opacity:.6}"
+    ".grid{stroke:#e2e5ea}line.mark{stroke:#5b6472;stroke-dasharray:2 3}"
+    "polyline{fill:none;stroke:var(--c);stroke-width:1.8}.raw{stroke-width:1;opacity:.6}"
     ".mean{stroke-width:2.4}.dashed{stroke-dasharray:5 4}circle{fill:var(--c)}.span{stroke:var(--c)}"
 )
 POINTS = 400  # most of a line: what its width in pixels can show
@@ -166,10 +167,12 @@ def plot(
     x_label: str = "step",
     hold_x: Sequence[float] = (),
     hold_y: Sequence[float] = (),
+    marks: Sequence[tuple[float, str]] = (),
 ) -> Chart:
     """Lines over common axes, with a legend.
 
-    hold_x, hold_y: values that the axes hold besides, so that several charts have the same.
+    hold_x, hold_y: values that the axes hold besides, so that several charts have the same. marks: places along x, with
+    what begins there; those outside the axis are left out.
     """
     log_x, log = x_scale == "log", scale == "log"
     shown = [(line, line.shown(log_x, log)) for line in lines]
@@ -184,7 +187,8 @@ def plot(
     y = Axis.over(y_values, HEIGHT - BOTTOM, TOP, log=log, zero=scale == "zero")
     order = sorted(shown, key=lambda pair: pair[0].kind != "raw")  # thin lines below the others
     drawn = "".join(_line(line, points, x, y, x_label) for line, points in order)
-    return Chart(title, _grid(x, y, x_label) + drawn, [Key(n.label, n.colour, n.kind, n.dashed) for n, _ in shown])
+    legend = [Key(n.label, n.colour, n.kind, n.dashed) for n, _ in shown]
+    return Chart(title, _grid(x, y, x_label) + _marks(marks, x) + drawn, legend)
 
 
 def chart(title: str, lines: Sequence[Line], **options) -> str:
@@ -237,6 +241,16 @@ def _grid(x: Axis, y: Axis, x_label: str) -> str:
         parts.append(f'<line class="grid" x1="{at}" x2="{at}" y1="{floor}" y2="{floor + 5}"/>')
         parts.append(f'<text x="{at}" y="{floor + 18}" text-anchor="middle">{short(tick)}</text>')
     parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 5}" text-anchor="end">{escape(x_label)}</text>')
+    return "".join(parts)
+
+
+def _marks(marks: Sequence[tuple[float, str]], x: Axis) -> str:
+    """An upright line at each place, with its name."""
+    parts = []
+    for at, name in marks:
+        if LEFT <= (place := x.at(at)) <= WIDTH - RIGHT:
+            parts.append(f'<line class="mark" x1="{place:.1f}" x2="{place:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
+            parts.append(f'<text class="mark" x="{place + 4:.1f}" y="{TOP + 10}">{escape(name)}</text>')
     return "".join(parts)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from pages import Html
 
-from latentvid.config.parsing import save_config
+from latentvid.config.parsing import load_config, save_config
 from latentvid.config.schema import DitConfig, DitData
 from latentvid.config.sections import Run
 from latentvid.data.video.writing import write_video
@@ -108,6 +108,29 @@ def test_the_page_tells_all_of_a_run(run):
     assert page.row("2030-01-01") == ["20", "DDP", "2"] and "1 of them after a stop" in page.text
     assert "<one> clip was too short" in page.text and "two parts of the real clips, 32 clips" in page.text
     assert "accelerate launch --num_processes 2 train/train_dit.py one/config.yaml --run.dir=one-again" in page.text
+
+
+def test_the_stages_of_a_curriculum_are_marked_and_told_one_by_one(tmp_path):
+    run = make_run(tmp_path / "run")
+    stages = "stages=[{name: images, train: {steps: 20}}, {name: video, data: {max_area: 4096}, train: {steps: 40}}]"
+    save_config(load_config(DitConfig, run / "config.yaml", [stages]), run / "config.yaml")
+    about = json.loads((run / "run.json").read_text())
+    facts = [{"number": 1, "name": "images", "begin": 0, "steps": 20, "data": "7 pictures"}]
+    facts += [{"number": 2, "name": "video", "begin": 20, "steps": 40, "data": "5 films"}]
+    (run / "run.json").write_text(json.dumps({**about, "stages": facts}))
+    for name in ("metrics.jsonl", "validation.jsonl"):
+        rows = [json.loads(line) for line in (run / name).read_text().splitlines()]
+        _lines(run / name, [{**row, "stage": 1 + (row["step"] > 20)} for row in rows])
+    path = write_report([run])
+    page, text = Html.of(path), path.read_text(encoding="utf-8")
+    assert page.row("steps") == ["30 of 60, in stage video"]
+    marks = [attrs for tag, attrs in page.found if tag == "line" and attrs.get("class") == "mark"]
+    drawn = text.count("Learning rate</b>")
+    assert drawn == 1 and len(marks) >= 8 and text.count(">video</text>") == len(marks) / 2
+    places = {float(attrs["x1"]) for attrs in marks}
+    assert len(places) >= 2 and all(58 <= place <= 468 for place in places)
+    assert "7 pictures" in page.text and "5 films" in page.text and "cannot be shown" not in page.text
+    assert page.row("stages.video.data.max_area")[0] == "4096" and "Part of the loss: stage" not in text
 
 
 def test_samples_are_shown_by_step_with_their_prompts(run):

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..limits import RangeError, shown
-from .conversion import MISSING, Text, build, default_of, section_of, type_name
+from .conversion import MISSING, build, default_of, section_of, type_name
+from .entries import lay_over
 from .signatures import constructor
 from .yaml_files import ConfigError, dump_yaml, read_yaml
 
@@ -25,7 +26,7 @@ underscores in keys are the same. Lists are [a,b] or a,b; null means no value; a
 the equals sign."""
 
 
-def _check_keys(cls: type, raw: Mapping[str, Any], prefix: str, root: type) -> None:
+def check_keys(cls: type, raw: Mapping[str, Any], prefix: str, root: type) -> None:
     """Raises ConfigError with the nearest valid key for a key of ``raw`` that ``cls`` (at ``prefix``) has not."""
     hints = typing.get_type_hints(cls)
     names = {f.name for f in dataclasses.fields(cls) if f.init}
@@ -34,7 +35,7 @@ def _check_keys(cls: type, raw: Mapping[str, Any], prefix: str, root: type) -> N
         if name in names:
             inner = section_of(hints[name])
             if inner is not None and isinstance(value, dict):
-                _check_keys(inner, value, key, root)
+                check_keys(inner, value, key, root)
             continue
         siblings = sorted(f"{prefix}.{n}" if prefix else n for n in names)
         every = [k for k, *_ in _walk(root, "")]
@@ -59,20 +60,6 @@ def _walk(cls: type, prefix: str) -> Iterator[tuple[str, Any, dataclasses.Field]
             yield from _walk(inner, key)
 
 
-def _put(raw: dict[str, Any], override: str) -> None:
-    """Writes ``--a.b=value`` (or ``a.b=value``) into the nested mapping."""
-    path, equals, value = override.removeprefix("--").partition("=")
-    keys = path.split(".")
-    if not equals or not all(keys):
-        raise ConfigError(f"cannot read {override!r}: write --section.key=value")
-    at = raw
-    for key in keys[:-1]:
-        if not isinstance(at.get(key), dict):
-            at[key] = {}
-        at = at[key]
-    at[keys[-1]] = Text(value)
-
-
 def load_config(cls: type[T], yaml_path: Path | str | None, overrides: Sequence[str] = ()) -> T:
     """``cls`` from its defaults, the YAML file laid over them and ``overrides`` (``--section.key=value``) over both.
 
@@ -80,9 +67,8 @@ def load_config(cls: type[T], yaml_path: Path | str | None, overrides: Sequence[
     ``__post_init__`` refuses, and a required key that nothing sets.
     """
     raw = read_yaml(Path(yaml_path)) if yaml_path is not None else {}
-    for override in overrides:
-        _put(raw, override)
-    _check_keys(cls, raw, "", cls)
+    lay_over(raw, overrides)
+    check_keys(cls, raw, "", cls)
     try:
         return build(cls, raw, "")
     except RangeError as error:
@@ -162,14 +148,6 @@ def _serial(value: Any) -> Any:
 def to_dict(config: Any) -> dict[str, Any]:
     """The configuration as nested dicts, lists and scalars (paths as strings): ready for YAML and JSON."""
     return _serial(config)
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections as dotted keys; an empty section has none."""
-    found = {}
-    for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
 
 
 def default_values(cls: type) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from ..diffusion.objective import Weighting
 from ..diffusion.timesteps import TimestepSampling
 from ..limits import check_fields
 from ..limits import setting as _help
+from .curriculum import curriculum
 from .sections import Checkpointing, Data, Logging, Optim, Run, Samples, Train, Validation, several
 
 
@@ -35,6 +36,14 @@ class TrainingConfig:
     log: Logging = field(default_factory=Logging)
     samples: Samples = field(default_factory=Samples)
     validation: Validation = field(default_factory=Validation)
+    stages: tuple[dict[str, Any], ...] = _help(
+        "a curriculum: what differs from the rest of the file in each of several stages, trained one after another; "
+        "`name` calls one, and --stages.NAME.section.key sets its keys",
+        default=(),
+    )
+
+    def __post_init__(self) -> None:
+        curriculum(self)
 
 
 @dataclass(kw_only=True)
@@ -94,6 +103,12 @@ class VaeConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         check_fields(self, "")
+        super().__post_init__()
+        if len({stage.config.loss.adversarial > 0 for stage in curriculum(self)}) > 1:
+            raise ValueError(
+                "loss.adversarial is 0 in some of the stages, and the critic must be there in all or none: give them a "
+                "small weight, with loss.adversarial_start behind their train.steps"
+            )
         if self.freeze_encoder and self.init is None:
             raise ValueError("freeze_encoder needs init: the folder of the VAE whose decoder to train")
 

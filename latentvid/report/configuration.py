@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from ..config.parsing import default_values, flat, to_dict
+from ..config.entries import by_name, flat
+from ..config.parsing import default_values, to_dict
 from ..config.schema import DitConfig, VaeConfig
 from ..diffusion.scheduler import LatentVideoScheduler
 from ..models.autoencoder import CausalVideoAutoencoder
@@ -59,7 +60,7 @@ def missing_config(runs: Sequence[Run]) -> str:
 
 
 def _from_defaults(run: Run) -> str:
-    own, usual = flat(run.config or {}), defaults(run)
+    own, usual = flat(by_name(run.config or {})), defaults(run)
     rows = [
         (escape(key), say(value), say(usual[key]) if key in usual else '<span class="dim">none</span>')
         for key, value in own.items()
@@ -72,7 +73,7 @@ def _between(runs: Sequence[Run]) -> str:
     """Keys whose values are not the same in all runs; the folder of a run is its own."""
     if len(runs) < 2:
         return ""
-    own = [flat(run.config or {}) for run in runs]
+    own = [flat(by_name(run.config or {})) for run in runs]
     keys = [key for key in dict.fromkeys(key for one in own for key in one) if key != "run.dir"]
     rows = [
         (escape(key), *(say(one[key]) if key in one else '<span class="dim">not set</span>' for one in own))

@@ -15,8 +15,8 @@ from .runs import Run
 NAMES = {"data_wait": "waiting for data", "encode": "encoding", "compute": "forward and backward"}
 SHARES = {key: NAMES.get(key, key) for key in SPANS.values()}
 RATES = ("tokens_per_s", "samples_per_s", "mfu")
-NOT_LOSS = {"step", "loss", "lr", "grad_norm", "tokens", "samples", "fill", "balance", "replaced", "epoch", "cpu_s",
-            "skipped_steps", "seconds", "wall", "seen", *RATES, *SHARES}  # fmt: skip
+NOT_LOSS = {"step", "stage", "loss", "lr", "grad_norm", "tokens", "samples", "fill", "balance", "replaced", "epoch",
+            "cpu_s", "skipped_steps", "seconds", "wall", "seen", *RATES, *SHARES}  # fmt: skip
 SPEED = {
     "tokens_per_s": "Tokens per second",
     "mfu": "MFU (share of the devices' arithmetic)",
@@ -33,6 +33,11 @@ def colour(number: int) -> str:
 
 def figures(charts: Iterable[str]) -> str:
     return f'<div class="charts">{"".join(charts)}</div>'
+
+
+def marks(runs: Sequence[Run], axis: str = "step") -> list[tuple[float, str]]:
+    """Where the stages of a curriculum begin, on the page of one run."""
+    return runs[0].marks if len(runs) == 1 and axis == "step" else []
 
 
 def missing(runs: Sequence[Run], has: Sequence[bool], what: str) -> str:
@@ -88,11 +93,11 @@ def _log_scale(runs: Sequence[Run], key: str) -> bool:
 
 def _training_charts(runs: Sequence[Run], axis: str) -> list[str]:
     label = AXES[axis][1]
-    own = {"ema": PALETTE[1], "raw": PALETTE[2]}
+    own, begins = {"ema": PALETTE[1], "raw": PALETTE[2]}, marks(runs, axis)
 
     def over(key: str, title: str, log: bool, more: Sequence[Line] = ()) -> str:
         lines = [line for i, run in enumerate(runs) for line in noisy(run, runs, key, axis, colour(i), log=log)]
-        return chart(title, [*lines, *more], scale="log" if log else "fit", x_label=label)
+        return chart(title, [*lines, *more], scale="log" if log else "fit", x_label=label, marks=begins)
 
     beside = validated(runs[0], runs, "loss", axis, own) if len(runs) == 1 else []
     charts = [over("loss", "Loss of training" + " and validation" * bool(beside), _log_scale(runs, "loss"), beside)]
@@ -107,7 +112,7 @@ def _training_charts(runs: Sequence[Run], axis: str) -> list[str]:
     charts += [over(key, f"Part of the loss: {PARTS.get(key, key)}", _log_scale(runs, key)) for key in parts]
     steady = [Line(named(r, runs, ""), r.column(axis) / AXES[axis][2], r.column("lr"), colour(i), "mean")
               for i, r in enumerate(runs)]  # fmt: skip
-    charts.append(chart("Learning rate", steady, scale="zero", x_label=label))
+    charts.append(chart("Learning rate", steady, scale="zero", x_label=label, marks=begins))
     charts.append(over("grad_norm", "Gradient norm", _log_scale(runs, "grad_norm")))
     return charts
 
@@ -137,7 +142,7 @@ def efficiency(runs: Sequence[Run]) -> str:
     charts = []
     for key, title in SPEED.items():
         lines = [n for i, run in enumerate(runs) for n in noisy(run, runs, key, "step", colour(i), log=False)]
-        charts.append(chart(title, lines, scale="zero"))
+        charts.append(chart(title, lines, scale="zero", marks=marks(runs)))
     for run in runs:
         title = f"{run.label}: shares of the time" if len(runs) > 1 else "Shares of the time"
         shares = {name: run.column(key) for key, name in SHARES.items() if key in run.columns}

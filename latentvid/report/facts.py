@@ -12,6 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ..charts import short
+from ..config.entries import by_name, flat
 from ..files import file_fault
 from ..page import duration, note, table
 from ..training.monitor.about import versions as installed
@@ -66,6 +67,8 @@ def _comparable(runs: Sequence[Run]) -> str:
     if len({run.kind for run in runs}) > 1:
         return note("These are different models: their losses do not compare.")
     differing = [name for name in LOSS if any(run.section(name) != runs[0].section(name) for run in runs)]
+    if any((run.config or {}).get("stages") != (runs[0].config or {}).get("stages") for run in runs):
+        differing.append("stages")
     if not differing:
         return ""
     other = "" if runs[0].kind == "vae" else "; the square error of the clean latents in validation does"
@@ -133,8 +136,22 @@ def _rate(run: Run) -> str:
 
 
 def _steps(run: Run) -> str:
-    done, planned = _last(run, "step", lambda value: f"{value:,.0f}"), run.section("train").get("steps")
-    return f"{done} of {planned:,}" if done and isinstance(planned, int) else done
+    done, planned = _last(run, "step", lambda value: f"{value:,.0f}"), planned_steps(run)
+    reached = f", in stage {run.stages[-1].get('name', '?')}" if run.stages else ""
+    return f"{done} of {planned:,}{reached}" if done and isinstance(planned, int) else done
+
+
+def planned_steps(run: Run) -> int | None:
+    """`train.steps`, of a curriculum the sum over its stages; None where the configuration does not say."""
+    own = flat(by_name(run.config or {}))
+    lengths = [own.get(f"stages.{stage}.train.steps", own.get("train.steps")) for stage in _names(run)]
+    return sum(lengths) if all(isinstance(steps, int) for steps in lengths) else None
+
+
+def _names(run: Run) -> list[str]:
+    """Of the stages that the configuration has; one of no name without them."""
+    named = by_name(run.config or {}).get("stages")
+    return list(named) if isinstance(named, dict) else [""]
 
 
 def _computed_in(run: Run) -> str:
@@ -164,9 +181,15 @@ def data(runs: Sequence[Run]) -> str:
 def _plan(run: Run) -> str:
     if run.facts is None:
         return note(f"{UNKNOWN}: the data plan is not known")
-    plan = run.facts.get("plan") or {}
+    stages = [f"<h4>Stage {escape(stage.get('name', '?'))}</h4>{_of(stage)}" for stage in run.stages]
+    return "".join(stages) or _of(run.facts)
+
+
+def _of(found: dict[str, Any]) -> str:
+    """Data and plan of a run, or of a stage of one."""
+    plan = found.get("plan") or {}
     facts = [(name, form.format(plan[key])) for key, (name, form) in PLAN.items() if plan.get(key) is not None]
-    text = f"<pre>{escape(str(run.facts['data']))}</pre>" if run.facts.get("data") else ""
+    text = f"<pre>{escape(str(found['data']))}</pre>" if found.get("data") else ""
     return text + table(("the plan", ""), facts, "facts") + _shapes(plan)
 
 

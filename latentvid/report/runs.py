@@ -57,6 +57,16 @@ class Run:
         """[n] numbers of metrics.jsonl, all NaN where there are none."""
         return self.columns.get(key, np.full(len(self.columns.get("step", ())), np.nan))
 
+    @property
+    def stages(self) -> list[dict[str, Any]]:
+        """What run.json says of the stages of a curriculum that have begun; none where there is none."""
+        return (self.facts or {}).get("stages") or []
+
+    @property
+    def marks(self) -> list[tuple[float, str]]:
+        """The first step of each stage of a curriculum, and its name."""
+        return [(stage.get("begin", 0) + 1, stage.get("name", "?")) for stage in self.stages]
+
     def section(self, name: str) -> dict[str, Any]:
         """A section of the configuration; empty where it is not known."""
         found = (self.config or {}).get(name)

@@ -10,12 +10,12 @@ import numpy as np
 
 from ..charts import Line, chart
 from ..page import Page
-from .curves import colour, figures, missing, named, validated
+from .curves import colour, figures, marks, missing, named, validated
 from .runs import Run
 from .scores import Score, score_table
 
 MEASURES = {"loss": "loss", "x_mse": "square error of the clean latents"}
-KNOWN = {"step", "weights", "loss", "bins", "samples", "scores", "seconds"}
+KNOWN = {"step", "stage", "weights", "loss", "bins", "samples", "scores", "seconds"}
 TITLES = {"x_mse": "Square error of the clean latents", "psnr": "PSNR, dB", "ssim": "SSIM"}
 
 
@@ -44,7 +44,7 @@ def validation(page: Page, runs: Sequence[Run]) -> str:
     for key in keys:
         lines = [n for i, run in enumerate(runs) for n in validated(run, runs, key, "step", _paints(i, runs), "")]
         scale = "log" if key == "x_mse" else "fit"
-        charts.append(chart(TITLES.get(key, key), lines, scale=scale, hold_x=[0]) if lines else "")
+        charts.append(chart(TITLES.get(key, key), lines, scale=scale, hold_x=[0], marks=marks(runs)) if lines else "")
     parts.append(figures(charts) if charts else "")
     parts.append(by_bin(page, runs))
     parts.append(over_steps(runs))
@@ -137,7 +137,7 @@ def over_steps(runs: Sequence[Run]) -> str:
     charts, lasts = [], []
     for name in names:
         lines = [n for i, run in enumerate(runs) for n in _score_lines(run, runs, name, _paints(i, runs))]
-        charts.append(chart(f"Score: {name}", lines, hold_x=[0]))
+        charts.append(chart(f"Score: {name}", lines, hold_x=[0], marks=marks(runs)))
     heads = []
     for run in runs:
         scored = [row for row in run.validation if row.get("scores")]

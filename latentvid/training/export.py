@@ -18,18 +18,20 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from ..config.curriculum import curriculum, stage_at
 from ..config.parsing import load_config
 from ..config.schema import stage_of
 from ..config.yaml_files import read_yaml
 from ..errors import UserError
 from ..files import check_name, check_writable, follow_umask
 from .checkpoint.checkpoint import CheckpointStore, find_damage
-from .checkpoint.records import State, read_best, read_record
+from .checkpoint.records import About, State, read_best, read_record
 from .parallel.pieces import PieceReader, not_finite
 from .task import Stage, Task
 
@@ -90,7 +92,7 @@ def export_run(
 ) -> Path:
     """Exports a step's checkpoint of a run (the newest whole one by default); returns the checkpoint's folder.
 
-    stages: those that the run may be of, by name.
+    stages: what the run may have trained, by name. Of a curriculum the export is as the stage that made the step says.
     """
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is not a run: it holds no config.yaml")
@@ -113,8 +115,21 @@ def export_run(
     name = stage_of(read_yaml(run / "config.yaml"))
     if name not in stages:
         raise UserError(f"{run / 'config.yaml'} has no `stage` that can be exported ({', '.join(stages)})")
-    config = load_config(stages[name].config, run / "config.yaml")
-    config.train.sequence_parallel = 1
+    of = curriculum(load_config(stages[name].config, run / "config.yaml"))
+    made_by = stage_at(of, read_record(checkpoint / "state.json", State, checkpoint)["step"])
+    made_by.config.train.sequence_parallel = 1
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    export_checkpoint(stages[name].task(config, device, data=False), checkpoint, out, raw)
+    task = stages[name].task(made_by.config, device, data=False)
+    if made_by.name and (trained := _trained(run, made_by.number)) is not None:
+        task.trained = trained  # run.json says first what the newest stage trains on
+    export_checkpoint(task, checkpoint, out, raw)
     return checkpoint
+
+
+def _trained(run: Path, number: int) -> list[dict[str, Any]] | None:
+    """What sizes, lengths and rates a stage of a curriculum was trained on; None where the run does not say."""
+    try:
+        facts = read_record(run / "run.json", About, run).get("stages", [])
+    except UserError:
+        return None
+    return next((each.get("trained") for each in facts if each["number"] == number), None)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from torch import nn
 
+from ..config.curriculum import CurriculumStage, curriculum
 from ..config.parsing import save_config
 from ..config.schema import TrainingConfig
+from ..data.manifest.identity import difference
 from ..data.plan.plan import Plan, Step
 from ..data.quarantine import Quarantine
 from ..errors import UserError
@@ -23,9 +26,10 @@ from ..precision import describe, dtype_of
 from ..progress import phase
 from ..world import from_main, meet
 from .checkpoint.checkpoint import CheckpointStore
-from .checkpoint.records import State, read_record
-from .checkpoint.run_folder import load_plan, run_folder, same_data
-from .checkpoint.saver import Saver, newest_for_all
+from .checkpoint.place import begins, next_stage
+from .checkpoint.records import State
+from .checkpoint.run_folder import follow_plan, load_plan, run_folder, same_data
+from .checkpoint.saver import Saver, newest_state
 from .checkpoint.tensors import held_tensors, load_tensors
 from .compute import Compute, settle
 from .dryrun.run import dry_run
@@ -55,8 +59,8 @@ GRACE_S = 15.0  # to wait for data once asked to stop, of several processes: lau
 def train(config: TrainingConfig, make_task: MakeTask) -> None:
     """Trains from the newest whole checkpoint of `run.dir`, or from the start, to `train.steps`, then exports.
 
-    SIGTERM, SIGUSR1 and Ctrl-C save after the step that is being made and end the process with status 75
-    (`Preempted`).
+    With `stages` each is trained for its own steps, from what the one before it left. SIGTERM, SIGUSR1 and Ctrl-C save
+    after the step that is being made and end the process with status 75 (`Preempted`).
     """
     with StopRequest() as stop:
         if config.run.dry_run:
@@ -67,30 +71,65 @@ def train(config: TrainingConfig, make_task: MakeTask) -> None:
         threads = take_threads(accelerator.device)
         with run_folder(config, accelerator.is_main_process) as check_folder:
             start_trackers(accelerator, config)
-            asked, (config, compute) = config, settle(config, accelerator.device)
-            task = make_task(config, accelerator.device)
-            plan = make_plan(config, task)
-            if task.clips is not None:
-                task.clips.quarantine = Quarantine(config.run.dir / "quarantine.jsonl")
-            run = TrainingRun(accelerator, config, task, plan, compute, stop, check_folder)
-            run.resume()
-            if accelerator.is_main_process:
-                about = [task.summary(), run.watch.held_out and run.watch.held_out.summary(), run.summary(), threads]
-                print(*filter(None, about), sep="\n", file=sys.stderr, flush=True)
-                with written_whole(config.run.dir / "config.yaml") as beside:
-                    save_config(asked, beside)
-                spread = {"strategy": run.strategy.name, "world": run.world, "compute": compute}
-                write_about(config.run.dir, task, plan, run.parameters, step=run.step, **spread)
-            product = config.run.dir / task.product
-            if run.step >= config.train.steps and product.is_dir():
-                logger.warning("%s is finished: raise train.steps to go on", config.run.dir)
-            else:
-                run.loop()
-                if accelerator.is_main_process:
-                    with phase(f"{config.run.dir.name}: exporting"):
-                        export_checkpoint(task, run.store.path(run.step), product)
-            meet()  # for as long as the export takes
+            settled, compute = settle(config, accelerator.device)
+            launched = Launched(accelerator, config, compute, stop, check_folder, make_task, threads)
+            stages, stage = curriculum(settled), None
+            while stage is None or not stage.last:
+                if stage is not None:
+                    accelerator.free_memory()
+                    launched = replace(launched, again=True)
+                folder, state = newest_state(CheckpointStore(config.run.dir / "checkpoints"))
+                stage = next_stage(stages, state)
+                train_stage(launched, stages, stage, folder, state)
             accelerator.end_training()
+
+
+@dataclass(frozen=True)
+class Launched:
+    """What all stages of a launched run share. config: as it was asked for. again: a stage was trained before."""
+
+    accelerator: Accelerator
+    config: TrainingConfig
+    compute: Compute
+    stop: StopRequest
+    check_folder: Callable[[], None]
+    make_task: MakeTask
+    threads: str
+    again: bool = False
+
+
+def train_stage(
+    launched: Launched,
+    stages: Sequence[CurriculumStage[TrainingConfig]],
+    stage: CurriculumStage[TrainingConfig],
+    folder: Path | None,
+    state: State | None,
+) -> None:
+    """One stage, from a checkpoint or the start to its end; the last one is exported. Nothing of it stays in memory."""
+    config, run_dir, accelerator = stage.config, stage.config.run.dir, launched.accelerator
+    task = launched.make_task(config, accelerator.device)
+    plan = make_plan(config, task)
+    if task.clips is not None:
+        task.clips.quarantine = Quarantine(run_dir / "quarantine.jsonl")
+    run = TrainingRun(launched, stages, stage, task, plan)
+    run.resume(folder, state)
+    if accelerator.is_main_process:
+        threads = "" if launched.again else launched.threads
+        about = [task.summary(), run.watch.held_out and run.watch.held_out.summary(), run.summary(), threads]
+        print(*filter(None, about), sep="\n", file=sys.stderr, flush=True)
+        with written_whole(run_dir / "config.yaml") as beside:
+            save_config(launched.config, beside)
+        spread = {"strategy": run.strategy.name, "world": run.world, "compute": launched.compute}
+        write_about(stage, task, plan, run.parameters, step=run.step, again=launched.again, **spread)
+    product = run_dir / task.product
+    if stage.last and run.step >= stage.end and product.is_dir():
+        logger.warning("%s is finished: raise train.steps to go on", run_dir)
+    else:
+        run.loop()
+        if stage.last and accelerator.is_main_process:
+            with phase(f"{run_dir.name}: exporting"):
+                export_checkpoint(task, run.store.path(run.step), product)
+    meet()  # for as long as the export takes
 
 
 class TrainingRun:
@@ -98,19 +137,19 @@ class TrainingRun:
 
     def __init__(
         self,
-        accelerator: Accelerator,
-        config: TrainingConfig,
+        launched: Launched,
+        stages: Sequence[CurriculumStage[TrainingConfig]],
+        stage: CurriculumStage[TrainingConfig],
         task: Task,
         plan: Plan,
-        compute: Compute,
-        stop: StopRequest,
-        check_folder: Callable[[], None],
     ) -> None:
-        self.accelerator, self.config, self.task, self.plan, self.stop = accelerator, config, task, plan, stop
-        self.compute = compute
+        accelerator, config, compute = launched.accelerator, stage.config, launched.compute
+        self.accelerator, self.config, self.task, self.plan, self.stop = accelerator, config, task, plan, launched.stop
+        self.stage, self.compute = stage, compute
         rank, self.world, self.main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
         keep = config.checkpoint
-        self.store = CheckpointStore(config.run.dir / "checkpoints", keep.keep_last, keep.keep_every)
+        ends = [each.end for each in stages[:-1]]  # to train a stage again, another way
+        self.store = CheckpointStore(config.run.dir / "checkpoints", keep.keep_last, keep.keep_every, keep=ends)
         if config.train.gradient_checkpointing:
             _need(task.recomputes, "gradient_checkpointing", task.model)
             task.model.enable_gradient_checkpointing()
@@ -121,9 +160,9 @@ class TrainingRun:
         optimizer = make_optimizer(task.model, config.optim, task.apart, dtype_of(compute.newton_schulz))
         self.strategy = make_strategy(accelerator, config, task.model, optimizer, task.ragged)
         self.ema = EMA(self.strategy.pieces(), config.train.ema)
-        self.watch = Watch(accelerator, config, task, self.strategy, self.ema)
+        self.watch = Watch(accelerator, stage, task, self.strategy, self.ema)
         parts = self.world if self.strategy.sharded else 1
-        self.saver = Saver(self.store, rank, parts, meet, beside=keep.background, check=check_folder)
+        self.saver = Saver(self.store, rank, parts, meet, beside=keep.background, check=launched.check_folder)
         peak, self.peak_source = peak_flops(accelerator.device, config.train.mixed_precision)
         self.meter = EfficiencyMeter(accelerator.device, peak, self.world)
         self.stepper = Stepper(accelerator, config, task, self.strategy, self.ema, self.meter)
@@ -139,15 +178,16 @@ class TrainingRun:
         peak = f"{self.meter.peak / self.world / 1e12:.3g} TFLOP/s a device ({self.peak_source})"
         precision = describe(self.compute.passes, self.accelerator.device)
         spread = f"{self.strategy.name}, {self.world} x {self.accelerator.device.type}"
+        where = f"{self.stage}, {where}" if self.stage.name else where
         loaders = f"{self.workers} loader processes each ({self.why_workers})"
         return f"{spread}, {where}; {precision}; MFU is of {peak}; {loaders}"
 
     # --- the loop ---
 
     def loop(self) -> None:
-        """Steps up to `train.steps`, and what is due between them."""
+        """Steps up to the end of the stage, and what is due between them."""
         config, meter = self.config, self.meter
-        if self.step >= config.train.steps:
+        if self.step >= self.stage.end and self.watch.looked >= self.step:
             return
         steps = iterate_steps(
             self.plan,
@@ -164,10 +204,10 @@ class TrainingRun:
             self.watch.open(self.step)
         self.stop.saves = True
         self.strategy.module.train()
-        with run_progress(config, self.step, self.main) as self.progress:
+        with run_progress(self.stage, self.step, self.main) as self.progress:
             if self.watch.looked < self.step:  # it was stopped right after that step
-                self._look()
-            while self.step < config.train.steps:
+                self._look(save=self.step == self.stage.end)
+            while self.step < self.stage.end:
                 self._step(steps, logs)
         self.saver.finish()
         meet()  # the last checkpoint is in place
@@ -187,8 +227,9 @@ class TrainingRun:
                 step, packs = next(steps)
         except StopWaiting:
             self._stop_waiting()
-        lr = set_lr(self.strategy.groups(), self.step, train.steps, self.config.optim)
-        result = self.stepper.gradients(step, packs, self.step, stop=self.stop.asked is not None)
+        own = self.step - self.stage.begin  # of the stage, whose schedules begin with it
+        lr = set_lr(self.strategy.groups(), own, train.steps, self.config.optim)
+        result = self.stepper.gradients(step, packs, own, stop=self.stop.asked is not None)
         norms = self.stepper.update(self.step)
         if self.stepper.bad_steps >= train.max_bad_steps:
             self._give_up()
@@ -196,6 +237,7 @@ class TrainingRun:
         self.meter.step(tokens=step.tokens, samples=step.samples, flops=result.flops)
         record = {
             "step": self.step,
+            **({"stage": self.stage.number} if self.stage.name else {}),
             "loss": result.loss,
             **result.parts,
             "lr": lr,
@@ -237,8 +279,8 @@ class TrainingRun:
 
     def _after_step(self, stop: bool) -> None:
         """Measures, saves and shows what is due; what is asked to stop saves first, and measures when it goes on."""
-        every, total = self.config.checkpoint.every, self.config.train.steps
-        if stop and self.step < total:
+        every, over = self.config.checkpoint.every, self.step == self.stage.end
+        if stop and not (over and self.stage.last):
             self.save()
             self.saver.finish()
             meet()
@@ -246,7 +288,7 @@ class TrainingRun:
                 name = self.store.path(self.step).name
                 print(f"asked to stop: saved {name}; start again to go on", file=sys.stderr, flush=True)
             raise Preempted
-        self._look(save=self.step == total or (every and self.step % every == 0))
+        self._look(save=over or (every and self.step % every == 0))
 
     def _look(self, save: bool = False) -> None:
         """What is due at this step: measures, saves (also what is the best so far), shows samples."""
@@ -280,19 +322,24 @@ class TrainingRun:
             self.saver.save(self.step, held_tensors(self.strategy, self.ema), state)
         self.saved = self.step
 
-    def resume(self) -> None:
-        """Goes on from the newest whole checkpoint, whatever strategy and number of processes wrote it."""
-        folder = newest_for_all(self.store)
-        state = None if folder is None else read_record(folder / "state.json", State, folder)
-        if state is not None:
+    def resume(self, folder: Path | None, state: State | None) -> None:
+        """Goes on from a checkpoint, whatever strategy and number of processes wrote it; at the end of the stage before
+        this one, this one begins: weights, average and optimiser go on, and data that are the same."""
+        begins_here = begins(self.stage, state)
+        if state is not None and not begins_here:
             load_plan(self.plan, state["plan"], folder)
-        self.data = from_main(lambda: same_data(self.task.identity(), state))
+        self.data = from_main(lambda: same_data(self.task.identity(), None if begins_here else state))
         if state is None:
             return
+        if begins_here:
+            before = state.get("data")
+            same = before is not None and difference(before, self.data) is None
+            follow_plan(self.plan, state["plan"], same, folder)
         load_tensors(folder, self.strategy, self.ema, state["ema_updates"])
         self.step = self.saved = state["step"]
         self.stepper.skipped, self.stepper.bad_steps = state["skipped_steps"], state["bad_steps"]
-        self.watch.looked, self.watch.best = state.get("looked", self.step), state.get("best")
+        self.watch.looked = state.get("looked", self.step)
+        self.watch.best = None if begins_here else state.get("best")
 
 
 def _need(able: bool, key: str, model: nn.Module) -> None:

@@ -116,11 +116,11 @@ def test_a_dry_run_on_gpus_says_what_a_step_takes_under_each_strategy(dit_config
     task = DitTask(config, CPU)
     data = config.data
     plan = Plan(task.tokens, budget=data.tokens_per_pack, packs=data.packs_per_step, seed=0)
-    here = preflight(config, task, plan, world=8, device=CPU)
+    here = preflight(config, task, plan, world=8, device=CPU).text
     assert "most, recomputing" in here and "exchanges" not in here  # of links between CPUs nothing is known
     monkeypatch.setattr(preflight_module, "peak_flops", lambda device, precision: (9e14, "told"))
     memory = type("Properties", (), {"total_memory": 2**30})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
-    text = preflight(config, task, plan, world=8, device=torch.device("cuda"))
+    text = preflight(config, task, plan, world=8, device=torch.device("cuda")).text
     lines = text[text.index("a step on 8 devices") :].splitlines()
     assert [line.split()[0] for line in lines[2:7]] == list(STRATEGIES)

@@ -47,7 +47,7 @@ def test_the_text_has_the_runs_own_numbers(dit_config, tmp_path):
     task = DitTask(config, CPU)
     plan = plan_of(task, config)
     before = copy.deepcopy(plan.state_dict())
-    text = preflight(config, task, plan, world=2, device=CPU)
+    text = preflight(config, task, plan, world=2, device=CPU).text
     assert plan.state_dict() == before and not list(tmp_path.iterdir())
     assert task.summary() in text and len(text.splitlines()) < 60
     assert f"{sum(p.numel() for p in task.model.parameters()):,} parameters" in text
@@ -82,7 +82,7 @@ def test_each_source_is_named_and_ranks_must_share_a_step(dit_config, tmp_path):
     streams = [Stream(np.arange(half), 3.0, "one.jsonl"), Stream(np.arange(half, len(task.tokens)), 1.0, "two")]
     plan = Plan(task.tokens, budget=256, packs=2, seed=0, streams=streams)
     simulated = simulate(task, plan, ranks=1)
-    text = preflight(config, task, plan, world=1, device=CPU)
+    text = preflight(config, task, plan, world=1, device=CPU).text
     for _ in range(simulated.steps):
         plan.next()
     assert simulated.epochs == pytest.approx([epochs / simulated.steps for epochs in plan.epochs])
@@ -100,7 +100,7 @@ def test_what_was_dropped_and_what_is_doubtful_is_said(digits_data, tmp_path):
     overrides = [f"data.manifest={manifest}", "data.tokens_per_pack=5000", "train.steps=100000"]
     config = vae_config(tmp_path, digits_data, *overrides)
     task = VaeTask(config, CPU)
-    text = preflight(config, task, plan_of(task, config), world=1, device=CPU)
+    text = preflight(config, task, plan_of(task, config), world=1, device=CPU).text
     assert "missing" in text
     assert "warning: 3 samples are fewer than one step holds" in text and "warning: the run passes" in text
 

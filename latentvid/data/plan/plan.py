@@ -23,8 +23,8 @@ import numpy as np
 
 from ...errors import UserError
 from .placing import place
-from .saved import identify, refuse_other
-from .source import STEPS, Source, Stream
+from .saved import identify, numbers_before, others, refuse_other
+from .source import STEPS, Source, Stream, numbered
 from .step import Draw, Step
 
 WINDOW_PACKS = 1024  # packs planned together: more balance better, and may leave as many draws in the saved state
@@ -94,6 +94,7 @@ class Plan:
                 "lookahead": self.lookahead,
             },
         )
+        self._first = 0  # global sample number of the first draw
         self._window = 0  # windows planned so far
         self._carried: list[tuple[int, int, int]] = []  # (number, index, stream) of draws for the next window
         self._start = self._counters()
@@ -204,7 +205,8 @@ class Plan:
         self._carried = [draws[i] for i in sorted(left)]
         sums = [sum(cost[i] for i in pack) for pack in packs]
         dearest = sorted(range(len(packs)), key=lambda p: -sums[p])
-        shuffled = np.random.default_rng((self.seed, STEPS, self._window)).permutation(self.lookahead).tolist()
+        key = numbered((self.seed, STEPS, self._window), self._first)
+        shuffled = np.random.default_rng(key).permutation(self.lookahead).tolist()
         self._steps, counts = [], [handed_out]
         for n in shuffled:
             chosen = dearest[n * self.packs : (n + 1) * self.packs]
@@ -230,7 +232,7 @@ class Plan:
         """New draws for a window: with the carried ones as many tokens as its packs hold, so at least one a pack."""
         room = self.packs * self.lookahead * self.budget
         room -= sum(int(self._read_tokens[index]) for _, index, _ in self._carried)
-        number = sum(source.drawn for source in self._sources)
+        number = self._numbers()
         total = sum(source.tokens for source in self._sources)
         draws = []
         while True:
@@ -248,6 +250,10 @@ class Plan:
             source.tokens += tokens
             number, total, room = number + size, total + tokens, room - tokens
 
+    def _numbers(self) -> int:
+        """Global sample numbers given so far, in the whole run."""
+        return self._first + sum(source.drawn for source in self._sources)
+
     def _count(self, draws: list[tuple[int, int, int]]) -> np.ndarray:
         """[streams]: the samples of these draws."""
         counts = np.zeros(len(self._sources), np.int64)
@@ -263,11 +269,13 @@ class Plan:
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on from here, as plain JSON values: where the window began, and the place in it."""
-        return {**self._identity, **self._start, "place": self._place}
+        later = {"first": self._first} if self._first else {}
+        return {**self._identity, **self._start, "place": self._place, "numbers": self._numbers(), **later}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from `state`. Raises UserError where data, costs, mix or packs are not those of the saved run."""
         refuse_other(state, self._identity)
+        self._begin_at(state.get("first", 0))
         self._window, flat = state["window"], state["carried"]
         self._carried = list(zip(flat[0::3], flat[1::3], flat[2::3], strict=True))
         for source, (drawn, tokens) in zip(self._sources, state["streams"], strict=True):
@@ -279,6 +287,21 @@ class Plan:
             if state["place"] > len(self._steps):
                 raise UserError(f"the saved place in the data, step {state['place']} of {len(self._steps)}, cannot be")
             self._place = state["place"]
+
+    def follow(self, state: dict[str, Any], same_data: bool) -> None:
+        """Begins a stage after one that ended at `state`: goes on from there where data, mix and packs are the same.
+
+        Else from its own start: in orders of its own, with global sample numbers above all of the run so far.
+        """
+        if same_data and not others(state, self._identity):
+            self.load_state_dict(state)
+        else:
+            self._begin_at(numbers_before(state))
+
+    def _begin_at(self, first: int) -> None:
+        self._first = first
+        for source in self._sources:
+            source.begin_at(first)
 
     def _counters(self) -> dict[str, Any]:
         return {

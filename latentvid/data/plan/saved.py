@@ -27,6 +27,24 @@ def identify(
     }
 
 
+def numbers_before(state: Mapping[str, Any]) -> int:
+    """A global sample number above all that were given up to a saved place."""
+    if "numbers" in state:
+        return state["numbers"]
+    packing = state["packing"]  # of a version that did not note it: a window holds no more samples than tokens
+    drawn = sum(drawn for drawn, _ in state["streams"])
+    return drawn + packing["data.tokens_per_pack"] * packing["data.packs_per_step"] * packing["lookahead"]
+
+
+def others(state: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether a saved state is of other data, costs, mix or packs than `now`, which `identify` gave."""
+    try:
+        refuse_other(state, now)
+    except UserError:
+        return True
+    return False
+
+
 def refuse_other(state: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raises UserError where a saved state is of other data, costs, mix or packs than `now`, which `identify` gave."""
     fix = "resume with the same data, or start a new run.dir"

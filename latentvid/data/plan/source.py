@@ -29,19 +29,29 @@ class Source:
         self.seed, self.number = seed, number
         self.drawn = self.tokens = 0  # samples, and tokens of these
         self._sizes = sizes
+        self.begin_at(0)
+
+    def begin_at(self, first: int) -> None:
+        """first: the run's global sample number at which the data of this source begin."""
+        self._first = first
         self._epoch, self._order, self._begins = -1, None, None
 
     def peek(self) -> int:
         """First sample of the next read."""
         epoch, place = divmod(self.drawn, self.samples)
         if epoch != self._epoch:
-            generator = np.random.default_rng((self.seed, ORDER, self.number, epoch))
+            generator = np.random.default_rng(numbered((self.seed, ORDER, self.number, epoch), self._first))
             self._epoch, self._order = epoch, None  # the last one makes room
             self._order = generator.permutation(self.index)
             if not single(self._sizes):
                 sizes = self._sizes[self._order]
                 self._begins = np.cumsum(sizes) - sizes  # samples of the epoch before each read
         return int(self._order[place if self._begins is None else np.searchsorted(self._begins, place)])
+
+
+def numbered(key: tuple[int, ...], first: int) -> tuple[int, ...]:
+    """A generator's key in a plan whose global sample numbers begin at `first`: another for each stage of a run."""
+    return (*key, first) if first else key
 
 
 def single(sizes: np.ndarray) -> bool:

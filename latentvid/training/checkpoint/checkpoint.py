@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from ...errors import UserError
@@ -32,17 +32,18 @@ class CheckpointStore:
     """The checkpoints of one run, under ``root``.
 
     ``keep_last``: how many of the newest stay; ``keep_every``: steps that are multiples of it stay for ever (0: none);
-    ``best``: a step that stays as long as it is that.
+    ``keep``: these steps stay too; ``best``: a step that stays as long as it is that.
     In a run of several processes the main one alone calls :meth:`begin` and :meth:`commit`; the others write between
     them and call :meth:`seal`.
     """
 
-    def __init__(self, root: Path, keep_last: int = 2, keep_every: int = 0) -> None:
+    def __init__(self, root: Path, keep_last: int = 2, keep_every: int = 0, keep: Collection[int] = ()) -> None:
         if keep_last < 1 or keep_every < 0:
             raise ValueError(f"keep_last={keep_last} must be at least 1 and keep_every={keep_every} at least 0")
         self.root = Path(root)
         self.keep_last = keep_last
         self.keep_every = keep_every
+        self.keep = frozenset(keep)
         self.best: int | None = None
         self._warned: set[int | None] = set()  # kinds of failure
 
@@ -156,7 +157,7 @@ class CheckpointStore:
         """Drops checkpoints up to ``step``. Later ones (left by a run that resumed further back) are not counted."""
         earlier = [s for s in self.steps() if s <= step]
         for old in earlier[: -self.keep_last]:
-            if old == self.best or (self.keep_every and old % self.keep_every == 0):
+            if old == self.best or old in self.keep or (self.keep_every and old % self.keep_every == 0):
                 continue
             trash = self._trash(old)
             try:

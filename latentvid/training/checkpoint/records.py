@@ -59,6 +59,8 @@ class PlanState(Record):
     streams: NotRequired[list[Annotated[list[Count], Field(min_length=2, max_length=2)]]]
     carried: NotRequired[list[Count]]
     place: NotRequired[Count]
+    numbers: NotRequired[Count]
+    first: NotRequired[Count]
 
 
 class Identity(Record):
@@ -103,6 +105,18 @@ class Start(Record):
     world: NotRequired[Count]
 
 
+class StageFacts(Record):
+    """Of a stage of `stages:`, as far as it has begun."""
+
+    number: Count
+    name: NotRequired[str]
+    begin: NotRequired[Step]
+    steps: NotRequired[Count]
+    data: NotRequired[str]
+    trained: NotRequired[list[dict[str, Any]] | None]
+    plan: NotRequired[PlanFacts]
+
+
 class Machine(Record):
     cpu: NotRequired[str | None]
     cores: NotRequired[int | None]
@@ -122,6 +136,7 @@ class About(Record):
     data: NotRequired[str]
     plan: NotRequired[PlanFacts]
     starts: NotRequired[list[Start]]
+    stages: NotRequired[list[StageFacts]]
 
 
 @cache

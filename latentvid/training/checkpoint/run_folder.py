@@ -8,7 +8,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from ...config.parsing import default_values, flat, to_dict
+from ...config.curriculum import CurriculumStage, curriculum
+from ...config.entries import flat
+from ...config.parsing import default_values, load_config, to_dict
 from ...config.schema import TrainingConfig
 from ...config.yaml_files import read_yaml
 from ...data.manifest.identity import difference
@@ -88,14 +90,50 @@ def check_folder(run: Path) -> None:
 
 
 def check_same_run(config: TrainingConfig) -> None:
-    """Raises UserError where `run.dir` holds checkpoints of a run with another configuration."""
+    """Raises UserError where `run.dir` holds checkpoints of a run with another configuration.
+
+    Of a curriculum each stage that has begun is compared with what it was; those to come may be any.
+    """
     saved = config.run.dir / "config.yaml"
-    if not saved.is_file() or not CheckpointStore(config.run.dir / "checkpoints").steps():
+    if not saved.is_file() or not (steps := CheckpointStore(config.run.dir / "checkpoints").steps()):
         return
-    before, now = flat(read_yaml(saved)), flat(to_dict(config))
+    raw, stages = read_yaml(saved), curriculum(config)
+    if not (raw.get("stages") or config.stages):
+        _check_same(flat(raw), config, config.run.dir)
+        _check_length(flat(raw), config, steps[-1])
+        return
+    begun = [stage for stage in curriculum(load_config(type(config), saved)) if stage.begin < steps[-1]]
+    if len(begun) > len(stages):
+        raise UserError(
+            f"{config.run.dir} has trained {len(begun)} stages, and stages names {len(stages)}: put those back that it "
+            "began with, or choose another run.dir"
+        )
+    for before, stage in zip(begun, stages, strict=False):
+        try:
+            _check_same(flat(to_dict(before.config)), stage.config, config.run.dir)
+            _check_steps(before, stage, steps[-1], over=before is not begun[-1])
+        except UserError as error:
+            raise UserError(f"stages: in {stage.name or before.name}: {error}") from None
+
+
+def _check_steps(before: CurriculumStage, stage: CurriculumStage, done: int, over: bool) -> None:
+    """Raises UserError where a stage that has begun would be of another length than it can be."""
+    if over and before.steps != stage.steps:
+        raise UserError(f"train.steps was {before.steps}, is {stage.steps}: the stage is over, so set it back")
+    if stage.end < done and not stage.last:
+        raise UserError(
+            f"train.steps is {stage.steps}, but {done - stage.begin} steps of the stage are trained: give at least that"
+        )
+    if not over:
+        _check_length(flat(to_dict(before.config)), stage.config, done - stage.begin)
+
+
+def _check_same(before: dict[str, Any], config: TrainingConfig, run: Path) -> None:
+    """before: the saved configuration's values by their keys."""
+    now = flat(to_dict(config))
     usual = {**default_values(type(config)), **ONCE}
     before = {key: usual[key] for key in now if key in usual} | before  # an older version had fewer keys
-    free = tuple(f"{key}." for key in (*MAY_CHANGE, *_checked_by_content(config.run.dir, before, now)))
+    free = tuple(f"{key}." for key in (*MAY_CHANGE, *_checked_by_content(run, before, now)))
     changed = [
         f"{key} was {before.get(key)}, is {now.get(key)}"
         for key in sorted(before.keys() | now.keys())
@@ -103,10 +141,9 @@ def check_same_run(config: TrainingConfig) -> None:
     ]
     if changed:
         raise UserError(
-            f"{config.run.dir} holds checkpoints of a run with another configuration ({'; '.join(changed)}): "
+            f"{run} holds checkpoints of a run with another configuration ({'; '.join(changed)}): "
             "choose another run.dir, or remove that folder"
         )
-    _check_length(before, config)
 
 
 def _checked_by_content(run: Path, before: dict[str, Any], now: dict[str, Any]) -> tuple[str, ...]:
@@ -123,10 +160,9 @@ def _checked_by_content(run: Path, before: dict[str, Any], now: dict[str, Any]) 
     return (("data.latents", "vae", "text_encoder") if cached[0] else ("data.manifest",)) if noted else ()
 
 
-def _check_length(before: dict[str, Any], config: TrainingConfig) -> None:
-    """Raises UserError where the learning rate would jump, unless that is asked for."""
+def _check_length(before: dict[str, Any], config: TrainingConfig, done: int) -> None:
+    """Raises UserError where the learning rate would jump after `done` steps, unless that is asked for."""
     was, steps, optim = before.get("train.steps"), config.train.steps, config.optim
-    done = CheckpointStore(config.run.dir / "checkpoints").steps()[-1]
     settled = optim.schedule == "constant" or config.train.extend or done >= steps
     if was == steps or settled or not isinstance(was, int) or was < 1:
         return
@@ -152,8 +188,17 @@ def same_data(now: dict[str, Any], state: State | None) -> dict[str, Any]:
 
 def load_plan(plan: Plan, state: PlanState, folder: Path) -> None:
     """`plan` at the place that a checkpoint's state names; UserError for a state that cannot be."""
+    _placed(lambda: plan.load_state_dict(state), folder)
+
+
+def follow_plan(plan: Plan, state: PlanState, same_data: bool, folder: Path) -> None:
+    """`plan` of a stage that begins at a checkpoint of the one before it: see `Plan.follow`."""
+    _placed(lambda: plan.follow(state, same_data), folder)
+
+
+def _placed(place: Callable[[], None], folder: Path) -> None:
     try:
-        plan.load_state_dict(state)
+        place()
     except (KeyError, IndexError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise

@@ -21,6 +21,7 @@ from ...errors import UserError
 from ...world import from_main
 from ..parallel.pieces import not_finite
 from .checkpoint import CheckpointStore
+from .records import State, read_record
 
 logger = logging.getLogger(__name__)
 
@@ -135,3 +136,9 @@ def newest_for_all(store: CheckpointStore) -> Path | None:
             "nodes share"
         )
     return folder
+
+
+def newest_state(store: CheckpointStore) -> tuple[Path | None, State | None]:
+    """The newest whole checkpoint and what its state.json holds; none where a run is at its start."""
+    folder = newest_for_all(store)
+    return folder, None if folder is None else read_record(folder / "state.json", State, folder)

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from textwrap import indent
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,11 +16,11 @@ from ...data.plan.plan import Plan
 from ...errors import UserError
 from ...models.flops import TRAINING, GridFlops, peak_flops
 from ...packing import Grid
-from ...tables import text_table
 from ..monitor.efficiency import rank_balance
 from ..task import Task
 from .estimate import H200, Step, peak_bytes, step_seconds
-from .memory import PassBytes, activation_bytes, largest, pass_bytes, size, state_bytes
+from .memory import PassBytes, StateBytes, activation_bytes, largest, pass_bytes, size, state_bytes
+from .words import count, duration, in_bytes, indented, si
 
 SIMULATED_STEPS = 50
 MFU = 0.4  # what large runs reach; the time is estimated for it
@@ -49,7 +49,24 @@ class Simulation:
     packs: list[list[Grid]]
 
 
-def preflight(config: TrainingConfig, task: Task, plan: Plan, *, world: int, device: torch.device) -> str:
+@dataclass(frozen=True)
+class Outlook:
+    """What a run, or a stage of one, would be: in words, and figures that compare stages.
+
+    seconds: of all its steps, at `MFU` of the devices' peak. activations: bytes that the largest pack keeps on a
+    device until its backward pass; most: the most that a step holds there at a time, with weights and state.
+    strategy: which that is of, the first that this number of processes can have.
+    """
+
+    text: str
+    simulation: Simulation
+    seconds: float
+    activations: float
+    strategy: str
+    most: float
+
+
+def preflight(config: TrainingConfig, task: Task, plan: Plan, *, world: int, device: torch.device) -> Outlook:
     """The run in about a screen and a half: data and what was dropped, shapes, packs, length, arithmetic, memory.
 
     Args:
@@ -59,16 +76,25 @@ def preflight(config: TrainingConfig, task: Task, plan: Plan, *, world: int, dev
     """
     ranks = world // config.train.sequence_parallel
     simulation = simulate(task, plan, ranks)
+    memory = _memory_of(config, task, plan, simulation, world, device)
     parts = [
         task.summary(),
         _shapes(task),
         _packs(config, task, plan, simulation, ranks),
         _arithmetic(config, task, simulation, world, device),
-        _memory(config, task, plan, simulation, world, device),
+        _memory(config, task, memory, device),
         _times(config, task, plan, simulation, world, device),
         _warnings(config, task, plan, simulation),
     ]
-    return "\n\n".join(part for part in parts if part)
+    strategy, _, _, most = memory.rows[0]
+    return Outlook(
+        text="\n\n".join(part for part in parts if part),
+        simulation=simulation,
+        seconds=_step_seconds(config, simulation, world, device) * config.train.steps,
+        activations=memory.kept,
+        strategy=strategy,
+        most=most[config.train.gradient_checkpointing and task.recomputes],
+    )
 
 
 def simulate(task: Task, plan: Plan, ranks: int, steps: int = SIMULATED_STEPS) -> Simulation:
@@ -132,7 +158,7 @@ def _shapes(task: Task) -> str:
     if rest:
         tokens = sum(math.prod(grid) * n for grid, n in rest)
         rows.append((f"{len(rest):,} other shapes", f"{sum(n for _, n in rest):,}", "", f"{tokens / total:.1%}"))
-    return _table(rows)
+    return indented(rows)
 
 
 def _packs(config: TrainingConfig, task: Task, plan: Plan, simulation: Simulation, ranks: int) -> str:
@@ -145,10 +171,10 @@ def _packs(config: TrainingConfig, task: Task, plan: Plan, simulation: Simulatio
         [
             f"packs ({s.steps} steps simulated): {plan.packs} a step of at most {plan.budget:,} tokens{shared}; "
             f"{s.samples:,.1f} samples and {s.tokens:,.0f} tokens a step",
-            f"  fill {s.fill:.3f}; cost balance over {_count(ranks, 'rank')} {s.balance:.3f} "
+            f"  fill {s.fill:.3f}; cost balance over {count(ranks, 'rank')} {s.balance:.3f} "
             f"(lowest {s.lowest_balance:.3f})",
             f"  {per_epoch:,.1f} steps an epoch; the run's {steps:,} steps are {steps / per_epoch:,.2f} epochs, "
-            f"{steps * s.samples:,.0f} samples, {_si(steps * s.tokens)}tokens",
+            f"{steps * s.samples:,.0f} samples, {si(steps * s.tokens)}tokens",
             *sources,
         ]
     )
@@ -164,21 +190,35 @@ def _arithmetic(config: TrainingConfig, task: Task, simulation: Simulation, worl
     peak, source = peak_flops(device, config.train.mixed_precision)
     every = sum(p.numel() for p in task.model.parameters())
     trained = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
-    seconds = (s.flops + s.encode) / (peak * world * MFU)
-    encode = f", and {_si(s.encode)}FLOPs to encode (frozen)" if s.encode else ""
+    seconds = _step_seconds(config, s, world, device)
+    encode = f", and {si(s.encode)}FLOPs to encode (frozen)" if s.encode else ""
     return "\n".join(
         [
             f"model: {type(task.model).__name__}, {every:,} parameters, {trained:,} of them trained",
-            f"  {_si(s.flops)}FLOPs a step, forward and backward{encode}",
-            f"  peak {_si(peak)}FLOP/s ({source}), x {_count(world, 'device')}",
-            f"  at {MFU:.0%} of it {_duration(seconds)} a step, {_duration(seconds * steps)} the run",
+            f"  {si(s.flops)}FLOPs a step, forward and backward{encode}",
+            f"  peak {si(peak)}FLOP/s ({source}), x {count(world, 'device')}",
+            f"  at {MFU:.0%} of it {duration(seconds)} a step, {duration(seconds * steps)} the run",
         ]
     )
 
 
-def _memory(
+def _step_seconds(config: TrainingConfig, simulation: Simulation, world: int, device: torch.device) -> float:
+    """Of a step's arithmetic alone, at `MFU` of the devices' peak."""
+    peak, _ = peak_flops(device, config.train.mixed_precision)
+    return (simulation.flops + simulation.encode) / (peak * world * MFU)
+
+
+class Memory(NamedTuple):
+    """Bytes on a device. kept: activations of the largest pack. rows: of each strategy its name, processes, state, and
+    the most that a step holds at a time, as it is and (where the model can) recomputing."""
+
+    kept: float
+    rows: list[tuple[str, int, StateBytes, list[float]]]
+
+
+def _memory_of(
     config: TrainingConfig, task: Task, plan: Plan, simulation: Simulation, world: int, device: torch.device
-) -> str:
+) -> Memory:
     share = config.train.sequence_parallel
     packs = [task.blank_pack(grids) for grids in simulation.packs]
     ways = (False, True) if task.recomputes else (False,)
@@ -187,21 +227,29 @@ def _memory(
     passes = [_largest([pass_bytes(task, pack, way, gpu) for pack in packs], share) for way in ways]
     trained = sum(4 * p.numel() for p in task.model.parameters() if p.requires_grad)
     block = largest(task.model, task.blocks)
-    rows = [("", "weights", "gradients", "optimiser", "average", "activations", "most", "most, recomputing")]
+    rows = []
     for strategy, n, held in state_bytes(task.model, task.blocks, config.optim.name, world, task.apart):
         turns = max(1, plan.packs * share // n)
         most = [peak_bytes(strategy, held, passing, trained, block, turns) for passing in passes]
-        rows.append((f"{strategy}, {_count(n, 'process')}", *map(_bytes, (*held, kept, *most))))
-    rows = [row[: 6 + len(ways)] for row in rows]
-    lines = ["memory a device for the largest pack, and the most that a step holds at a time:", _table(rows)]
+        rows.append((strategy, n, held, most))
+    return Memory(kept, rows)
+
+
+def _memory(config: TrainingConfig, task: Task, memory: Memory, device: torch.device) -> str:
+    rows = [("", "weights", "gradients", "optimiser", "average", "activations", "most", "most, recomputing")]
+    for strategy, n, held, most in memory.rows:
+        rows.append((f"{strategy}, {count(n, 'process')}", *map(in_bytes, (*held, memory.kept, *most))))
+    ways = len(memory.rows[0][3])
+    rows = [row[: 6 + ways] for row in rows]
+    lines = ["memory a device for the largest pack, and the most that a step holds at a time:", indented(rows)]
     if device.type == "cuda":
-        lines.append(f"  this device has {_bytes(torch.cuda.get_device_properties(device).total_memory)}")
+        lines.append(f"  this device has {in_bytes(torch.cuda.get_device_properties(device).total_memory)}")
     if task.frozen:
-        frozen = _bytes(sum(map(size, task.frozen)))
+        frozen = in_bytes(sum(map(size, task.frozen)))
         lines.append(f"  beside it frozen networks, {frozen} on every device")
     if config.optim.name == "muon":
         lines.append("  optim.name=muon needs whole matrices: FSDP2 and ZeRO cannot have it")
-    if len(ways) > 1:
+    if ways > 1:
         lines.append("  recomputing: with train.gradient_checkpointing=true")
     return "\n".join(lines)
 
@@ -234,9 +282,9 @@ def _times(
     for strategy, n, _ in state_bytes(task.model, task.blocks, config.optim.name, world, task.apart):
         if n == world:
             taken = step_seconds(step, strategy, n, cluster)
-            rows.append((strategy, *map(_duration, (*taken, taken.all, taken.all * config.train.steps))))
+            rows.append((strategy, *map(duration, (*taken, taken.all, taken.all * config.train.steps))))
     what = f"computing at {MFU:.0%} of the peak, links and memory as an H200's (docs/scaling.md)"
-    return "\n".join([f"a step on {_count(world, 'device')}, {what}:", _table(rows)])
+    return "\n".join([f"a step on {count(world, 'device')}, {what}:", indented(rows)])
 
 
 def _warnings(config: TrainingConfig, task: Task, plan: Plan, simulation: Simulation) -> str:
@@ -255,38 +303,3 @@ def _warnings(config: TrainingConfig, task: Task, plan: Plan, simulation: Simula
         f"the run passes {epochs:,.0f} times over the data: lower train.steps, or add data": epochs > 1000,
     }
     return "\n".join(f"warning: {text}" for text, holds in found.items() if holds)
-
-
-# --- words -----------------------------------------------------------------------------------------------------------
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    return indent(text_table(rows, right=True), "  ")
-
-
-def _count(n: int, noun: str) -> str:
-    plural = "es" if noun.endswith("s") else "s"
-    return f"{n} {noun}{'' if n == 1 else plural}"
-
-
-def _scaled(value: float, base: int, units: Sequence[str]) -> str:
-    power = 0
-    while value >= 999.5 and power + 1 < len(units):
-        value, power = value / base, power + 1
-    return f"{value:.3g} {units[power]}"
-
-
-def _si(value: float) -> str:
-    """A number with its unit's prefix, such as "1.23 T", ready for the unit."""
-    return _scaled(value, 1000, ("", "k", "M", "G", "T", "P", "E", "Z"))
-
-
-def _bytes(value: float) -> str:
-    return _scaled(value, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("days", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:,.1f} {unit}"
-    return f"{seconds * 1000:.3g} ms"

@@ -14,6 +14,8 @@ from typing import Any
 import psutil
 import torch
 
+from ...config.curriculum import CurriculumStage
+from ...config.schema import TrainingConfig
 from ...data.plan.plan import Plan
 from ...errors import UserError
 from ...files import kept_beside, read_json, written_whole
@@ -81,11 +83,25 @@ def _before(file: Path) -> About:
 
 
 def write_about(
-    run: Path, task: Task, plan: Plan, parameters: int, *, step: int, strategy: str, world: int, compute: Compute
+    stage: CurriculumStage[TrainingConfig],
+    task: Task,
+    plan: Plan,
+    parameters: int,
+    *,
+    step: int,
+    strategy: str,
+    world: int,
+    compute: Compute,
+    again: bool = False,
 ) -> None:
-    """Writes RUN/run.json at a start from `step`; earlier starts stay listed where the run goes on."""
-    file, now = run / "run.json", datetime.now(UTC).isoformat(timespec="seconds")
+    """Writes RUN/run.json at a start from `step`; earlier starts stay listed where the run goes on.
+
+    again: it is no start of the run, but of its next stage. Of a curriculum each stage that has begun stays listed.
+    """
+    file, now = stage.config.run.dir / "run.json", datetime.now(UTC).isoformat(timespec="seconds")
     before = _before(file) if step else {}
+    start = [] if again else [{"time": now, "step": step, "strategy": strategy, "world": world}]
+    data = {"data": task.summary(), "trained": task.trained, "plan": plan_summary(task, plan)}
     about = {
         "started": before.get("started", now),
         "versions": versions(),
@@ -94,10 +110,12 @@ def write_about(
         "world": world,
         "computes_in": asdict(compute),
         "parameters": parameters,
-        "data": task.summary(),
-        "trained": task.trained,
-        "plan": plan_summary(task, plan),
-        "starts": [*before.get("starts", []), {"time": now, "step": step, "strategy": strategy, "world": world}],
+        **data,
+        "starts": [*before.get("starts", []), *start],
     }
+    if stage.name:
+        earlier = [each for each in before.get("stages", []) if each["number"] < stage.number]
+        own = {"number": stage.number, "name": stage.name, "begin": stage.begin, "steps": stage.steps}
+        about["stages"] = [*earlier, {**own, **data}]
     with written_whole(file) as beside:
         beside.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")

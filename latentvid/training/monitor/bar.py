@@ -12,6 +12,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from ...config.curriculum import CurriculumStage
 from ...config.schema import TrainingConfig
 from ...progress import EVERY_S, Heartbeat, clock
 
@@ -152,11 +153,13 @@ class Progress:
         self.close()
 
 
-def run_progress(config: TrainingConfig, step: int, main: bool) -> Progress:
-    """Of a run that goes on from a step."""
+def run_progress(stage: CurriculumStage[TrainingConfig], step: int, main: bool) -> Progress:
+    """Of a run, or the stage of one, that goes on from a step."""
+    config = stage.config
     every = {
         "validation": config.validation.every,
         "samples": config.samples.every,
-        "checkpoint": config.checkpoint.every or config.train.steps,
+        "checkpoint": config.checkpoint.every or stage.end,
     }
-    return Progress(config.train.steps, step, desc=config.run.dir.name, main=main, beside_every=every)
+    name = f"{config.run.dir.name} {stage.name}".strip()
+    return Progress(stage.end, step, desc=name, main=main, beside_every=every)

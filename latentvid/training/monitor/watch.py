@@ -15,6 +15,7 @@ from accelerate.utils import gather_object
 from PIL import Image
 from torch import nn
 
+from ...config.curriculum import CurriculumStage
 from ...config.schema import TrainingConfig
 from ...config.sections import Weights
 from ...data.video.writing import write_video
@@ -33,13 +34,19 @@ class Watch:
     """Looks at the model every `samples.every` and `validation.every` steps, on all processes.
 
     Nothing of it touches training: no generator, no statistic, no gradient. `best` is what RUN/best.json holds, and
-    `looked` the last step at which it was asked to look; both are part of a checkpoint.
+    `looked` the last step at which it was asked to look; both are part of a checkpoint. The best is a stage's own.
     """
 
     def __init__(
-        self, accelerator: Accelerator, config: TrainingConfig, task: Task, strategy: Strategy, ema: EMA
+        self,
+        accelerator: Accelerator,
+        stage: CurriculumStage[TrainingConfig],
+        task: Task,
+        strategy: Strategy,
+        ema: EMA,
     ) -> None:
-        self.accelerator, self.config, self.task = accelerator, config, task
+        self.accelerator, self.stage, self.config, self.task = accelerator, stage, stage.config, task
+        config = self.config
         self.strategy, self.ema = strategy, ema
         self.main, self.share = accelerator.is_main_process, (accelerator.process_index, accelerator.num_processes)
         self.held_out = task.held_out()
@@ -51,11 +58,11 @@ class Watch:
             self.higher = self.held_out.higher_is_better(settings.best)
 
     def open(self, step: int) -> None:
-        """Before the first step after `step`; what is on the disk of later ones goes."""
+        """Before the first step after `step`; what is on the disk of later ones, and of one not yet looked at, goes."""
         if self.held_out is not None:
             self.held_out.begin(*self.share)
         if self.main and self.held_out is not None:
-            self._log = MetricsLog(self.config.run.dir, step or None, name="validation.jsonl")
+            self._log = MetricsLog(self.config.run.dir, self.looked if step else None, name="validation.jsonl")
             self._write_best()
 
     def close(self) -> None:
@@ -66,7 +73,7 @@ class Watch:
         """Measures and records, where the step is one of `validation.every` or the last; whether it is the best."""
         self.looked = step
         every = self.config.validation.every
-        if self.held_out is None or (step % every and step != self.config.train.steps):
+        if self.held_out is None or (step % every and step != self.stage.end):
             return False
         settings, better = self.config.validation, False
         for i, name in enumerate(settings.weights):
@@ -76,7 +83,8 @@ class Watch:
                 scores = self.held_out.score(model, *self.share)
             sums = self.accelerator.reduce(sums.to(self.accelerator.device), reduction="sum").cpu()
             figures = {**self.held_out.record(sums), **({"scores": scores} if scores else {})}
-            record = {"step": step, "weights": name, **figures, "seconds": perf_counter() - start}
+            own = {"stage": self.stage.number} if self.stage.name else {}
+            record = {"step": step, **own, "weights": name, **figures, "seconds": perf_counter() - start}
             if self._log is not None:
                 self._log.write(record)
             self.accelerator.log(_flat(figures, f"validation/{name}"), step=step)
@@ -109,7 +117,7 @@ class Watch:
     def show(self, step: int) -> None:
         """Writes samples, where the step is one of `samples.every` or the last."""
         settings = self.config.samples
-        if not settings.every or (step % settings.every and step != self.config.train.steps):
+        if not settings.every or (step % settings.every and step != self.stage.end):
             return
         for name in settings.weights:
             with self._weights(name) as model:
