@@ -7,7 +7,8 @@ the key `stage`, which says what is trained (`dit` or `vae`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 from ..errors import UserError
@@ -83,12 +84,22 @@ def curriculum(config: C) -> list[CurriculumStage[C]]:
     found: list[CurriculumStage[C]] = []
     for name, entry in zip(names, config.stages, strict=True):
         begin = found[-1].end if found else 0
-        try:
+        with errors_of(name):
             own = _laid_over(type(config), whole, {key: value for key, value in entry.items() if key != "name"})
-        except (UserError, ValueError) as error:
-            raise ConfigError(f"stages: in {name}: {error}") from None
         found.append(CurriculumStage(name, len(found) + 1, len(names), own, begin, begin + own.train.steps))
     return found
+
+
+@contextmanager
+def errors_of(stage: CurriculumStage | str) -> Iterator[None]:
+    """What is wrong inside is said with the stage's name, where it has one."""
+    name = stage if isinstance(stage, str) else stage.name
+    try:
+        yield
+    except UserError as error:
+        if not name:
+            raise
+        raise ConfigError(f"stages: in {name}: {error}") from None
 
 
 def stage_at(stages: Sequence[CurriculumStage[C]], step: int) -> CurriculumStage[C]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -15,13 +16,17 @@ from accelerate.utils import (
     parse_flag_from_env,
 )
 
+from ..config.curriculum import CurriculumStage
 from ..config.schema import TrainingConfig
+from ..config.sections import several
 from ..data.plan.plan import Plan
 from ..data.plan.streams import make_streams
 from ..errors import UserError
 from ..world import check_strategy, check_world
 from .parallel.strategy import load_whole
 from .task import Task
+
+logger = logging.getLogger(__name__)
 
 READ_SHARE = 1 / 2  # of a step, that the windows of one read, which share a pack, take at most
 
@@ -65,6 +70,16 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     check_strategy(accelerator)
     load_whole(accelerator)
     return accelerator
+
+
+def warn_of_missing_data(stages: Sequence[CurriculumStage[TrainingConfig]]) -> None:
+    """Says which tables and caches of a curriculum's later stages are not there yet: they may be made meanwhile."""
+    for stage in stages[1:]:
+        for section in ("data", "validation"):
+            for key in ("manifest", "latents"):
+                for path in several(getattr(getattr(stage.config, section), key, None)):
+                    if not path.exists():
+                        logger.warning("stage %s: %s.%s %s does not exist yet", stage.name, section, key, path)
 
 
 def start_trackers(accelerator: Accelerator, config: TrainingConfig) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from ..config.curriculum import CurriculumStage, curriculum
+from ..config.curriculum import CurriculumStage, curriculum, errors_of
 from ..config.parsing import save_config
 from ..config.schema import TrainingConfig
 from ..data.manifest.identity import difference
@@ -37,7 +37,7 @@ from .ema import EMA
 from .export import export_checkpoint
 from .feed.loader import iterate_steps
 from .feed.waiting import advice
-from .launch import make_accelerator, make_plan, start_trackers
+from .launch import make_accelerator, make_plan, start_trackers, warn_of_missing_data
 from .machine import loader_processes, take_threads
 from .monitor.about import write_about
 from .monitor.bar import run_progress
@@ -74,13 +74,17 @@ def train(config: TrainingConfig, make_task: MakeTask) -> None:
             settled, compute = settle(config, accelerator.device)
             launched = Launched(accelerator, config, compute, stop, check_folder, make_task, threads)
             stages, stage = curriculum(settled), None
+            if accelerator.is_main_process:
+                warn_of_missing_data(stages)
             while stage is None or not stage.last:
                 if stage is not None:
+                    stop_between(stop)
                     accelerator.free_memory()
                     launched = replace(launched, again=True)
                 folder, state = newest_state(CheckpointStore(config.run.dir / "checkpoints"))
                 stage = next_stage(stages, state)
-                train_stage(launched, stages, stage, folder, state)
+                with errors_of(stage):
+                    train_stage(launched, stages, stage, folder, state)
             accelerator.end_training()
 
 
@@ -130,6 +134,12 @@ def train_stage(
             with phase(f"{run_dir.name}: exporting"):
                 export_checkpoint(task, run.store.path(run.step), product)
     meet()  # for as long as the export takes
+
+
+def stop_between(stop: StopRequest) -> None:
+    """Raises Preempted where the main process was asked to stop since a stage's last step, which is saved."""
+    if from_main(lambda: stop.asked is not None):
+        raise Preempted
 
 
 class TrainingRun:

@@ -292,3 +292,47 @@ def test_a_step_that_would_hold_a_small_data_set_many_times_is_refused_at_once(p
 
 def test_a_step_may_be_as_large_as_the_data_set():
     assert Plan(np.full(70_000, 3), budget=210_000, packs=1, seed=0).next().samples == 70_000
+
+
+@pytest.mark.parametrize("made", [0, 3, 200])
+def test_a_stage_follows_another_in_the_data_that_they_share(made):
+    """The plan of a stage with the same data and packs goes on as if nothing had been; no number comes twice."""
+    tokens = [3, 5, 2, 7, 1, 4] * 20
+    options = {"budget": 16, "packs": 2, "seed": 3}
+    first, second = Plan(tokens, **options), Plan(tokens, **options)
+    run(first, made)
+    second.follow(json.loads(json.dumps(first.state_dict())), same_data=True)
+    assert run(second, 50) == run(first, 50)
+
+
+@pytest.mark.parametrize("made", [1, 3, 200])
+def test_a_stage_of_other_data_begins_anew_above_all_numbers(made):
+    """In orders of its own, which its state keeps; whether the data, their sizes or the packs are others."""
+    tokens = [3, 5, 2, 7, 1, 4] * 20
+    options = {"budget": 16, "packs": 2, "seed": 3}
+    first = Plan(tokens, **options)
+    used = {draw.number for step in run(first, made) for pack in step.packs for draw in pack}
+    state = json.loads(json.dumps(first.state_dict()))
+    alone = run(Plan(tokens, **options), 60)
+    for same, change in ((False, {}), (True, {"budget": 32}), (True, {"packs": 3})):
+        plan = Plan(tokens, **options | change)
+        plan.follow(state, same_data=same)
+        steps = run(plan, 60)
+        numbers = [draw.number for step in steps for pack in step.packs for draw in pack]
+        assert min(numbers) > max(used) and len(set(numbers)) == len(numbers)
+        order = lambda steps: [i for _, i in sorted(d for step in steps for pack in step.packs for d in pack)]  # noqa: E731
+        assert order(steps)[:120] != order(alone)[:120]
+        first_epoch = [i for n, i in sorted(d for s in steps for p in s.packs for d in p) if n < min(numbers) + 120]
+        assert sorted(first_epoch) == list(range(120)) or len(first_epoch) < 120
+        again = Plan(tokens, **options | change)
+        again.load_state_dict(json.loads(json.dumps(plan.state_dict())))
+        assert run(again, 30) == run(plan, 30)
+
+
+def test_a_place_that_does_not_say_how_many_numbers_were_given_is_taken_with_room():
+    first = Plan([3, 5, 2, 7, 1, 4] * 20, budget=16, packs=2, seed=3)
+    used = max(draw.number for step in run(first, 33) for pack in step.packs for draw in pack)
+    old = {key: value for key, value in first.state_dict().items() if key != "numbers"}
+    plan = Plan([3, 5, 2], budget=16, packs=2, seed=3)
+    plan.follow(old, same_data=False)
+    assert min(draw.number for pack in plan.next().packs for draw in pack) > used

@@ -26,6 +26,7 @@ from latentvid.training.trainer import TrainingRun, train
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 ENDS = (4, 9, 14)
+SHARDED = ("fsdp2", "zero1", "zero2", "zero3")
 THREE = """stages=[
   {name: images, data: {max_frames: 1, max_area: 256}, train: {steps: 4}, given: {first: 0}},
   {name: small, data: {max_area: 256}, train: {steps: 5}, optim: {warmup: 0, schedule: constant}},
@@ -329,7 +330,7 @@ def test_the_recipe_is_one_that_a_dry_run_accepts(digits_data, tiny_vae, tiny_t5
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("recipe", ["ddp"])
+@pytest.mark.parametrize("recipe", ["ddp", *(pytest.param(r, marks=pytest.mark.slow) for r in SHARDED)])
 def test_two_processes_train_the_stages_as_one_does(recipe, whole, three, tmp_path):
     """In one launch, stage after stage; the images' checkpoint goes on in either."""
     run = tmp_path / "run"

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from ...config.curriculum import CurriculumStage, curriculum
+from ...config.curriculum import CurriculumStage, curriculum, errors_of
 from ...config.entries import flat
 from ...config.parsing import default_values, load_config, to_dict
 from ...config.schema import TrainingConfig
@@ -109,11 +109,9 @@ def check_same_run(config: TrainingConfig) -> None:
             "began with, or choose another run.dir"
         )
     for before, stage in zip(begun, stages, strict=False):
-        try:
+        with errors_of(stage.name or before.name):
             _check_same(flat(to_dict(before.config)), stage.config, config.run.dir)
             _check_steps(before, stage, steps[-1], over=before is not begun[-1])
-        except UserError as error:
-            raise UserError(f"stages: in {stage.name or before.name}: {error}") from None
 
 
 def _check_steps(before: CurriculumStage, stage: CurriculumStage, done: int, over: bool) -> None:

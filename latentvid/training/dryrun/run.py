@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from accelerate import Accelerator
 
-from ...config.curriculum import CurriculumStage, curriculum
+from ...config.curriculum import CurriculumStage, curriculum, errors_of
 from ...config.schema import TrainingConfig
 from ...errors import UserError
 from ...world import from_main
@@ -48,11 +48,9 @@ def _one(
 ) -> Outlook | None:
     """Says what a stage would be on `world` processes; None on processes that say nothing."""
     config = stage.config
-    try:
+    with errors_of(stage):
         task = make_task(config, accelerator.device)
         plan = make_plan(config, task)
-    except UserError as error:
-        raise (UserError(f"stages: in {stage.name}: {error}") if stage.name else error) from None
     if not accelerator.is_main_process:
         return None
     if stage.name:

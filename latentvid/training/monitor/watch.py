@@ -63,7 +63,7 @@ class Watch:
             self.held_out.begin(*self.share)
         if self.main and self.held_out is not None:
             self._log = MetricsLog(self.config.run.dir, self.looked if step else None, name="validation.jsonl")
-            self._write_best()
+        self._write_best()
 
     def close(self) -> None:
         if self._log is not None:
