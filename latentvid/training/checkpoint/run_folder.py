@@ -118,7 +118,7 @@ def _check_steps(before: CurriculumStage, stage: CurriculumStage, done: int, ove
     """Raises UserError where a stage that has begun would be of another length than it can be."""
     if over and before.steps != stage.steps:
         raise UserError(f"train.steps was {before.steps}, is {stage.steps}: the stage is over, so set it back")
-    if stage.end < done and not stage.last:
+    if not over and stage.end < done and not stage.last:
         raise UserError(
             f"train.steps is {stage.steps}, but {done - stage.begin} steps of the stage are trained: give at least that"
         )
