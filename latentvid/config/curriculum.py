@@ -29,6 +29,7 @@ OF_THE_RUN = (
     "text_encoder",
     "init",
     "init_partial",
+    "init_weights",
     "freeze_encoder",
     "scheduler.path",
     "scheduler.target",
