@@ -285,12 +285,13 @@ def test_what_was_trained_stays_and_what_is_to_come_may_change(three, tmp_path):
 
 def test_the_autoencoder_learns_in_stages(vae_config, tmp_path):
     """Pictures, then clips; a critic that learns from the second stage's second step."""
-    critic = "{adversarial: 0.1, adversarial_start: %d, critic: {widths: [8, 8]}}"
+    critic = "{adversarial: 0.1, adversarial_start: %d, critic: {widths: [8, 8], time_strides: [1, 2]}}"
     stages = "stages=[{data: {max_frames: 1}, train: {steps: 2}}, {train: {steps: 3}, loss: {adversarial_start: 1}}]"
     options = (f"loss={critic % 2}", stages, "optim.name=adamw")
     train(vae_config(tmp_path / "run", *options), STAGES["vae"].task)
     records = read_metrics(tmp_path / "run")
     assert [r["step"] for r in records] == [1, 2, 3, 4, 5] and (tmp_path / "run/vae").is_dir()
+    assert [r["critic_grad_norm"] > 0 for r in records] == [False, False, False, True, True]
 
 
 def test_a_dry_run_plans_each_stage_and_names_the_largest(three, tmp_path, capsys):
