@@ -176,12 +176,11 @@ def test_processes_that_share_packs_equal_one(dit_config, digits_data, tmp_path)
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = ("train.sequence_parallel=4", "data.caption_dropout=0.3", "data.fps_dropout=0.3")
-    heads = "model={patch: 2, width: 64, depth: 2, heads: 4, mlp_ratio: 2.0, rope_theta: 100.0}"
-    rates = ("model.fps_condition=true", "model.rope_fps=12")
+    heads, rates = ("model.width=64", "model.heads=4"), ("model.fps_condition=true", "model.rope_fps=12")
     online = ("data.latents=none", f"data.manifest={digits_data / 'train.jsonl'}")
     configs = {
-        "cache": dit_config(tmp_path, *common, heads, *rates),
-        "clips": dit_config(tmp_path, *common, heads, *online, *rates),
+        "cache": dit_config(tmp_path, *common, *heads, *rates),
+        "clips": dit_config(tmp_path, *common, *heads, *online, *rates),
         "heads": dit_config(tmp_path, *common),
     }
     # one import for all four, where no server has been started yet

@@ -27,7 +27,7 @@ def step(**changes) -> Step:
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_pass_takes_what_was_counted_without_it(dit_config, tmp_path, precision, checkpointing):
-    task = DitTask(dit_config(tmp_path, f"train.mixed_precision={precision}", "model.depth=5"), CPU)
+    task = DitTask(dit_config(tmp_path, f"train.mixed_precision={precision}", "model={depth: 5}"), CPU)
     parameters = list(task.model.parameters())
     draws = [Draw(0, 0), Draw(1, 5), Draw(2, 9)]
     found = pass_bytes(task, task.blank_pack([task.grids[draw.index] for draw in draws]), checkpointing)

@@ -147,7 +147,7 @@ def test_compiled_blocks_are_counted_as_what_they_keep(dit_config, tmp_path):
 
 
 def test_recomputing_keeps_the_blocks_inputs_and_one_blocks_activations(dit_config, tmp_path):
-    task = DitTask(dit_config(tmp_path, "model.depth=6"), CPU)
+    task = DitTask(dit_config(tmp_path, "model={depth: 6}"), CPU)
     draws = [Draw(0, 0), Draw(1, 5), Draw(2, 9)]
     blank = task.blank_pack([task.grids[draw.index] for draw in draws])
     full, again = activation_bytes(task, blank)
