@@ -6,13 +6,23 @@ Training refuses a cache of other weights, or of clips that changed since. Run a
 no longer right: what was killed goes on where it was. Several processes share the work.
 """
 
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 from latentvid import precision
 from latentvid.command_line import Parser
 from latentvid.config.schema import CaptionRules
+from latentvid.config.sections import Data
 from latentvid.errors import user_errors
 from latentvid.limits import number
+
+
+def rate(text: str) -> float | tuple[float, float]:
+    """One rate, or the lowest and the highest."""
+    rates = [number("fps")(part) for part in text.split(",")]
+    if len(rates) > 2 or rates != sorted(rates):
+        raise ArgumentTypeError(f"{text:.40}: must be a rate, or the lowest and the highest with a comma between")
+    return rates[0] if len(rates) == 1 else tuple(rates)
 
 
 def main() -> None:
@@ -23,6 +33,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the cache")
     parser.add_argument("--max-frames", type=number("data.max_frames"), default=17, help="of a window (default 17)")
     parser.add_argument("--max-area", type=int, default=None, help="largest height x width in pixels (default: native)")
+    parser.add_argument(
+        "--fps",
+        type=rate,
+        default=None,
+        metavar="FPS|LOW,HIGH",
+        help="frames a second that are taken of each clip, by their times; with two, at least and at most these "
+        "(default: as the clips are)",
+    )
+    parser.add_argument(
+        "--fps-slack",
+        type=number("fps_slack"),
+        default=Data.fps_slack,
+        help="share by which a clip's own rate may lie below --fps; slower ones are left out (default %(default)s)",
+    )
     parser.add_argument("--patch", type=int, default=2, help="patch size of the transformer to be trained (default 2)")
     parser.add_argument("--batch", type=int, default=16, help="clips encoded together (default 16)")
     parser.add_argument(

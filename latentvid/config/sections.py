@@ -43,6 +43,16 @@ class Data:
         default=(),
     )
     image_share: float | None = _help("share of the tokens that are images'; null leaves it to the data", default=None)
+    fps: float | tuple[float, float] | None = _help(
+        "frames a second that are taken of each clip, the nearest by their times, whatever its own rate; [low, high]: "
+        "as many as it has, but at least and at most these; null takes clips as they are",
+        default=None,
+    )
+    fps_slack: float = _help(
+        "share by which a clip's own rate may lie below fps, and share of a window's frames that may repeat the one "
+        "before; slower clips are left out",
+        default=0.02,
+    )
     max_frames: int = _help("frames of a window; longer clips are cut into windows that follow each other", default=17)
     frames_per_read: int | None = _help(
         "windows of a clip that are decoded together, and share a pack, have at most this many frames, and half of a "
@@ -65,6 +75,8 @@ class Data:
 
     def __post_init__(self) -> None:
         check_fields(self, "data")
+        if isinstance(self.fps, tuple) and self.fps[0] > self.fps[1]:
+            raise ValueError(f"fps is {list(self.fps)}: give the lower rate first")
         if (tokens := self.tokens_per_pack * self.packs_per_step) > STEP_TOKENS:
             raise ValueError(
                 f"tokens_per_pack x packs_per_step = {tokens:,} tokens a step: must be at most {STEP_TOKENS:,}"

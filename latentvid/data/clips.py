@@ -29,7 +29,8 @@ from .shared import share_arrays
 from .storage import PATIENCE_S, patiently, read_plainly
 from .transforms import from_uint8
 from .video.reading import read_windows
-from .windows import Clip, Transform, cut_windows
+from .video.view import View
+from .windows import REASONS, Clip, Transform, cut_windows
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,9 @@ class ClipSource:
         self.transform = transform
         self.quarantine = Quarantine()
         self._watched, self.patience_s = Watched(timeout_s), patience_s
-        self.windows, fits = cut_windows(self.samples, transform)
+        self.windows, shown = cut_windows(self.samples, transform)
+        own = shown.frames is self.samples.frames
+        self._frames = shown.frames if own else share_arrays({"shown": shown.frames})["shown"]
         side = transform.crop
         cut = (lambda n: n) if side is None else (lambda n: min(n, side))
         shapes = self.windows.sizes.map(lambda size: (size[0], cut(size[1]), cut(size[2])))
@@ -70,8 +73,8 @@ class ClipSource:
         self._parts = []  # name, number of samples, what is dropped and what else is to be said, of each manifest
         self.unknown_captions = sum(manifest.unknown for manifest in manifests)
         for number, manifest in enumerate(manifests):
-            small = np.flatnonzero(~fits & (self.samples.source == number))
-            rows = ((self.samples.path(i), "smaller-than-one-stride") for i in small)
+            unfit = np.flatnonzero((shown.reason > 0) & (self.samples.source == number))
+            rows = ((self._name(i), REASONS[shown.reason[i]]) for i in unfit)
             dropped = Dropped(chain(manifest.dropped, rows))
             self._parts.append((manifest.source, len(manifest.samples), dropped, manifest.notes))
         self.samples.rest()
@@ -113,12 +116,28 @@ class ClipSource:
     @property
     def rates(self) -> np.ndarray:
         """float64 [windows]: frames a second of each; 0 of a single frame, and where no rate is known."""
+        rates = self.samples.fps
+        if self.transform.fps is not None:
+            own, of = np.unique(rates, return_inverse=True)
+            rates = np.array([float(self.transform.rate(rate) or rate) for rate in own.tolist()])[of]
         single = self.windows.sizes.map(lambda size: size[0] == 1).array()
-        return np.where(single, 0.0, self.samples.fps[self.windows.sample])
+        return np.where(single, 0.0, rates[self.windows.sample])
 
     def rate(self, index: int) -> float:
         """Of one window, as in `rates`."""
-        return 0.0 if self.shapes[index][0] == 1 else float(self.samples.fps[self.windows.sample[index]])
+        own = float(self.samples.fps[self.windows.sample[index]])
+        return 0.0 if self.shapes[index][0] == 1 else float(self.transform.rate(own) or own)
+
+    def seconds(self, index: int) -> float:
+        """How long a window lasts; 0 where it has no rate."""
+        rate = self.rate(index)
+        return self.shapes[index][0] / rate if rate else 0.0
+
+    def view(self, index: int) -> View | None:
+        """How a window's frames are taken of its file; None: all of them, by their numbers."""
+        sample = self.windows.sample[index]
+        rate = self.transform.rate(float(self.samples.fps[sample]))
+        return None if rate is None else View(rate, *self.samples.segment(sample), self.transform.fps_slack)
 
     def per_shape(self, function: Callable[[int, int, int], Any]) -> np.ndarray:
         """[windows, ...]: `function(F, H, W)`, a number or a tuple of them; called once for each distinct shape."""
@@ -131,6 +150,11 @@ class ClipSource:
         for count, (name, samples, dropped, notes) in zip(windows, self._parts, strict=True):
             lines += [f"{name}: {count} windows of {samples} clips and images", *dropped_by_reason(dropped)]
             lines += [f"  {note}" for note in notes]
+        rates = self.rates.astype(np.float32) if len(self) else np.zeros(0)
+        timed = np.flatnonzero(rates)
+        if len(timed):
+            seconds = self.windows.sizes.map(lambda size: size[0]).array()[timed] / rates[timed]
+            lines.append(f"windows of {_range(seconds)} s, at {_range(rates[timed])} frames a second")
         return "\n".join(lines)
 
     def identity(self) -> dict[str, Any]:
@@ -139,7 +163,11 @@ class ClipSource:
         used = np.unique(self.windows.sample)
         folders = [os.path.join(folder, "") for folder in samples.folders]
         paths, captions = samples.paths, samples.captions
-        names = Made(len(used), lambda n: paths[used[n]].removeprefix(folders[samples.source[used[n]]]))
+
+        def name(n: int) -> str:
+            return paths[used[n]].removeprefix(folders[samples.source[used[n]]]) + samples.segment_name(used[n])
+
+        names = Made(len(used), name)
         found = identify({"names": names, "captions": Made(len(used), lambda n: captions[used[n]])})
         samples.rest()
         return found
@@ -149,6 +177,9 @@ class ClipSource:
 
     def path(self, index: int) -> str:
         return self.samples.path(self.windows.sample[index])
+
+    def _name(self, sample: int) -> str:
+        return self.samples.path(sample) + self.samples.segment_name(sample)
 
     def reads(self, tokens: np.ndarray, *, frames: int, most_tokens: int) -> np.ndarray:
         """int64 [windows]: the windows of one number are to be read together, for `Plan`.
@@ -178,7 +209,7 @@ class ClipSource:
         """First frame that `load` reads: the window moves by whole frames within what its clip has beyond its
         windows."""
         first = self.windows[index].start
-        room = int(self.samples.frames[self.windows.sample[index]]) % self.shapes[index][0]
+        room = int(self._frames[self.windows.sample[index]]) % self.shapes[index][0]
         return first + int(torch.randint(room + 1, (), generator=generator(seed, number, "window")))
 
     def load(self, index: int, seed: int, number: int) -> Clip:
@@ -238,7 +269,8 @@ class ClipSource:
         same = np.flatnonzero(self.shapes.of == self.shapes.of[index])
         place = np.searchsorted(same, index)
         order = np.concatenate([same[place + 1 :], same[:place]])
-        other = self.samples.fps[self.windows.sample[order]] != self.samples.fps[self.windows.sample[index]]
+        rates = self.rates
+        other = rates[order] != rates[index]
         later = []
         for at in chain(order[~other], order[other]):
             if self.windows.sample[at] in failed:
@@ -259,7 +291,7 @@ class ClipSource:
         def change(place: int, pixels: Tensor) -> Tensor:
             return changes[place](pixels)
 
-        windows = partial(read_windows, told=told)
+        windows = partial(read_windows, told=told, view=self.view(index))
         read = partial(self._watched, windows, path, starts, w.frames, change, (w.height, w.width))
         plainly, known = partial(self._watched, read_plainly), path in self.quarantine.reasons
         return patiently(read, path, self.patience_s, believed=believed or known, plainly=plainly)
@@ -308,3 +340,8 @@ def open_sources(
     """
     manifests = [check(read_manifest(path, columns=columns)) for path in paths]
     return ClipSource(manifests, transform, timeout_s=timeout_s, patience_s=patience_s)
+
+
+def _range(values: np.ndarray) -> str:
+    low, high = f"{values.min():.3g}", f"{values.max():.3g}"
+    return low if low == high else f"{low} to {high}"

@@ -94,13 +94,25 @@ def look_at_files(
                 for i, reason in faults:
                     drop(i, reason)
         unknown = np.isnan(samples.fps) | (np.minimum(samples.frames, np.minimum(samples.height, samples.width)) == 0)
-        for i, result in _facts_of(samples, np.flatnonzero(unknown & kept), pool, memory):
-            if isinstance(result, VideoInfo):
-                _fill(samples, i, result)
-            else:
-                drop(i, result)
+        asked = np.flatnonzero(unknown & kept)
+        files = None if samples.start is None else _by_file(samples, asked)
+        for first, result in _facts_of(samples, asked if files is None else np.array([*files], int), pool, memory):
+            for i in [first] if files is None else files[first]:
+                if isinstance(result, VideoInfo):
+                    _fill(samples, i, result)
+                else:
+                    drop(i, result)
     samples.rest()
     return kept
+
+
+def _by_file(samples: Samples, asked: np.ndarray) -> dict[int, list[int]]:
+    """Of files of which several segments are asked for: {the first: all}; each file is opened once."""
+    firsts: dict[str, int] = {}
+    found: dict[int, list[int]] = {}
+    for i in asked.tolist():
+        found.setdefault(firsts.setdefault(samples.paths[i], i), []).append(i)
+    return found
 
 
 def _facts_of(

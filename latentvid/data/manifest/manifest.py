@@ -1,9 +1,10 @@
 """Manifests: which clips and images to train on, with their captions.
 
-A manifest is a table with one row per file, as JSON lines (.jsonl), CSV (.csv), TSV (.tsv) or Parquet (.parquet).
+A manifest is a table with one row per clip, as JSON lines (.jsonl), CSV (.csv), TSV (.tsv) or Parquet (.parquet).
 Columns `path` (relative to the manifest's folder, or absolute; or `file_name`) and `caption` (or `text`) are required,
-or others by name; `frames`, `fps`, `height`, `width` are found by opening the files where they are missing; any other
-column is kept where it is asked for.
+or others by name; `start` and `end` (in seconds, either may be missing) say that a row is a segment of its file;
+`frames`, `fps`, `height`, `width`, of the whole file, are found by opening it where they are missing; any other column
+is kept where it is asked for.
 
     python -m latentvid.data.manifest FOLDER OUT.jsonl     # makes one from a folder of clips with NAME.txt beside each
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,11 +28,11 @@ from ...files import written_whole
 from ...limits import range_of
 from .captions import LARGEST, is_garbage, one_line
 from .facts import FACTS, UNKNOWN, Memory, look_at_files
-from .samples import Dropped, Row, Sample, Samples, dropped_by_reason
+from .samples import SEGMENT, Dropped, Row, Sample, Samples, dropped_by_reason
 from .scan import find_captioned
 from .tables import ENDINGS, READERS, WRITERS, ManifestError, Reader, check_is_file, no_column
 
-FORMAT = 1  # of the shared tables: raise it when the same manifest becomes another one
+FORMAT = 2  # of the shared tables: raise it when the same manifest becomes another one
 LARGEST_SIDE = 2**16  # pixels
 _MAKE_ONE = "make one with `python -m latentvid.data.manifest FOLDER OUT.jsonl`"
 
@@ -150,11 +152,15 @@ def write_manifest(path: str | os.PathLike, rows: Iterable[Sample | Mapping[str,
     if writer is None:
         raise ManifestError(f"{path}: a manifest ends in {ENDINGS}")
     folder = os.path.join(os.path.dirname(path), "")
-    table = [asdict(row) if isinstance(row, Sample) else dict(row) for row in rows]
+    table = [_as_row(row) if isinstance(row, Sample) else dict(row) for row in rows]
     for row in table:
         row["path"] = os.fspath(row["path"]).removeprefix(folder)
     with written_whole(path) as beside:
         writer(beside, table)
+
+
+def _as_row(sample: Sample) -> dict[str, Any]:
+    return {name: value for name, value in asdict(sample).items() if not sample.is_whole or name not in SEGMENT}
 
 
 def scan_folder(folder: str | os.PathLike, *, threads: int = 8) -> Manifest:
@@ -199,7 +205,7 @@ class _Table:
         """All rows, those with a fault too."""
         folder, line = os.path.dirname(self.path), 0
         seen: dict[str, None] = {}  # columns, of the first rows that are needed to have met the required ones
-        for line, row in self._read(FACTS):
+        for line, row in self._read((*FACTS, *SEGMENT)):
             if not all(any(name in seen for name in group) for group in self.columns.required):
                 seen |= dict.fromkeys(list(row)[:100])
             path, caption = (_first(row, names) for names in self.columns.required)
@@ -208,10 +214,10 @@ class _Table:
                 yield Row(f"line {line}", fault="bad-row")
             elif (reason := _fault(caption)) is not None:
                 yield Row(f"{place}, row {line}", fault=reason)
-            elif (facts := _facts(row)) is None:
+            elif (facts := _facts(row)) is None or (segment := _segment(row)) is None:
                 yield Row(f"{place}, row {line}", fault="bad-row")
             else:
-                yield Row(path, one_line(caption), *facts, line)
+                yield Row(path, one_line(caption), *facts, *segment, line)
         if line == 0:
             raise ManifestError(f"{self.path} has no rows; {_MAKE_ONE}")
         for group in self.columns.required:
@@ -264,6 +270,20 @@ def _fault(caption: Any) -> str | None:
     if not one_line(caption):
         return "empty-caption"
     return "caption-encoding" if is_garbage(one_line(caption)) else None
+
+
+def _segment(row: dict[str, Any]) -> tuple[float, float] | None:
+    """start and end of a row, in seconds; None where senseless."""
+    found = []
+    for name, missing in zip(SEGMENT, (0.0, math.inf), strict=True):
+        value = row.get(name)
+        try:
+            value = missing if value is None or value == "" or value != value else float(value)
+        except (TypeError, ValueError, OverflowError):
+            return None
+        found.append(value)
+    start, end = found
+    return (start, end) if 0 <= start < end else None
 
 
 def _facts(row: dict[str, Any]) -> tuple[int, float, int, int] | None:

@@ -20,7 +20,10 @@ from .columns import Column, Made
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One clip or image: absolute path, caption, number of frames, frames per second (0: image), size in pixels."""
+    """One clip or image: absolute path, caption, number of frames, frames per second (0: image), size in pixels.
+
+    start, end: of the segment of the file that it is, in seconds; frames and fps are the whole file's.
+    """
 
     path: str
     caption: str
@@ -28,9 +31,16 @@ class Sample:
     fps: float
     height: int
     width: int
+    start: float = 0.0
+    end: float = math.inf
+
+    @property
+    def is_whole(self) -> bool:
+        return (self.start, self.end) == (0.0, math.inf)
 
 
 NUMBERS = ("source", "at", "frames", "fps", "height", "width", "row")
+SEGMENT = ("start", "end")
 _SCHEMA = pyarrow.schema(
     {
         "path": pyarrow.binary(),
@@ -40,6 +50,7 @@ _SCHEMA = pyarrow.schema(
         "height": pyarrow.int32(),
         "width": pyarrow.int32(),
         "row": pyarrow.int32(),
+        "segment": pyarrow.binary(),
         "fault": pyarrow.binary(),
     }
 )
@@ -49,7 +60,7 @@ BATCH_ROWS, BATCH_LETTERS = 1 << 14, 1 << 26  # that are in memory at once while
 class Row(NamedTuple):
     """A row as it is read. A frames, height or width of 0 and an fps of NaN are not known yet.
 
-    fault: why it cannot be used, if so; `path` is then what is said of it.
+    start, end: of its segment, in seconds. fault: why it cannot be used, if so; `path` is then what is said of it.
     """
 
     path: str
@@ -58,6 +69,8 @@ class Row(NamedTuple):
     fps: float = math.nan
     height: int = 0
     width: int = 0
+    start: float = 0.0
+    end: float = math.inf
     row: int = 0
     fault: str = ""
 
@@ -68,7 +81,8 @@ class Samples(Column[Sample]):
 
     tables: of each manifest, the shared table of its rows, of which sample i is row `at[i]`: there are its path
     (relative to the folder, or absolute) and caption. source: uint16 [N]. at, frames, height, width: int32 [N].
-    fps: float64 [N]. row: int32 [N], in the manifest; 0 where there is none.
+    fps: float64 [N]. row: int32 [N], in the manifest; 0 where there is none. start, end: float64 [N], of the segment of
+    the file that it is, in seconds; None where each sample is a whole file.
     """
 
     folders: tuple[str, ...]
@@ -80,6 +94,8 @@ class Samples(Column[Sample]):
     height: np.ndarray
     width: np.ndarray
     row: np.ndarray
+    start: np.ndarray | None = None
+    end: np.ndarray | None = None
 
     @classmethod
     def of(cls, folder: str, rows: Callable[[], Iterable[Row]], key: str | None = None) -> tuple[Samples, Dropped]:
@@ -91,7 +107,8 @@ class Samples(Column[Sample]):
         dropped = Dropped((table["path"][i], fault[i]) for i in np.flatnonzero(~usable).tolist())
         at = np.flatnonzero(usable).astype(np.int32)
         source = np.zeros(len(at), np.uint16)
-        return cls((folder,), (table,), source, at, **{name: n[usable] for name, n in numbers.items()}), dropped
+        numbers = {name: n[usable] for name, n in numbers.items()} | _segments(table["segment"], at)
+        return cls((folder,), (table,), source, at, **numbers), dropped
 
     @classmethod
     def joined(cls, parts: Sequence[Samples]) -> Samples:
@@ -103,15 +120,20 @@ class Samples(Column[Sample]):
             tuple(table for part in parts for table in part.tables),
             np.concatenate([part.source + np.uint16(start) for part, start in zip(parts, starts, strict=False)]),
             *(np.concatenate([getattr(p, name) for p in parts]) for name in NUMBERS[1:]),
+            **_joined_segments(parts),
         )
 
     def where(self, mask: np.ndarray) -> Samples:
         """The samples where the bool [N] mask is true."""
-        return self if mask.all() else replace(self, **{name: getattr(self, name)[mask] for name in NUMBERS})
+        return self if mask.all() else replace(self, **{name: n[mask] for name, n in self._numbers().items()})
 
     def shared(self) -> Samples:
         """The same, with numbers that all processes of the machine share as well."""
-        return replace(self, **share_arrays({name: getattr(self, name) for name in NUMBERS}))
+        return replace(self, **share_arrays(self._numbers()))
+
+    def _numbers(self) -> dict[str, np.ndarray]:
+        found = {name: getattr(self, name) for name in (*NUMBERS, *SEGMENT)}
+        return {name: column for name, column in found.items() if column is not None}
 
     def with_captions(self, changed: Mapping[int, str]) -> Samples:
         """The same, of one manifest, but for some captions."""
@@ -150,13 +172,22 @@ class Samples(Column[Sample]):
 
     def rest(self) -> None:
         """After a pass, or a pack: what was read counts no longer as memory of this process."""
-        numbers = {home[0] for name in NUMBERS if (home := getattr(getattr(self, name), "home", None))}
+        numbers = {home[0] for column in self._numbers().values() if (home := getattr(column, "home", None))}
         for table in {*self.tables, *numbers}:
             table.rest()
 
     def name(self, i: int) -> str:
         """The path and, where there is one, the row: where to mend it."""
         return self.path(i) + (f", row {self.row[i]}" if self.row[i] else "")
+
+    def segment(self, i: int) -> tuple[float, float]:
+        """(start, end) in seconds; (0, inf) of a whole file."""
+        return (0.0, math.inf) if self.start is None else (float(self.start[i]), float(self.end[i]))
+
+    def segment_name(self, i: int) -> str:
+        """The segment as it follows a path; nothing of a whole file."""
+        start, end = self.segment(i)
+        return "" if (start, end) == (0.0, math.inf) else f", {start:g} to {end:g} s"
 
     @property
     def is_image(self) -> np.ndarray:
@@ -165,7 +196,7 @@ class Samples(Column[Sample]):
 
     def _value(self, i: int) -> Sample:
         frames, fps, height, width = (c[i].item() for c in (self.frames, self.fps, self.height, self.width))
-        return Sample(self.path(i), self.caption(i), frames, fps, height, width)
+        return Sample(self.path(i), self.caption(i), frames, fps, height, width, *self.segment(i))
 
 
 class Dropped(Column[tuple[str, str]]):
@@ -216,7 +247,8 @@ def _batches(rows: Iterable[Row]) -> Iterator[pyarrow.RecordBatch]:
     for row in rows:
         texts = (text.encode("utf-8", "surrogatepass") for text in (row.path, row.caption, row.fault))
         path, caption, fault = texts
-        batch.append((path, caption, *row[2:7], fault))
+        segment = b"" if (row.start, row.end) == (0.0, math.inf) else f"{row.start!r} {row.end!r}".encode()
+        batch.append((path, caption, row.frames, row.fps, row.height, row.width, row.row, segment, fault))
         letters += len(path) + len(caption)
         if len(batch) == BATCH_ROWS or letters > BATCH_LETTERS:
             yield _batch(batch)
@@ -228,3 +260,26 @@ def _batch(rows: list[tuple]) -> pyarrow.RecordBatch:
     columns = zip(*rows, strict=True) if rows else ((),) * len(_SCHEMA)
     arrays = [pyarrow.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
     return pyarrow.record_batch(arrays, schema=_SCHEMA)
+
+
+def _segments(texts: Column[str], at: np.ndarray) -> dict[str, np.ndarray]:
+    """start and end of the rows `at`, where some of them are segments."""
+    some = np.flatnonzero(texts.lengths[at])
+    if not len(some):
+        return {}
+    found = {"start": np.zeros(len(at)), "end": np.full(len(at), math.inf)}
+    for i in some.tolist():
+        found["start"][i], found["end"][i] = map(float, texts[at[i]].split())
+    return found
+
+
+def _joined_segments(parts: Sequence[Samples]) -> dict[str, np.ndarray]:
+    if all(part.start is None for part in parts):
+        return {}
+
+    def column(part: Samples, name: str, whole: float) -> np.ndarray:
+        found = getattr(part, name)
+        return np.full(len(part), whole) if found is None else found
+
+    whole = {"start": 0.0, "end": math.inf}
+    return {name: np.concatenate([column(part, name, value) for part in parts]) for name, value in whole.items()}

@@ -1,7 +1,8 @@
 """Decoding exactly the frames that are asked for, from the key frame before them where the frames' times vouch."""
 
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,8 +14,10 @@ from ...errors import ClipError
 from .opening import Video, opened_video, truncated
 from .pace import Pace
 from .packets import (
+    CLOCKS_LEAP,
     FrameTimes,
     Packets,
+    Times,
     file_key,
     frame_times,
     index_pace,
@@ -22,9 +25,14 @@ from .packets import (
     pace_by,
     remember,
     remember_pace,
+    times_by_decoding,
+    times_known,
+    times_of,
+    view_by,
 )
 from .pixels import Frames, Progressive, Repeated, Windows
 from .showing import Converter
+from .view import View
 
 Sink = TypeVar("Sink", Frames, Windows)  # what takes frames
 Make = Callable[[Converter, int | None], Sink]  # for so many frames; None: all that come
@@ -49,10 +57,13 @@ class Span:
     repeats: list[int] | None
 
     @classmethod
-    def of(cls, path: str | os.PathLike, found: Pace, start: int, frames: int | None) -> "Span":
+    def of(
+        cls, path: str | os.PathLike, found: Pace, start: int, frames: int | None, view: View | None = None
+    ) -> "Span":
+        """Of a view the frames may go on after the end, as far as `check_repeats` lets them."""
         if found.slots is None:
             return cls(start, frames, start, frames, None)
-        if start + (frames or 1) > found.frames:
+        if start + (1 if view else frames or 1) > found.frames:
             raise too_short(path, found.frames, start, frames)
         frames = found.frames - start if frames is None else frames
         first, repeats = found.coded(start, frames)
@@ -79,6 +90,37 @@ def pace_of(path: str | os.PathLike, video: Video) -> tuple[Pace, bool]:
     if found.slots is not None and video.codec in _PACKETS_ARE_NOT_FRAMES:
         found = _remember_decoded(path, _decoded_times(path))
     return found, True
+
+
+def pace_of_view(path: str | os.PathLike, video: Video, view: View) -> tuple[Pace, bool]:
+    """As `pace_of`, of what a view takes of a file."""
+    read_through, leaps = False, video.format in CLOCKS_LEAP
+    if video.codec not in _PACKETS_ARE_NOT_FRAMES:
+        read_through = not times_known(path)
+        times = frame_times(path, video)
+        if times is not None:
+            return view_by(
+                path, view, Times(times.shown, video.stream.time_base, times.last), leaps=leaps
+            ), read_through
+    times = times_by_decoding(path, lambda: times_of(path, video, _decoded_times(path)))
+    return view_by(path, view, times, leaps=leaps), read_through
+
+
+def check_repeats(path: str | os.PathLike, found: Pace, view: View, starts: Sequence[int], frames: int) -> None:
+    """Raises ClipError where a window repeats more frames than the view allows."""
+    most = math.ceil(view.slack * frames)
+    for start in starts:
+        if found.repeats(start, frames) <= most:
+            continue
+        if start + frames > found.frames:
+            raise too_short(path, found.frames, start, frames)
+        begin = view.start + start / found.rate
+        raise ClipError(
+            path,
+            "slower-than-fps",
+            f"has fewer frames than {float(view.rate):g} a second from {float(begin):.2f} s on: "
+            f"{found.repeats(start, frames)} of {frames} would be shown again; lower data.fps, or raise data.fps_slack",
+        )
 
 
 def _decoded_times(path: str | os.PathLike) -> list[tuple[Any, Any]]:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...errors import ClipError
 from .opening import Video, truncated
-from .pace import Pace, pace
+from .pace import Pace, pace, view_pace
+from .view import View
 
 _VISIBLE = 0x10  # in the first byte of a VP8 frame; others are for reference only
-_CLOCKS_LEAP = ("mpegts", "mpeg")
+CLOCKS_LEAP = ("mpegts", "mpeg")
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,15 @@ class FrameTimes:
     shown: np.ndarray
     keys: np.ndarray
     last: int = 0
+
+
+class Times(NamedTuple):
+    """shown: int64 [N], ascending, when each frame is shown, in `tick` seconds. last: how long the last one is; 0 where
+    nothing says."""
+
+    shown: np.ndarray
+    tick: Fraction
+    last: int
 
 
 class _Memory:
@@ -52,6 +63,7 @@ class _Memory:
 
 
 _times, _paces = _Memory(most_frames=2_000_000), _Memory(most_frames=1_000_000)  # 24 MB in a process
+_decoded = _Memory(most_frames=1_000_000)  # times that only decoding tells
 
 
 def file_key(path: str | os.PathLike) -> tuple:
@@ -150,12 +162,47 @@ def pace_by(path: str | os.PathLike, video: Video, times: FrameTimes | None) -> 
     if times is None:
         found = Pace(_declared(video) or Fraction(0))
     else:
-        leaps = video.format in _CLOCKS_LEAP
+        leaps = video.format in CLOCKS_LEAP
         try:
             found = pace(times.shown, video.stream.time_base, times.last, _declared(video), leaps=leaps)
         except ValueError as error:
             raise ClipError(path, "unreadable", f"{error}; export it again") from error
     return remember_pace(path, found)
+
+
+def times_known(path: str | os.PathLike) -> bool:
+    """Whether `frame_times` need not read the file."""
+    return _times.get(file_key(path)) is not None
+
+
+def view_by(path: str | os.PathLike, view: View, times: Times, *, leaps: bool = False) -> Pace:
+    """The pace of what a view takes of frames shown at these times. Raises ClipError for times that no clip has."""
+    try:
+        return view_pace(*times, view, leaps=leaps)
+    except ValueError as error:
+        reason = "too-short" if view.start else "unreadable"
+        raise ClipError(path, reason, f"{error}; correct the segment, or export it again") from error
+
+
+def times_by_decoding(path: str | os.PathLike, decode: Callable[[], Times]) -> Times:
+    """What `decode` finds where only decoding tells, remembered."""
+    key = file_key(path)
+    known = _decoded.get(key)
+    if known is None:
+        known = decode(), 0
+        _decoded.put(key, known[0], len(known[0].shown))
+    return known[0]
+
+
+def times_of(path: str | os.PathLike, video: Video, decoded: Sequence[tuple[Any, Any]]) -> Times:
+    """From (time, unit) of each decoded frame; at the declared rate where they do not say."""
+    shown = [time for time, _ in decoded]
+    if shown and None not in shown and all(a < b for a, b in zip(shown, shown[1:], strict=False)):
+        return Times(np.array(shown, np.int64), decoded[0][1], 0)
+    rate = _declared(video)
+    if not rate or not shown:
+        raise ClipError(path, "unknown-rate", "does not say when its frames are shown; export it again, as mp4 say")
+    return Times(np.arange(len(shown)), 1 / rate, 0)
 
 
 def remember_pace(path: str | os.PathLike, found: Pace) -> Pace:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,6 +20,7 @@ from .decoding import (
     Make,
     Sink,
     Span,
+    check_repeats,
     converter_of,
     decode_after_seek,
     decode_from_start,
@@ -26,15 +28,17 @@ from .decoding import (
     looked_at,
     opened_with_pace,
     pace_of,
+    pace_of_view,
     too_short,
     undamaged,
 )
 from .images import animation_frames, animation_times, is_image, opened_image, read_image, upright_size
 from .opening import check_file, opened_video
 from .pace import Pace, pace
-from .packets import known_pace, remember_pace
+from .packets import Times, known_pace, remember_pace, times_by_decoding, view_by
 from .pixels import Frames, Progressive, Repeated, Windows
 from .showing import Converter
+from .view import View
 
 T = TypeVar("T")
 
@@ -70,16 +74,24 @@ def probe(path: str | os.PathLike) -> VideoInfo:
     return VideoInfo(frames, fps, height, width)
 
 
-def read_frames(path: str | os.PathLike, start: int = 0, frames: int | None = None, *, threads: int = 1) -> Tensor:
+def read_frames(
+    path: str | os.PathLike,
+    start: int = 0,
+    frames: int | None = None,
+    *,
+    view: View | None = None,
+    threads: int = 1,
+) -> Tensor:
     """Decodes exactly the frames [start, start + frames) in display order -> uint8 [F,H,W,3], RGB.
 
-    `frames=None` reads to the end. `threads` is the decoder's (0: FFmpeg chooses). An image is a clip of one frame.
-    Raises ClipError (`probe`'s, and "too-short").
+    `frames=None` reads to the end. view: frames are numbered in what it takes of the file. `threads` is the decoder's
+    (0: FFmpeg chooses). An image is a clip of one frame. Raises ClipError (`probe`'s, "too-short", and of a view
+    "slower-than-fps" where more frames would repeat than it allows).
     """
     if start < 0 or (frames is not None and frames < 1):
         raise ValueError(f"read_frames wants start >= 0 and frames >= 1 (or None), got start={start}, frames={frames}")
     check_file(path)
-    return _read(path, start, frames, Frames, threads).pixels()
+    return _read(path, [start], frames, Frames, threads, view).pixels()
 
 
 def read_windows(
@@ -90,6 +102,7 @@ def read_windows(
     size: tuple[int, int] | None = None,
     *,
     told: tuple[int, int] | None = None,
+    view: View | None = None,
     threads: int = 1,
 ) -> list[T]:
     """Decodes the windows [start, start + frames) of a file in one go, so that what lies before and between them is
@@ -102,15 +115,14 @@ def read_windows(
     if not starts or min(starts) < 0 or frames < 1:
         raise ValueError(f"read_windows wants starts >= 0 and frames >= 1, got starts={starts}, frames={frames}")
     check_file(path)
-    first = min(starts)
-    offsets = [start - first for start in starts]
+    offsets = [start - min(starts) for start in starts]
 
     def make(convert: Converter, _: int | None) -> Windows:
         if told is not None:
             convert.expect(told)
         return Windows(convert, offsets, frames, then, size)
 
-    return _read(path, first, max(offsets) + frames, make, threads).results
+    return _read(path, starts, frames, make, threads, view).results
 
 
 def read_chunks(path: str | os.PathLike, first: int, later: int, *, threads: int = 1) -> Iterator[Tensor]:
@@ -133,8 +145,11 @@ def read_chunks(path: str | os.PathLike, first: int, later: int, *, threads: int
         yield window.pixels()
 
 
-def _animation_pace(path: str | os.PathLike) -> Pace:
+def _animation_pace(path: str | os.PathLike, view: View | None = None) -> Pace:
     """Of an image: one frame, no rate."""
+    if view is not None:
+        times = times_by_decoding(path, partial(_times_in_ms, path))
+        return view_by(path, view, times) if len(times.shown) > 1 else Pace(Fraction(0), 1)
     found = known_pace(path)
     if found is None:
         times = animation_times(path)
@@ -145,15 +160,25 @@ def _animation_pace(path: str | os.PathLike) -> Pace:
     return found
 
 
-def _read(path: str | os.PathLike, start: int, frames: int | None, make: Make, threads: int) -> Sink:
-    """What `make` gives, with the frames [start, start + frames) added; None: all from `start` on."""
+def _times_in_ms(path: str | os.PathLike) -> Times:
+    times = animation_times(path) or [0, 0]
+    return Times(np.array(times[:-1], np.int64), Fraction(1, 1000), times[-1] - times[-2])
+
+
+def _read(
+    path: str | os.PathLike, starts: Sequence[int], frames: int | None, make: Make, threads: int, view: View | None
+) -> Sink:
+    """What `make` gives, with the frames from the first of `starts` to the end of the last window added.
+
+    frames: of each window; None: all from the one of `starts` on.
+    """
     if is_image(path):
-        return _read_image(path, start, frames, make)
+        return _read_image(path, starts, frames, make, view)
     sink = None
     with opened_video(path, threads) as video:
         convert = converter_of(path, video)
-        found, read_through = pace_of(path, video)
-        span = Span.of(path, found, start, frames)
+        found, read_through = pace_of(path, video) if view is None else pace_of_view(path, video, view)
+        span = _span(path, found, starts, frames, view)
         if span.first:
             sink = decode_after_seek(path, video, span, make, convert)
         elif not read_through:
@@ -164,14 +189,26 @@ def _read(path: str | os.PathLike, start: int, frames: int | None, make: Make, t
     return sink
 
 
-def _read_image(path: str | os.PathLike, start: int, frames: int | None, make: Make) -> Sink:
-    found = _animation_pace(path)
-    have = found.frames
-    if start + (frames or 1) > have:
-        raise too_short(path, have, start, frames)
-    frames = have - start if frames is None else frames
-    span = Span.of(path, found, start, frames)
-    sink = make(Converter(path), frames)
+def _span(path: str | os.PathLike, found: Pace, starts: Sequence[int], frames: int | None, view: View | None) -> Span:
+    start = min(starts)
+    if view is not None and found.slots is not None:
+        check_repeats(path, found, view, starts, found.frames - start if frames is None else frames)
+    return Span.of(path, found, start, None if frames is None else max(starts) + frames - start, view)
+
+
+def _read_image(
+    path: str | os.PathLike, starts: Sequence[int], frames: int | None, make: Make, view: View | None
+) -> Sink:
+    found = _animation_pace(path, view)
+    have, start = found.frames, min(starts)
+    if view is None or found.slots is None:
+        wanted = 1 if frames is None else max(starts) + frames - start
+        if start + wanted > have:
+            raise too_short(path, have, start, None if frames is None else wanted)
+    if frames is None:
+        starts, frames = [start], have - start
+    span = _span(path, found, starts, frames, view)
+    sink = make(Converter(path), span.frames)
     repeated = Repeated(sink, span.repeats)
     for n, frame in enumerate(animation_frames(path) if have > 1 else [read_image(path)]):
         if n >= span.first and repeated.add(frame):

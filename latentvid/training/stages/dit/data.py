@@ -50,6 +50,8 @@ def open_clips(
         max_area=data.max_area,
         max_frames=data.max_frames,
         flip=data.flip,
+        fps=data.fps,
+        fps_slack=data.fps_slack,
     )
     check = partial(check_captions, text=parts.text, rules=config.caption, drop_unknown=drop_unknown)
     return open_manifests(paths, transform, data, check)
@@ -255,6 +257,13 @@ def check_cache(caches: LatentCaches, config: DitConfig, vae: Vae) -> list[str]:
         )
     held_out = config.validation.every and config.validation.manifest is not None  # is cut as the configuration says
     for cache in caches.caches:
+        asked, made = config.data.fps, cache.key.get("transform", {}).get("fps")
+        made = tuple(made) if isinstance(made, list) else made
+        if made != asked and (asked is not None or held_out):
+            raise UserError(
+                f"data.fps is {_rate(asked)}, but {cache.folder} was made with {_rate(made)}: set "
+                f"--data.fps={_rate(made)}, or encode again with --fps"
+            )
         largest = {
             "max_area": max(h * w for _, h, w in cache.grids) * vae.spatial_stride**2,
             "max_frames": 1 + (max(f for f, _, _ in cache.grids) - 1) * vae.temporal_stride,
@@ -269,3 +278,8 @@ def check_cache(caches: LatentCaches, config: DitConfig, vae: Vae) -> list[str]:
                     f"--data.{name}={'null' if made is None else made}, or encode again"
                 )
     return notes
+
+
+def _rate(fps: float | tuple[float, float] | None) -> str:
+    """As a configuration has it."""
+    return "null" if fps is None else f"{fps:g}" if isinstance(fps, float) else f"[{fps[0]:g},{fps[1]:g}]"

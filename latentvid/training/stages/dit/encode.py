@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ....config.schema import CaptionRules
+from ....config.sections import Data
 from ....data.cache.earlier import Earlier, computed_in, finite, forget, put_aside
 from ....data.cache.latents import INDEX, cache_key, file_hash, module_fingerprint, write_index
 from ....data.cache.shards import (
@@ -73,6 +74,8 @@ class EncodeConfig:
     unknown_share: float = CaptionRules.unknown_share
     path_column: str | None = None
     caption_column: str | None = None
+    fps: float | tuple[float, float] | None = None
+    fps_slack: float = Data.fps_slack
 
 
 class Encoder:
@@ -88,13 +91,15 @@ class Encoder:
             temporal_stride=self.vae.temporal_stride,
             max_area=config.max_area,
             max_frames=config.max_frames,
+            fps=config.fps,
+            fps_slack=config.fps_slack,
         )
         rules = CaptionRules(too_long=config.caption_too_long, unknown_share=config.unknown_share)
         check = partial(check_captions, text=self.text, rules=rules, option="--unknown-share ")
         columns = Columns(config.path_column, config.caption_column)
         self.source = main_first(lambda: open_sources([config.manifest], self.transform, columns=columns, check=check))
         fingerprints = module_fingerprint(self.vae, self.vae.config), self.text.fingerprint()
-        self._key = cache_key(*fingerprints, asdict(self.transform))
+        self._key = cache_key(*fingerprints, self.transform.key())
 
     @property
     def key(self) -> dict[str, Any]:
@@ -109,6 +114,8 @@ class Encoder:
         """What the entry of a window depends on, given the content of its file."""
         w = self.source.windows[index]
         size = [w.start, w.frames, w.height, w.width]
+        if (view := self.source.view(index)) is not None:
+            size += [str(view.rate), view.start, view.end]
         return EntryKey(
             _hash(sha256, size, self.key["vae"], self.computed, PIXELS),
             _hash(self.source.caption(index), self.key["text"]),
@@ -275,8 +282,8 @@ def _seal(out: Path, encoder: Encoder, shards: int) -> str:
         dropped += read_origins(shard.path).dropped.values()
     if not grids:
         raise UserError(f"no clip of the manifest could be encoded: {dropped[:5]}")
-    fps = [s.fps for s in source.samples if s.fps > 0]
-    rates = source.samples.fps[source.windows.sample[list(grids)]]
+    rates = source.rates[list(grids)]
+    fps = sorted(rates[rates > 0].tolist())
     folder = os.path.dirname(os.path.abspath(encoder.config.manifest))
     write_index(
         out,
@@ -285,7 +292,7 @@ def _seal(out: Path, encoder: Encoder, shards: int) -> str:
         grids,
         channels=encoder.vae.latent_channels,
         text_width=encoder.text.dim,
-        fps=sorted(fps)[len(fps) // 2] if fps else 0.0,
+        fps=fps[len(fps) // 2] if fps else 0.0,
         rates=[round(float(rate), 3) for rate in rates],
         dropped=dropped,
         notes=source.notes,

@@ -103,6 +103,8 @@ class VaeTask:
             max_frames=settings.max_frames,
             crop=settings.crop,
             flip=settings.flip,
+            fps=settings.fps,
+            fps_slack=settings.fps_slack,
         )
         if settings.crop is not None and settings.crop % vae.spatial_stride:
             raise UserError(f"data.crop {settings.crop} is not a multiple of the VAE's stride {vae.spatial_stride}")
