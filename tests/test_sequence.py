@@ -175,7 +175,7 @@ def test_processes_that_share_packs_equal_one(dit_config, digits_data, tmp_path)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = ("train.sequence_parallel=4", "data.caption_dropout=0.3", "data.fps_dropout=0.3")
+    common = ("train.sequence_parallel=4", "caption.dropout=0.3", "data.fps_dropout=0.3")
     heads, rates = ("model.width=64", "model.heads=4"), ("model.fps_condition=true", "model.rope_fps=12")
     online = ("data.latents=none", f"data.manifest={digits_data / 'train.jsonl'}")
     configs = {

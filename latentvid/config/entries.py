@@ -8,7 +8,7 @@ from typing import Any
 
 from ..limits import shown
 from .conversion import Text
-from .yaml_files import ConfigError
+from .yaml_files import RENAMED, ConfigError
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
 
@@ -40,7 +40,7 @@ def lay_over(raw: dict[str, Any], overrides: Sequence[str]) -> None:
 
 def _read(override: str) -> tuple[list[str], str]:
     path, equals, value = override.removeprefix("--").partition("=")
-    keys = path.split(".")
+    keys = RENAMED.get(path, path).split(".")
     if not equals or not all(keys):
         raise ConfigError(f"cannot read {override!r}: write --section.key=value")
     return keys, value

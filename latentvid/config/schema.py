@@ -118,7 +118,6 @@ class DitData(Data):
     latents: Path | tuple[Path, ...] | None = _help(
         "cache made by vae/encode_latents.py, or several; null encodes the manifest's clips as it trains", default=None
     )
-    caption_dropout: float = _help("share of samples trained without their caption, for guidance", default=0.1)
     fps_dropout: float = _help(
         "share of samples trained without their frame rate, where model.fps_condition tells it", default=0.1
     )
@@ -136,8 +135,9 @@ class DitData(Data):
 
 @dataclass(kw_only=True)
 class CaptionRules:
-    """What becomes of captions that the text encoder cannot take as they are."""
+    """Which captions are trained on, and what becomes of those that the text encoder cannot take as they are."""
 
+    dropout: float = _help("share of samples trained without their caption, for guidance", default=0.1)
     too_long: Literal["drop", "truncate"] = _help(
         "captions of more tokens than the text encoder takes: leave the clip out, or the caption's end", default="drop"
     )

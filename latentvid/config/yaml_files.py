@@ -16,6 +16,8 @@ class ConfigError(UserError):
     """A key or value of the configuration is wrong; the message names the dotted key, the value and the fix."""
 
 
+RENAMED = {"data.caption_dropout": "caption.dropout"}  # keys of older versions
+
 LARGEST = 1 << 18  # characters of a configuration, and values in it once its aliases (*name) are written out
 LARGEST_MAPPING = 10_000  # keys of one section
 DEEPEST = 100  # brackets within each other
@@ -91,12 +93,24 @@ def read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     raw = {} if raw is None else raw
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} must hold a mapping of sections, not {raw!r:.60}")
+    _rename(raw, path)
     if "base" not in raw:
         return raw
     base = (path.parent / str(raw.pop("base"))).resolve()
     if base in (*above, path.resolve()):
         raise ConfigError(f"{path}: base: {base} leads back to itself")
     return merge(read_yaml(base, (*above, path.resolve())), raw)
+
+
+def _rename(raw: dict[str, Any], path: Path) -> None:
+    """Keys of older versions become today's."""
+    for old, new in RENAMED.items():
+        (section, key), (new_section, new_key) = old.split("."), new.split(".")
+        if isinstance(raw.get(section), dict) and key in raw[section]:
+            there = raw.setdefault(new_section, {})
+            if not isinstance(there, dict) or new_key in there:
+                raise ConfigError(f"{path}: {old} is the old name of {new}: give {new} alone")
+            there[new_key] = raw[section].pop(key)
 
 
 def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:

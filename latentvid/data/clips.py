@@ -30,7 +30,7 @@ from .storage import PATIENCE_S, patiently, read_plainly
 from .transforms import from_uint8
 from .video.reading import read_windows
 from .video.view import View
-from .windows import REASONS, Clip, Transform, cut_windows
+from .windows import REASONS, Clip, Transform, cut_windows, drawn_caption
 
 logger = logging.getLogger(__name__)
 
@@ -162,18 +162,28 @@ class ClipSource:
         samples = self.samples
         used = np.unique(self.windows.sample)
         folders = [os.path.join(folder, "") for folder in samples.folders]
-        paths, captions = samples.paths, samples.captions
+        paths, texts = samples.paths, samples.texts
 
         def name(n: int) -> str:
             return paths[used[n]].removeprefix(folders[samples.source[used[n]]]) + samples.segment_name(used[n])
 
         names = Made(len(used), name)
-        found = identify({"names": names, "captions": Made(len(used), lambda n: captions[used[n]])})
+        found = identify({"names": names, "captions": Made(len(used), lambda n: texts[used[n]])})
         samples.rest()
         return found
 
+    def captions(self, index: int) -> list[str]:
+        """All that a window's clip has, one at least."""
+        return self.samples.captions(self.windows.sample[index])
+
     def caption(self, index: int) -> str:
-        return self.samples.caption(self.windows.sample[index])
+        """The first of them."""
+        return self.captions(index)[0]
+
+    def drawn_caption(self, index: int, seed: int, number: int) -> str:
+        """The one that is shown with global sample number `number`."""
+        captions = self.captions(index)
+        return captions[drawn_caption(len(captions), seed, number)]
 
     def path(self, index: int) -> str:
         return self.samples.path(self.windows.sample[index])
@@ -239,7 +249,7 @@ class ClipSource:
                 return self._load(index, seed, number)
             for error in failed.values():
                 self._set_aside(error)
-            return Clip(pixels, self.caption(at), at, replaced=at != index)
+            return Clip(pixels, self.drawn_caption(at, seed, number), at, replaced=at != index)
         faults = "; ".join(str(error) for error in [*failed.values()][:3])
         raise UserError(f"no readable clip of shape {self.shapes[index]} is left: {faults}")
 
@@ -254,7 +264,7 @@ class ClipSource:
                 if together is None:
                     yield self.load(indices[i], seed, numbers[i])
                 else:
-                    yield Clip(together[place], self.caption(indices[i]), indices[i])
+                    yield Clip(together[place], self.drawn_caption(indices[i], seed, numbers[i]), indices[i])
         self.samples.rest()
 
     def _runs(self, indices: Sequence[int], starts: Sequence[int], most: int | None = None) -> Iterator[range]:

@@ -109,6 +109,11 @@ class Clip:
         return from_uint8(self.pixels)
 
 
+def drawn_caption(count: int, seed: int, number: int) -> int:
+    """Which of so many captions global sample number `number` is shown with."""
+    return 0 if count == 1 else int(torch.randint(count, (), generator=generator(seed, number, "caption")))
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Windows(Column[Window]):
     """sample, start: int32 [N]. sizes: (frames, height, width) of each."""

@@ -257,7 +257,7 @@ def test_several_manifests_are_one_source(folder):
     assert [clips.caption(i) for i in range(8)] == [f"clip {i}" for i in range(8)]
     assert torch.equal(clips.load(3, 0, 0).video, source(folder).read(3))
     assert clips.dropped == [(str(folder / "left" / "gone.mp4"), "missing"), (str(folder / "gone.mp4"), "missing")]
-    first, its_dropped, second, _ = clips.summary().splitlines()
+    first, its_dropped, second, *_ = clips.summary().splitlines()
     assert "left/a.jsonl: 2 windows of 2 clips and images" in first and "left/gone.mp4" in its_dropped
     assert "/b.jsonl: 6 windows of 6" in second
 

@@ -8,6 +8,7 @@ import subprocess
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -23,6 +24,7 @@ from latentvid.data.video.reading import probe, read_frames, read_windows
 from latentvid.data.video.view import View, exact, taken
 from latentvid.data.video.writing import write_video
 from latentvid.errors import ClipError
+from latentvid.training.stages.dit.seen import defaults_of, seen_in
 
 COUNT = 61
 PLAIN = Transform(spatial_stride=8, temporal_stride=4, max_frames=9)
@@ -193,6 +195,13 @@ def test_a_window_of_a_varying_clip_that_would_invent_frames_is_replaced_or_left
     clip = source.load(bad, 0, bad)
     assert clip.replaced and source.rate(clip.index) == 24
     assert len(ClipSource(mixed, replace(PLAIN, fps=24.0, fps_slack=1.0)).dropped) == 0
+
+
+def test_what_a_model_was_trained_on_has_the_rate_that_is_asked_for(mixed):
+    vae = SimpleNamespace(latent_grid=lambda f, h, w: ((f + 3) // 4, h // 8, w // 8))
+    seen = seen_in(ClipSource(mixed, replace(PLAIN, fps=24.0, fps_slack=0.02)), vae)
+    assert {kind.get("fps") for kind in seen} == {24.0, None} and defaults_of(seen)["fps"] == 24
+    assert {kind.get("fps") for kind in seen_in(ClipSource(mixed, PLAIN), vae)} == {12, 23.976, 24, 30, 60, None}
 
 
 def test_a_range_of_rates_keeps_what_lies_within_it(mixed):

@@ -77,7 +77,7 @@ def test_samples_are_the_rows(left, right, many, data):
             (path, row.caption, row.frames) for path, row in wanted
         ]
         assert list(found.paths) == [row.path for _, row in wanted] and found.row.tolist() == [r.row for _, r in wanted]
-        assert list(found.captions[1:7:2]) == [row.caption for _, row in wanted[1:7:2]]
+        assert list(found.texts[1:7:2]) == [row.caption for _, row in wanted[1:7:2]]
     with pytest.raises(IndexError):
         both.paths[len(both)]
 

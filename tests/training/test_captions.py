@@ -36,8 +36,42 @@ def text(tiny_t5, tmp_path_factory) -> TextEncoder:
     return TextEncoder(TextEncoder.from_pretrained(tiny_t5).encoder, fast)
 
 
-def manifest(*captions: str) -> Manifest:
+def manifest(*captions: str | tuple[str, ...]) -> Manifest:
     return Manifest.of("m.jsonl", [Sample(f"/c/{i}.mp4", c, 9, 8.0, 32, 32) for i, c in enumerate(captions)])
+
+
+def test_a_clip_of_several_captions_keeps_those_that_can_be_taken(text):
+    given = manifest(("a red 7", LONG, "a 7"), (LONG, LONG), "a red 7", ("一只狐狸", "a red 7"), ("一只狐狸", "一只猫"))
+    allowed = CaptionRules(unknown_share=0.5)
+    found = check_captions(given, text, allowed)
+    assert [s.caption for s in found.samples] == [
+        ("a red 7", "a 7"),
+        "a red 7",
+        ("一只狐狸", "a red 7"),
+        ("一只狐狸", "一只猫"),
+    ]
+    assert list(found.dropped) == [("/c/1.mp4", "caption-too-long")] and found.unknown == 1
+    assert "1 captions left out of clips that have others" in found.summary()
+    assert "3 of 10 captions are unknown" in found.summary()
+    cut = check_captions(given, text, CaptionRules(too_long="truncate", unknown_share=0.5))
+    assert len(cut.samples) == 5 and LONG.startswith(cut.samples[0].caption[1]) and cut.samples[0].caption[1] != LONG
+    held_out = check_captions(given, text, allowed, drop_unknown=True)
+    assert [s.caption for s in held_out.samples][-1] == "a red 7" and held_out.unknown == 0
+    with pytest.raises(UserError, match="3 of 10 captions are unknown"):
+        check_captions(given, text, CaptionRules(unknown_share=0.2))
+
+
+def test_dropout_has_one_name_and_older_configurations_another(tmp_path):
+    needed = ["run.dir=r", "data.latents=c", "vae=v", "text_encoder=t"]
+    (tmp_path / "base.yaml").write_text("data: {caption_dropout: 0.3, max_frames: 9}")
+    (tmp_path / "new.yaml").write_text("base: base.yaml\ncaption: {dropout: 0.2}")
+    (tmp_path / "both.yaml").write_text("data: {caption_dropout: 0.3}\ncaption: {dropout: 0.2}")
+    assert load_config(DitConfig, tmp_path / "base.yaml", needed).caption.dropout == 0.3
+    assert load_config(DitConfig, tmp_path / "new.yaml", needed).caption.dropout == 0.2
+    for key in ("caption.dropout", "data.caption_dropout"):
+        assert load_config(DitConfig, tmp_path / "base.yaml", [*needed, f"{key}=0.5"]).caption.dropout == 0.5
+    with pytest.raises(ConfigError, match="data.caption_dropout is the old name of caption.dropout"):
+        load_config(DitConfig, tmp_path / "both.yaml", needed)
 
 
 def test_fits_count_tokens_and_the_characters_that_no_token_stands_for(text):

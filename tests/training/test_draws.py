@@ -39,7 +39,7 @@ def dropped(task: DitTask, pack: DitPack) -> bool:
 @pytest.fixture(scope="module", params=["cache", "clips"])
 def task(request, dit_config, digits_data, tmp_path_factory) -> DitTask:
     online = ("data.latents=null", f"data.manifest={digits_data / 'train.jsonl'}") if request.param == "clips" else ()
-    options = (f"run.seed={SEED}", "data.caption_dropout=0.3", MIX, LEVELS, *online)
+    options = (f"run.seed={SEED}", "caption.dropout=0.3", MIX, LEVELS, *online)
     return DitTask(dit_config(tmp_path_factory.mktemp("run"), *options), CPU)
 
 
@@ -104,7 +104,7 @@ def test_the_rate_reaches_the_model_in_training(dit_config, tmp_path):
 
 def test_epochs_draw_independently_and_at_the_rates_asked_for(dit_config, tmp_path):
     """Over 40 epochs of 20 images: each caption is dropped as often as asked, whatever the sample and its level."""
-    options = ("data.caption_dropout=0.3", "timesteps.kind=uniform", "given={plain: 1}", f"run.seed={SEED}")
+    options = ("caption.dropout=0.3", "timesteps.kind=uniform", "given={plain: 1}", f"run.seed={SEED}")
     task = DitTask(dit_config(tmp_path / "run", *options), CPU)
     samples = sorted(range(len(task.grids)), key=task.tokens.__getitem__)[:20]
     shape, epochs = (40, len(samples)), range(40)
@@ -134,13 +134,13 @@ def test_levels_are_those_that_a_discrete_path_has(dit_config, tmp_path):
 
 @pytest.mark.parametrize(("rate", "share"), [(0.0, 0.0), (1.0, 1.0)])
 def test_captions_are_dropped_never_or_always_at_the_ends(rate, share, dit_config, tmp_path):
-    task = DitTask(dit_config(tmp_path / "run", f"data.caption_dropout={rate}"), CPU)
+    task = DitTask(dit_config(tmp_path / "run", f"caption.dropout={rate}"), CPU)
     assert {dropped(task, made(task, Draw(number, number % 4))) for number in range(30)} == {bool(share)}
 
 
 def test_nothing_is_drawn_for_held_out_windows_but_noise_and_level(dit_config, tiny_latents, tmp_path):
     """Whatever training drops and gives: whole captions, the posterior's mean, and one level for all frames."""
-    training = ("data.caption_dropout=1", "given={plain: 0, first: 1}")
+    training = ("caption.dropout=1", "given={plain: 0, first: 1}")
     options = (
         "validation.every=1",
         f"validation.latents={tiny_latents}",

@@ -250,7 +250,7 @@ def test_clips_train_like_their_cache(dit_config, digits_data, tmp_path):
     online = ("data.latents=none", f"data.manifest={digits_data / 'train.jsonl'}")
     packs = {}
     for name, overrides in {"cache": (), "clips": online}.items():
-        config = dit_config(tmp_path / name, "train.steps=1", "data.caption_dropout=0.3", *overrides)
+        config = dit_config(tmp_path / name, "train.steps=1", "caption.dropout=0.3", *overrides)
         train(config, DitTask)
         task = DitTask(config, torch.device("cpu"))
         draws = Plan(task.tokens, budget=2000, packs=1, seed=0).next().packs[0]
@@ -472,7 +472,7 @@ def test_what_the_autoencoder_cannot_do_is_said(override, message, vae_config, t
 
 @pytest.mark.parametrize(
     "override",
-    ["data.max_frames=0", "train.ema=1.0", "checkpoint.keep_last=0", "data.caption_dropout=2", "run.seed=-1"],
+    ["data.max_frames=0", "train.ema=1.0", "checkpoint.keep_last=0", "caption.dropout=2", "run.seed=-1"],
 )
 def test_values_out_of_range_name_their_key(override, dit_config, tmp_path):
     section, key = override.split("=")[0].split(".")

@@ -81,7 +81,7 @@ def test_the_noise_is_that_of_the_validation_s_seed_alone(dit_config, tiny_laten
         return [held_out.make_pack(draws) for draws in held_out.packs]
 
     plain = packs()
-    for same_noise in (packs("run.seed=5", "data.caption_dropout=1", "given.plain=0", "given.first=1"),):
+    for same_noise in (packs("run.seed=5", "caption.dropout=1", "given.plain=0", "given.first=1"),):
         for a, b in zip(plain, same_noise, strict=True):
             assert torch.equal(a.noise, b.noise) and torch.equal(a.timestep, b.timestep)
             assert torch.equal(a.clean, b.clean) and torch.equal(a.text, b.text)

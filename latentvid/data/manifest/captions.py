@@ -6,10 +6,12 @@ import codecs
 import os
 import re
 import stat
+from collections.abc import Sequence
 
 from ...errors import ClipError
 
 LARGEST = 1 << 20  # bytes of a NAME.txt: a book is no caption
+BETWEEN = "\x1e"  # several captions of a clip, kept as one text: `one_line` leaves no such character in any
 
 # marks at the beginning of a file; UTF-32's little-endian one begins as UTF-16's does
 _MARKS = (
@@ -48,6 +50,16 @@ def encoding_of(head: bytes) -> str:
 def one_line(text: str) -> str:
     """The whole text, its lines joined by single spaces."""
     return " ".join(text.replace("\ufeff", " ").split())
+
+
+def joined(captions: str | Sequence[str]) -> str:
+    """The captions of a clip, each one line, as one text."""
+    return captions if isinstance(captions, str) else BETWEEN.join(captions)
+
+
+def separate(text: str) -> list[str]:
+    """The captions that `joined` made a text of."""
+    return text.split(BETWEEN)
 
 
 def is_garbage(text: str) -> bool:

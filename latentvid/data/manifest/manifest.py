@@ -1,10 +1,10 @@
 """Manifests: which clips and images to train on, with their captions.
 
 A manifest is a table with one row per clip, as JSON lines (.jsonl), CSV (.csv), TSV (.tsv) or Parquet (.parquet).
-Columns `path` (relative to the manifest's folder, or absolute; or `file_name`) and `caption` (or `text`) are required,
-or others by name; `start` and `end` (in seconds, either may be missing) say that a row is a segment of its file;
-`frames`, `fps`, `height`, `width`, of the whole file, are found by opening it where they are missing; any other column
-is kept where it is asked for.
+Columns `path` (relative to the manifest's folder, or absolute; or `file_name`) and `caption` (or `text`; one, or a list
+of several) are required, or others by name; `start` and `end` (in seconds, either may be missing) say that a row is a
+segment of its file; `frames`, `fps`, `height`, `width`, of the whole file, are found by opening it where they are
+missing; any other column is kept where it is asked for.
 
     python -m latentvid.data.manifest FOLDER OUT.jsonl     # makes one from a folder of clips with NAME.txt beside each
 """
@@ -15,9 +15,9 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import compress
 from typing import Any
 
@@ -26,7 +26,7 @@ import pyarrow
 
 from ...files import written_whole
 from ...limits import range_of
-from .captions import LARGEST, is_garbage, one_line
+from .captions import LARGEST, is_garbage, joined, one_line
 from .facts import FACTS, UNKNOWN, Memory, look_at_files
 from .samples import SEGMENT, Dropped, Row, Sample, Samples, dropped_by_reason
 from .scan import find_captioned
@@ -65,7 +65,7 @@ class Manifest:
     """The usable rows in the order of the file, the dropped ones as (path or line, reason), and columns asked for.
 
     `extra[column][i]` belongs to `samples[i]`; None where a row did not have it. notes: what else is to be said of the
-    rows, a line each. unknown: captions that mean nothing to the text encoder, as far as it was asked.
+    rows, a line each. unknown: clips whose captions mean nothing to the text encoder, as far as it was asked.
     """
 
     source: str
@@ -78,7 +78,7 @@ class Manifest:
     @classmethod
     def of(cls, source: str, samples: Iterable[Sample], dropped: Iterable[tuple[str, str]] = ()) -> Manifest:
         """From samples that are at hand; their paths must be absolute, or relative to the working folder."""
-        return cls(source, Samples.of("", lambda: (Row(*astuple(sample)) for sample in samples))[0], Dropped(dropped))
+        return cls(source, Samples.of("", lambda: (Row(**asdict(sample)) for sample in samples))[0], Dropped(dropped))
 
     def summary(self, examples: int = 3) -> str:
         """Counts of what is kept and, by reason, of what is dropped, with the first few of each."""
@@ -99,11 +99,12 @@ def read_manifest(
 
     extra: further columns to keep, as far as there are such. A million rows take about 12 s, and a file below TMPDIR
     (`Shared`) of their texts and 40 bytes a row.
-    Captions are one line each, whatever white space they have. Rows that cannot be used are dropped and listed by
-    reason: "missing", "empty-file", "more-frames-than-bytes", "empty-caption", "caption-encoding" (characters that only
-    come of a wrong encoding), "caption-too-long", "bad-row" (no path, or a number that is none) and what `probe` finds
-    where it must open a file ("unreadable", "truncated", "no-video", ...). Raises ManifestError where the manifest is
-    missing, has another ending, is malformed (line number), lacks a required column, or has no usable row.
+    Captions are one line each, whatever white space they have; a row may have a list of them, of which empty ones do
+    not count. Rows that cannot be used are dropped and listed by reason: "missing", "empty-file",
+    "more-frames-than-bytes", "empty-caption", "caption-encoding" (characters that only come of a wrong encoding),
+    "caption-too-long", "bad-row" (no path, or a number that is none) and what `probe` finds where it must open a file
+    ("unreadable", "truncated", "no-video", ...). Raises ManifestError where the manifest is missing, has another
+    ending, is malformed (line number), lacks a required column, or has no usable row.
     """
     path = os.path.abspath(path)
     reader = READERS.get(os.path.splitext(path)[1].lower())
@@ -212,12 +213,12 @@ class _Table:
             place = os.path.join(folder, path) if isinstance(path, str) else ""
             if not place or not path.strip():
                 yield Row(f"line {line}", fault="bad-row")
-            elif (reason := _fault(caption)) is not None:
+            elif (reason := _fault(captions := _each(caption))) is not None:
                 yield Row(f"{place}, row {line}", fault=reason)
             elif (facts := _facts(row)) is None or (segment := _segment(row)) is None:
                 yield Row(f"{place}, row {line}", fault="bad-row")
             else:
-                yield Row(path, one_line(caption), *facts, *segment, line)
+                yield Row(path, joined([one_line(text) for text in captions]), *facts, line, "", *segment)
         if line == 0:
             raise ManifestError(f"{self.path} has no rows; {_MAKE_ONE}")
         for group in self.columns.required:
@@ -259,17 +260,21 @@ def _first(row: dict[str, Any], names: Iterable[str]) -> Any:
     return next((row[name] for name in names if row.get(name) is not None), None)
 
 
-def _fault(caption: Any) -> str | None:
-    """Why a caption cannot be used, if so."""
-    if caption is None:
+def _each(caption: Any) -> list[Any]:
+    """The captions of a row, which may be a list; those that are empty do not count."""
+    captions = list(caption) if isinstance(caption, list | tuple) else [caption]
+    return [text for text in captions if text is not None and not (isinstance(text, str) and not one_line(text))]
+
+
+def _fault(captions: Sequence[Any]) -> str | None:
+    """Why a row's captions cannot be used, if so."""
+    if not captions:
         return "empty-caption"
-    if not isinstance(caption, str):
+    if not all(isinstance(text, str) for text in captions):
         return "bad-row"
-    if len(caption) > LARGEST:
+    if sum(map(len, captions)) > LARGEST:
         return "caption-too-long"
-    if not one_line(caption):
-        return "empty-caption"
-    return "caption-encoding" if is_garbage(one_line(caption)) else None
+    return "caption-encoding" if any(is_garbage(one_line(text)) for text in captions) else None
 
 
 def _segment(row: dict[str, Any]) -> tuple[float, float] | None:

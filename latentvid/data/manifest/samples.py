@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow
 
 from ..shared import Shared, share, share_arrays
+from .captions import joined, separate
 from .columns import Column, Made
 
 
@@ -22,11 +23,12 @@ from .columns import Column, Made
 class Sample:
     """One clip or image: absolute path, caption, number of frames, frames per second (0: image), size in pixels.
 
-    start, end: of the segment of the file that it is, in seconds; frames and fps are the whole file's.
+    caption: several, where it has more than one. start, end: of the segment of the file that it is, in seconds; frames
+    and fps are the whole file's.
     """
 
     path: str
-    caption: str
+    caption: str | tuple[str, ...]
     frames: int
     fps: float
     height: int
@@ -60,19 +62,20 @@ BATCH_ROWS, BATCH_LETTERS = 1 << 14, 1 << 26  # that are in memory at once while
 class Row(NamedTuple):
     """A row as it is read. A frames, height or width of 0 and an fps of NaN are not known yet.
 
-    start, end: of its segment, in seconds. fault: why it cannot be used, if so; `path` is then what is said of it.
+    caption: one, several, or several `joined`. start, end: of its segment, in seconds. fault: why it cannot be used, if
+    so; `path` is then what is said of it.
     """
 
     path: str
-    caption: str = ""
+    caption: str | tuple[str, ...] = ""
     frames: int = 0
     fps: float = math.nan
     height: int = 0
     width: int = 0
-    start: float = 0.0
-    end: float = math.inf
     row: int = 0
     fault: str = ""
+    start: float = 0.0
+    end: float = math.inf
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -136,13 +139,13 @@ class Samples(Column[Sample]):
         return {name: column for name, column in found.items() if column is not None}
 
     def with_captions(self, changed: Mapping[int, str]) -> Samples:
-        """The same, of one manifest, but for some captions."""
+        """The same, of one manifest, but for the captions of some, `joined`."""
         key = blake2b(self.tables[0].path.encode() + self.at.tobytes(), digest_size=16)
         for i, caption in changed.items():
             key.update(f"{i} {len(caption)} {caption}".encode("utf-8", "surrogatepass"))
 
         def rows() -> Iterable[Row]:
-            return map(Row, self.paths, (changed.get(i, caption) for i, caption in enumerate(self.captions)))
+            return map(Row, self.paths, (changed.get(i, text) for i, text in enumerate(self.texts)))
 
         table = Samples.of(self.folders[0], rows, key.hexdigest())[0].tables
         return replace(self, tables=table, at=np.arange(len(self), dtype=np.int32))
@@ -156,7 +159,8 @@ class Samples(Column[Sample]):
         return self._texts("path")
 
     @property
-    def captions(self) -> Column[str]:
+    def texts(self) -> Column[str]:
+        """The captions of each, `joined`."""
         return self._texts("caption")
 
     def _texts(self, name: str) -> Column[str]:
@@ -167,8 +171,9 @@ class Samples(Column[Sample]):
         source = self.source[i]
         return os.path.join(self.folders[source], self.tables[source]["path"][self.at[i]])
 
-    def caption(self, i: int) -> str:
-        return self.tables[self.source[i]]["caption"][self.at[i]]
+    def captions(self, i: int) -> list[str]:
+        """All that sample i has, one at least."""
+        return separate(self.tables[self.source[i]]["caption"][self.at[i]])
 
     def rest(self) -> None:
         """After a pass, or a pack: what was read counts no longer as memory of this process."""
@@ -196,7 +201,8 @@ class Samples(Column[Sample]):
 
     def _value(self, i: int) -> Sample:
         frames, fps, height, width = (c[i].item() for c in (self.frames, self.fps, self.height, self.width))
-        return Sample(self.path(i), self.caption(i), frames, fps, height, width, *self.segment(i))
+        caption, *more = self.captions(i)
+        return Sample(self.path(i), (caption, *more) if more else caption, frames, fps, height, width, *self.segment(i))
 
 
 class Dropped(Column[tuple[str, str]]):
@@ -245,7 +251,7 @@ def shown(path: str) -> str:
 def _batches(rows: Iterable[Row]) -> Iterator[pyarrow.RecordBatch]:
     batch, letters = [], 0
     for row in rows:
-        texts = (text.encode("utf-8", "surrogatepass") for text in (row.path, row.caption, row.fault))
+        texts = (text.encode("utf-8", "surrogatepass") for text in (row.path, joined(row.caption), row.fault))
         path, caption, fault = texts
         segment = b"" if (row.start, row.end) == (0.0, math.inf) else f"{row.start!r} {row.end!r}".encode()
         batch.append((path, caption, row.frames, row.fps, row.height, row.width, row.row, segment, fault))

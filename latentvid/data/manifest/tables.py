@@ -159,6 +159,8 @@ def _write_jsonl(path: Path, table: list[dict[str, Any]]) -> None:
 
 
 def _write_csv(path: Path, table: list[dict[str, Any]], delimiter: str = ",") -> None:
+    if any(isinstance(value, list | tuple) for row in table for value in row.values()):
+        raise ManifestError("several captions of a clip do not fit a cell: write the manifest as .jsonl or .parquet")
     with open(path, "w", encoding="utf-8", newline="") as file:
         names = list(dict.fromkeys(name for row in table for name in row))
         writer = csv.DictWriter(file, names, delimiter=delimiter)
@@ -169,6 +171,9 @@ def _write_csv(path: Path, table: list[dict[str, Any]], delimiter: str = ",") ->
 def _write_parquet(path: Path, table: list[dict[str, Any]]) -> None:
     names = list(dict.fromkeys(name for row in table for name in row))
     columns = {name: [row.get(name) for row in table] for name in names}
+    for name, values in columns.items():
+        if any(isinstance(value, list | tuple) for value in values):  # a column has one type
+            columns[name] = [value if isinstance(value, list | tuple) or value is None else [value] for value in values]
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...data.clips import ClipSource
 from ...data.manifest.samples import Sample
 from ...data.video.reading import read_windows
+from ...data.video.view import View
 from ...data.video.writing import write_video
 from ...errors import UserError
 
@@ -39,16 +40,16 @@ def measure(clips: ClipSource, clock: Callable[[], float] = perf_counter) -> Pre
     if sample.height * sample.width < LARGE * window.height * window.width or window.frames == 1:
         return None
 
-    def read(path: str, start: int) -> tuple[float, Tensor]:
+    def read(path: str, start: int, view: View | None = None) -> tuple[float, Tensor]:
         begun = clock()
-        (pixels,) = read_windows(path, [start], window.frames, lambda _, pixels: pixels, size)
+        (pixels,) = read_windows(path, [start], window.frames, lambda _, pixels: pixels, size, view=view)
         return clock() - begun, pixels
 
     try:
-        now, pixels = read(sample.path, window.start)
+        now, pixels = read(sample.path, window.start, clips.view(index))
         with tempfile.TemporaryDirectory() as folder:
             copy = str(Path(folder, "copy.mp4"))
-            write_video(copy, pixels, sample.fps or 24.0)
+            write_video(copy, pixels, clips.rate(index) or 24.0)
             return Prescaling(sample, size, window.frames, now, read(copy, 0)[0])
     except (UserError, OSError):
         return None

@@ -195,7 +195,7 @@ class DitPacks:
 
     def _drops(self, draw: Draw) -> bool:
         chance = torch.rand((), generator=generator(self.config.run.seed, draw.number, "caption-dropout"))
-        return bool(chance < self.config.data.caption_dropout)
+        return bool(chance < self.config.caption.dropout)
 
     # --- on the device ---
 

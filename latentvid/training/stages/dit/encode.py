@@ -98,6 +98,12 @@ class Encoder:
         check = partial(check_captions, text=self.text, rules=rules, option="--unknown-share ")
         columns = Columns(config.path_column, config.caption_column)
         self.source = main_first(lambda: open_sources([config.manifest], self.transform, columns=columns, check=check))
+        several = [i for i in range(len(self.source.samples)) if len(self.source.samples.captions(i)) > 1]
+        if several:
+            raise UserError(
+                f"{self.source.samples.name(several[0])} has several captions, as {len(several)} clips have; a cache "
+                "has one of each: train with data.manifest, or give one caption a clip"
+            )
         fingerprints = module_fingerprint(self.vae, self.vae.config), self.text.fingerprint()
         self._key = cache_key(*fingerprints, self.transform.key())
 

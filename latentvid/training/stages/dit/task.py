@@ -126,7 +126,7 @@ class DitTask(DitPacks):
             lengths, null = [len(self.cache.load(i).text) for i in asked], len(self.null_text)
         else:
             *lengths, null = map(len, self.text.tokenize([*(self.source.caption(i) for i in asked), ""]))
-        dropout = self.config.data.caption_dropout
+        dropout = self.config.caption.dropout
         return (1 - dropout) * sum(lengths) / len(lengths) + dropout * null
 
     def grid_flops(self, grid: Grid) -> GridFlops:

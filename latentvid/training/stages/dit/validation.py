@@ -143,7 +143,7 @@ class EncodedClips:
             clip = self.source.load(i, self.seed, i)
             posterior = self.vae.encode(clip.video[None].to(self.vae.device, self.vae.dtype)).latent_dist
             mean = self.vae.normalise(posterior.mean.float())[0].cpu()
-            states = self.text.encode([clip.caption]).states.float().cpu()
+            states = self.text.encode([self.source.caption(clip.index)]).states.float().cpu()
             self._entries[i] = Encoded(mean, torch.zeros_like(mean), states)
         return self._entries[i]
 
