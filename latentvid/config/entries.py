@@ -8,7 +8,7 @@ from typing import Any
 
 from ..limits import shown
 from .conversion import Text
-from .yaml_files import RENAMED, ConfigError
+from .yaml_files import RENAMED, ConfigError, parse_yaml
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
 
@@ -33,7 +33,7 @@ def lay_over(raw: dict[str, Any], overrides: Sequence[str]) -> None:
             at = _below(at, key, override)
         if isinstance(at, list):
             raise ConfigError(f"cannot read {override!r}: write --stages.{keys[-1]}.section.key=value")
-        at[keys[-1]] = Text(value)
+        at[keys[-1]] = parse_yaml(value, override) if keys == ["stages"] else Text(value)
     for override in overrides:
         _check_seen(raw.get("stages"), ".".join(_read(override)[0]), override)
 
