@@ -310,8 +310,9 @@ def test_a_dry_run_plans_each_stage_and_names_the_largest(three, tmp_path, capsy
 
 
 def test_the_recipe_is_one_that_a_dry_run_accepts(digits_data, tiny_vae, tiny_t5, tmp_path, capsys):
-    """With a narrow model and the digits, whose steps hold fewer samples."""
+    """With a narrow model and the digits, which are small: packs of the recipe would hold thousands."""
     recipe = ROOT / "configs/dit/curriculum.yaml"
+    names = ("images", "video_256", "video_512", "video_720")
     tiny = {
         "run.dir": tmp_path / "run",
         "vae": tiny_vae,
@@ -320,7 +321,7 @@ def test_the_recipe_is_one_that_a_dry_run_accepts(digits_data, tiny_vae, tiny_t5
         "model.width": 32,
         "model.depth": 2,
         "model.heads": 4,
-        "stages.images.data.packs_per_step": 4,
+        **{f"stages.{name}.data.tokens_per_pack": 2**10 * n for n, name in enumerate(names, 1)},
         "run.dry_run": "true",
     }
     config = load_config(DitConfig, recipe, [f"--{key}={value}" for key, value in tiny.items()])
