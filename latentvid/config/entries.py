@@ -34,8 +34,10 @@ def lay_over(raw: dict[str, Any], overrides: Sequence[str]) -> None:
         if isinstance(at, list):
             raise ConfigError(f"cannot read {override!r}: write --stages.{keys[-1]}.section.key=value")
         at[keys[-1]] = parse_yaml(value, override) if keys == ["stages"] else Text(value)
-    for override in overrides:
-        _check_seen(raw.get("stages"), ".".join(_read(override)[0]), override)
+    keys = [".".join(_read(override)[0]) for override in overrides]
+    if "stages" not in keys:  # else they were written together
+        for key, override in zip(keys, overrides, strict=True):
+            _check_seen(raw.get("stages"), key, override)
 
 
 def _read(override: str) -> tuple[list[str], str]:
