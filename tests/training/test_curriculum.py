@@ -318,6 +318,7 @@ def test_the_recipe_is_one_that_a_dry_run_accepts(digits_data, tiny_vae, tiny_t5
         "vae": tiny_vae,
         "text_encoder": tiny_t5,
         "data.manifest": digits_data / "train.jsonl",
+        "data.fps": "null",  # the digits are slower
         "model.width": 32,
         "model.depth": 2,
         "model.heads": 4,
