@@ -39,6 +39,7 @@ import latentvid.evaluation.pairs.whole_file
 import latentvid.evaluation.scoring
 import latentvid.evaluation.vae.scores
 import latentvid.pipelines.command
+import latentvid.pipelines.outputs
 import latentvid.pipelines.prompts
 import latentvid.pipelines.rollout
 import latentvid.report.pages

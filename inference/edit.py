@@ -29,17 +29,17 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     # after the options are read: --help and wrong ones are answered at once
-    from latentvid.pipelines import command, tasks
+    from latentvid.pipelines import command, inputs, outputs, tasks
     from latentvid.pipelines.loading import load_pipeline
 
-    command.check_output(args.output, args.fps)
+    outputs.check_output(args.output, args.fps)
     if args.mode == "inversion" and args.source is None:
         raise UserError("--mode inversion needs --source, a prompt for the clip as it is; --mode sdedit does without")
     if args.mode != "inversion" and args.source is not None:
         raise UserError(f"--source is of --mode inversion: --mode {args.mode} does without")
     pipeline = load_pipeline(args.model, args.device)
     size = {name: getattr(args, name) for name in ("height", "width", "frames", "large")}
-    source = command.read_footage(args.clip, pipeline, **size)
+    source = inputs.read_footage(args.clip, pipeline, **size)
     fps = args.fps or source.fps
     command.note_rate(pipeline, fps, args.fps)
     clip = command.in_windows(
@@ -56,7 +56,7 @@ def main() -> None:
         negative_prompt=args.negative_prompt,
         sampling=command.sampling_of(args, pipeline),
     )
-    command.write(args.output, clip, fps, args.prompt, sound=source)
+    outputs.write(args.output, clip, fps, args.prompt, sound=source)
 
 
 if __name__ == "__main__":

@@ -37,16 +37,16 @@ def main() -> None:
 
     from latentvid.data.transforms import fit
     from latentvid.data.video.reading import probe, read_chunks, read_frames
-    from latentvid.pipelines import command
+    from latentvid.pipelines import command, inputs, outputs
     from latentvid.pipelines.loading import load_pipeline
     from latentvid.pipelines.rollout import rollout
 
-    command.check_stream(args.output, args.fps)
+    outputs.check_stream(args.output)
     pipeline = load_pipeline(args.model, args.device)
     info, sampling = probe(args.clip), command.sampling_of(args, pipeline)
     fps = args.fps or info.fps or pipeline.config.fps
     frames = command.asked_frames(args.frames, args.seconds, fps)
-    size = command.footage_size(args.clip, info, pipeline, height=args.height, width=args.width, large=args.large)
+    size = inputs.footage_size(args.clip, info, pipeline, height=args.height, width=args.width, large=args.large)
     longest = pipeline.config.frames if args.window is None else max(1, args.window)  # that a context can be
     end = read_frames(args.clip, max(0, info.frames - longest), threads=0)
     options = {name: getattr(args, name) for name in ("negative_prompt", "window", "context", "seed")} | {"fps": fps}
@@ -62,7 +62,7 @@ def main() -> None:
             yield piece
 
     sound = args.clip if abs(fps - info.fps) < 1e-3 * fps else None
-    command.write_stream(args.output, pieces(), size, fps, info.frames + frames, given=info.frames, sound=sound)
+    outputs.write_stream(args.output, pieces(), size, fps, info.frames + frames, given=info.frames, sound=sound)
 
 
 if __name__ == "__main__":

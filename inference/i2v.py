@@ -25,17 +25,17 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     # after the options are read: --help and wrong ones are answered at once
-    from latentvid.pipelines import command, tasks
+    from latentvid.pipelines import command, inputs, outputs, tasks
     from latentvid.pipelines.loading import load_pipeline
 
-    command.check_output(args.output, args.fps, len(args.image))
+    outputs.check_output(args.output, args.fps, len(args.image))
     if len(args.image) != len(args.prompt):
         raise UserError(f"{len(args.image)} --image and {len(args.prompt)} --prompt: give a prompt for each image")
     pipeline = load_pipeline(args.model, args.device)
     sampling = command.sampling_of(args, pipeline)
     fps, size = args.fps or pipeline.config.fps, {"height": args.height, "width": args.width, "large": args.large}
     frames = command.legal_frames(pipeline, args.frames, args.seconds, fps)
-    pictures = [command.read_picture(path, pipeline, **size) for path in args.image]
+    pictures = [inputs.read_picture(path, pipeline, **size) for path in args.image]
     command.note_condition(pipeline, sampling, "first", "prefix", "random")
     command.note_size(pipeline, frames or 1)
     command.note_rate(pipeline, fps, args.fps)
@@ -49,7 +49,7 @@ def main() -> None:
         negative_prompt=args.negative_prompt,
         sampling=sampling,
     )
-    command.write_all(args.output, clips, fps, args.prompt)
+    outputs.write_all(args.output, clips, fps, args.prompt)
 
 
 if __name__ == "__main__":

@@ -26,15 +26,15 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     # after the options are read: --help and wrong ones are answered at once
-    from latentvid.pipelines import command, tasks
+    from latentvid.pipelines import command, inputs, outputs, tasks
     from latentvid.pipelines.loading import load_pipeline
 
-    command.check_output(args.output, args.fps)
+    outputs.check_output(args.output, args.fps)
     pipeline = load_pipeline(args.model, args.device)
     sampling = command.sampling_of(args, pipeline)
     size = {name: getattr(args, name) for name in ("height", "width", "frames", "large")}
-    source = command.read_footage(args.clip, pipeline, **size)
-    mask = command.read_mask(args.mask, source)
+    source = inputs.read_footage(args.clip, pipeline, **size)
+    mask = inputs.read_mask(args.mask, source)
     command.note_condition(pipeline, sampling)
     fps = args.fps or source.fps
     command.note_rate(pipeline, fps, args.fps)
@@ -50,7 +50,7 @@ def main() -> None:
         negative_prompt=args.negative_prompt,
         sampling=sampling,
     )
-    command.write(args.output, clip, fps, f"{mask.float().mean():.0%} painted anew", sound=source)
+    outputs.write(args.output, clip, fps, f"{mask.float().mean():.0%} painted anew", sound=source)
 
 
 if __name__ == "__main__":

@@ -43,10 +43,10 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     # after the options are read: --help and wrong ones are answered at once
-    from latentvid.pipelines import command, tasks
+    from latentvid.pipelines import command, inputs, outputs, tasks
     from latentvid.pipelines.loading import load_pipeline
 
-    command.check_output(args.output, args.fps)
+    outputs.check_output(args.output, args.fps)
     pipeline = load_pipeline(args.model, args.device)
     sampling = command.sampling_of(args, pipeline)
     size = {name: getattr(args, name) for name in ("height", "width", "large")}
@@ -56,8 +56,8 @@ def main() -> None:
     if between is None:
         between = max(stride, pipeline.config.frames - 1 - stride)
     if args.clip is None:
-        ends = [command.read_picture(path, pipeline, **size) for path in (args.first, args.last)]
-    elif len((source := command.read_footage(args.clip, pipeline, **size)).frames) < 2:
+        ends = [inputs.read_picture(path, pipeline, **size) for path in (args.first, args.last)]
+    elif len((source := inputs.read_footage(args.clip, pipeline, **size)).frames) < 2:
         raise UserError(f"{args.clip} has one frame: --clip wants 2 or more (from one picture on: inference/i2v.py)")
     command.note_condition(pipeline, sampling, "ends", "random")
     if (made := tasks.made_between(between, stride)) != between:
@@ -68,11 +68,11 @@ def main() -> None:
     if args.clip is None:
         first, last = ([end.frames[0]] for end in ends)
         (clip,) = tasks.interpolate(pipeline, first, last, [args.prompt], between, **words)
-        command.write(args.output, clip, fps, f"{len(clip)} frames")
+        outputs.write(args.output, clip, fps, f"{len(clip)} frames")
         return
     budget = args.tokens_per_pack
     clip = tasks.raise_rate(pipeline, source.frames, args.factor, args.prompt, tokens_per_pack=budget, **words)
-    command.write(args.output, clip, fps, f"{len(clip)} frames", sound=source, rate=args.factor)
+    outputs.write(args.output, clip, fps, f"{len(clip)} frames", sound=source, rate=args.factor)
 
 
 if __name__ == "__main__":

@@ -35,12 +35,12 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     # after the options are read: --help and wrong ones are answered at once
-    from latentvid.pipelines import command
+    from latentvid.pipelines import command, outputs
     from latentvid.pipelines.hierarchy import nuwa_xl
     from latentvid.pipelines.loading import load_pipeline
     from latentvid.pipelines.rollout import rollout
 
-    command.check_stream(args.output, args.fps)
+    outputs.check_stream(args.output)
     for order, names in ONLY.items():
         for name in names:
             if order != args.order and getattr(args, name) is not None:
@@ -61,7 +61,7 @@ def main() -> None:
         pieces = nuwa_xl(pipeline, args.prompt, frames, sampling=sampling, **local, **options)
     command.note_condition(pipeline, sampling)
     size = args.height or pipeline.config.height, args.width or pipeline.config.width
-    command.write_stream(args.output, pieces, size, fps, frames)
+    outputs.write_stream(args.output, pieces, size, fps, frames)
 
 
 if __name__ == "__main__":

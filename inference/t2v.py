@@ -37,14 +37,14 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     # after the options are read: --help and wrong ones are answered at once
-    from latentvid.pipelines import command
+    from latentvid.pipelines import command, outputs
     from latentvid.pipelines.loading import load_pipeline
     from latentvid.pipelines.prompts import read_prompts, sample_prompts
     from latentvid.world import process_state
 
     words = {name: getattr(args, name) for name in ("height", "width", "negative_prompt", "seed")}
     if args.prompts is None:
-        command.check_output(args.output, args.fps, len(args.prompt))
+        outputs.check_output(args.output, args.fps, len(args.prompt))
         pipeline = load_pipeline(args.model, args.device, compiled=args.compile)
         fps = args.fps or pipeline.config.fps
         frames = command.legal_frames(pipeline, args.frames, args.seconds, fps)
@@ -52,11 +52,10 @@ def main() -> None:
         command.note_rate(pipeline, fps, args.fps)
         sampling = command.sampling_of(args, pipeline)
         result = pipeline(args.prompt, frames=frames, fps=fps, sampling=sampling, **words)
-        command.write_all(args.output, result.frames, fps, args.prompt)
+        outputs.write_all(args.output, result.frames, fps, args.prompt)
         return
     if args.output.suffix.lower() in defaults.ENDINGS:
         raise UserError(f"--output {args.output}: with --prompts give a folder")
-    command.check_fps(args.fps)
     check_writable(args.output, "give --output another folder, or mend this one")
     state = process_state()
     pipeline = load_pipeline(args.model, args.device or state.device, compiled=args.compile)

@@ -26,7 +26,7 @@ def main() -> None:
 
     from latentvid.evaluation.pairs.whole_file import reconstruct_file
     from latentvid.models.interchange import load_vae
-    from latentvid.pipelines.command import check_output
+    from latentvid.pipelines.outputs import check_output, numbered
 
     check_output(args.output, count=len(args.inputs))
     vae = load_vae(args.vae).to("cuda" if torch.cuda.is_available() else "cpu")
@@ -34,8 +34,7 @@ def main() -> None:
     print(precision.describe(computed, vae.device), flush=True)
     vae = vae.bfloat16() if computed == "bf16" else vae
     for i, path in enumerate(args.inputs):
-        stem = args.output.stem if len(args.inputs) == 1 else f"{args.output.stem}-{i}"
-        output = args.output.with_name(stem + args.output.suffix)
+        output = numbered(args.output, i, len(args.inputs))
         result = reconstruct_file(vae, path, output, args.max_frames)
         print(f"{path}: PSNR {result.psnr:.2f} dB, SSIM {result.ssim:.4f} over {result.frames} frames -> {output}")
         for change in result.changes:

@@ -61,6 +61,6 @@ def add_length(parser: Parser, frames: str) -> None:
 
 
 def add_sizes(parser: Parser) -> None:
-    """Adds --height and --width, to which `command.read_footage` scales and crops."""
+    """Adds --height and --width, to which `inputs.read_footage` scales and crops."""
     for side in ("height", "width"):
         parser.add_argument(f"--{side}", type=int, help="pixels (default: the input's, at most what was trained)")

@@ -1,4 +1,4 @@
-"""What the inference scripts share once their options are read (arguments.py): reading what is given, writing results.
+"""What the options of the inference scripts (arguments.py) mean for a pipeline, and what is said of it.
 
 Axes: F frames, H height, W width in pixels.
 """
@@ -6,58 +6,26 @@ Axes: F frames, H height, W width in pixels.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import math
-import os
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 
-import torch
-from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from .. import precision
-from ..data.transforms import fit, legal_size
-from ..data.video.kinds import IMAGE_ENDINGS
-from ..data.video.reading import VideoInfo, probe, read_chunks, read_frames
-from ..data.video.writing import clip_writer, copies_audio, write_video
 from ..diffusion.guidance import Guidance
-from ..errors import UserError, message_of
-from ..files import check_target, part_of
-from .defaults import ENDINGS, STREAMED
+from ..errors import UserError
+from .inputs import Footage
 from .latent_video import LatentVideoPipeline
-from .limit import check_cost, knows_rates, trained_area, trained_frames, trained_rates
+from .limit import knows_rates, trained_area, trained_frames, trained_rates
 from .sampling import Sampling
 
-CHUNK = 64  # frames that are read at a time
-MOST_GIF = 50
 _GUIDANCE = {
     "guidance": "scale",
     "guidance_rescale": "rescale",
     "guidance_interval": "interval",
     "zero_init": "zero_init",
 }
-
-
-def check_output(path: Path, fps: float | None = None, count: int = 1) -> None:
-    """Raises UserError for what cannot be written (of so many clips): before the work, not after it."""
-    if path.suffix.lower() not in ENDINGS:
-        raise UserError(f"--output {path}: the name must end in {', '.join(ENDINGS)}")
-    if path.suffix.lower() == ".gif" and (fps or 0) > MOST_GIF:
-        raise UserError(f"--fps {fps:g}: a gif plays at most {MOST_GIF} frames a second; lower it or write an .mp4")
-    check_fps(fps)
-    for i in {0, count - 1}:
-        check_target(numbered(path, i, count))
-
-
-def check_fps(fps: float | None) -> None:
-    """Raises UserError unless there is none, or one above 0."""
-    if fps is not None and not (math.isfinite(fps) and fps > 0):
-        raise UserError(f"--fps {fps:g}: fps must be above 0")
 
 
 def sampling_of(args: argparse.Namespace, pipeline: LatentVideoPipeline) -> Sampling:
@@ -74,255 +42,13 @@ def sampling_of(args: argparse.Namespace, pipeline: LatentVideoPipeline) -> Samp
     return Sampling(steps=args.steps, solver=args.solver, guidance=guidance, **options)
 
 
-@dataclass(frozen=True)
-class Footage:
-    """A clip or image that was given: `frames` uint8 [F,H,W,3], `fps` (of an image: the model's)."""
-
-    path: Path
-    frames: Tensor
-    fps: float
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return tuple(self.frames.shape[1:3])
-
-
-def read_footage(
-    path: Path,
-    pipeline: LatentVideoPipeline,
-    *,
-    height: int | None = None,
-    width: int | None = None,
-    frames: int | None = None,
-    large: bool = False,
-) -> Footage:
-    """A clip or image in a size that the model makes (`footage_size`). frames: so many from the start; None is all.
-
-    Raises UserError (ClipError for the file itself).
-    """
-    if frames is not None and frames < 1:
-        raise UserError(f"--frames {frames}: ask for at least 1")
-    info = probe(path)
-    size = footage_size(path, info, pipeline, height=height, width=width, large=large)
-    pixels = _read_fit(path, info.frames if frames is None else min(frames, info.frames), size)
-    return Footage(path, pixels, info.fps or pipeline.config.fps)
-
-
-def _read_fit(path: Path, frames: int, size: tuple[int, int]) -> Tensor:
-    """uint8 [F,H,W,3] of the first frames at a size, without all of them in memory at their own."""
-    if frames <= CHUNK:
-        return fit(read_frames(path, 0, frames, threads=0), *size)
-    chunks, left = [], frames
-    for chunk in read_chunks(path, CHUNK, CHUNK, threads=0):
-        chunks.append(fit(chunk[:left], *size))
-        left -= len(chunks[-1])
-        if left <= 0:
-            break
-    return torch.cat(chunks)
-
-
-def footage_size(
-    path: Path,
-    info: VideoInfo,
-    pipeline: LatentVideoPipeline,
-    *,
-    height: int | None = None,
-    width: int | None = None,
-    large: bool = False,
-) -> tuple[int, int]:
-    """(height, width) to which a clip or image is scaled and cropped (`fit`); prints what of its pixels is changed.
-
-    By default the legal size next to its own (`legal_size`), of at most the area that the model was trained on unless
-    `large`. Where one of the two is given the other follows the aspect. Raises UserError for sizes that the model
-    cannot make, and for those that cost too much (`limit.check_cost`).
-    """
-    native = info.height, info.width
-    stride = pipeline.codec.spatial_stride * pipeline.transformer.config.patch
-    if height is None and width is None:
-        try:
-            height, width = legal_size(*native, stride=stride, max_area=None if large else trained_area(pipeline))
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from error
-    elif height is None:
-        height = max(1, round(width * native[0] / native[1] / stride)) * stride
-    elif width is None:
-        width = max(1, round(height * native[1] / native[0] / stride)) * stride
-    frames = 1 if info.frames == 1 else pipeline.config.frames
-    check_cost(pipeline, [pipeline.latent_grid(frames, height, width)], large)
-    if is_transparent(path):
-        print(f"{path}: its transparent parts are taken as black", flush=True)
-    beyond = "" if large or native[0] * native[1] <= trained_area(pipeline) else ", as the model was trained"
-    if native != (height, width):
-        print(f"{path}: {native[0]} x {native[1]} pixels scaled and cropped to {height} x {width}{beyond}", flush=True)
-    return height, width
-
-
-def read_picture(
-    path: Path,
-    pipeline: LatentVideoPipeline,
-    *,
-    height: int | None = None,
-    width: int | None = None,
-    large: bool = False,
-) -> Footage:
-    """As `read_footage`, of one frame. Raises UserError for a clip of several."""
-    if (count := probe(path).frames) != 1:
-        raise UserError(f"{path} has {count} frames where one picture is wanted: save the frame that you mean as a png")
-    return read_footage(path, pipeline, height=height, width=width, large=large)
-
-
-def read_mask(path: Path, footage: Footage) -> Tensor:
-    """bool [F,H,W], or [H,W] of an image: where a mask for the footage is white (128 and more).
-
-    Raises UserError where its size or length is not that of the footage's file, and for a transparent one.
-    """
-    info, clip = probe(path), probe(footage.path)
-    if (info.height, info.width) != (clip.height, clip.width):
-        raise UserError(
-            f"mask {path} is {info.height} x {info.width} pixels, {footage.path} {clip.height} x {clip.width}: "
-            "they must be of one size"
-        )
-    if info.frames not in (1, clip.frames):
-        raise UserError(
-            f"mask {path} has {info.frames} frames, {footage.path} {clip.frames}: give an image, or a frame for each"
-        )
-    if is_transparent(path):
-        raise UserError(f"mask {path} is transparent in parts: save it without alpha, white where to repaint")
-    pixels = _read_fit(path, min(len(footage.frames), info.frames), footage.size)
-    white = pixels.float().mean(-1) >= 128
-    return white[0] if info.frames == 1 else white
-
-
-def is_transparent(path: Path) -> bool:
-    """Whether an image has pixels that are not opaque (videos and gifs have none that count)."""
-    if path.suffix.lower() not in IMAGE_ENDINGS:
-        return False
-    with Image.open(path) as image:
-        return image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255
-
-
-def numbered(path: Path, i: int, count: int) -> Path:
-    """The output's name of the i-th of so many clips."""
-    return path if count == 1 else path.with_name(f"{path.stem}-{i}{path.suffix}")
-
-
-def write(path: Path, frames: Tensor, fps: float, said: str, *, sound: Footage | None = None, rate: float = 1) -> None:
-    """Writes uint8 [F,H,W,3] by the ending of `path` and prints "path: said".
-
-    sound: footage that the frames run along with, with `rate` frames for each of its own: its audio is copied where
-    the output can hold it, and what is left out is said.
-    """
-    copied, codec = (False, None) if sound is None else copies_audio(sound.path, path)
-    if codec is not None:
-        copied = copied and abs(fps - rate * sound.fps) < 1e-3 * fps
-        said += f" (with its audio, {codec})" if copied else f" (without its audio, {codec}: another speed or format)"
-    try:
-        if copied:
-            with clip_writer(path, *frames.shape[1:3], fps, audio=sound.path) as append:
-                append(frames)
-        else:
-            write_video(path, frames, fps)
-    except (UserError, OSError, ValueError, RuntimeError) as error:  # PyAV's errors are of the last three
-        raise UserError(saved_elsewhere(path, frames, fps, error)) from error
-    print(f"{path}: {said}", flush=True)
-
-
-def saved_elsewhere(path: Path, frames: Tensor, fps: float, error: Exception) -> str:
-    """Writes a clip that its output did not take beside it, or where temporary files go, and says where it is."""
-    why = f"{path} cannot be written ({' '.join(str(error).split()):.200})"
-    digest = hashlib.sha256(str(path).encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    for folder in (path.parent, Path(tempfile.gettempdir())):
-        other = folder / f"clip-{digest}-{os.getpid()}.mp4"
-        try:
-            write_video(other, frames, fps)
-        except (UserError, OSError, ValueError, RuntimeError):
-            continue
-        return f"{why}: the clip is in {other}"
-    return f"{why}, nor can its folder or {tempfile.gettempdir()}: the clip is lost; make room and start again"
-
-
-def write_all(path: Path, clips: Sequence[Tensor], fps: float, said: Sequence[str]) -> None:
-    """As `write`, of several, numbered. One that cannot be written does not keep the others from it."""
-    failed = []
-    for i, (clip, words) in enumerate(zip(clips, said, strict=True)):
-        try:
-            write(numbered(path, i, len(clips)), clip, fps, words)
-        except UserError as error:
-            failed.append(str(error))
-    if failed:
-        raise UserError("; ".join(failed))
-
-
-def check_stream(path: Path, fps: float | None = None) -> None:
-    """As `check_output`, for what is written while it is made."""
-    if path.suffix.lower() not in STREAMED:
-        raise UserError(f"--output {path}: the name must end in {' or '.join(STREAMED)}, written as it is made")
-    check_fps(fps)
-    check_target(path)
-
-
 def asked_frames(frames: int | None, seconds: float | None, fps: float) -> int:
     """The frames that --frames, or --seconds at so many a second, ask for. Raises UserError for none."""
-    if frames is None and not (math.isfinite(seconds) and seconds * fps > 0.5):
+    if frames is not None:
+        return frames
+    if not seconds * fps > 0.5:
         raise UserError(f"--seconds {seconds:g}: at {fps:g} fps this is less than a frame; ask for more")
-    frames = round(seconds * fps) if frames is None else frames
-    if frames < 1:
-        raise UserError(f"--frames {frames}: ask for at least 1")
-    return frames
-
-
-def write_stream(
-    path: Path,
-    pieces: Iterable[Tensor],
-    size: tuple[int, int],
-    fps: float,
-    frames: int,
-    *,
-    given: int = 0,
-    sound: Path | None = None,
-) -> None:
-    """Writes an mp4 or webm of pieces uint8 [F,H,W,3], one in memory at a time, and shows how many of `frames` are.
-
-    size: (height, width). sound: a video whose audio is copied, as far as it goes, where the output can hold it.
-    After an error, or Ctrl-C, there is no file, but the frames so far are in one beside it, which the message names;
-    not where no more than the first `given` are there, which were not made.
-    """
-    copied, codec = (False, None) if sound is None else copies_audio(sound, path)
-    partial, done = partial_beside(path), 0
-    try:
-        with (
-            clip_writer(
-                path, *size, fps, audio=sound if copied else None, partial=lambda: partial if done > given else None
-            ) as append,
-            tqdm(total=frames, desc=path.name, unit="frame", disable=None) as bar,
-        ):
-            for piece in pieces:
-                append(piece)
-                done += len(piece)
-                bar.update(len(piece))
-    except BaseException as error:
-        if not partial.is_file():
-            raise
-        word = f"what was made so far is in {partial}"
-        if isinstance(error, KeyboardInterrupt):
-            raise KeyboardInterrupt(word) from None
-        if (said := message_of(error)) is not None:
-            raise UserError(f"{said}; {word}") from error
-        error.add_note(word)
-        raise
-    audio = "" if codec is None else f" (with the input's audio, {codec})" if copied else f" (without audio: {codec})"
-    print(f"{path}: {frames} frames, {frames / fps:.1f} s{audio}", flush=True)
-
-
-def partial_beside(path: Path) -> Path:
-    """The first free name of NAME.partial.mp4, NAME.partial-1.mp4 and so on, for what was made of NAME.mp4."""
-    number = 0
-    while True:
-        word = f".partial-{number}" if number else ".partial"
-        found = path.with_name(f"{part_of(path.stem)}{word}{path.suffix}")
-        if not os.path.lexists(found):
-            return found
-        number += 1
+    return round(seconds * fps)
 
 
 def legal_frames(pipeline: LatentVideoPipeline, frames: int | None, seconds: float | None, fps: float) -> int | None:

@@ -31,10 +31,11 @@ from ..packing import Grid
 from ..precision import Computed, choose, describe, dtype_of
 from ..text import TextEncoder
 from ..world import from_main
-from .command import MOST_GIF, frames_of, write
+from .command import frames_of
 from .defaults import ENDINGS, TOKENS_PER_PACK
 from .latent_video import LatentVideoPipeline
 from .limit import check_cost
+from .outputs import MOST_GIF, write
 from .sampling import Request, Sampling
 from .tasks import packs, tokens_of
 

@@ -14,7 +14,7 @@ from PIL import Image
 from latentvid.data.video.reading import probe
 from latentvid.data.video.writing import write_video
 from latentvid.errors import UserError
-from latentvid.pipelines import command, tasks
+from latentvid.pipelines import outputs, tasks
 from latentvid.pipelines.latent_video import LatentVideoPipeline
 from latentvid.pipelines.limit import Kind, trained_area, trained_frames
 from latentvid.pipelines.loading import load_pipeline
@@ -108,13 +108,13 @@ def test_names_that_cannot_be_written_are_refused_before_the_work(tmp_path, name
     (tmp_path / "folder.mp4").mkdir()
     (tmp_path / "file.txt").touch()
     with pytest.raises(UserError, match=message):
-        command.check_output(tmp_path / name, 60.0)
+        outputs.check_output(tmp_path / name, 60.0)
 
 
 @pytest.mark.parametrize("name", ["a:b.mp4", "ä" * 120 + ".mp4", "x" * 251 + ".mp4", "-.mp4", "a b'\".mp4", "con.mp4"])
 def test_names_that_can_be_written_are(tmp_path, name):
-    command.check_output(tmp_path / name, 8.0)
-    command.write(tmp_path / name, torch.zeros(3, 16, 16, 3, dtype=torch.uint8), 8.0, "said")
+    outputs.check_output(tmp_path / name, 8.0)
+    outputs.write(tmp_path / name, torch.zeros(3, 16, 16, 3, dtype=torch.uint8), 8.0, "said")
     assert [p.name for p in tmp_path.iterdir()] == [name] and probe(tmp_path / name).frames == 3
 
 
@@ -124,10 +124,10 @@ def test_a_clip_that_cannot_be_written_is_kept_elsewhere(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         return write_video(path, *more)
 
-    monkeypatch.setattr(command, "write_video", full)
+    monkeypatch.setattr(outputs, "write_video", full)
     clip = torch.zeros(3, 16, 16, 3, dtype=torch.uint8)
     with pytest.raises(UserError, match=r"a.gif cannot be written .*No space.* the clip is in (.*\.mp4)") as error:
-        command.write(tmp_path / "a.gif", clip, 8.0, "said")
+        outputs.write(tmp_path / "a.gif", clip, 8.0, "said")
     assert probe(str(error.value).rpartition(" ")[2]).frames == 3
 
 

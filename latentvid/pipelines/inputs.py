@@ -1,0 +1,133 @@
+"""Clips, pictures and masks that inference scripts are given, in sizes that the model makes.
+
+Axes: F frames, H height, W width in pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..data.transforms import fit, legal_size
+from ..data.video.kinds import IMAGE_ENDINGS
+from ..data.video.reading import VideoInfo, probe, read_chunks, read_frames
+from ..errors import UserError
+from .latent_video import LatentVideoPipeline
+from .limit import check_cost, trained_area
+
+CHUNK = 64  # frames that are read at a time
+
+
+@dataclass(frozen=True)
+class Footage:
+    """A clip or image that was given: `frames` uint8 [F,H,W,3], `fps` (of an image: the model's)."""
+
+    path: Path
+    frames: Tensor
+    fps: float
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return tuple(self.frames.shape[1:3])
+
+
+def read_footage(path: Path, pipeline: LatentVideoPipeline, frames: int | None = None, **size: Any) -> Footage:
+    """A clip or image in a size that the model makes: `size` is as in `footage_size`. frames: so many from the start.
+
+    Raises UserError (ClipError for the file itself).
+    """
+    info = probe(path)
+    size = footage_size(path, info, pipeline, **size)
+    pixels = _read_fit(path, info.frames if frames is None else min(frames, info.frames), size)
+    return Footage(path, pixels, info.fps or pipeline.config.fps)
+
+
+def _read_fit(path: Path, frames: int, size: tuple[int, int]) -> Tensor:
+    """uint8 [F,H,W,3] of the first frames at a size, without all of them in memory at their own."""
+    if frames <= CHUNK:
+        return fit(read_frames(path, 0, frames, threads=0), *size)
+    chunks, left = [], frames
+    for chunk in read_chunks(path, CHUNK, CHUNK, threads=0):
+        chunks.append(fit(chunk[:left], *size))
+        left -= len(chunks[-1])
+        if left <= 0:
+            break
+    return torch.cat(chunks)
+
+
+def footage_size(
+    path: Path,
+    info: VideoInfo,
+    pipeline: LatentVideoPipeline,
+    *,
+    height: int | None = None,
+    width: int | None = None,
+    large: bool = False,
+) -> tuple[int, int]:
+    """(height, width) to which a clip or image is scaled and cropped (`fit`); prints what of its pixels is changed.
+
+    By default the legal size next to its own (`legal_size`), of at most the area that the model was trained on unless
+    `large`. Where one of the two is given the other follows the aspect. Raises UserError for sizes that the model
+    cannot make, and for those that cost too much (`limit.check_cost`).
+    """
+    native = info.height, info.width
+    stride = pipeline.codec.spatial_stride * pipeline.transformer.config.patch
+    if height is None and width is None:
+        try:
+            height, width = legal_size(*native, stride=stride, max_area=None if large else trained_area(pipeline))
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+    elif height is None:
+        height = max(1, round(width * native[0] / native[1] / stride)) * stride
+    elif width is None:
+        width = max(1, round(height * native[1] / native[0] / stride)) * stride
+    frames = 1 if info.frames == 1 else pipeline.config.frames
+    check_cost(pipeline, [pipeline.latent_grid(frames, height, width)], large)
+    if is_transparent(path):
+        print(f"{path}: its transparent parts are taken as black", flush=True)
+    beyond = "" if large or native[0] * native[1] <= trained_area(pipeline) else ", as the model was trained"
+    if native != (height, width):
+        print(f"{path}: {native[0]} x {native[1]} pixels scaled and cropped to {height} x {width}{beyond}", flush=True)
+    return height, width
+
+
+def read_picture(path: Path, pipeline: LatentVideoPipeline, **size: Any) -> Footage:
+    """As `read_footage`, of one frame. Raises UserError for a clip of several."""
+    if (count := probe(path).frames) != 1:
+        raise UserError(f"{path} has {count} frames where one picture is wanted: save the frame that you mean as a png")
+    return read_footage(path, pipeline, **size)
+
+
+def read_mask(path: Path, footage: Footage) -> Tensor:
+    """bool [F,H,W], or [H,W] of an image: where a mask for the footage is white (128 and more).
+
+    Raises UserError where its size or length is not that of the footage's file, and for a transparent one.
+    """
+    info, clip = probe(path), probe(footage.path)
+    if (info.height, info.width) != (clip.height, clip.width):
+        raise UserError(
+            f"mask {path} is {info.height} x {info.width} pixels, {footage.path} {clip.height} x {clip.width}: "
+            "they must be of one size"
+        )
+    if info.frames not in (1, clip.frames):
+        raise UserError(
+            f"mask {path} has {info.frames} frames, {footage.path} {clip.frames}: give an image, or a frame for each"
+        )
+    if is_transparent(path):
+        raise UserError(f"mask {path} is transparent in parts: save it without alpha, white where to repaint")
+    pixels = _read_fit(path, min(len(footage.frames), info.frames), footage.size)
+    white = pixels.float().mean(-1) >= 128
+    return white[0] if info.frames == 1 else white
+
+
+def is_transparent(path: Path) -> bool:
+    """Whether an image has pixels that are not opaque (videos and gifs have none that count)."""
+    if path.suffix.lower() not in IMAGE_ENDINGS:
+        return False
+    with Image.open(path) as image:
+        return image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255
