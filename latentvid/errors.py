@@ -101,6 +101,11 @@ def user_errors() -> Iterator[None]:
         _end(said, 2)
 
 
+def brief(error: BaseException, most: int = 200) -> str:
+    """What a library said, in one line of at most so many characters."""
+    return " ".join(str(error).split())[:most]
+
+
 def message_of(error: BaseException) -> str | None:
     """What to tell a user of an error in one line; None for a bug."""
     text = " ".join(str(error).split())

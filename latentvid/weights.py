@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from .errors import UserError
+from .errors import UserError, brief
 from .files import file_fault, leads_out, read_json
 from .limits import shown
 
@@ -94,8 +94,7 @@ def shapes_in(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
                 found |= {name: tuple(held.get_slice(name).get_shape()) for name in held.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError) as error:
             raise UserError(
-                f"{file} cannot be loaded ({' '.join(str(error).split()):.200}): it is damaged or its copy is not "
-                "finished; copy it again"
+                f"{file} cannot be loaded ({brief(error)}): it is damaged or its copy is not finished; copy it again"
             ) from None
     return found
 

@@ -74,7 +74,7 @@ MAY_IMPORT |= {
 }
 # Imports inside functions: of the package only in programs, which answer --help before anything heavy is imported;
 # of other packages these, none of which is there to break a circle.
-PROGRAMS_THAT_IMPORT_LATE = {"commands", "evaluation.__main__", "report", "report.__main__"}
+PROGRAMS_THAT_IMPORT_LATE = {"commands", "evaluation.__main__", "report.__main__"}
 IMPORTED_LATE = {
     "torch": "configurations and --help do without it; its parts for FSDP2 and for attention of CUDA, where those run",
     "deepspeed": "optional: ZeRO",

@@ -10,7 +10,7 @@ import pytest
 from pages import Html
 from test_report_runs import make_run
 
-from latentvid.report import write_report
+from latentvid.report.pages import write_report
 from latentvid.report.reading import Faults, read_columns
 
 FILES = ("config.yaml", "metrics.jsonl", "validation.jsonl", "best.json", "run.json", "evaluation/scores.json")

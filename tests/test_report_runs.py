@@ -17,9 +17,9 @@ from latentvid.config.schema import DitConfig, DitData
 from latentvid.config.sections import Run
 from latentvid.data.video.writing import write_video
 from latentvid.errors import UserError
-from latentvid.report import write_report
 from latentvid.report.__main__ import main
 from latentvid.report.configuration import configuration, defaults
+from latentvid.report.pages import write_report
 from latentvid.report.reading import Faults, read_columns
 from latentvid.report.runs import _with_sums, find_samples, labels, read_run, wall_time
 from latentvid.report.scores import Score, figure, score_table

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import latentvid.text
+import latentvid.text.encoder
+import latentvid.text.folder
 from latentvid.demo.digits import COLOURS, DIRECTIONS, VERBS, Label, caption
 from latentvid.demo.text_encoder import build_encoder, build_tokenizer, paraphrase_match, train_text_encoder
 from latentvid.errors import UserError
@@ -49,7 +50,7 @@ def copy(saved, tmp_path) -> Path:
 
 @pytest.mark.parametrize("batch_tokens", [1, 30, 4096])
 def test_packed_equals_each_alone(encoder, monkeypatch, batch_tokens):
-    monkeypatch.setattr(latentvid.text, "BATCH_TOKENS", batch_tokens)
+    monkeypatch.setattr(latentvid.text.encoder, "BATCH_TOKENS", batch_tokens)
     packed = encoder.encode(PROMPTS)
     assert packed.states.shape == (sum(packed.lengths), encoder.dim) and packed.states.dtype == torch.float32
     for prompt, states in zip(PROMPTS, packed.split(), strict=True):
@@ -57,9 +58,9 @@ def test_packed_equals_each_alone(encoder, monkeypatch, batch_tokens):
 
 
 def test_every_prompt_is_in_one_batch_within_the_budget(monkeypatch):
-    monkeypatch.setattr(latentvid.text, "BATCH_TOKENS", 64)
+    monkeypatch.setattr(latentvid.text.encoder, "BATCH_TOKENS", 64)
     lengths = np.random.default_rng(0).integers(1, 80, size=200).tolist()
-    batches = latentvid.text._batches(lengths)
+    batches = latentvid.text.encoder._batches(lengths)
     assert sorted(i for b in batches for i in b) == list(range(200))
     assert all(len(b) == 1 or len(b) * max(lengths[i] for i in b) <= 64 for b in batches)
 
@@ -160,7 +161,7 @@ def test_weights_that_lack_tensors_or_are_pickled_are_refused(copy):
 
 
 def test_a_missing_folder_is_told_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(latentvid.text, "HfApi", lambda: pytest.fail("asked the network"))
+    monkeypatch.setattr(latentvid.text.folder, "HfApi", lambda: pytest.fail("asked the network"))
     for name in (tmp_path / "none", "runs/demo/none", "./none", f"{SCRIPT.parent.name}/none"):
         with pytest.raises(TextError, match="none does not exist: give a transformers T5 folder or a hub name"):
             TextEncoder.from_pretrained(name)
@@ -171,7 +172,7 @@ def test_an_unreachable_hub_is_one_message(monkeypatch):
         def model_info(self, name: str, timeout: float) -> None:
             raise ConnectionError("name not known")
 
-    monkeypatch.setattr(latentvid.text, "HfApi", Hub)
+    monkeypatch.setattr(latentvid.text.folder, "HfApi", Hub)
     with pytest.raises(TextError, match=r"someone/no-such-t5 is neither a folder nor .*\(name not known\)"):
         TextEncoder.from_pretrained("someone/no-such-t5")
 

@@ -4,6 +4,8 @@ Axes: F frames, H height, W width of what comes in; `height`, `width` of what go
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import closing
 
 import torch
 from einops import rearrange
@@ -73,6 +75,16 @@ def fit(frames: Tensor, height: int, width: int, *, crop: tuple[float, float] = 
         int(fraction * (have - want) + 0.5) for fraction, have, want in zip(crop, cover, (height, width), strict=True)
     )
     return frames[:, top : top + height, left : left + width]
+
+
+def first_frames(chunks: Iterator[Tensor], frames: int) -> Iterator[Tensor]:
+    """Chunks [F,H,W,3] up to so many frames in all; what gives them is closed then."""
+    with closing(chunks):
+        for chunk in chunks:
+            yield chunk[:frames]
+            frames -= len(chunk)
+            if frames <= 0:
+                return
 
 
 def from_uint8(pixels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The demo's scores: what they must reach, how clips come by them, and the table that shows them."""
+"""The demo's scores: what they usually are, how clips come by them, and the table that shows them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from ..tables import text_table
 from .digits import Label
 from .judge import Judge, score
 
-THRESHOLDS = {  # score: (at least, aim)
-    "vae_psnr": (30.0, 32.0),
-    "vae_ssim": (0.94, 0.96),
-    "digit": (0.90, 0.97),
-    "direction": (0.95, 0.99),
-    "strict": (0.60, 0.85),
-    "heldout_both": (0.70, 0.88),
-    "heldout_strict": (0.40, 0.70),
-    "colour": (0.95, 0.99),
+USUAL = {  # a run of `make demo` gets more than this: the figures of docs/reference/demo.md less their tolerances
+    "vae_psnr": 32.2,
+    "vae_ssim": 0.94,
+    "digit": 0.94,
+    "direction": 0.94,
+    "both": 0.91,
+    "strict": 0.61,
+    "colour": 0.98,
+    "verb": 0.89,
+    "heldout_both": 0.81,
+    "heldout_strict": 0.44,
 }
 ORDER = ("vae_psnr", "vae_ssim", "digit", "direction", "both", "strict", "colour", "verb", "heldout_both",
          "heldout_strict", "shuffled_both")  # fmt: skip
@@ -49,12 +51,16 @@ def shuffled_both(read: Sequence[tuple], labels: Sequence[Label]) -> float:
 
 
 def table(scores: dict) -> str:
-    """The scores beside their thresholds and those of real clips, as lines of text."""
-    rows = [("score", "measured", "at least", "aim", "real clips")]
+    """The scores beside the usual ones and those of real clips, as lines of text."""
+    rows = [("score", "measured", "usually above", "real clips")]
     for name in ORDER:
-        least, aim = (f"{x:g}" for x in THRESHOLDS[name]) if name in THRESHOLDS else ("", "")
-        if name == "shuffled_both":
-            least, aim = "chance:", f"{scores['chance_both']:.3f}"
         real = f"{scores['real'][name]:.3f}" if name in scores["real"] else ""
-        rows.append((name, f"{scores[name]:.3f}", least, aim, real))
+        rows.append((name, f"{scores[name]:.3f}", usual(name, scores), real))
     return text_table(rows, right=True)
+
+
+def usual(name: str, scores: dict) -> str:
+    """By what to read a score: the usual one, or chance for the control."""
+    if name == "shuffled_both":
+        return f"chance {scores['chance_both']:.3f}" if "chance_both" in scores else ""
+    return f"{USUAL[name]:g}"

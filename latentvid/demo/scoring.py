@@ -35,6 +35,7 @@ from ..errors import UserError
 from ..evaluation.pairs.reconstruction import evaluate, reconstruct
 from ..evaluation.sheet import Row, draw_sheet
 from ..files import follow_umask, written_whole
+from ..limits import check_fields
 from ..pipelines.latent_video import LatentVideoPipeline
 from ..pipelines.loading import load_pipeline
 from ..pipelines.sampling import Sampling
@@ -68,8 +69,9 @@ class DemoConfig:
     mixed_precision: MixedPrecision = "auto"
 
     def __post_init__(self) -> None:
-        if min(self.prompts, self.heldout, self.chunk) < 1 or self.prompts < 2:
-            raise UserError("give at least 2 --prompts, 1 --heldout and a --chunk of 1")
+        check_fields(self, "")
+        if self.prompts < 2:
+            raise UserError("--prompts 1: give 2 or more, so that captions can be shuffled")
         if not self.run.is_dir():
             raise UserError(f"there is no folder {self.run}: run `make demo`, or give the folder that it wrote")
 

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from ..data.video.reading import probe, read_frames
 from ..errors import UserError
 from ..files import check_outputs, written_whole
+from ..limits import check
 from .clip_folder import INDEX, Files, list_files
 from .preference.counting import count, table
 from .preference.key import KEY, NOISE, PAGE, Key, Pair, draw_pairs, read_choices, read_key
@@ -59,9 +60,7 @@ def make_page(
     questions = tuple(questions or (PROMPT_QUESTIONS if prompts else QUESTIONS))
     if len(set(questions)) < len(questions) or not all(question.strip() for question in questions):
         raise UserError(f"--questions {' '.join(map(repr, questions))}: give different ones that are not empty")
-    if checks < 0:
-        raise UserError(f"--attention {checks}: give 0 or more")
-    drawn = draw_pairs(names, len(names) if pairs is None else pairs, checks, seed)
+    drawn = draw_pairs(names, len(names) if pairs is None else pairs, check("attention", checks), seed)
     key = Key(str(a), str(b), seed, questions, _digest(folders, drawn), tuple(drawn))
     key.check_folder(out)
     clips: list[Shown] = []

@@ -16,6 +16,7 @@ from accelerate import PartialState
 
 from ..errors import UserError
 from ..files import check_target, check_writable
+from ..limits import check_fields
 from ..lock import FolderLock
 from ..world import from_main, process_state
 from .bootstrap import RESAMPLES, summarise_one
@@ -57,12 +58,9 @@ class ScoringConfig:
     bootstrap: int = RESAMPLES
 
     def __post_init__(self) -> None:
-        for name in ("frames", "max_clips", "max_real"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} {value}: give at least 1")
-        if self.bootstrap < 0 or self.bootstrap == 1:
-            raise UserError(f"bootstrap {self.bootstrap}: give 2 or more resamples, or 0 for no intervals")
+        check_fields(self, "")
+        if self.bootstrap == 1:
+            raise UserError("bootstrap=1: give 2 or more resamples, or 0 for no intervals")
         if self.weights is not None and not self.weights.is_dir():
             raise UserError(f"weights {self.weights}: give the folder that holds inception/, i3d/, lpips/ ...")
 
@@ -216,11 +214,10 @@ def score_clips(config: ScoringConfig) -> Scored | None:
     with ExitStack() as held:
 
         def hold() -> None:
-            if evaluation.main:
-                held.enter_context(FolderLock(config.out, "wait for it, or give another --out"))
-                for name in FILES:
-                    check_target(config.out / name, "--out")
-                check_writable(config.cache or config.out, "give another --cache, or mend this folder")
+            held.enter_context(FolderLock(config.out, "wait for it, or give another --out"))
+            for name in FILES:
+                check_target(config.out / name, "--out")
+            check_writable(config.cache or config.out, "give another --cache, or mend this folder")
 
         from_main(hold)
         evaluation.fill()

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from diffusers.models.modeling_utils import ModelMixin
 from safetensors import SafetensorError
 
-from ..errors import UserError
+from ..errors import UserError, brief
 from ..limits import check_arguments
 from ..weights import Shapes, check_finite, check_tensors, read_object, shapes_in, weight_files
 from .building import shapes_of
@@ -48,7 +48,7 @@ def checked(cls: type[M], folder: Path, load: Callable[..., Any], source: str | 
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder} cannot be loaded: {' '.join(str(error).split()):.300}") from error
+        raise UserError(f"{folder} cannot be loaded: {brief(error, 300)}") from error
     check_finite(loaded[0] if isinstance(loaded, tuple) else loaded, folder)
     return loaded
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..diffusion.scheduler import LatentVideoScheduler
-from ..errors import UserError
+from ..errors import UserError, brief
 from ..limits import shown
 from ..models.interchange import CLASSES as VAES
 from ..models.interchange import FOREIGN, load_vae, raw_vae
@@ -89,4 +89,4 @@ def _scheduler(folder: Path) -> LatentVideoScheduler:
     try:
         return LatentVideoScheduler.from_config(held)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{file} makes no scheduler ({' '.join(str(error).split()):.200}): copy it again") from error
+        raise UserError(f"{file} makes no scheduler ({brief(error)}): copy it again") from error

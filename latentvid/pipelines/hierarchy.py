@@ -15,7 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..data.transforms import first_frames
 from ..errors import UserError
+from ..limits import check
 from ..rng import derived_seed
 from .latent_video import LatentVideoPipeline
 from .limit import trained_rates
@@ -66,8 +68,7 @@ def nuwa_xl(
             f"{len(prompts)} local prompts for {plan.segments} segments between the keyframes of {frames} frames: give "
             "one a segment"
         )
-    if tokens_per_pack < 1:
-        raise UserError(f"{tokens_per_pack} tokens a pack: give at least 1")
+    check("tokens_per_pack", tokens_per_pack)
     if plan.levels:
         check_ends(pipeline, sampling)
     final = pipeline.rate(fps, grid)
@@ -140,7 +141,7 @@ def _levels(
         seed = derived_seed(request.seed, level, "infill")
         words = options | {"fps": rates[level - 1]}
         parts = _infilled(pipeline, keys, local, plan.factor, tokens_per_pack, seed, words)
-        parts = _cut(parts, plan.keyframes(level))
+        parts = first_frames(parts, plan.keyframes(level))
         if level == plan.levels:
             yield from parts
         else:
@@ -171,14 +172,3 @@ def _infilled(
         parts = [part for key, clip in zip(ends, clips, strict=False) for part in (key[None], clip[1:-1])]
         yield torch.cat(parts)
     yield keys[-1:]
-
-
-def _cut(parts: Iterator[Tensor], frames: int) -> Iterator[Tensor]:
-    """The parts' frames up to so many."""
-    for part in parts:
-        part = part[:frames]
-        frames -= len(part)
-        if len(part):
-            yield part
-        if not frames:
-            return

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data.transforms import fit, legal_size
+from ..data.transforms import first_frames, fit, legal_size
 from ..data.video.kinds import IMAGE_ENDINGS
 from ..data.video.reading import VideoInfo, probe, read_chunks, read_frames
 from ..errors import UserError
@@ -51,13 +51,8 @@ def _read_fit(path: Path, frames: int, size: tuple[int, int]) -> Tensor:
     """uint8 [F,H,W,3] of the first frames at a size, without all of them in memory at their own."""
     if frames <= CHUNK:
         return fit(read_frames(path, 0, frames, threads=0), *size)
-    chunks, left = [], frames
-    for chunk in read_chunks(path, CHUNK, CHUNK, threads=0):
-        chunks.append(fit(chunk[:left], *size))
-        left -= len(chunks[-1])
-        if left <= 0:
-            break
-    return torch.cat(chunks)
+    chunks = first_frames(read_chunks(path, CHUNK, CHUNK, threads=0), frames)
+    return torch.cat([fit(chunk, *size) for chunk in chunks])
 
 
 def footage_size(

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data.video.writing import clip_writer, copies_audio, write_video
-from ..errors import UserError, message_of
+from ..errors import UserError, brief, message_of
 from ..files import check_target, part_of
 from .defaults import ENDINGS, STREAMED
 from .inputs import Footage
@@ -80,7 +80,7 @@ def write_all(path: Path, clips: Sequence[Tensor], fps: float, said: Sequence[st
 
 def saved_elsewhere(path: Path, frames: Tensor, fps: float, error: Exception) -> str:
     """Writes a clip that its output did not take beside it, or where temporary files go, and says where it is."""
-    why = f"{path} cannot be written ({' '.join(str(error).split()):.200})"
+    why = f"{path} cannot be written ({brief(error)})"
     digest = hashlib.sha256(str(path).encode("utf-8", "surrogatepass")).hexdigest()[:8]
     for folder in (path.parent, Path(tempfile.gettempdir())):
         other = folder / f"clip-{digest}-{os.getpid()}.mp4"

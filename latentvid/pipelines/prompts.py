@@ -170,8 +170,7 @@ def plan(pipeline: LatentVideoPipeline, rows: Sequence[Row], tokens_per_pack: in
 
     Packs are smaller where there would be fewer than processes.
     """
-    if tokens_per_pack < 1:
-        raise UserError(f"--tokens-per-pack {tokens_per_pack}: give at least 1")
+    check("tokens_per_pack", tokens_per_pack)
     shapes: dict[Grid, list[Row]] = {}
     for row in rows:
         shapes.setdefault(request_of(pipeline, row).grid, []).append(row)
@@ -198,8 +197,7 @@ def sample_prompts(
     with ExitStack() as stack:
 
         def hold() -> None:
-            if state.is_main_process:
-                stack.enter_context(FolderLock(folder, "wait for it, or give another --output"))
+            stack.enter_context(FolderLock(folder, "wait for it, or give another --output"))
 
         from_main(hold)
         _sample_prompts(pipeline, rows, folder, sampling, state, tokens_per_pack)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..diffusion.guidance import Guidance
 from ..errors import UserError
+from ..limits import check
 from ..packing import Grid, token_grid
 from ..rng import derived_seed, generator
 from .defaults import STRENGTH, TOKENS_PER_PACK
@@ -71,11 +72,9 @@ def interpolate(
     the two; of other numbers, those nearest in time of the next larger multiple are taken. fps: of what is returned.
     """
     _same_number(firsts=firsts, lasts=lasts, prompts=prompts)
-    if between < 1:
-        raise UserError(f"{between} frames between two pictures: ask for at least 1")
     check_ends(pipeline, sampling)
     sampling, stride = sampling or Sampling(), pipeline.codec.temporal_stride
-    made = made_between(between, stride)
+    made = made_between(check("between", between), stride)
     rate = pipeline.config.fps if fps is None else fps
     heads = pipeline.encode([first[None] for first in firsts], sampling.precision)
     tails = pipeline.encode([repeat(x, "h w c -> f h w c", f=1 + stride) for x in lasts], sampling.precision)

@@ -13,7 +13,7 @@ from latentvid.data.video.reading import probe
 from latentvid.demo import scoring as demo
 from latentvid.demo.digits import SIZES, Label, prompts, render, write_dataset
 from latentvid.demo.judge import Judge
-from latentvid.demo.scores import ORDER, judged, shuffled_both, table
+from latentvid.demo.scores import ORDER, USUAL, judged, shuffled_both, table
 from latentvid.demo.scoring import DemoConfig, read_labelled, run_demo
 from latentvid.errors import UserError
 
@@ -59,7 +59,17 @@ def test_everything_is_written(run_folder, scored):
 def test_the_table_names_every_score(scored):
     lines = table(scored).splitlines()
     assert [line.split()[0] for line in lines[1:]] == list(ORDER)
-    assert lines[1].split()[1:] == [f"{scored['vae_psnr']:.3f}", "30", "32"]
+    assert lines[1].split()[1:] == [f"{scored['vae_psnr']:.3f}", "32.2"]
+    assert lines[-1].split()[2:4] == ["chance", f"{scored['chance_both']:.3f}"]
+
+
+def test_what_is_usual_is_the_reference_run_less_its_tolerances():
+    reference = Path(__file__).parents[2] / "docs" / "reference" / "demo" / "reference.json"
+    figures = json.loads(reference.read_text(encoding="utf-8"))["figures"]
+    assert set(USUAL) == set(ORDER) - {"shuffled_both"}
+    for name, value in USUAL.items():
+        least = figures[name]["value"] - figures[name]["tolerance"]
+        assert value <= least < value + (0.1 if name == "vae_psnr" else 0.01)
 
 
 class Rank:

@@ -104,7 +104,7 @@ def test_packs_hold_like_shapes_within_the_budget(pipeline, table):
         ["00004.mp4", "second.mp4", "00005.mp4"],
         ["sheet.png"],
     ]
-    with pytest.raises(UserError, match="--tokens-per-pack 0"):
+    with pytest.raises(UserError, match="tokens_per_pack=0"):
         plan(pipeline, rows, 0, 1)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ...data.cache.latents import module_fingerprint
 from ...data.transforms import from_uint8
-from ...errors import UserError
+from ...errors import UserError, brief
 
 SMALLEST = 16  # pixels a side; OpenCV's DIS crashes below
 RAFT_SMALLEST = 128  # pixels a side: the coarsest of its correlations has nothing left below
@@ -114,9 +114,7 @@ def open_flow(weights: Path | None, device: torch.device) -> Flow:
             return Raft(load_file(file), device)
         return Raft(torch.load(file, map_location="cpu", weights_only=True), device)
     except (KeyError, RuntimeError, UnpicklingError, SafetensorError, AttributeError, TypeError) as error:
-        raise UserError(
-            f"{file} does not hold the weights of torchvision's RAFT: {' '.join(str(error).split()):.200}"
-        ) from error
+        raise UserError(f"{file} does not hold the weights of torchvision's RAFT: {brief(error)}") from error
 
 
 def _raft_file(weights: Path | None) -> Path | None:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ...errors import UserError
+from ...errors import UserError, brief
 
 SMALLEST = {"alex": 32, "vgg": 16}  # pixels a side: below, the last level has nothing left
 HEADS = 5
@@ -75,8 +75,7 @@ def load_lpips(path: str | Path | None, net: Literal["alex", "vgg"] = "vgg") -> 
         return Lpips(net, load_file(file))
     except (RuntimeError, KeyError, SafetensorError) as error:
         raise UserError(
-            f"{file} does not hold the weights of LPIPS {net} (conv0, conv1 .. and lin0..{HEADS - 1}): "
-            f"{' '.join(str(error).split()):.200}"
+            f"{file} does not hold the weights of LPIPS {net} (conv0, conv1 .. and lin0..{HEADS - 1}): {brief(error)}"
         ) from error
 
 

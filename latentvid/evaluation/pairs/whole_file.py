@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ...data.transforms import fit, from_uint8, legal_frames, legal_size, to_uint8
+from ...data.transforms import first_frames, fit, from_uint8, legal_frames, legal_size, to_uint8
 from ...data.video.reading import probe, read_chunks
 from ...data.video.writing import clip_writer, copies_audio, write_video
 from ...errors import UserError
 from ...files import check_target
+from ...limits import check
 from ...models.interchange import DiffusersVae, Vae
 from ...models.streaming import decode_stream, encode_stream
 from ...pipelines.defaults import ENDINGS, STREAMED
@@ -60,8 +61,8 @@ def reconstruct_file(
     (diffusers') gets windows of at most `WINDOW` frames, each a clip of its own.
     Raises UserError (ClipError for the file itself).
     """
-    if max_frames is not None and max_frames < 1:
-        raise UserError(f"max_frames {max_frames}: ask for at least 1 frame")
+    if max_frames is not None:
+        check("max_frames", max_frames)
     info, output = probe(path), Path(output)
     try:
         height, width = legal_size(info.height, info.width, stride=vae.spatial_stride, max_area=None)
@@ -83,7 +84,7 @@ def reconstruct_file(
     if codec is not None:
         changes.append(f"audio ({codec}) " + ("copied" if copied else f"left out: {ending} does not hold it"))
     fidelity = Fidelity()
-    pairs = _pairs(vae, _limited(read_chunks(path, first, later, threads=0), frames), (height, width))
+    pairs = _pairs(vae, first_frames(read_chunks(path, first, later, threads=0), frames), (height, width))
     with closing(ahead(_side_by_side(pairs, fidelity))) as pieces:
         shown = _counted(pieces, frames, Path(path).name)
         if ending in STREAMED:
@@ -122,16 +123,6 @@ def _lengths(vae: Vae, area: int) -> tuple[int, int]:
         return 1 + later, later
     longest = legal_frames(min(WINDOW, max(1 + stride, WINDOW_PIXELS // area)), stride)
     return longest, longest
-
-
-def _limited(chunks: Iterator[Tensor], frames: int) -> Iterator[Tensor]:
-    """The first `frames` frames of chunks [F,H,W,3]."""
-    with closing(chunks):
-        for chunk in chunks:
-            yield chunk[:frames]
-            frames -= len(chunk)
-            if frames <= 0:
-                return
 
 
 @torch.no_grad()

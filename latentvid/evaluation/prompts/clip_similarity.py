@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPProcessor
 
 from ...data.cache.latents import module_fingerprint
-from ...errors import ClipError, UserError
+from ...errors import ClipError, UserError, brief
 from ..mean_score import MeanScore
 from ..rows import Clip, check_motion
 
@@ -132,9 +132,7 @@ def _load(source: str) -> tuple[CLIPModel, CLIPProcessor]:
         )
         processor = CLIPProcessor.from_pretrained(source, local_files_only=True)
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        raise UserError(
-            f"{source} cannot be loaded as CLIP with its processor: {' '.join(str(error).split()):.300}"
-        ) from error
+        raise UserError(f"{source} cannot be loaded as CLIP with its processor: {brief(error, 300)}") from error
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"{source} is no CLIP: its weights lack {len(missing)} tensors, e.g. {missing[0]}")
     return model, processor

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...data.cache.latents import module_fingerprint
 from ...data.transforms import from_uint8
 from ...errors import ClipError, UserError
+from ...limits import check
 from ..defaults import PICTURES
 from ..rows import Clip
 from .i3d import I3D, SHORTEST, SIDE, load_i3d
@@ -39,10 +40,8 @@ class InceptionRows:
     needs: frozenset = frozenset()
 
     def __init__(self, weights: Path | None, device: torch.device, pictures: int = PICTURES) -> None:
-        if pictures < 0:
-            raise UserError(f"{pictures} pictures of a clip: give 1 or more, or 0 for all")
         self.network = load_inception(weights).to(device)
-        self.device, self.pictures = device, pictures
+        self.device, self.pictures = device, check("pictures", pictures)
         self.has_logits = self.network.has_logits
         seen = f"{pictures} of a clip's frames, the middles of equal parts" if pictures else "all frames"
         self.about = f"{self.network.source}; bilinear with antialiasing to 299 x 299, as torchmetrics; {seen}"

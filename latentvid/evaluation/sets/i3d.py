@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ...errors import UserError
+from ...errors import UserError, brief
 
 SIDE = 224  # pixels
 SHORTEST = 9  # frames: time is halved three times, and the last pooling takes two
@@ -128,6 +128,4 @@ def load_i3d(path: str | Path) -> I3D:
     try:
         return I3D(load_file(found[0]))
     except (KeyError, RuntimeError, ValueError, SafetensorError) as error:
-        raise UserError(
-            f"{found[0]} does not hold I3D's weights: {' '.join(str(error).split()):.200} is missing or wrong"
-        ) from error
+        raise UserError(f"{found[0]} does not hold I3D's weights: {brief(error)} is missing or wrong") from error

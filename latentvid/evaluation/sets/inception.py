@@ -16,7 +16,7 @@ import torch.nn.functional as nnf
 from einops import rearrange
 from torch import Tensor, nn
 
-from ...errors import UserError
+from ...errors import UserError, brief
 
 SIDE = 299  # pixels
 FEATURES = 2048  # columns of pool features; what follows are logits
@@ -103,7 +103,7 @@ def _scripted(file: Path) -> Inception:
             network = torch.jit.load(file, map_location="cpu").eval()
             found = network(torch.zeros(1, 3, SIDE, SIDE))
     except RuntimeError as error:
-        raise UserError(f"{file} is no TorchScript Inception network: {' '.join(str(error).split()):.200}") from error
+        raise UserError(f"{file} is no TorchScript Inception network: {brief(error)}") from error
     if not isinstance(found, Tensor) or found.flatten(1).shape[1] > FEATURES:
         raise UserError(f"{file} does not give one tensor of at most {FEATURES} features for a picture")
     return ScriptedInception(network, file, f"Inception from {file.name}")
@@ -118,7 +118,5 @@ def _packaged(file: Path) -> Inception:
     except ModuleNotFoundError as error:
         raise UserError(f"{file} needs the package torch-fidelity: pip install torch-fidelity") from error
     except Exception as error:  # RuntimeError, UnpicklingError, KeyError: whatever the file may be
-        raise UserError(
-            f"{file} does not hold torch-fidelity's weights: {' '.join(str(error).split()):.200}"
-        ) from error
+        raise UserError(f"{file} does not hold torch-fidelity's weights: {brief(error)}") from error
     return PackagedInception(network, file, "torch-fidelity's Inception, as torchmetrics runs it")

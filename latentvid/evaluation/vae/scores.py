@@ -22,6 +22,7 @@ from ...data.transforms import from_uint8, to_uint8
 from ...data.video.writing import write_video
 from ...errors import ClipError, UserError
 from ...files import check_outputs, part_of, written_whole
+from ...limits import check_fields
 from ...models.interchange import Vae, load_vae
 from ...precision import MixedPrecision, autocast, choose, describe
 from ...tables import markdown_table
@@ -72,8 +73,7 @@ class VaeScoresConfig:
     shown: int = 8
 
     def __post_init__(self) -> None:
-        if self.max_clips is not None and self.max_clips < 1:
-            raise UserError(f"max_clips {self.max_clips}: ask for at least 1 clip")
+        check_fields(self, "")
         if self.i3d is not None and self.frames < SHORTEST:
             raise UserError(f"--i3d: rFVD takes clips of {SHORTEST} frames and more: raise --frames, or leave it out")
 

@@ -6,30 +6,23 @@ Axis letters: S text tokens of all prompts together, Dt width of the encoder; B 
 import hashlib
 import json
 import logging
-import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
-from huggingface_hub import HfApi, try_to_load_from_cache
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5EncoderModel
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
 
-from .errors import UserError
-from .limits import check_values
-from .weights import check_file, check_finite, check_tensors, read_object, shapes_in, weight_files
+from ..errors import brief
+from ..weights import check_finite
+from .folder import TOKENIZERS, TextError, check_encoder, check_folder, check_tokenizer, hub_options
 
 logger = logging.getLogger(__name__)
 
-TOKENIZERS = ("tokenizer.json", "spiece.model")
-LARGEST_TOKENIZER = 256 * 2**20
 TOKENIZED = 4096  # prompts at a time
 BATCH_TOKENS = 4096  # of one forward pass, padding included
-_TABLES = ("shared.weight", "encoder.embed_tokens.weight")
 # What changes the states and is in no parameter's shape.
 _CONFIG_KEYS = (
     "num_heads",
@@ -38,10 +31,6 @@ _CONFIG_KEYS = (
     "layer_norm_epsilon",
     "feed_forward_proj",
 )
-
-
-class TextError(UserError):
-    """A text encoder that cannot be loaded, or a prompt that it cannot take."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +78,8 @@ class TextEncoder:
         Weights must be safetensors. Raises :class:`TextError` for a folder that is missing or incomplete.
         """
         if not Path(model).is_dir():
-            return cls._load(str(model), str(model), dtype, _hub(str(model)))
-        _check_folder(Path(model))
+            return cls._load(str(model), str(model), dtype, hub_options(str(model)))
+        check_folder(Path(model))
         return cls.from_folders(Path(model), Path(model), dtype=dtype)
 
     @classmethod
@@ -104,7 +93,6 @@ class TextEncoder:
 
     @classmethod
     def _load(cls, encoder: str, tokenizer: str, dtype: torch.dtype, where: dict[str, bool]) -> "TextEncoder":
-        safe = where | {"trust_remote_code": False}
         try:
             loaded, info = T5EncoderModel.from_pretrained(
                 encoder, dtype=dtype, use_safetensors=True, output_loading_info=True, **where
@@ -112,16 +100,14 @@ class TextEncoder:
         except MemoryError:
             raise
         except Exception as error:  # transformers raises what the files lead it to
-            raise _not_loaded(encoder, error) from error
+            raise TextError(f"text encoder {encoder} cannot be loaded as a T5: {brief(error, 300)}") from error
         try:
-            words = AutoTokenizer.from_pretrained(tokenizer, **safe)
+            words = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False, **where)
         except MemoryError:
             raise
         except Exception as error:  # tokenizers raises plain ones
-            raise TextError(
-                f"the tokenizer in {tokenizer} ({' or '.join(TOKENIZERS)}, tokenizer_config.json) cannot be loaded: "
-                f"{' '.join(str(error).split()):.300}"
-            ) from error
+            names = f"{' or '.join(TOKENIZERS)}, tokenizer_config.json"
+            raise TextError(f"the tokenizer in {tokenizer} ({names}) cannot be loaded: {brief(error, 300)}") from error
         missing = sorted(info["missing_keys"])
         if missing:
             raise TextError(
@@ -271,98 +257,3 @@ def _batches(lengths: Sequence[int]) -> list[list[int]]:
                 continue
         batches.append([i])
     return batches
-
-
-def _not_loaded(source: str, error: Exception) -> TextError:
-    return TextError(f"text encoder {source} cannot be loaded as a T5: {' '.join(str(error).split()):.300}")
-
-
-def _check_folder(folder: Path) -> None:
-    """Raises UserError for a folder that cannot be one of encoder and tokenizer."""
-    if not (folder / "config.json").exists():
-        inside = folder / "text_encoder"
-        hint = f"; {inside} looks like one of a pipeline: load the pipeline" if inside.is_dir() else ""
-        raise TextError(f"{folder} has no config.json: give a transformers T5 folder{hint}")
-
-
-def check_encoder(folder: Path) -> None:
-    """Raises UserError unless the folder's weights are, name by name, those of the T5 that its config.json tells of."""
-    file = folder / "config.json"
-    config = read_object(file)
-    _refuse_code(file, config)
-    files = weight_files(folder, "model")
-    if config.get("model_type", "t5") not in ("t5", "umt5"):
-        raise TextError(f"{file}: model_type={config['model_type']!r:.60}: it cannot be loaded as a T5")
-    held = shapes_in(files)
-    wanted = _shapes_of(file, config)
-    held_bytes = sum(weights.stat().st_size for weights in files)
-    count = sum(math.prod(shape) for shape in wanted.values())
-    if count > held_bytes:
-        raise TextError(
-            f"text encoder {folder} cannot be loaded as a T5: config.json tells of {count:,} parameters, and the "
-            f"weights have {held_bytes:,} bytes: copy both again"
-        )
-    held = {name: shape for name, shape in held.items() if not name.startswith(("decoder.", "lm_head."))}
-    table = held.get(_TABLES[0], held.get(_TABLES[1]))  # one table, saved under either name or both
-    if table is not None:
-        held |= {name: held.get(name, table) for name in _TABLES if name in wanted}
-    check_tensors(folder, "T5 encoder", wanted, held)
-
-
-def _shapes_of(file: Path, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The tensors of the encoder that a config.json tells of. Raises UserError where it tells of none."""
-    try:
-        check_values(f"{file}: ", config)
-        with torch.device("meta"):
-            encoder = T5EncoderModel(T5Config(**config))
-    except UserError:
-        raise
-    except Exception as error:  # transformers raises its validator's own errors, which differ by version
-        raise TextError(f"{file} makes no T5 ({' '.join(str(error).split()):.200}): copy it again") from error
-    return {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
-
-
-def check_tokenizer(folder: Path) -> None:
-    """Raises UserError for a folder without a tokenizer, and for one that asks for code of its own."""
-    found = [folder / name for name in TOKENIZERS if (folder / name).exists()]
-    if not found:
-        raise TextError(
-            f"{folder} has no tokenizer ({' or '.join(TOKENIZERS)}): save the tokenizer into the same folder"
-        )
-    for name in (*TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
-        if (folder / name).exists() or (folder / name).is_symlink():
-            check_file(folder / name)
-            if (folder / name).stat().st_size > LARGEST_TOKENIZER:
-                raise TextError(f"{folder / name} is larger than any tokenizer: copy it again")
-    settings = folder / "tokenizer_config.json"
-    if settings.exists():
-        found = read_object(settings)
-        _refuse_code(settings, found)
-        longest = found.get("model_max_length")
-        is_number = isinstance(longest, int | float) and not isinstance(longest, bool)
-        if longest is not None and not (is_number and longest >= 1):
-            raise TextError(f"{settings}: model_max_length={longest!r:.60}: must be a number of tokens, at least 1")
-
-
-def _refuse_code(file: Path, config: dict[str, Any]) -> None:
-    if "auto_map" in config:
-        raise TextError(f"{file}: auto_map={config['auto_map']!r:.60} asks for code of its own, which is never run")
-
-
-def _hub(name: str) -> dict[str, bool]:
-    """How to load the hub's ``name``: from the network, or from the cache when the hub does not answer.
-
-    :class:`TextError` at once when neither has it, and for what can only be a missing folder.
-    """
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) or ("/" in name and Path(name).parent.is_dir()):
-        raise TextError(f"text encoder folder {name} does not exist: give a transformers T5 folder or a hub name")
-    try:
-        HfApi().model_info(name, timeout=10)
-    except Exception as error:  # the hub's client raises its HTTP library's own errors, which differ by version
-        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
-            raise TextError(
-                f"text encoder {name} is neither a folder nor to be had from the hub ({str(error).strip()[:200]}): "
-                "give a transformers T5 folder, or fetch it where there is a network"
-            ) from error
-        return {"local_files_only": True}
-    return {"local_files_only": False}
