@@ -6,8 +6,7 @@ Axes: latents are [C,f,h,w], frames uint8 [F,H,W,3].
 from __future__ import annotations
 
 import os
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from ..data.transforms import from_uint8, to_uint8
@@ -28,7 +27,6 @@ from ..diffusion.solvers import Predict, solve
 from ..errors import UserError
 from ..files import follow_umask
 from ..limits import check, check_values
-from ..models.budget import free_bytes
 from ..models.interchange import Vae, as_vae, raw_vae
 from ..models.key_value_cache import KeyValueCache
 from ..models.transformer import VideoDiT
@@ -36,10 +34,8 @@ from ..packing import Grid, unpatchify
 from ..precision import choose, dtype_of
 from ..text import TextEncoder
 from .folder import CLASSES, check_index, read_parts
-from .limit import Kind, check_cost
-from .sampling import Batch, Request, Sampling, make_predict, record
-
-BYTES_A_PIXEL = 15  # of a decoded clip: three fp32 values, and three bytes of what is written
+from .limit import Kind, check_cost, check_room
+from .sampling import Batch, Request, Sampling, by_shape, condition_of, make_predict, record
 
 
 @dataclass
@@ -252,7 +248,7 @@ class LatentVideoPipeline(DiffusionPipeline):
             raise UserError("0 prompts: at least one is needed")
         self._text().check(text for request in requests for text in (request.prompt, request.negative_prompt))
         check_cost(self, [request.grid for request in requests], sampling.large)
-        condition = self._condition(sampling.condition)
+        condition = condition_of(self.config.given, sampling.condition)
         model, scheduler = self.transformer.config, self.scheduler
         batch = Batch.of(
             requests,
@@ -274,17 +270,7 @@ class LatentVideoPipeline(DiffusionPipeline):
 
     def by_levels(self, sampling: Sampling | None) -> bool:
         """Whether whole frames that are known act by having noise level 0. Raises UserError."""
-        return self._condition(None if sampling is None else sampling.condition) == "levels"
-
-    def _condition(self, asked: str | None) -> str:
-        """Raises UserError where the model was not trained for what is asked."""
-        trained = tuple(self.config.given) != ("plain",)
-        if asked == "levels" and not trained:
-            raise UserError(
-                "this model was trained without given frames (`given` in its training config): use condition "
-                "'reconstruction' or 'replacement', or train it with them"
-            )
-        return asked or ("levels" if trained else "reconstruction")
+        return condition_of(self.config.given, None if sampling is None else sampling.condition) == "levels"
 
     @torch.no_grad()
     def encode(self, clips: Sequence[Tensor], precision: torch.dtype | None = None) -> list[Tensor]:
@@ -293,7 +279,8 @@ class LatentVideoPipeline(DiffusionPipeline):
         def each(videos: Tensor) -> Sequence[Tensor]:
             return self.codec.normalise(self.codec.encode(from_uint8(videos)).latent_dist.mean)
 
-        return self._by_shape([clip.to(self._execution_device) for clip in clips], each, precision)
+        with self._autocast(precision):
+            return by_shape([clip.to(self._execution_device) for clip in clips], each)
 
     @torch.no_grad()
     def decode(self, latents: Sequence[Tensor], precision: torch.dtype | None = None) -> list[Tensor]:
@@ -302,20 +289,8 @@ class LatentVideoPipeline(DiffusionPipeline):
         def each(z: Tensor) -> Sequence[Tensor]:
             return [to_uint8(video).cpu() for video in self.codec.decode(self.codec.denormalise(z)).sample]
 
-        return self._by_shape(latents, each, precision)
-
-    def _by_shape(
-        self, items: Sequence[Tensor], each: Callable[[Tensor], Sequence[Tensor]], precision: torch.dtype | None
-    ) -> list[Tensor]:
-        groups: dict[torch.Size, list[int]] = defaultdict(list)
-        for i, item in enumerate(items):
-            groups[item.shape].append(i)
-        results: dict[int, Tensor] = {}
         with self._autocast(precision):
-            for members in groups.values():
-                made = each(torch.stack([items[i] for i in members]))
-                results |= dict(zip(members, made, strict=True))
-        return [results[i] for i in range(len(items))]
+            return by_shape(latents, each)
 
     def _text(self) -> TextEncoder:
         return TextEncoder(self.text_encoder, self.tokenizer)
@@ -329,12 +304,7 @@ class LatentVideoPipeline(DiffusionPipeline):
             near = " x ".join(str(max(1, round(side / stride)) * stride) for side in (height, width))
             raise UserError(f"{height} x {width} pixels: this model makes multiples of {stride}, such as {near}")
         grid = vae.latent_grid(frames, height, width)
-        need, free = BYTES_A_PIXEL * frames * height * width, free_bytes(torch.device("cpu"))
-        if need > free:
-            raise UserError(
-                f"{frames} frames of {height} x {width} pixels take {need / 2**30:,.1f} GiB decoded, and "
-                f"{free / 2**30:,.1f} GiB are free: ask for fewer or smaller ones"
-            )
+        check_room(frames, height, width)
         return grid
 
     def rate(self, fps: float | None, grid: Grid) -> float:
@@ -350,13 +320,6 @@ class LatentVideoPipeline(DiffusionPipeline):
         elif precision is None:
             precision = dtype_of(choose("auto", self._execution_device))
         return nullcontext() if precision == torch.float32 else torch.autocast(device, precision)
-
-
-def wake(module: nn.Module) -> None:
-    """Brings a module that waits on the CPU (`enable_model_cpu_offload`) to the device, for a use without `forward`."""
-    hook = getattr(module, "_hf_hook", None)
-    if hook is not None:
-        hook.pre_forward(module)
 
 
 def _one_each(value, count: int, name: str) -> list:

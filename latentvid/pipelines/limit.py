@@ -7,15 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ..errors import UserError
 from ..limits import shown
 from ..models.attention_context import attended_pairs
+from ..models.budget import free_bytes
 from ..packing import Grid, token_grid
 
 if TYPE_CHECKING:
     from .latent_video import LatentVideoPipeline
 
 TIMES = 10
+BYTES_A_PIXEL = 15  # of a decoded clip: three fp32 values, and three bytes of what is written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +82,16 @@ def cost(pipeline: LatentVideoPipeline, grid: Grid) -> float:
     model = pipeline.transformer.config
     tokens = token_grid(grid, model.patch)
     return math.prod(tokens) + attended_pairs(model.attention, model.depth, tokens) / model.depth / (6 * model.width)
+
+
+def check_room(frames: int, height: int, width: int) -> None:
+    """Raises UserError where the memory does not hold such a clip decoded."""
+    need, free = BYTES_A_PIXEL * frames * height * width, free_bytes(torch.device("cpu"))
+    if need > free:
+        raise UserError(
+            f"{frames} frames of {height} x {width} pixels take {need / 2**30:,.1f} GiB decoded, and "
+            f"{free / 2**30:,.1f} GiB are free: ask for fewer or smaller ones"
+        )
 
 
 def check_cost(pipeline: LatentVideoPipeline, grids: Sequence[Grid], large: bool) -> None:

@@ -28,7 +28,7 @@ from ..models.key_value_cache import KeyValueCache
 from ..models.streaming import DecodeStream
 from ..packing import Grid
 from ..rng import derived_seed
-from .latent_video import LatentVideoPipeline, wake
+from .latent_video import LatentVideoPipeline
 from .limit import check_cost
 from .sampling import Request, Sampling
 
@@ -278,7 +278,8 @@ def _decoder(pipeline: LatentVideoPipeline, sampling: Sampling) -> Callable[[Ten
     stream = DecodeStream(codec)
 
     def decode(z: Tensor) -> Tensor:
-        wake(pipeline.vae)
+        if (hook := getattr(pipeline.vae, "_hf_hook", None)) is not None:  # with `enable_model_cpu_offload` it may
+            hook.pre_forward(pipeline.vae)  # wait on the CPU, and a stream does not call `forward`
         with pipeline._autocast(sampling.precision):
             return to_uint8(stream.push(codec.denormalise(z[None]))[0]).cpu()
 

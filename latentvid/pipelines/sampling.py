@@ -5,7 +5,8 @@ Axes: T tokens of a pack, P token features, R latent frames, N samples, K steps;
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -70,6 +71,18 @@ class Sampling:
     precision: torch.dtype | None = None
     progress: bool = True
     large: bool = False
+
+
+def condition_of(given: Sequence[str], asked: str | None) -> str:
+    """How what is known conditions the rest, by the frames that were given in training. Raises UserError where the
+    model was not trained for what is asked."""
+    trained = tuple(given) != ("plain",)
+    if asked == "levels" and not trained:
+        raise UserError(
+            "this model was trained without given frames (`given` in its training config): use condition "
+            "'reconstruction' or 'replacement', or train it with them"
+        )
+    return asked or ("levels" if trained else "reconstruction")
 
 
 @dataclass
@@ -138,6 +151,17 @@ class Batch:
     def noise(self) -> Noise:
         """Fresh noise [T,P], each sample's from its own source."""
         return lambda: draw_noise(self.sources, self.layout, self.z.shape[1]).to(self.z.device)
+
+
+def by_shape(items: Sequence[Tensor], each: Callable[[Tensor], Sequence[Tensor]]) -> list[Tensor]:
+    """What `each` makes of the items, in their order; those of equal shape go through it as one stack."""
+    groups: dict[torch.Size, list[int]] = defaultdict(list)
+    for i, item in enumerate(items):
+        groups[item.shape].append(i)
+    results: dict[int, Tensor] = {}
+    for members in groups.values():
+        results |= dict(zip(members, each(torch.stack([items[i] for i in members])), strict=True))
+    return [results[i] for i in range(len(items))]
 
 
 def draw_noise(sources: Sequence[torch.Generator], layout: Packed, features: int) -> Tensor:
