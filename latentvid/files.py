@@ -35,6 +35,12 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
+def write_whole(path: Path, text: str) -> None:
+    """A file that holds the text, or what it held before."""
+    with written_whole(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
 def part_of(name: str) -> str:
     """As much of a file's name as the hidden name beside it has room for."""
     return os.fsencode(name)[: LONGEST_NAME - 40].decode("utf-8", "ignore")

@@ -34,7 +34,7 @@ from ..diffusion.guidance import Guidance
 from ..errors import UserError
 from ..evaluation.pairs.reconstruction import evaluate, reconstruct
 from ..evaluation.sheet import Row, draw_sheet
-from ..files import follow_umask, written_whole
+from ..files import follow_umask, write_whole
 from ..limits import check_fields
 from ..pipelines.latent_video import LatentVideoPipeline
 from ..pipelines.loading import load_pipeline
@@ -217,8 +217,7 @@ def _write_scores(demo: Demo, clips: dict[str, list[Tensor]], fidelity: Tensor, 
         for name, given in (("steps", config.steps), ("guidance", config.guidance))
     )
     scores["settings"] = {"seed": config.seed, "frames": FRAMES, "steps": steps, "guidance": guidance}
-    with written_whole(config.run / "scores.json") as beside:
-        beside.write_text(json.dumps(scores, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_whole(config.run / "scores.json", json.dumps(scores, indent=2, allow_nan=False) + "\n")
     return scores
 
 

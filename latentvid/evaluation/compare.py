@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ..data.video.reading import probe, read_frames
 from ..errors import UserError
-from ..files import check_outputs, written_whole
+from ..files import check_outputs, write_whole
 from ..limits import check
 from .clip_folder import INDEX, Files, list_files
 from .preference.counting import count, table
@@ -146,6 +146,5 @@ def count_choices(folder: Path, files: Sequence[Path], out: Path | None) -> str:
     key = read_key(folder)
     result = count(key, read_choices(files, key))
     if out is not None:
-        with written_whole(out) as beside:
-            beside.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_whole(out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     return table(result)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..files import written_whole
+from ..files import write_whole
 from ..tables import markdown_table, text_table
 from ..versions import installed
 from .bootstrap import LEVEL, Result
@@ -41,15 +41,14 @@ class Scored:
             "left_out": self.left_out,
             "notes": self.notes,
             "skipped": [fault._asdict() for fault in self.skipped],
-            "versions": versions(),
+            "versions": installed(PACKAGES),
         }
 
     def write(self, folder: Path) -> None:
         """scores.json and scores.md."""
         text = json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n"
         for name, content in zip(FILES, (text, self.markdown()), strict=True):
-            with written_whole(folder / name) as beside:
-                beside.write_text(content, encoding="utf-8")
+            write_whole(folder / name, content)
 
     def table(self) -> list[tuple[str, ...]]:
         """The cells of each score, in the order of `HEAD`."""
@@ -67,7 +66,7 @@ class Scored:
         return "\n".join([text_table([HEAD, *self.table()]), "", *self._remarks()])
 
     def markdown(self) -> str:
-        settings = {k: v for k, v in self.settings.items() if k != "extractors" and v is not None} | versions()
+        settings = {k: v for k, v in self.settings.items() if k != "extractors" and v is not None} | installed(PACKAGES)
         counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in self.counts.items())
         parts = [
             "# Scores",
@@ -92,11 +91,6 @@ class Scored:
         for name, why in self.left_out.items():
             names.setdefault(why, []).append(name)
         return [*self.notes, *skipped, *(f"left out: {', '.join(alike)}: {why}" for why, alike in names.items())]
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that scores depend on."""
-    return installed(PACKAGES)
 
 
 def _short(number: float) -> str:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from ..data.manifest.tables import READERS
 from ..diffusion.guidance import Guidance
 from ..errors import UserError
-from ..files import file_fault, part_of, written_whole
+from ..files import file_fault, part_of, write_whole
 from ..limits import check, shown
 from ..lock import FolderLock
 from ..packing import Grid
@@ -291,8 +291,7 @@ def _read_index(path: Path) -> dict[str, dict[str, Any]]:
 
 def _begin(folder: Path, records: dict[str, dict[str, Any]]) -> None:
     """Writes the index, and removes what a killed run left half written."""
-    with written_whole(folder / INDEX) as beside:
-        beside.write_text("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in records.values()), encoding="utf-8")
+    write_whole(folder / INDEX, "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in records.values()))
     for part in folder.glob(".*.part"):
         if part.name[1:].rsplit(".", 2)[0] in {part_of(file) for file in records}:
             part.unlink()

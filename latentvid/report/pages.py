@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..demo.report import DEMO
 from ..errors import UserError
-from ..files import check_target, written_whole
+from ..files import check_target, write_whole
 from ..page import LIMIT, Page, note
 from .configuration import configuration
 from .curves import efficiency, training_curves
@@ -50,8 +50,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None, limit: int = 
         about = _collection(folders)
         kind, lead, parts = about.title, about.lead, _whole(page, folders, names, about)
     title = f"{kind}: {names[0]}" if len(names) == 1 else " against ".join(names)
-    with written_whole(out) as beside:
-        beside.write_text(page.html(title, lead, parts, made_by()), encoding="utf-8")
+    write_whole(out, page.html(title, lead, parts, made_by()))
     return out
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...errors import UserError
-from ...files import read_json, written_whole
+from ...files import read_json, write_whole
 from ...rng import derived_seed
 
 KEY = "key.json"
@@ -72,8 +72,7 @@ class Key:
             raise UserError(f"{path} is of another page, whose choices need it: give another --out, or remove it")
 
     def write(self, folder: Path) -> None:
-        with written_whole(folder / KEY) as beside:
-            beside.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_whole(folder / KEY, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
 
 
 def read_key(folder: Path) -> Key:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ...data.transforms import from_uint8, to_uint8
 from ...data.video.writing import write_video
 from ...errors import ClipError, UserError
-from ...files import check_outputs, part_of, written_whole
+from ...files import check_outputs, part_of, write_whole
 from ...limits import check_fields
 from ...models.interchange import Vae, load_vae
 from ...precision import MixedPrecision, autocast, choose, describe
@@ -181,8 +181,7 @@ def score_vae(config: VaeScoresConfig) -> dict[str, Any]:
     config.out.mkdir(parents=True, exist_ok=True)
     texts = json.dumps(result, indent=1, allow_nan=False), table(result), draw_latents(result["latents"])
     for name, text in zip(FILES, texts, strict=False):
-        with written_whole(config.out / name) as beside:
-            beside.write_text(text, encoding="utf-8")
+        write_whole(config.out / name, text)
     if rows:
         draw_sheet(rows, config.out / "sheet.png", columns=4, zoom=max(1, SHEET_SIDE // len(rows[0].clips[0][0])))
     return result
