@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "cpu": {"cpu"},
     "kernels": {"cpu"},
     "attention": BASE - {"world"} | {"kernels"},
-    "text": BASE - {"world"},
+    "text": BASE - {"world"} | {"text"},
     "models": BASE - {"world"} | {"attention", "kernels", "sequence", "models"},
     "diffusion": BASE - {"world"} | {"diffusion"},
     "config": BASE - {"world"} | {"config", "diffusion"},
