@@ -32,6 +32,8 @@ def test_guidance_is_within_its_interval_and_not_on_given_rows():
     torch.testing.assert_close(got[:6], c[:6])
     torch.testing.assert_close(got[6:], 3 * c[6:] - 2 * u[6:])
     assert Guidance(scale=3.0).scales(torch.tensor([0.0, 1e-4, 1.0])).tolist() == [1.0, 3.0, 3.0]
+    ends = torch.tensor([0.2, 0.25, 0.5, 0.55])
+    assert Guidance(scale=3.0, interval=(0.25, 0.5)).scales(ends).tolist() == [1.0, 3.0, 3.0, 1.0]
 
 
 @pytest.mark.parametrize("rescale", [0.7, 1.0])

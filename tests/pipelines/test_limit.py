@@ -16,9 +16,10 @@ from latentvid.data.video.writing import write_video
 from latentvid.errors import UserError
 from latentvid.pipelines import outputs, tasks
 from latentvid.pipelines.latent_video import LatentVideoPipeline
-from latentvid.pipelines.limit import Kind, trained_area, trained_frames
+from latentvid.pipelines.limit import TIMES, Kind, check_cost, cost, trained_area, trained_frames
 from latentvid.pipelines.loading import load_pipeline
 from latentvid.pipelines.sampling import Sampling
+from latentvid.rng import derived_seed
 from latentvid.training.stages.dit.seen import defaults_of, seen_in
 
 RED = "a red 7 moves up"
@@ -63,6 +64,24 @@ def test_ten_times_the_cost_of_training_must_be_asked_for(pipeline):
     assert len(pipeline(RED, frames=65, sampling=large).frames[0]) == 65
 
 
+def test_cost_is_that_of_linear_layers_and_of_attention(pipeline):
+    """24 D^2 a token and 4 D a pair of a query and a key, over 24 D^2; the dearest kind is by all its sides."""
+    width, tokens = pipeline.transformer.config.width, 2 * 4 * 4
+    assert cost(pipeline, (2, 8, 8)) == pytest.approx(tokens + tokens**2 / (6 * width))
+    kinds = [{"frames": f, "height": s, "width": s} for f, s in ((1, 64), (17, 16), (5, 32))]
+    stub = SimpleNamespace(
+        config=SimpleNamespace(frames=5, height=32, width=32, trained=kinds),
+        codec=pipeline.codec,
+        transformer=pipeline.transformer,
+    )
+    usual = cost(pipeline, pipeline.codec.latent_grid(5, 32, 32))
+    grids = [(f, 8, 8) for f in range(1, 200)]
+    fit = [grid for grid in grids if cost(pipeline, grid) <= TIMES * usual]
+    check_cost(stub, fit, False)
+    with pytest.raises(UserError, match="at most 5 frames of 32 x 32"):
+        check_cost(stub, [grids[len(fit)]], False)
+
+
 def test_a_large_picture_is_taken_at_the_size_of_training(tiny_pipeline, tmp_path, capfd):
     Image.fromarray(np.zeros((90, 160, 3), np.uint8)).save(tmp_path / "p.png")
     options = ("--model", tiny_pipeline, "--image", tmp_path / "p.png", "--prompt", RED, "--steps", "1")
@@ -82,8 +101,20 @@ def test_long_clips_are_painted_in_windows(pipeline):
     assert all((made[i, :16] != clip[i, :16]).any() for i in range(12))
     (first,) = tasks.inpaint(pipeline, [clip[:5]], [mask], [RED], sampling=QUIET)
     assert torch.equal(made[:5], first)
-    edited = tasks.edit_windows(pipeline, clip, RED, RED, "sdedit", None, window=5, sampling=QUIET)
-    assert edited.shape == clip.shape
+    begun, here = torch.cat([made[4:5], clip[5:9]]), mask.expand(5, 32, 32).clone()
+    here[0] = False  # a window begins with the last frame of the one before, as that was painted
+    seed = derived_seed(0, 1, "window")
+    (second,) = tasks.inpaint(pipeline, [begun], [here], [RED], seed=seed, sampling=QUIET)
+    assert torch.equal(made[4:9], second)
+
+
+def test_every_window_has_noise_of_its_own(pipeline):
+    still = torch.full((10, 32, 32, 3), 90, dtype=torch.uint8)
+    edited = tasks.edit_windows(pipeline, still, RED, RED, "sdedit", 0.9, window=5, seed=3, sampling=QUIET)
+    for k, seed in enumerate((3, derived_seed(3, 1, "window"))):
+        (alone,) = tasks.edit(pipeline, [still[:5]], [RED], [RED], "sdedit", 0.9, seed=seed, sampling=QUIET)
+        assert torch.equal(edited[5 * k : 5 * k + 5], alone)
+    assert not torch.equal(edited[:5], edited[5:])
 
 
 @pytest.mark.parametrize(("seconds", "frames"), [("1", 9), ("0.1", 1)])

@@ -189,6 +189,24 @@ def test_the_noise_is_found_without_guidance(pipeline, monkeypatch):
     assert (requests[0].prompt, sampling.guidance.scale, sampling.steps) == (RED, 1.0, FAST.steps)
 
 
+@pytest.mark.parametrize("own", [None, (0.2, 0.5)])
+@pytest.mark.parametrize(("mode", "strength"), [("inversion", 0.95), ("sdedit", 0.7)])
+def test_an_edit_begins_at_its_modes_level_and_guides_an_inversion_below_another(
+    mode, strength, own, pipeline, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(LatentVideoPipeline, "invert", lambda self, z, *_, iterations: z)
+    monkeypatch.setattr(
+        LatentVideoPipeline, "sample", lambda self, r, sampling: asked.append((r, sampling)) or [r[0].start]
+    )
+    sampling = replace(FAST, guidance=Guidance(scale=2.0, interval=own))
+    tasks.edit(pipeline, [clip(5)], [RED], [BLUE], mode, negative_prompt="dark", seed=4, sampling=sampling)
+    ((requests, sampling),) = asked
+    assert (requests[0].prompt, requests[0].negative_prompt, requests[0].seed) == (BLUE, "dark", 4)
+    assert requests[0].level == strength
+    assert sampling.guidance == Guidance(scale=2.0, interval=own or ((0.0, 0.7) if mode == "inversion" else None))
+
+
 def test_sdedit_keeps_more_of_the_clip_the_weaker_it_is(pipeline):
     source = clip(6)
     want = pipeline.decode(pipeline.encode([tasks.whole_groups(source, 4)]))[0][:6].int()
@@ -216,7 +234,7 @@ def test_an_edit_does_not_depend_on_what_it_is_made_with(pipeline):
         (lambda p: tasks.edit(p, [clip(5)], [RED], [RED], strength=0.0), "strength 0.0"),
         (lambda p: tasks.edit(p, [clip(5, 20)], [RED], [RED], sampling=FAST), "20 x 24 pixels: .* multiples of 8"),
         (lambda p: tasks.interpolate(p, [clip(1)[0]], [clip(1, 24)[0]], [RED], 4), "first .* 16 x 24 .* last 24 x 24"),
-        (lambda p: tasks.interpolate(p, [clip(1)[0]], [clip(1)[0]], [RED], 0), "0 frames between"),
+        (lambda p: tasks.interpolate(p, [clip(1)[0]], [clip(1)[0]], [RED], 0), "between=0: must be a whole number"),
         (lambda p: tasks.raise_rate(p, clip(1), 2), "1 frames at 2 times"),
         (lambda p: tasks.raise_rate(p, clip(3), 1), "3 frames at 1 times"),
     ],
