@@ -6,7 +6,8 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score
 
-from latentvid.evaluation.preference.counting import agreement, bootstrap, count, sign_test, wilson
+from latentvid.errors import UserError
+from latentvid.evaluation.preference.counting import agreement, bootstrap, count, sign_test, table, wilson
 from latentvid.evaluation.preference.key import Choices, Key, Pair
 
 
@@ -40,6 +41,18 @@ def test_sides_ties_checks_and_raters_are_counted_as_they_are():
     assert result["attention"]["rater 1"]["noise"] == {"answered": 1, "passed": 0}
     assert result["attention"]["rater 2"]["same"] == {"answered": 0, "passed": 0}
     assert q["agreement"]["pairs"] == 1 and q["agreement"]["method"] == "Fleiss" and q["agreement"]["kappa"] is None
+
+
+def test_a_question_that_nobody_answered_is_told():
+    questions = ("Better?", "Sharper?")
+    key = Key("a", "b", 0, questions, "", (Pair("w", "A", "B"), Pair("v", "A", "A")))
+    result = count(key, [Choices("x", {"Better?": {1: "left"}, "Sharper?": {2: "tie"}})])  # a check is no answer
+    assert result["questions"][1] == {"question": "Sharper?", "votes": 0} and result["questions"][0]["win_rate"] == 1.0
+    said = table(result)
+    assert "Sharper?\n  nobody answered" in said and "  A over B: 100.0 % of 1 pairs" in said
+    assert "  x: same 1 of 1, noise 0 of 0" in said
+    with pytest.raises(UserError, match="the files hold no choices"):
+        count(key, [Choices("x", {question: {} for question in questions})])
 
 
 def test_intervals_and_tests_are_the_published_ones():
