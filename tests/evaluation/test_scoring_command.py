@@ -238,7 +238,7 @@ def test_files_that_cannot_be_used_are_listed(score, sets, tmp_path):
 
 def test_wrong_arguments_are_named(sets, tmp_path):
     for wrong, message in (
-        ({"frames": 0}, "frames 0"),
+        ({"frames": 0}, "frames=0: must be a whole number from 1"),
         ({"bootstrap": 1}, "2 or more resamples"),
         ({"weights": tmp_path / "none"}, "give the folder that holds inception/"),
     ):

@@ -90,7 +90,7 @@ def test_bad_files_and_outputs_are_refused_before_any_work(vae, tmp_path, monkey
         ("tiny.png", "out.mp4", None, "tiny.png.*smaller than one stride"),
         ("in.mp4", "out.avi", None, "mp4, .webm, .gif, .png"),
         ("in.mp4", "out.gif", None, "9 frames are too many"),
-        ("in.mp4", "out.mp4", 0, "at least 1 frame"),
+        ("in.mp4", "out.mp4", 0, "max_frames=0: must be a whole number from 1"),
     ):
         with pytest.raises(UserError, match=message):
             reconstruct_file(vae, tmp_path / name, tmp_path / output, frames)
