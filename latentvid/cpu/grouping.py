@@ -55,10 +55,11 @@ class Rows:
     def segments(self) -> int:
         return len(self.starts)
 
-    def each(self, x: Tensor) -> Iterator[Tensor]:
-        """The rows of x [T,A,...] of each segment, head by head and as a batch of one: views [1,A,L,...]."""
-        for start, count in zip(self.starts, self.counts, strict=True):
-            yield x.narrow(0, start, count).transpose(0, 1)[None]
+    def views(self, x: Tensor, runs: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
+        """The rows of x [T,A,...] of each of these `equal_runs`, head by head: views [n,A,L,...]."""
+        for first, n in runs:
+            start, count = self.starts[first], self.counts[first]
+            yield x.narrow(0, start, n * count).unflatten(0, (n, count)).transpose(1, 2)
 
     def run(self, x: Tensor) -> Tensor:
         """These rows of x [T,A,K] where they are a run: [n,L,A,K]."""
@@ -98,6 +99,24 @@ class Rows:
     def over_heads(self, heads: int) -> Tensor | None:
         """`padded` for each head: [n*A,P]."""
         return None if self.padded is None else self.padded.repeat_interleave(heads, dim=0)
+
+
+def equal_runs(queries: Rows, keys: Rows) -> tuple[tuple[int, int], ...]:
+    """The segments as runs: the first of each and how many there are, of one length and side by side on both sides."""
+    return _equal_runs(tuple(queries.starts), tuple(queries.counts), tuple(keys.starts), tuple(keys.counts))
+
+
+@lru_cache(maxsize=64)
+def _equal_runs(*sides: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    runs: list[tuple[int, int]] = []
+    follows = None
+    for i, (start_q, count_q, start_k, count_k) in enumerate(zip(*sides, strict=True)):
+        if (start_q, count_q, start_k, count_k) == follows:
+            runs[-1] = runs[-1][0], runs[-1][1] + 1
+        else:
+            runs.append((i, 1))
+        follows = start_q + count_q, count_q, start_k + count_k, count_k
+    return tuple(runs)
 
 
 def segment_groups(q: Tensor, k: Tensor, cu_q: Tensor, cu_k: Tensor) -> tuple[tuple[Rows, Rows], ...]:

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 from ..errors import UserError
+from ..kernels import unfolds
 from .causal3d import StreamCache
 
 CHUNK_PIXELS = 2**19  # clips x frames x height x width that pass through a network together, where one group is less
@@ -254,11 +255,8 @@ def _workspace(x: Tensor, weight: Tensor, y: Tensor, device: torch.device) -> in
     """Bytes that a convolution may take beside its operands.
 
     Usually copies of them in the layout that its kernel likes. PyTorch's own kernel for CPUs unfolds the input instead;
-    when it is taken: `use_mkldnn` in its aten/src/ATen/native/Convolution.cpp.
+    the 2D convolution in its place takes less.
     """
-    onednn = x.dtype == torch.float32 and (weight.shape[3:].numel() > 1 or torch.get_num_threads() > 1 or len(x) >= 16)
-    onednn = onednn and (len(x) > 1 or min(weight.shape[3:]) > 3 or x.shape[:4].numel() > 20480)
-    onednn = onednn or (x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    if device.type != "cpu" or onednn:
-        return x.nbytes + weight.nbytes + y.nbytes
-    return y.nbytes // y.shape[1] * weight[0].numel() + weight.nbytes
+    if device.type == "cpu" and unfolds(x, weight):
+        return y.nbytes // y.shape[1] * weight[0].numel() + weight.nbytes
+    return x.nbytes + weight.nbytes + y.nbytes

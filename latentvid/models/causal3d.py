@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..kernels import conv3d
+
 
 class StreamCache:
     """What each causal layer must remember between the chunks of one stream: its last input frames.
@@ -36,14 +38,24 @@ class StreamCache:
         return x
 
 
-class CausalConv3d(nn.Conv3d):
-    """3D convolution, stride 1, 'same' in space; in time it sees the present frame and `kt - 1` earlier ones.
+class Conv3d(nn.Conv3d):
+    """3D convolution, stride 1, 'same' in space, without padding in time."""
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: tuple[int, int, int] = (1, 1, 1)) -> None:
+        super().__init__(channels_in, channels_out, kernel, padding=(0, kernel[1] // 2, kernel[2] // 2))
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return conv3d(x, weight, bias, self.padding[1:])
+
+
+class CausalConv3d(Conv3d):
+    """In time it sees the present frame and `kt - 1` earlier ones.
 
     Before the first frame the first frame is repeated, so an image is a still clip seen for one frame.
     """
 
     def __init__(self, channels_in: int, channels_out: int, kernel: tuple[int, int, int] = (3, 3, 3)) -> None:
-        super().__init__(channels_in, channels_out, kernel, padding=(0, kernel[1] // 2, kernel[2] // 2))
+        super().__init__(channels_in, channels_out, kernel)
 
     def forward(self, x: Tensor, cache: StreamCache) -> Tensor:  # [B,C,f,h,w] -> [B,C',f,h,w]
         past = self.kernel_size[0] - 1
@@ -74,7 +86,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.time, self.space, self.shortcut = time, space, shortcut
         folded = channels_in * time * space**2
-        self.mix = nn.Conv3d(folded, channels_out, 1)
+        self.mix = Conv3d(folded, channels_out)
 
     def forward(self, x: Tensor, cache: StreamCache) -> Tensor:
         # the first frame forms a group of its own: repeat it to the group's length
@@ -97,7 +109,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.time, self.space, self.shortcut = time, space, shortcut
         folded = channels_out * time * space**2
-        self.mix = nn.Conv3d(channels_in, folded, 1)
+        self.mix = Conv3d(channels_in, folded)
 
     def forward(self, x: Tensor, cache: StreamCache) -> Tensor:
         y = self.mix(x)
