@@ -1,7 +1,7 @@
 """The attention backend `grouped`: segments of about equal length as one product, in the dtype of its inputs.
 
-On CPUs segments in fp32 go through torch's own fused kernel, those of one length in one call, which is up to 2 times faster than products;
-in bf16 it is up to 10 times slower.
+On CPUs segments in fp32 go through torch's own fused kernel, those of one length that stand side by side in one call,
+which is up to 2 times faster than products; in bf16 it is up to 10 times slower.
 
 Custom operators, so that compiled blocks hold each as one opaque node: no graph break, no recompile per layout.
 
