@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from timm.optim import muon
-from torch import nn
+from torch import Tensor, nn
 
 from ..config.sections import Optim
 
@@ -38,11 +38,45 @@ class Muon(muon.Muon):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         usual = muon.zeropower_via_newtonschulz
-        muon.zeropower_via_newtonschulz = partial(usual, dtype=self.newton_schulz)
+        muon.zeropower_via_newtonschulz = partial(_orthogonalised, usual=usual, dtype=self.newton_schulz)
         try:
             return super().step(closure)
         finally:
             muon.zeropower_via_newtonschulz = usual
+
+
+def _orthogonalised(
+    g: Tensor,
+    steps: int,
+    coefficients: Sequence[tuple[float, float, float]],
+    *,
+    usual: Callable[..., Tensor],
+    dtype: torch.dtype,
+    eps: float,
+    safety_factor: float,
+    scale_eps: bool,
+) -> Tensor:
+    """Newton-Schulz of g [m,n] or [n,m]: `usual` is timm's.
+
+    In fp32, matrices of n >= 2m go through powers of g g^T, which all commute: X_k = P_k X_0, and A_k = X_k X_k^T
+    follows from P_k alone. The products are [m,m] then, but for the first and the last.
+    """
+    if dtype != torch.float32 or g.ndim != 2 or max(g.shape) < 2 * min(g.shape) or scale_eps:
+        options = {"eps": eps, "safety_factor": safety_factor, "scale_eps": scale_eps}
+        return usual(g, steps, coefficients, dtype=dtype, **options)
+    x = g.float()
+    x = x.mT if len(x) > x.shape[1] else x
+    x = x / (x.norm() * safety_factor).clamp(min=eps)
+    sequence = [*coefficients[:steps], *[coefficients[-1]] * (steps - len(coefficients))]
+    a, total = x @ x.mT, None
+    for number, (first, second, third) in enumerate(sequence, 1):
+        factor = torch.addmm(a, a, a, beta=second, alpha=third)
+        factor.diagonal().add_(first)
+        total = factor if total is None else factor @ total
+        if number < len(sequence):
+            a = factor @ (a @ factor)
+    x = total @ x
+    return x.mT if len(g) > g.shape[1] else x
 
 
 def make_optimizer(

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from latentvid import precision
 from latentvid.config.sections import Optim
+from latentvid.training import optim
 from latentvid.training.compute import Compute, kept_in, settle
 from latentvid.training.monitor.metrics import read_metrics
 from latentvid.training.optim import make_optimizer
@@ -95,3 +97,23 @@ def test_newton_schulz_computes_in_what_it_is_told(dtype, monkeypatch):
     optimizer.step()
     assert seen == [dtype] and muon.zeropower_via_newtonschulz is watched
     assert net.weight.dtype == torch.float32 and not torch.equal(net.weight, before)
+
+
+@pytest.mark.parametrize("shape", [(8, 200), (200, 8), (12, 24), (24, 3, 1, 3, 3)])
+@pytest.mark.parametrize("scale", [1.0, 0.0])
+def test_newton_schulz_of_oblong_matrices_is_timms(shape, scale, monkeypatch):
+    """In fp32 it goes through the smaller side's square; with directions that have next to no gradient, and none."""
+    grad = torch.randn(shape)
+    grad[0] *= 1e-4
+    steps = []
+    for kind in (optim.Muon, muon.Muon):
+        p = nn.Parameter(torch.zeros(shape))
+        optimizer = kind([p], lr=1.0, conv_mode="flatten", **({"newton_schulz": torch.float32} if not steps else {}))
+        p.grad = grad * scale
+        if kind is muon.Muon:
+            usual = muon.zeropower_via_newtonschulz
+            monkeypatch.setattr(muon, "zeropower_via_newtonschulz", partial(usual, dtype=torch.float32))
+        optimizer.step()
+        steps.append(p.detach())
+    torch.testing.assert_close(*steps, atol=1e-4 * float(steps[1].abs().max()), rtol=0)
+    assert steps[0].abs().max() > 0 or scale == 0
