@@ -12,6 +12,7 @@ import torch
 from latentvid.data.plan.step import Draw
 from latentvid.data.transforms import from_uint8
 from latentvid.diffusion.masks import GivenFrames
+from latentvid.errors import UserError
 from latentvid.packing import patchify
 from latentvid.rng import generator
 from latentvid.training.stages.dit.pack import DitPack
@@ -100,6 +101,15 @@ def test_the_rate_reaches_the_model_in_training(dit_config, tmp_path):
     losses = [task.loss(task.model, replace(pack, rates=rates), 0)[0] for rates in (pack.rates, 2 * pack.rates)]
     assert torch.equal(losses[0], task.loss(task.model, pack, 0)[0])
     assert torch.equal(losses[0] != losses[1], pack.rates > 0)
+
+
+def test_windows_at_a_rate_say_so_and_a_cache_of_another_is_refused(dit_config, digits_data, tmp_path):
+    online = ("data.latents=null", f"data.manifest={digits_data / 'train.jsonl'}", "data.fps=4")
+    task = DitTask(dit_config(tmp_path / "run", *online), CPU)
+    pack = task.make_pack([Draw(number, number) for number in range(len(task.grids))])
+    assert pack.rates.unique().tolist() == [0, 4] and {kind.get("fps") for kind in task.trained} == {None, 4}
+    with pytest.raises(UserError, match=r"data.fps is 4, but .* was made with null: set --data.fps=null"):
+        DitTask(dit_config(tmp_path / "run", "data.fps=4"), CPU)
 
 
 def test_epochs_draw_independently_and_at_the_rates_asked_for(dit_config, tmp_path):
