@@ -26,7 +26,7 @@ from .plan.plan import Draw
 from .plan.reads import group, runs
 from .quarantine import Quarantine, Watched
 from .shared import share_arrays
-from .storage import PATIENCE_S, patiently, read_plainly
+from .storage import CERTAIN, PATIENCE_S, patiently, read_plainly
 from .transforms import from_uint8
 from .video.reading import read_windows
 from .video.view import View
@@ -241,7 +241,7 @@ class ClipSource:
                 pixels = self._decode(at, [self.start(at, seed, number)], [change], believed=bool(failed))[0]
             except ClipError as error:
                 failed[self.windows.sample[at]] = error
-                if len(failed) == MOST_BAD:
+                if error.reason not in CERTAIN and sum(e.reason not in CERTAIN for e in failed.values()) == MOST_BAD:
                     why = f"{MOST_BAD} files in a row cannot be read: is their storage there? {error}"
                     raise StorageError(self.path(index), why) from None
                 continue

@@ -30,6 +30,7 @@ READ_AT_MOST = 2**26  # bytes that tell whether a file can be read at all
 _NAMES = """ESTALE EIO ETIMEDOUT ENETDOWN ENETUNREACH ENETRESET EHOSTDOWN EHOSTUNREACH ECONNABORTED ECONNREFUSED
 ECONNRESET ENOTCONN ESHUTDOWN EREMOTEIO ENOLINK ECOMM EPROTO ENOLCK EBUSY ENODEV ENXIO EMFILE ENFILE EKEYEXPIRED"""
 _STORAGE = frozenset(getattr(errno, name) for name in _NAMES.split() if hasattr(errno, name))
+CERTAIN = frozenset({"slower-than-fps"})  # told by the frames' times: no reading again would change it
 _ABSENT = frozenset({"missing", "empty-file", "no-permission"})  # what a file may be for a moment
 
 
@@ -110,6 +111,8 @@ def _judged(
     path: str | os.PathLike, error: Exception, plainly: Callable[[str | os.PathLike], None]
 ) -> tuple[ClipError | StorageError, float]:
     """Whose fault it is, and for how many seconds to try again."""
+    if isinstance(error, ClipError) and error.reason in CERTAIN:
+        return error, 0.0
     if isinstance(error, ClipError) and error.reason in _ABSENT:
         return error, ABSENT_S
     number = getattr(error, "number", getattr(error, "errno", None))
