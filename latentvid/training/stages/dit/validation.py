@@ -137,8 +137,13 @@ class EncodedClips:
     def rate(self, i: int) -> float:
         return self.source.rate(i)
 
+    def captions(self, i: int) -> int:
+        """How many it is shown with: the first alone."""
+        return 1
+
     @torch.no_grad()
-    def load(self, i: int) -> Encoded:
+    def load(self, i: int, caption: int = 0) -> Encoded:
+        """Entry i, with one of its `captions`."""
         if i not in self._entries:
             clip = self.source.load(i, self.seed, i)
             posterior = self.vae.encode(clip.video[None].to(self.vae.device, self.vae.dtype)).latent_dist
