@@ -214,10 +214,11 @@ def score_clips(config: ScoringConfig) -> Scored | None:
     with ExitStack() as held:
 
         def hold() -> None:
-            held.enter_context(FolderLock(config.out, "wait for it, or give another --out"))
-            for name in FILES:
-                check_target(config.out / name, "--out")
-            check_writable(config.cache or config.out, "give another --cache, or mend this folder")
+            if evaluation.main:
+                held.enter_context(FolderLock(config.out, "wait for it, or give another --out"))
+                for name in FILES:
+                    check_target(config.out / name, "--out")
+                check_writable(config.cache or config.out, "give another --cache, or mend this folder")
 
         from_main(hold)
         evaluation.fill()

@@ -197,7 +197,8 @@ def sample_prompts(
     with ExitStack() as stack:
 
         def hold() -> None:
-            stack.enter_context(FolderLock(folder, "wait for it, or give another --output"))
+            if state.is_main_process:
+                stack.enter_context(FolderLock(folder, "wait for it, or give another --output"))
 
         from_main(hold)
         _sample_prompts(pipeline, rows, folder, sampling, state, tokens_per_pack)
