@@ -22,9 +22,11 @@ Writes OUT/frame_rates.json and prints the table. Stopped, it goes on where it w
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -154,18 +156,25 @@ def made(run: Path, count: int, seed: int) -> dict[float, list[float]]:
     return found
 
 
-def scores(found: dict[float, list[float]]) -> dict[str, float]:
+def scores(found: dict[float, list[float]]) -> dict[str, Any]:
     """`all`, `medians`: rank correlations of rates asked for and shown. moves: medians, pixels a frame."""
-    pairs = [(fps, SPEED / max(slope, 1e-3)) for fps, slopes in found.items() for slope in slopes if slope == slope]
-    asked, shown = zip(*pairs, strict=True)
-    seen = {fps: [s for s in slopes if s == s] for fps, slopes in found.items()}
+    seen = {fps: [slope for slope in slopes if slope == slope] for fps, slopes in found.items()}
     middle = {fps: median(slopes) if slopes else float("nan") for fps, slopes in seen.items()}
+    pairs = [(fps, slope) for fps, slopes in seen.items() for slope in slopes]
     return {
-        "all": float(spearmanr(asked, shown).statistic),
-        "medians": float(spearmanr(list(middle), [SPEED / max(s, 1e-3) for s in middle.values()]).statistic),
+        "all": correlation(pairs),
+        "medians": correlation([(fps, slope) for fps, slope in middle.items() if slope == slope]),
         "clips": len(pairs),
         "moves": {f"{fps:g}": slope for fps, slope in middle.items()},
     }
+
+
+def correlation(pairs: Sequence[tuple[float, float]]) -> float:
+    """Spearman's, of (rate asked for, pixels a frame); NaN where there are fewer than 2."""
+    if len(pairs) < 2:
+        return float("nan")
+    asked, slopes = zip(*pairs, strict=True)
+    return float(spearmanr(asked, [SPEED / max(slope, 1e-3) for slope in slopes]).statistic)
 
 
 def table(results: dict[str, dict]) -> str:
