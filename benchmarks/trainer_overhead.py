@@ -29,8 +29,9 @@ from torch.nn.parallel import DistributedDataParallel
 from latentvid.config.curriculum import curriculum
 from latentvid.config.parsing import load_config
 from latentvid.config.schema import DitConfig
-from latentvid.data.cache.latents import cache_key, module_fingerprint, write_index
-from latentvid.data.cache.shards import Encoded, write_shard
+from latentvid.data.cache.latents import module_fingerprint
+from latentvid.data.cache.shards import write_shard
+from latentvid.data.cache.writing import Row, cache_key, write_index
 from latentvid.data.plan.plan import Plan
 from latentvid.demo.text_encoder import build_encoder, build_tokenizer
 from latentvid.models.autoencoder import CausalVideoAutoencoder
@@ -58,15 +59,19 @@ def make_parts(folder: Path) -> None:
     text = TextEncoder.from_pretrained(folder / "t5")
     key = cache_key(module_fingerprint(vae, vae.config), text.fingerprint(), {})
     torch.manual_seed(0)
-    entries = {}
+    latents, texts, rows = {}, {"null": torch.randn(1, 512)}, []
     for i in range(SAMPLES):
-        mean = torch.randn(CHANNELS, *GRIDS[i % len(GRIDS)])
-        entries[i] = Encoded(mean, torch.full_like(mean, 0.1), torch.randn(WORDS, 512))
+        grid = GRIDS[i % len(GRIDS)]
+        mean = torch.randn(CHANNELS, *grid)
+        latents[f"latent{i}"] = mean, torch.full_like(mean, 0.1)
+        texts[f"text{i}"] = torch.randn(WORDS, 512)
+        rows.append(Row(i, f"latent{i}", (f"text{i}",), tuple(grid)))
     out = folder / "latents"
     out.mkdir()
-    write_shard(out, 0, key, entries, null_text=torch.randn(1, 512))
-    grids = {i: list(e.mean.shape[1:]) for i, e in entries.items()}
-    write_index(out, key, SAMPLES, grids, channels=CHANNELS, text_width=512, fps=24.0, dropped=[])
+    in_latents = dict.fromkeys(latents, write_shard(out, key, latents=latents))
+    in_texts = dict.fromkeys(texts, write_shard(out, key, texts=texts))
+    more = {"channels": CHANNELS, "text_width": 512, "fps": 24.0, "dropped": []}
+    write_index(out, key, rows, in_latents, in_texts, "null", **more)
 
 
 class Bare:

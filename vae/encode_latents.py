@@ -3,7 +3,8 @@
     [accelerate launch] vae/encode_latents.py --manifest M.jsonl --vae RUN/vae --text-encoder T5 --out CACHE
 
 Training refuses a cache of other weights, or of clips that changed since. Run again, it makes only what is not there or
-no longer right: what was killed goes on where it was. Several processes share the work.
+no longer right: what was killed goes on where it was. A training may read the cache meanwhile: it goes on with the
+entries it began with. Several processes share the work.
 """
 
 from argparse import ArgumentTypeError
@@ -63,6 +64,11 @@ def main() -> None:
     )
     parser.add_argument("--path-column", help="the manifest's column of files (default: path or file_name)")
     parser.add_argument("--caption-column", help="the manifest's column of captions (default: caption or text)")
+    parser.add_argument(
+        "--clean",
+        action="store_true",
+        help="remove what nothing needs any more, such as entries of clips that left; not while a training reads it",
+    )
     precision.add_argument(parser)
     args = parser.parse_args()
     # after the options are read: --help and wrong ones are answered at once

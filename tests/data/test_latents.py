@@ -7,21 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from caches import NULL_TEXT, write_cache, write_index_of_before, write_shard_of_before
+from safetensors.torch import load_file
 from torch import nn
 
-from latentvid.data.cache.latents import INDEX, LatentCache, cache_key, file_hash, module_fingerprint, write_index
-from latentvid.data.cache.shards import (
-    Encoded,
-    EntryKey,
-    FileState,
-    Origins,
-    Shard,
-    shard_path,
-    tensor_hash,
-    write_origins,
-    write_shard,
-)
+from latentvid.data.cache.latents import LatentCache, LatentCaches, file_hash, module_fingerprint
+from latentvid.data.cache.origins import FileState, Origins, write_origins
+from latentvid.data.cache.shards import Encoded, Shard, tensor_hash, write_shard
+from latentvid.data.cache.writing import INDEX, Row, cache_key, write_index
 from latentvid.errors import UserError
 
 KEY = cache_key("vae-1", "t5-1", {"max_frames": 17, "sides": (8, 8)})
@@ -39,12 +32,16 @@ def entry(i: int) -> Encoded:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Seven windows in shards of three."""
-    for shard in range(3):
-        entries = {i: entry(i) for i in GRIDS if i // 3 == shard}
-        write_shard(tmp_path, shard, KEY, entries, **({"null_text": torch.ones(1, 8)} if shard == 0 else {}))
-    write_index(tmp_path, KEY, 3, GRIDS, channels=4, text_width=8, fps=8.0, dropped=[])
+    """Seven windows, three to a shard of latents."""
+    write_cache(tmp_path, KEY, {i: entry(i) for i in GRIDS}, 3)
     return tmp_path
+
+
+def shard_of(folder: Path, window: int) -> Path:
+    """That of its latent; -1: that of the texts."""
+    if window < 0:
+        return next(folder.glob("texts-*.safetensors"))
+    return next(p for p in folder.glob("latents-*.safetensors") if f"latent{window}" in Shard(p).latents)
 
 
 def test_round_trip(folder):
@@ -83,17 +80,15 @@ def test_no_cache_is_said(tmp_path):
         LatentCache(tmp_path)
 
 
-def test_a_shard_that_is_missing_cut_or_of_another_cache_is_named(folder):
-    shard_path(folder, 2).unlink()
-    shard_path(folder, 1).write_bytes(shard_path(folder, 1).read_bytes()[:-10])
+def test_a_shard_that_is_missing_or_cut_is_named(folder):
+    gone, cut = shard_of(folder, 6), shard_of(folder, 3)
+    gone.unlink()
+    cut.write_bytes(cut.read_bytes()[:-10])
     cache = LatentCache(folder)
     cache.load(0)
-    for i, name in ((2, "shard-00001"), (4, "shard-00002")):
-        with pytest.raises(UserError, match=rf"{name}.safetensors is missing or damaged .*encode_latents"):
+    for i, path in ((2, cut), (4, gone)):
+        with pytest.raises(UserError, match=rf"{path.name} is missing or damaged .*encode_latents"):
             cache.load(i)
-    write_shard(folder, 1, {**KEY, "vae": "vae-2"}, {3: entry(3), 4: entry(4)})
-    with pytest.raises(UserError, match=r"shard-00001.safetensors belongs to another cache"):
-        LatentCache(folder).load(2)
 
 
 def test_a_damaged_index_is_named(folder):
@@ -103,21 +98,25 @@ def test_a_damaged_index_is_named(folder):
 
 
 def test_a_shard_says_what_its_entries_were_made_of(tmp_path):
-    keys = {0: EntryKey("a", "b"), 1: EntryKey("c", "b"), 2: EntryKey("d", "e")}
-    write_shard(tmp_path, 0, KEY, {0: entry(0), 1: entry(1)}, keys)
-    shard = Shard(shard_path(tmp_path, 0))
-    assert shard.keys == {0: keys[0], 1: keys[1]} and shard.windows() == [0, 1]
-    assert shard.key == json.loads(json.dumps(KEY)) and shard.shape("mean.1")[1:] == [3, 4, 6]
-    shard.check()
+    latents, texts = {k: (entry(i).mean, entry(i).std) for i, k in enumerate("ab")}, {"c": entry(0).text}
+    name = write_shard(tmp_path, KEY, latents, texts)
+    shard = Shard(tmp_path / name)
+    assert (set(shard.latents), set(shard.texts)) == ({"a", "b"}, {"c"}) and shard.unsound() == []
+    assert shard.key == json.loads(json.dumps(KEY)) and shard.latent_grid("b") == (4, 3, 4, 6)
+    assert torch.equal(shard.latent("b")[1], entry(1).std.half())
+    shard.check(latents, texts)
+    assert write_shard(tmp_path, KEY, latents, texts) == name  # by what it holds
+    assert write_shard(tmp_path, KEY, latents, {"c": entry(1).text}) != name
 
 
-def test_no_flipped_byte_is_trained_on(folder):
-    path = shard_path(folder, 1)
+@pytest.mark.parametrize("of", [3, -1])
+def test_no_flipped_byte_is_trained_on(of, folder):
+    path = shard_of(folder, of)
     whole = path.read_bytes()
     head = 8 + int.from_bytes(whole[:8], "little")
-    for place in (*range(0, head, 97), head, head + 501, len(whole) - 1):
+    for place in (*range(0, head, 97), head, head + 51, len(whole) - 1):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
-        with pytest.raises(UserError, match=r"shard-00001\.safetensors"):
+        with pytest.raises(UserError, match=path.name):
             LatentCache(folder).load(2)
     path.write_bytes(whole)
     LatentCache(folder).load(2)
@@ -126,20 +125,20 @@ def test_no_flipped_byte_is_trained_on(folder):
 def test_values_that_are_no_numbers_are_errors(folder):
     odd = entry(3)
     odd.std[0, 0, 0, 0] = float("nan")
-    write_shard(folder, 1, KEY, {3: odd, 4: entry(4)})
-    with pytest.raises(UserError, match=r"shard-00001.*std\.3 has values that are no numbers"):
-        LatentCache(folder).load(2)
+    write_cache(folder, KEY, {3: odd, 4: entry(4)}, 3)
+    with pytest.raises(UserError, match=r"latents-.*latent3 has values that are no numbers"):
+        LatentCache(folder).load(0)
 
 
 def test_large_caches_are_checked_as_they_are_read(folder, monkeypatch):
     monkeypatch.setattr("latentvid.data.cache.latents.SMALL", 0)
-    path = shard_path(folder, 1)
+    path = shard_of(folder, -1)
     whole = path.read_bytes()
     place = whole.index(entry(4).text.half().numpy().tobytes())
     path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
     cache = LatentCache(folder)
     cache.load(2)
-    with pytest.raises(UserError, match=r"text\.4 is not what was written"):
+    with pytest.raises(UserError, match=r"text\..* is not what was written"):
         cache.load(3)
 
 
@@ -151,11 +150,12 @@ def test_more_shards_than_files_may_be_open(folder, monkeypatch, most):
     opened = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     for _ in range(3):
         for i, window in enumerate(GRIDS):
-            slowly, found = load_file(shard_path(folder, window // 3)), cache.load(i)
-            for part in ("mean", "std", "text"):
-                assert torch.equal(getattr(found, part), slowly[f"{part}.{window}"].float())
+            mean, std = load_file(shard_of(folder, window))[f"latent.latent{window}"].float()
+            found = cache.load(i)
+            assert torch.equal(found.mean, mean) and torch.equal(found.std, std)
+            assert torch.equal(found.text, entry(window).text.half().float())
     if opened:
-        assert len(os.listdir("/proc/self/fd")) - opened <= min(most, 3)
+        assert len(os.listdir("/proc/self/fd")) - opened <= min(most, 4)
 
 
 def test_a_system_that_gives_less_than_asked_is_asked_again(folder, monkeypatch):
@@ -171,7 +171,7 @@ def test_a_system_that_gives_less_than_asked_is_asked_again(folder, monkeypatch)
 
 @pytest.mark.parametrize("kind", ["fifo", "folder", "link out", "link to nothing"])
 def test_what_lies_in_the_place_of_a_shard_is_named(folder, tmp_path_factory, kind):
-    path = shard_path(folder, 1)
+    path = shard_of(folder, 3)
     elsewhere = path.rename(tmp_path_factory.mktemp("elsewhere") / "x.safetensors")
     if kind == "fifo":
         os.mkfifo(path)
@@ -179,26 +179,33 @@ def test_what_lies_in_the_place_of_a_shard_is_named(folder, tmp_path_factory, ki
         path.mkdir()
     else:
         path.symlink_to(elsewhere if kind == "link out" else "nowhere")
-    with pytest.raises(UserError, match="shard-00001.safetensors is (no file|missing|a link)"):
+    with pytest.raises(UserError, match="latents-.*.safetensors is (no file|missing|a link)"):
         LatentCache(folder).load(2)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("format", 3),
+        ("format", 4),
         ("key", {"vae": 1}),
-        ("shard_size", 0),
-        ("shard_size", True),
+        ("shards", ["../elsewhere.safetensors"]),
+        ("bytes", True),
+        ("windows", [1, 0, 2, 3, 4]),
+        ("windows", []),
+        ("latents", ["a"]),
+        ("latents_in", [0, 0, 0, 0, 9]),
+        ("texts", []),
+        ("texts_in", [0]),
+        ("captions", [[0], [1], [2], [3], []]),
+        ("captions", [[0], [1], [2], [3], [99]]),
+        ("rates", [8.0]),
         ("channels", -4),
         ("text_width", 1.5),
         ("fps", float("nan")),
         ("grids", []),
         ("grids", {}),
-        ("grids", {"0": [1, 2]}),
-        ("grids", {"0": [1, 2, 10**9]}),
-        ("grids", {"3": [1, 2, 2], "1": [1, 2, 2]}),
-        ("grids", {"x": [1, 2, 2]}),
+        ("grids", [[1, 2]] * 5),
+        ("grids", [[1, 2, 10**9]] * 5),
         ("dropped", [["a"]]),
         ("notes", [1]),
         ("unknown", "all"),
@@ -217,26 +224,87 @@ def test_an_index_that_says_nonsense_is_named_with_the_key(folder, name, value):
 
 def test_grids_and_shards_that_contradict_each_other_are_named(folder):
     index = json.loads((folder / INDEX).read_text())
-    index["grids"]["3"] = [1, 1, 1]
+    index["grids"][2] = [1, 1, 1]
     (folder / INDEX).write_text(json.dumps(index))
     with pytest.raises(UserError, match="window 3 has not the shape"):
         LatentCache(folder).load(2)
 
 
-def test_a_cache_of_before_is_read_and_says_what_it_cannot_tell(folder):
-    index = json.loads((folder / INDEX).read_text())
-    del index["format"]
-    (folder / INDEX).write_text(json.dumps(index))
+@pytest.mark.parametrize("format", [1, 2])
+def test_a_cache_of_before_is_read_and_says_what_it_cannot_tell(tmp_path, format):
     for number in range(3):
-        shard = Shard(shard_path(folder, number))
-        tensors = {name: shard.tensor(name) for name in shard.names}
-        save_file(tensors, shard_path(folder, number), metadata={"key": json.dumps(KEY, sort_keys=True)})
-    cache = LatentCache(folder)
-    assert torch.equal(cache.load(2).mean, entry(3).mean.half().float())
+        entries = {i: entry(i) for i in GRIDS if i // 3 == number}
+        keys = {i: (f"{i:032}", f"{i + 100:032}") for i in entries}
+        more = {"null_text": NULL_TEXT} if number == 0 else {}
+        write_shard_of_before(tmp_path, number, KEY, entries, keys, hashed=format == 2, **more)
+    write_index_of_before(tmp_path, KEY, 3, GRIDS, **({"format": 2} if format == 2 else {}))
+    cache = LatentCache(tmp_path)
+    assert cache.windows == list(GRIDS) and cache.grids == list(GRIDS.values())
+    assert torch.equal(cache.null_text(), NULL_TEXT)
+    for i, window in enumerate(GRIDS):
+        found = cache.load(i)
+        for part in ("mean", "std", "text"):
+            assert torch.equal(getattr(found, part), getattr(entry(window), part).half().float())
     assert "cannot be told" in cache.check_clips()[0]
+    path = tmp_path / "shard-00001.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    if format == 2:
+        with pytest.raises(UserError, match="shard-00001.* is not what was written"):
+            LatentCache(tmp_path).load(2)
+    write_shard_of_before(tmp_path, 1, {**KEY, "vae": "vae-2"}, {3: entry(3), 4: entry(4)})
+    with pytest.raises(UserError, match=r"shard-00001.safetensors belongs to another cache"):
+        LatentCache(tmp_path).load(2)
 
 
-def test_clips_that_changed_since_are_noticed(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("shard_size", 0),
+        ("shard_size", True),
+        ("grids", {}),
+        ("grids", {"0": [1, 2]}),
+        ("grids", {"3": [1, 2, 2], "1": [1, 2, 2]}),
+        ("grids", {"x": [1, 2, 2]}),
+        ("content", 1),
+    ],
+)
+def test_an_index_of_before_that_says_nonsense_is_named_with_the_key(tmp_path, name, value):
+    write_index_of_before(tmp_path, KEY, 3, GRIDS, format=2)
+    index = json.loads((tmp_path / INDEX).read_text())
+    (tmp_path / INDEX).write_text(json.dumps(index | {name: value}))
+    with pytest.raises(UserError, match=rf"{INDEX}: `{name}` is .*, not .*: run vae/encode_latents.py again"):
+        LatentCache(tmp_path)
+
+
+def test_a_text_lies_there_once_for_all_that_share_it(tmp_path):
+    """As large as T5-XXL's: 120 tokens of 4,096; fifteen windows of a clip."""
+    text = torch.randn(120, 4096)
+    entries = {w: Encoded(*torch.randn(2, 4, 5, 4, 4), text) for w in range(15)}
+    write_cache(tmp_path, KEY, entries, 256, text_width=4096)
+    size = sum(path.stat().st_size for path in tmp_path.iterdir())
+    before = tmp_path / "before"
+    before.mkdir()
+    write_shard_of_before(before, 0, KEY, entries)
+    assert size < 1.1 * 2 * text.numel() and (before / "shard-00000.safetensors").stat().st_size > 15 * 2 * text.numel()
+    assert all(torch.equal(LatentCache(tmp_path).load(i).text, text.half().float()) for i in range(15))
+
+
+def test_an_entry_with_several_captions_gives_the_one_that_is_asked_for(tmp_path):
+    texts = {"null": NULL_TEXT, "a": torch.full((2, 8), 1.0), "b": torch.full((3, 8), 2.0)}
+    latents = {f"latent{i}": (entry(i).mean, entry(i).std) for i in (0, 1)}
+    where = dict.fromkeys(latents, write_shard(tmp_path, KEY, latents=latents))
+    rows = [Row(0, "latent0", ("a", "b"), GRIDS[0]), Row(1, "latent1", ("b",), GRIDS[1])]
+    in_texts = dict.fromkeys(texts, write_shard(tmp_path, KEY, texts=texts))
+    write_index(tmp_path, KEY, rows, where, in_texts, "null", channels=4, text_width=8, fps=8.0, dropped=[])
+    caches = LatentCaches([tmp_path, tmp_path])
+    assert [caches.captions(i) for i in range(4)] == [2, 1, 2, 1]
+    assert [float(caches.load(i, c).text[0, 0]) for i, c in ((0, 0), (0, 1), (1, 0), (2, 1))] == [1.0, 2.0, 2.0, 2.0]
+    assert torch.equal(caches.null_text(), NULL_TEXT)
+
+
+@pytest.mark.parametrize("format", [2, 3])
+def test_clips_that_changed_since_are_noticed(tmp_path, format):
     clips, folder = tmp_path / "clips", tmp_path / "clips" / "latents"
     folder.mkdir(parents=True)
     files = {}
@@ -244,10 +312,12 @@ def test_clips_that_changed_since_are_noticed(tmp_path):
         (clips / name).write_text(name)
         status = (clips / name).stat()
         files[name] = FileState(1, status.st_mtime_ns, status.st_ctime_ns, file_hash(clips / name))
-    write_shard(folder, 0, KEY, {0: entry(0)})
-    write_origins(shard_path(folder, 0), Origins(files))
-    grids = {0: GRIDS[0]}
-    write_index(folder, KEY, 3, grids, channels=4, text_width=8, fps=8.0, dropped=[], clips=[str(clips), ".."])
+    if format == 2:
+        write_shard_of_before(folder, 0, KEY, {0: entry(0)})
+        write_index_of_before(folder, KEY, 3, {0: GRIDS[0]}, format=2, clips=[str(clips), ".."])
+    else:
+        write_cache(folder, KEY, {0: entry(0)}, 3, clips=[str(clips), ".."], files="shard-00000.json")
+    write_origins(folder / "shard-00000.json", Origins(files))
     assert LatentCache(folder).check_clips() == []
     clips, folder = clips.rename(tmp_path / "moved"), tmp_path / "moved" / "latents"
     assert LatentCache(folder).check_clips() == []
@@ -260,7 +330,7 @@ def test_clips_that_changed_since_are_noticed(tmp_path):
     (clips / "c").write_text("longer")
     with pytest.raises(UserError, match="2 clips changed"):
         LatentCache(folder).check_clips()
-    shard_path(folder, 0).with_suffix(".json").write_text('{"files": {"a": [1]}, "dropped": {}}')
+    (folder / "shard-00000.json").write_text('{"files": {"a": [1]}, "dropped": {}}')
     with pytest.raises(UserError, match=r"shard-00000.json: `files.a` is \[1\], not size"):
         LatentCache(folder).check_clips()
 

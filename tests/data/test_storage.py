@@ -8,13 +8,15 @@ from pathlib import Path
 import av
 import pytest
 import torch
+from caches import write_index_of_before, write_shard_of_before
 from safetensors import SafetensorError
 
 from latentvid.data import storage
 from latentvid.data.cache import shards
-from latentvid.data.cache.earlier import computed_in, put_aside
-from latentvid.data.cache.latents import LatentCache, LatentCaches, cache_key, write_index
-from latentvid.data.cache.shards import Encoded, write_shard
+from latentvid.data.cache.known import computed_in, look
+from latentvid.data.cache.latents import LatentCache, LatentCaches
+from latentvid.data.cache.shards import Encoded
+from latentvid.data.cache.writing import cache_key
 from latentvid.data.clips import ClipSource, Transform
 from latentvid.data.manifest.manifest import Manifest, Sample
 from latentvid.data.quarantine import Hangs, Quarantine
@@ -173,8 +175,9 @@ def cache(tmp_path) -> Path:
     key = cache_key("vae", "t5", {})
     for shard in range(2):
         entry = Encoded(torch.full((4, 1, 2, 2), shard + 1.0), torch.ones(4, 1, 2, 2), torch.ones(3, 8))
-        write_shard(tmp_path, shard, key, {shard: entry}, **({} if shard else {"null_text": torch.ones(1, 8)}))
-    write_index(tmp_path, key, 1, {0: (1, 2, 2), 1: (1, 2, 2)}, channels=4, text_width=8, fps=8.0, dropped=[])
+        more = {} if shard else {"null_text": torch.ones(1, 8)}
+        write_shard_of_before(tmp_path, shard, key, {shard: entry}, **more)
+    write_index_of_before(tmp_path, key, 1, {0: (1, 2, 2), 1: (1, 2, 2)}, format=2)
     return tmp_path
 
 
@@ -242,9 +245,8 @@ def test_what_was_encoded_is_not_given_up_for_a_fault(cache, pauses, monkeypatch
     with pytest.raises(StorageError):
         computed_in(cache, "vae")
     with pytest.raises(StorageError):
-        put_aside(cache, cache_key("vae", "t5", {}))
-    monkeypatch.undo()
-    assert len(list((cache / "earlier").glob("*.safetensors"))) == 2
+        look(cache, "shard-00001.safetensors", cache_key("vae", "t5", {}))
+    assert not list(cache.glob("work/*"))
 
 
 def test_other_errors_are_not_tried_again(pauses):

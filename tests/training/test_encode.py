@@ -10,11 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from caches import write_index_of_before, write_shard_of_before
 
+import latentvid.training.stages.dit.cache_maker as cache_maker
 import latentvid.training.stages.dit.encode as encode
 from latentvid import precision
-from latentvid.data.cache.latents import INDEX, LatentCache, module_fingerprint
+from latentvid.data.cache.latents import LatentCache, LatentCaches, module_fingerprint
+from latentvid.data.cache.origins import read_origins, write_origins
+from latentvid.data.cache.shards import Shard
+from latentvid.data.cache.writing import INDEX
 from latentvid.data.clips import ClipSource, Transform
+from latentvid.data.manifest.identity import difference
 from latentvid.data.manifest.manifest import read_manifest
 from latentvid.errors import UserError
 from latentvid.lock import FolderLock
@@ -25,7 +31,7 @@ from latentvid.training.stages.dit.encode import EncodeConfig, encode_manifest
 
 @pytest.fixture
 def config(digits_data, tiny_vae, tiny_t5, tmp_path, monkeypatch) -> EncodeConfig:
-    monkeypatch.setattr(encode, "SHARD", 8)  # so that 24 windows are three shards
+    monkeypatch.setattr(cache_maker, "SHARD", 8)  # so that 24 windows are three shards
     return EncodeConfig(
         manifest=digits_data / "train.jsonl",
         vae=tiny_vae,
@@ -55,7 +61,7 @@ def encoded() -> Iterator[list[int]]:
 
 
 def written(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in sorted(folder.glob("shard-*.safetensors"))}
+    return {path.name: path.stat().st_mtime_ns for path in sorted(folder.glob("latents-*.safetensors"))}
 
 
 def test_entries_are_what_the_vae_makes_of_each_window_alone(tiny_latents, digits_data, tiny_vae, tiny_t5):
@@ -79,46 +85,75 @@ def test_a_killed_encoding_writes_only_what_is_missing(config):
     encode_manifest(config)
     before, index = written(config.out), (config.out / INDEX).read_text()
     assert len(before) == 3
-    (config.out / "shard-00001.safetensors").unlink()
-    damaged = config.out / "shard-00002.safetensors"
-    os.truncate(damaged, damaged.stat().st_size - 1)
+    at = {number: shard_with(config.out, window) for number, window in enumerate((0, 8, 16))}
+    at[1].unlink()
+    os.truncate(at[2], at[2].stat().st_size - 1)
     (config.out / INDEX).unlink()
     with encoded() as windows:
         summary = encode_manifest(config)
     assert sorted(windows) == list(range(8, 24))  # those of the missing shard and of the damaged one
     after = written(config.out)
-    assert [name for name in before if before[name] == after[name]] == ["shard-00000.safetensors"]
+    assert [name for name in before if before[name] == after[name]] == [at[0].name]
     assert (config.out / INDEX).read_text() == index and "24 of 24 windows encoded" in summary
-    assert not (config.out / "earlier").exists()
+    assert not (config.out / "work").exists()
     LatentCache(config.out).load(9)
 
 
-def test_other_weights_replace_the_cache_which_is_closed_meanwhile(config, tiny_vae, tmp_path, monkeypatch):
+def shard_with(folder: Path, i: int) -> Path:
+    """Where the latent of entry i lies."""
+    cache = LatentCache(folder)
+    return next(p for p in folder.glob("*.safetensors") if cache.contents()[i].split()[0] in Shard(p).latents)
+
+
+def test_of_a_shard_with_a_flipped_byte_only_what_it_spoilt_is_made_again(config):
     encode_manifest(config)
-    before = written(config.out)
+    path = shard_with(config.out, 8)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(UserError, match=path.name):
+        LatentCache(config.out).load(8)
+    with encoded() as windows:
+        encode_manifest(config)
+    assert len(windows) == 1 and windows[0] in range(8, 16)
+    cache = LatentCache(config.out)
+    assert [cache.load(i).mean.shape[1:] for i in range(24)] == [torch.Size(grid) for grid in cache.grids]
+
+
+def test_what_reads_a_cache_goes_on_while_it_is_made_anew(config, tiny_vae, tmp_path, monkeypatch):
+    """With other weights, stopped in the midst: the old entries are there until the new ones all are, and even then."""
+    encode_manifest(config)
+    reader, late = LatentCache(config.out), LatentCache(config.out)
+    before, entry = written(config.out), reader.load(9)
     vae = load_vae(tiny_vae)
     with torch.no_grad():
         vae.encoder.conv_in.weight.mul_(1.5)
     vae.save_pretrained(tmp_path / "vae2")
     other = replace(config, vae=tmp_path / "vae2")
 
-    whole = encode.write_shard
+    whole, calls = cache_maker.write_shard, []
 
-    def killed_at_the_second(folder, shard, *args, **kwargs):
-        if shard == 1:
+    def killed_at_the_second(*args, **kwargs):
+        if len(calls) == 1:
             raise KeyboardInterrupt
-        whole(folder, shard, *args, **kwargs)
+        calls.append(args)
+        return whole(*args, **kwargs)
 
-    monkeypatch.setattr(encode, "write_shard", killed_at_the_second)
-    with pytest.raises(KeyboardInterrupt):
-        encode_manifest(other)
-    with pytest.raises(UserError, match="no finished latent cache"):  # else old and new shards would be mixed
-        LatentCache(config.out)
-    monkeypatch.setattr(encode, "write_shard", whole)
-    encode_manifest(other)
-    after = written(config.out)
-    assert all(before[name] != after[name] for name in before)
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_maker, "write_shard", killed_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            encode_manifest(other)
+    assert torch.equal(LatentCache(config.out).load(9).mean, entry.mean)
+    with encoded() as windows:
+        summary = encode_manifest(other)
+    assert len(windows) == 16 and "nothing needs any more: --clean" in summary
     LatentCache(config.out).check({"vae": module_fingerprint(vae, vae.config)})
+    assert {name: time for name, time in written(config.out).items() if name in before} == before
+    assert torch.equal(late.load(9).mean, entry.mean) and not torch.equal(
+        LatentCache(config.out).load(9).mean, entry.mean
+    )
+    assert "bytes that nothing needed are removed" in encode_manifest(replace(other, clean=True))
+    assert not before.keys() & written(config.out).keys()
+    assert len({i: LatentCache(config.out).load(i) for i in range(24)}) == 24
 
 
 def test_bad_clips_are_dropped_counted_and_listed(config, digits_data, tmp_path):
@@ -155,16 +190,25 @@ def test_nothing_readable_is_an_error(config, digits_data, tmp_path):
     assert not (config.out / INDEX).exists()
 
 
-def test_fewer_windows_leave_no_stale_shards(config, digits_data, tmp_path):
+def test_clips_that_left_are_no_entries_and_go_when_it_is_cleaned(config, digits_data, tmp_path):
     encode_manifest(config)
     lines = (digits_data / "train.jsonl").read_text().splitlines(keepends=True)
     few = digits_data / "few.jsonl"
     few.write_text("".join(lines[:5]))
     try:
         encode_manifest(replace(config, manifest=few))
+        assert len(written(config.out)) == 3 and len(LatentCache(config.out)) == 5  # a training may still read them
+        entries = [LatentCache(config.out).load(i) for i in range(5)]
+        with encoded() as windows:
+            encode_manifest(replace(config, manifest=few, clean=True))
     finally:
         few.unlink()
-    assert list(written(config.out)) == ["shard-00000.safetensors"] and len(LatentCache(config.out)) == 5
+    assert not windows and len(list(config.out.glob("*.safetensors"))) == 2
+    cache = LatentCache(config.out)
+    for i, entry in enumerate(entries):
+        for part in ("mean", "std", "text"):
+            assert torch.equal(getattr(cache.load(i), part), getattr(entry, part))
+    assert sorted(Shard(next(config.out.glob("latents-*"))).latents) == sorted(c.split()[0] for c in cache.contents())
 
 
 @pytest.mark.parametrize(("first", "then"), [(0.03, 2.0), (2.0, 0.03)])
@@ -177,13 +221,14 @@ def test_auto_leaves_what_another_kind_of_machine_made(first, then, config, monk
     monkeypatch.setattr(precision, "_speed", lambda device: precision.Speed(then, then))
     encode_manifest(config)
     assert written(config.out) == before and (config.out / INDEX).read_text() == index
-    (config.out / "shard-00000.safetensors").unlink()
+    gone = shard_with(config.out, 0)
+    gone.unlink()
     encode_manifest(config)
-    assert {n for n, t in written(config.out).items() if t != before[n]} == {"shard-00000.safetensors"}
+    assert {n for n, t in written(config.out).items() if t != before[n]} == {gone.name}
     assert (config.out / INDEX).read_text() == index
     other = "bf16" if first < 1 else "no"
     encode_manifest(replace(config, mixed_precision=other))
-    assert all(t != before[n] for n, t in written(config.out).items()) and (config.out / INDEX).read_text() != index
+    assert len(written(config.out)) == 6 and (config.out / INDEX).read_text() != index
 
 
 @pytest.fixture
@@ -217,10 +262,12 @@ def same_as_anew(config: EncodeConfig, windows: list[int]) -> LatentCache:
     assert sorted(found) == windows
     fresh = replace(config, out=config.out.with_name("fresh"))
     encode_manifest(fresh)
-    for path in sorted(fresh.out.glob("shard-*.safetensors")):
-        assert path.read_bytes() == (config.out / path.name).read_bytes()
-    cache = LatentCache(config.out)
-    assert cache.content == LatentCache(fresh.out).content and cache.check_clips() == []
+    cache, anew = LatentCache(config.out), LatentCache(fresh.out)
+    assert (cache.contents(), cache.windows, cache.grids) == (anew.contents(), anew.windows, anew.grids)
+    assert cache.content == anew.content and cache.check_clips() == []
+    for i in range(len(cache)):
+        mine, its = cache.load(i), anew.load(i)
+        assert all(torch.equal(getattr(mine, part), getattr(its, part)) for part in ("mean", "std", "text"))
     shutil.rmtree(fresh.out)
     return cache
 
@@ -273,7 +320,55 @@ def test_a_mended_clip_is_tried_again_and_one_that_is_not_is_left_alone(clips):
         patch.setattr(ClipSource, "read_each", lambda self, indices: pytest.fail("read again") if indices else [])
         assert "4 of 5 windows encoded" in encode_manifest(clips)
     path.write_bytes(whole)
+    assert len(same_as_anew(clips, [])) == 5  # what was there before it was cut still is
+    path.write_bytes(whole[: len(whole) // 2])
+    encode_manifest(replace(clips, clean=True))
+    path.write_bytes(whole)
     assert len(same_as_anew(clips, [4])) == 5
+
+
+def test_captions_alone_go_through_the_text_encoder_alone_and_once(clips):
+    """Of several captions of a clip each is an entry's; one that many share is stored once."""
+    rows = rows_of(clips)
+    rows[1]["caption"] = ["a green 3 moves left", "a red 5 moves up"]
+    for row in rows[2:]:
+        row["caption"] = "a red 5 moves up"
+    save(clips.manifest, rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encode.Encoder, "_encode", lambda *_: pytest.fail("through the VAE"))
+        encode_manifest(clips)
+    cache, text = LatentCache(clips.out), TextEncoder.from_pretrained(clips.text_encoder)
+    assert [cache.captions(i) for i in range(5)] == [1, 2, 1, 1, 1]
+    for caption, states in enumerate(text.encode(rows[1]["caption"]).split()):
+        torch.testing.assert_close(cache.load(1, caption).text, states.float(), atol=5e-3, rtol=2e-3)
+    assert torch.equal(cache.load(1, 1).text, cache.load(4).text)
+    stored = [key for path in clips.out.glob("texts-*") for key in Shard(path).texts]
+    assert len(stored) == len(set(stored)) and len({c.split()[-1] for c in cache.contents()[1:]}) == 1
+
+
+def test_a_cache_of_before_is_taken_over_as_it_lies(clips):
+    """Format 2: each window's tensors under its number, and a note on its files beside each shard."""
+    cache = LatentCache(clips.out)
+    identity = LatentCaches([clips.out]).identity()
+    entries, keys = {i: cache.load(i) for i in range(5)}, {i: c.split() for i, c in enumerate(cache.contents())}
+    index = json.loads((clips.out / INDEX).read_text())
+    origins = read_origins(clips.out / index["files"])
+    old = clips.out.with_name("old")
+    old.mkdir()
+    path = write_shard_of_before(old, 0, cache.key, entries, keys, null_text=cache.null_text())
+    write_origins(path.with_suffix(".json"), origins)
+    grids = dict(zip(cache.windows, cache.grids, strict=True))
+    more = {name: index[name] for name in ("channels", "text_width", "clips", "rates", "fps")}
+    write_index_of_before(old, cache.key, 256, grids, format=2, content=cache.content, **more)
+    before, whole = LatentCache(old), path.read_bytes()
+    assert before.check_clips() == [] and torch.equal(before.load(3).mean, entries[3].mean)
+    assert difference(LatentCaches([old]).identity(), identity) is None  # a run that began with it goes on
+    config = replace(clips, out=old)
+    same_as_anew(config, [])
+    assert path.read_bytes() == whole and not list(old.glob("latents-*"))
+    encode_manifest(replace(config, clean=True))
+    assert not path.exists() and len(list(old.glob("latents-*"))) == 1
+    same_as_anew(config, [])
 
 
 def test_a_latent_that_is_no_number_is_left_out(clips):

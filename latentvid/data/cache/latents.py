@@ -1,16 +1,16 @@
-"""Cache of latents and text states: safetensors shards under a key that tells when they are stale.
+"""Cache of latents and text states: an index and the shards that hold its tensors, in one folder.
 
-Layout of a cache folder: `cache.json` (key, grids, what was left out) written last, and the shards (`shards.py`);
-`null_text` [S,Dt], in the first shard, is the empty caption. Every tensor that is read is held against its hash.
+`cache.json` (`writing.py`) says of each entry which latent and which texts it has, by what they were made of, and in
+which shard (`shards.py`) each lies. Shards are never changed, and the index is replaced as a whole: what reads a cache
+goes on with the entries that it began with while others are added.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -21,15 +21,16 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import StorageError, UserError
-from ...files import written_whole
 from ...limits import shown
 from ..manifest.identity import identify
 from ..manifest.samples import dropped_by_reason
 from ..storage import PATIENCE_S
-from .shards import AGAIN, Encoded, FileState, Shard, read_again, read_json, read_origins, shard_path
+from .index import BEFORE, Index, is_names, is_texts
+from .origins import FileState, read_origins
+from .reading import AGAIN, read_again
+from .shards import Encoded, Shard
+from .writing import INDEX
 
-INDEX = "cache.json"
-FORMAT = 2  # 1, which did not say so, knew neither its clips nor hashes
 SMALL = 2**30  # bytes: caches up to it are checked shard by shard, larger ones tensor by tensor, as they are read
 HASHED = 2**30  # bytes of clips that are read again to find out whether they are still the same
 
@@ -47,67 +48,18 @@ def module_fingerprint(module: nn.Module, config: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def cache_key(vae: str, text: str, transform: Mapping[str, Any]) -> dict[str, Any]:
-    """What a cache depends on: the two fingerprints and the transform's settings."""
-    return {"vae": vae, "text": text, "transform": dict(transform)}
-
-
-def write_index(folder: Path, key: Mapping[str, Any], shard_size: int, grids: Mapping[int, Sequence[int]], **more: Any):
-    """Seals the cache: from now on `LatentCache` opens it."""
-    grids = {str(i): list(g) for i, g in sorted(grids.items())}
-    index = {"format": FORMAT, "key": key, "shard_size": shard_size, "grids": grids, **more}
-    with written_whole(folder / INDEX) as beside:
-        beside.write_text(json.dumps(index), encoding="utf-8")
-
-
-class LatentCache:
-    """Reads a cache; entries are numbered without gaps, in the order of the windows that could be encoded.
-
-    content: a hash of all that the entries were made of, wherever the cache lies; None in caches that did not note it.
-    unknown: share of captions that mean nothing to the text encoder. patience_s: for how long a fault of the storage
-    is tried again.
-    """
+class LatentCache(Index):
+    """Reads a cache. patience_s: for how long a fault of the storage is tried again."""
 
     def __init__(self, folder: str | Path, patience_s: float = PATIENCE_S) -> None:
-        self.folder, self.patience_s = Path(folder), patience_s
-        index = self.folder / INDEX
-        if not read_again(index.is_file, index, patience_s):
-            raise UserError(f"{folder} holds no finished latent cache ({INDEX}): make one with vae/encode_latents.py")
-        self._index = read_json(index, patience_s)
-        if not isinstance(self._index, dict):
-            raise UserError(f"{self.folder / INDEX} is no table: {AGAIN}")
-        if self._field("format", lambda v: v in (1, FORMAT), f"1 or {FORMAT}", 1) == 1:
-            self._index = {"dropped": [], **self._index}
-        self.key: dict[str, Any] = self._field("key", _is_key, "the fingerprints and sizes it was made with")
-        self.shard_size: int = self._field("shard_size", _whole(1, 10**6), "a whole number from 1 to 1,000,000")
-        self.channels: int = self._field("channels", _whole(1, 65_536), "a number of channels")
-        self.text_width: int = self._field("text_width", _whole(1, 65_536), "a width")
-        grids = self._field("grids", _is_grids, "a latent's f, h, w by window")
-        self.windows = [int(i) for i in grids]
-        self.grids = [tuple(g) for g in grids.values()]  # latent (f,h,w)
-        self.fps: float = self._field("fps", lambda v: 0 <= v < math.inf, "frames a second")
-        self.rates: list[float] = self._field("rates", _is_rates(len(grids)), "the frames a second of each window", [])
-        self.dropped = [tuple(row) for row in self._field("dropped", _is_pairs, "paths and reasons")]
-        self.notes: list[str] = self._field("notes", _is_texts, "texts", [])
-        self.unknown: float = self._field("unknown", lambda v: 0 <= v <= 1, "a share", 0)
-        self.content: str | None = self._field("content", lambda v: v is None or isinstance(v, str), "a hash", None)
-        self._files: dict[int, Shard] = {}
+        super().__init__(folder, patience_s)
+        self._open_shards: dict[int, Shard] = {}
 
     def __len__(self) -> int:
         return len(self.windows)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": {}}  # loader processes open the shards themselves
-
-    def _field(self, name: str, fits: Callable[[Any], bool], what: str, default: Any = ...) -> Any:
-        value = self._index.get(name, default)
-        try:
-            if value is not ... and not isinstance(value, bool) and fits(value):
-                return value
-        except (TypeError, ValueError, AttributeError, OverflowError):
-            pass
-        found = "missing" if value is ... else shown(value)
-        raise UserError(f"{self.folder / INDEX}: `{name}` is {found}, not {what}: {AGAIN}")
+        return {**self.__dict__, "_open_shards": {}}  # loader processes open the shards themselves
 
     def check(self, expected: Mapping[str, Any]) -> None:
         """Raises UserError, naming what differs, unless the cache's key holds these values (of some or all keys)."""
@@ -128,8 +80,8 @@ class LatentCache:
         if "clips" not in self._index:
             return [f"{self.folder} is of an older latentvid, which did not note its clips: whether they changed since "
                     "cannot be told"]  # fmt: skip
-        files = dict(self._origins())
-        folder = _clips_folder(self.folder, self._field("clips", _is_texts, "folders"))
+        files = self._origins()
+        folder = _clips_folder(self.folder, self._field("clips", is_texts, "folders"))
         changed, gone, unread, room = [], 0, 0, HASHED
         with ThreadPoolExecutor(8) as pool:
             for (name, was), now in zip(files.items(), pool.map(partial(self._state, folder), files), strict=True):
@@ -165,9 +117,12 @@ class LatentCache:
     def _hash(self, path: Path) -> str:
         return read_again(lambda: file_hash(path), path, self.patience_s)
 
-    def _origins(self) -> Iterator[tuple[str, FileState]]:
-        for shard in sorted({window // self.shard_size for window in self.windows}):
-            yield from read_origins(shard_path(self.folder, shard)).files.items()
+    def _origins(self) -> dict[str, FileState]:
+        if self.format in BEFORE:
+            names = [str(Path(self._shards[n]).with_suffix(".json")) for n in sorted(set(self._latents_in.tolist()))]
+        else:
+            names = [self._field("files", lambda v: is_names([v]), "the name of a file")]
+        return {path: state for name in names for path, state in read_origins(self.folder / name).files.items()}
 
     def summary(self) -> str:
         """How many windows it holds, and by reason what was dropped when it was made."""
@@ -175,10 +130,15 @@ class LatentCache:
         return "\n".join(lines + [f"  {note}" for note in self.notes])
 
     def entries(self) -> list[str]:
-        """Of each entry what tells it from others: what the cache was made of, its window and its shape."""
+        """Of each entry what told it from others before each had keys of its own: what all the cache was made of, its
+        window and its shape."""
         made_of = json.dumps([self.key, self.content], sort_keys=True)
         key = hashlib.blake2b(made_of.encode(), digest_size=8).hexdigest()
         return [f"{key} {window} {grid}" for window, grid in zip(self.windows, self.grids, strict=True)]
+
+    def contents(self) -> list[str]:
+        """What each entry was made of, whatever else is in the cache."""
+        return [" ".join(self._made_of(i)) for i in range(len(self))]
 
     def rate(self, i: int) -> float:
         """Frames a second of entry i; 0 of a single frame, and where no rate is known. Older caches know the median."""
@@ -186,38 +146,42 @@ class LatentCache:
             return 0.0
         return self.rates[i] if self.rates else self.fps
 
-    def load(self, i: int) -> Encoded:
-        """Entry i as float32. Raises UserError where it is not as it was written."""
-        window = self.windows[i]
-        shard = self._open(window // self.shard_size)
-        entry = shard.entry(window)
-        grid = (self.channels, *self.grids[i])
-        if not tuple(entry.mean.shape) == tuple(entry.std.shape) == grid or not self._is_text(entry.text):
-            raise UserError(f"{shard.path}: window {window} has not the shape that {INDEX} says: {AGAIN}")
-        return Encoded(entry.mean.float(), entry.std.float(), entry.text.float())
+    def captions(self, i: int) -> int:
+        """How many captions entry i has."""
+        return int(self._first_caption[i + 1] - self._first_caption[i])
+
+    def load(self, i: int, caption: int = 0) -> Encoded:
+        """Entry i as float32, with one of its captions. Raises UserError where it is not as it was written."""
+        shard = self._open(int(self._latents_in[i]))
+        mean, std = shard.latent(self._latents[i].decode())
+        if not tuple(mean.shape) == tuple(std.shape) == (self.channels, *self.grids[i]):
+            raise UserError(f"{shard.path}: window {self.windows[i]} has not the shape that {INDEX} says: {AGAIN}")
+        return Encoded(mean.float(), std.float(), self._text(int(self._captions[self._first_caption[i] + caption])))
 
     def null_text(self) -> Tensor:
         """Text states [S,Dt] of the empty caption."""
-        shard = self._open(0)
-        text = shard.tensor("null_text")
-        if not self._is_text(text):
-            raise UserError(f"{shard.path}: null_text has not the shape that {INDEX} says: {AGAIN}")
+        return self._text(0)
+
+    def _text(self, number: int) -> Tensor:
+        shard, key = self._open(int(self._texts_in[number])), self._texts[number].decode()
+        text = shard.text(key)
+        if text.ndim != 2 or len(text) == 0 or text.shape[1] != self.text_width:
+            raise UserError(
+                f"{shard.path}: text {key or 'of the empty caption'} has not the shape that {INDEX} says: {AGAIN}"
+            )
         return text.float()
 
-    def _is_text(self, text: Tensor) -> bool:
-        return text.ndim == 2 and len(text) > 0 and text.shape[1] == self.text_width
-
     def _open(self, number: int) -> Shard:
-        if number not in self._files:
-            path = shard_path(self.folder, number)
+        if number not in self._open_shards:
+            path = self.folder / self._shards[number]
             shard = Shard(path, self.folder, self.patience_s)
-            if shard.key != self.key:
+            if self.format in BEFORE and shard.key != self.key:
                 raise UserError(f"{path} belongs to another cache than {INDEX}: {AGAIN}")
-            shards = 1 + (self.windows[-1] // self.shard_size if self.windows else 0)
-            if shards * shard.size <= SMALL:
-                shard.check()
-            self._files[number] = shard
-        return self._files[number]
+            if (self._bytes or len(self._shards) * shard.size) <= SMALL:
+                latents, texts = self._latents[self._latents_in == number], self._texts[self._texts_in == number]
+                shard.check([key.decode() for key in latents], [key.decode() for key in texts])
+            self._open_shards[number] = shard
+        return self._open_shards[number]
 
 
 class LatentCaches:
@@ -255,17 +219,25 @@ class LatentCaches:
 
     def identity(self) -> dict[str, Any]:
         """Which entries these are, made from what, wherever the caches lie."""
-        return identify({"entries": [text for cache in self.caches for text in cache.entries()]})
+        columns = {"entries": [text for cache in self.caches for text in cache.entries()]}
+        if all(cache.format not in BEFORE for cache in self.caches):
+            columns = {"contents": [text for cache in self.caches for text in cache.contents()]} | columns
+        return identify(columns)
 
     def rate(self, i: int) -> float:
         """As `LatentCache.rate`, of entry i of all."""
         source = int(self.source_of[i])
         return self.caches[source].rate(i - int(self._first[source]))
 
-    def load(self, i: int) -> Encoded:
-        """Entry i of all as float32."""
+    def captions(self, i: int) -> int:
+        """As `LatentCache.captions`, of entry i of all."""
         source = int(self.source_of[i])
-        return self.caches[source].load(i - int(self._first[source]))
+        return self.caches[source].captions(i - int(self._first[source]))
+
+    def load(self, i: int, caption: int = 0) -> Encoded:
+        """Entry i of all as float32, with one of its captions."""
+        source = int(self.source_of[i])
+        return self.caches[source].load(i - int(self._first[source]), caption)
 
     def null_text(self) -> Tensor:
         return self.caches[0].null_text()
@@ -282,37 +254,3 @@ def _clips_folder(cache: Path, known: Sequence[str]) -> str:
     absolute, relative = known
     moved = os.path.normpath(os.path.join(os.path.abspath(cache), relative))
     return absolute if os.path.isdir(absolute) else moved
-
-
-def _whole(low: int, high: int) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, int) and low <= value <= high
-
-
-def _is_key(value: Any) -> bool:
-    made = isinstance(value, dict) and isinstance(value.get("vae"), str) and isinstance(value.get("text"), str)
-    return made and isinstance(value.get("transform", {}), dict)
-
-
-def _is_grids(value: Any) -> bool:
-    numbers = [int(i) for i in value]
-    sides = _whole(1, 10**6)
-    return (
-        len(numbers) > 0
-        and numbers == sorted(set(numbers))
-        and 0 <= numbers[0] <= numbers[-1] < 2**31
-        and all(isinstance(g, list) and len(g) == 3 and all(sides(n) for n in g) for g in value.values())
-    )
-
-
-def _is_rates(count: int) -> Callable[[Any], bool]:
-    return lambda rates: (
-        isinstance(rates, list) and len(rates) in (0, count) and all(0 <= rate < math.inf for rate in rates)
-    )
-
-
-def _is_pairs(value: Any) -> bool:
-    return isinstance(value, list) and all(_is_texts(row) and len(row) == 2 for row in value)
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(text, str) for text in value)

@@ -1,8 +1,9 @@
-"""Shards of a latent cache: tensors by window, each with what it was made of and a hash of its bytes.
+"""Shards of a latent cache: tensors by what they were made of, each with a hash of its bytes. None is ever changed.
 
-`shard-00000.safetensors` holds `mean.I`, `std.I` [C,f,h,w] and `text.I` [S,Dt] of window I as float16; its metadata
-the cache's key, of each window the keys of its latent and its text, and of each tensor a hash. `shard-00000.json`
-beside it says which files its windows are of, as they were when they were read, and which could not be encoded.
+A shard holds `latent.KEY` [2,C,f,h,w] (mean and std of the normalised latent) or `text.KEY` [S,Dt] as float16, where
+KEY is a hash, equal where making it again would give the same; its metadata the weights and a hash of each tensor.
+Shards of before (`shard-00000.safetensors`) hold `mean.I`, `std.I` [C,f,h,w] and `text.I` [S,Dt] by the number I of
+a window and say in their metadata which keys these would have; the oldest say no keys.
 """
 
 from __future__ import annotations
@@ -12,44 +13,25 @@ import json
 import math
 import os
 import stat
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...errors import ClipError, StorageError, UserError
+from ...errors import UserError
 from ...files import written_whole
-from ...limits import shown
-from ..storage import PATIENCE_S, is_storage_fault, number_of, patiently
+from ..storage import PATIENCE_S
 from .opened import PlacesOf
+from .reading import AGAIN, read_again
 
-T = TypeVar("T")
-
-AGAIN = "run vae/encode_latents.py again"
 TOGETHER = 32  # tensors that are read at once where all are
 _TYPES = {"F16": torch.float16, "F32": torch.float32, "BF16": torch.bfloat16}
-
-
-class FileState(NamedTuple):
-    """A file as it was read: bytes, when its content and when anything of it changed (ns), sha256 of the content."""
-
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-    sha256: str
-
-
-class EntryKey(NamedTuple):
-    """What a window's latent and its text were made of: hashes, equal where making them again would give the same."""
-
-    latent: str
-    text: str
 
 
 @dataclass(frozen=True)
@@ -59,18 +41,6 @@ class Encoded:
     mean: Tensor
     std: Tensor
     text: Tensor
-
-
-@dataclass
-class Origins:
-    """Of a shard. files: by path as the manifest has it. dropped: {latent key: (path, reason)}."""
-
-    files: dict[str, FileState] = field(default_factory=dict)
-    dropped: dict[str, tuple[str, str]] = field(default_factory=dict)
-
-
-def shard_path(folder: Path, shard: int) -> Path:
-    return folder / f"shard-{shard:05d}.safetensors"
 
 
 def tensor_hash(tensor: Tensor) -> str:
@@ -84,28 +54,29 @@ def _hash(kind: torch.dtype, shape: Sequence[int], content: Any) -> str:
     return digest.hexdigest()
 
 
+def _print(about: str) -> str:
+    return hashlib.blake2b(about.encode(), digest_size=12).hexdigest()
+
+
 def write_shard(
     folder: Path,
-    shard: int,
     key: Mapping[str, Any],
-    entries: Mapping[int, Encoded],
-    keys: Mapping[int, EntryKey] | None = None,
-    **more: Tensor,
-) -> None:
-    """Writes a shard beside its name and renames it, so that a shard that is there is whole."""
-    tensors = {name: value.half().contiguous() for name, value in more.items()}
-    for index, entry in sorted(entries.items()):
-        for part in ("mean", "std", "text"):
-            # a copy each, for safetensors refuses texts that several windows share
-            tensors[f"{part}.{index}"] = getattr(entry, part).to(torch.float16, copy=True).contiguous()
-    about = {
-        "key": key,
-        "entries": {str(i): list(k) for i, k in sorted((keys or {}).items()) if i in entries},
-        "hashes": {name: tensor_hash(tensor) for name, tensor in tensors.items()},
-    }
+    latents: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    texts: Mapping[str, Tensor] | None = None,
+) -> str:
+    """Writes a shard of latents (mean and std by key) and texts; gives its name, which tells what it holds.
+
+    It is written beside its name and renamed, so that a shard that is there is whole.
+    """
+    tensors = {f"latent.{k}": torch.stack([part.half() for part in both]) for k, both in (latents or {}).items()}
+    # a copy each, for safetensors refuses tensors that share memory
+    tensors |= {f"text.{k}": text.to(torch.float16, copy=True).contiguous() for k, text in (texts or {}).items()}
+    about = {"key": key, "hashes": {name: tensor_hash(tensor) for name, tensor in tensors.items()}}
     metadata = {"about": json.dumps(about, sort_keys=True)}  # one text: several would come in any order
-    with written_whole(shard_path(folder, shard)) as beside:
+    name = f"{'latents' if latents else 'texts'}-{_print(metadata['about'])}.safetensors"
+    with written_whole(folder / name) as beside:
         save_file(tensors, beside, metadata=metadata)
+    return name
 
 
 class Shard:
@@ -113,7 +84,8 @@ class Shard:
 
     Its file stays open, and is opened anew after a fault of its storage (`read_again`). Each tensor is held against its
     hash whenever it is read, or once, after `check`.
-    keys: of each window, {} in caches that did not note them. size: of the file. patience_s: as in `patiently`.
+    latents, texts: the names of the tensors of each, by key, and in shards of before by the window's number too.
+    size: of the file. patience_s: as in `patiently`.
     """
 
     def __init__(self, path: Path, folder: Path | None = None, patience_s: float = PATIENCE_S) -> None:
@@ -123,10 +95,13 @@ class Shard:
         try:
             metadata = read_again(partial(self._look, folder), path, patience_s)
             about = json.loads(metadata["about"] if "about" in metadata else f'{{"key": {metadata.get("key")}}}')
+            kind, _, told = path.stem.partition("-")
+            if kind in ("latents", "texts") and told != _print(metadata.get("about", "")):
+                raise self._damaged("is missing or damaged (it does not hold what its name tells)")
             self.names = frozenset(self._tensors)
             self.key: Any = about["key"]
-            self.keys = {int(i): EntryKey(*map(str, k)) for i, k in about.get("entries", {}).items()}
             self._hashes: dict[str, str] | None = about.get("hashes")
+            self.latents, self.texts = _named(self.names, about.get("entries", {}))
         except UserError:
             raise
         except (OSError, SafetensorError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -149,35 +124,63 @@ class Shard:
         self._begin = 8 + length
         return metadata
 
-    def check(self) -> None:
-        """Raises UserError unless every tensor is as it was written; from now on that is known."""
-        names = sorted(self._tensors, key=lambda name: self._tensors[name]["data_offsets"])
+    @property
+    def hashed(self) -> bool:
+        """Whether it can be told that its tensors are as they were written."""
+        return self._hashes is not None
+
+    def check(self, latents: Iterable[str], texts: Iterable[str]) -> None:
+        """Raises UserError unless the tensors of these keys are as they were written; from now on that is known."""
+        names = [name for key in latents for name in self._names(self.latents, key, "latent")]
+        names += [name for key in texts for name in self._names(self.texts, key, "text")]
+        names.sort(key=lambda name: self._tensors[name]["data_offsets"])
         for first in range(0, len(names), TOGETHER):
             self._read(names[first : first + TOGETHER])
-        if missing := (self._hashes or {}).keys() - self.names:
-            raise self._damaged(f"is missing or damaged (it holds no {min(missing)})")
-        self._sound = set(names)
+        self._sound |= set(names)
 
-    def shape(self, name: str) -> list[int]:
-        return self._tensors[name]["shape"]
+    def unsound(self) -> list[str]:
+        """The tensors that are not as they were written."""
+        found = []
+        for name in sorted(self.names, key=lambda name: self._tensors[name]["data_offsets"]):
+            read = self._bytes_of([name])
+            try:
+                self._checked(name, read[0])
+            except UserError:
+                found.append(name)
+        return found
 
-    def tensor(self, name: str) -> Tensor:
-        """As it was written; raises UserError where it is not, and for NaN and infinity."""
-        return self._read([name])[0]
+    def latent_grid(self, key: str) -> tuple[int, ...]:
+        """C, f, h, w."""
+        return tuple(self._tensors[self._names(self.latents, key, "latent")[0]]["shape"][-4:])
 
-    def entry(self, window: int) -> Encoded:
-        return Encoded(*self._read([f"mean.{window}", f"std.{window}", f"text.{window}"]))
+    def latent(self, key: str) -> tuple[Tensor, Tensor]:
+        """mean and std [C,f,h,w], as they were written; raises UserError where they are not, and for NaN and
+        infinity."""
+        read = self._read(self._names(self.latents, key, "latent"))
+        if len(read) == 1:
+            if read[0].ndim != 5 or len(read[0]) != 2:
+                raise self._damaged(f"is damaged: latent.{key} is no mean and std")
+            return read[0][0], read[0][1]
+        return read[0], read[1]
+
+    def text(self, key: str) -> Tensor:
+        """As `latent`."""
+        return self._read(self._names(self.texts, key, "text"))[0]
+
+    def _names(self, named: Mapping[str, tuple[str, ...]], key: str, what: str) -> tuple[str, ...]:
+        if (names := named.get(key)) is None:
+            raise self._damaged(f"is missing or damaged (it holds no {what}.{key})")
+        return names
 
     def _read(self, names: Sequence[str]) -> list[Tensor]:
+        return [self._checked(name, content) for name, content in zip(names, self._bytes_of(names), strict=True)]
+
+    def _bytes_of(self, names: Sequence[str]) -> list[bytearray]:
+        places = [self._tensors[name]["data_offsets"] for name in names]
         try:
-            places = [self._tensors[name]["data_offsets"] for name in names]
-        except KeyError as missing:
-            raise self._damaged(f"is missing or damaged (it holds no {missing.args[0]})") from None
-        try:
-            read = read_again(partial(self._bytes, places), self.path, self.patience_s)
+            return read_again(partial(self._bytes, places), self.path, self.patience_s)
         except OSError as error:
             raise self._damaged(f"is missing or damaged ({error})") from None
-        return [self._checked(name, content) for name, content in zip(names, read, strict=True)]
 
     def _bytes(self, places: Sequence[tuple[int, int]]) -> list[bytearray]:
         try:
@@ -201,69 +204,27 @@ class Shard:
             raise self._damaged(f"is damaged: {name} has values that are no numbers")
         return found
 
-    def windows(self) -> list[int]:
-        return sorted(int(name[5:]) for name in self.names if name.startswith("mean.") and name[5:].isdecimal())
-
     def _damaged(self, what: str) -> UserError:
         return UserError(f"{self.path} {what}: {AGAIN}")
 
 
-def read_again(read: Callable[[], T], path: Path, patience_s: float = PATIENCE_S) -> T:
-    """As `patiently`, of a file of a cache: what may pass is waited for, and only that."""
-
-    def once() -> T:
-        try:
-            return read()
-        except SafetensorError as error:
-            if not is_storage_fault(error):
-                raise
-            raise StorageError(path, str(error), number_of(error)) from error
-
-    try:
-        return patiently(once, path, patience_s)
-    except ClipError as error:  # "input/output error", and yet the file can be read
-        raise UserError(f"{error.path} is damaged ({error.reason}): {AGAIN}") from error
+Names = dict[str, tuple[str, ...]]
 
 
-def write_origins(path: Path, origins: Origins) -> None:
-    table = {"files": origins.files, "dropped": origins.dropped}
-    with written_whole(path.with_suffix(".json")) as beside:
-        beside.write_text(json.dumps(table), encoding="utf-8")
-
-
-def read_origins(path: Path) -> Origins:
-    """Of the shard of that path. Raises UserError, naming the file and the key, where it is not as it was written."""
-    file = path.with_suffix(".json")
-    found = read_json(file)
-    files, dropped = (_table(file, found, name) for name in ("files", "dropped"))
-    for name, value in files.items():
-        fits = isinstance(value, list) and [type(v) for v in value] == [int, int, int, str]
-        if not fits:
-            raise UserError(f"{file}: `files.{name}` is {shown(value)}, not size, times and hash: {AGAIN}")
-    for name, value in dropped.items():
-        if not (isinstance(value, list) and [type(v) for v in value] == [str, str]):
-            raise UserError(f"{file}: `dropped.{name}` is {shown(value)}, not a path and a reason: {AGAIN}")
-    return Origins({p: FileState(*v) for p, v in files.items()}, {k: (v[0], v[1]) for k, v in dropped.items()})
-
-
-def read_json(file: Path, patience_s: float = PATIENCE_S) -> Any:
-    """Raises UserError where there is no such regular file, or it is no JSON."""
-
-    def read() -> str:
-        if not stat.S_ISREG(os.stat(file).st_mode):
-            raise UserError(f"{file} is no file: {AGAIN}")
-        return file.read_text(encoding="utf-8")
-
-    try:
-        return json.loads(read_again(read, file, patience_s))
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{file} is missing or damaged ({error}): {AGAIN}") from None
-
-
-def _table(file: Path, found: Any, name: str) -> dict[str, Any]:
-    value = found.get(name) if isinstance(found, dict) else None
-    if not isinstance(value, dict):
-        raise UserError(f"{file}: `{name}` is {shown(value)}, not a table: {AGAIN}")
-    return value
+def _named(names: Iterable[str], entries: Mapping[str, Sequence[str]]) -> tuple[Names, Names]:
+    """The tensors of latents and of texts, by key. entries: in a shard of before, keys of latent and text by window."""
+    latents: Names = {}
+    texts: Names = {}
+    for name in sorted(names):
+        kind, _, key = name.partition(".")
+        if kind == "latent":
+            latents[key] = (name,)
+        elif kind == "mean" and f"std.{key}" in names:
+            latents[key] = name, f"std.{key}"
+        elif kind in ("text", "null_text"):
+            texts[key] = (name,)
+    for window, keys in entries.items():
+        latent, text = map(str, keys)
+        if window in latents and window in texts:
+            latents[latent], texts[text] = latents[window], texts[window]
+    return latents, texts

@@ -25,6 +25,7 @@ from ....data.manifest.columns import Lookup
 from ....data.plan.plan import PER_SAMPLE, Draw
 from ....data.stacks import Stacks
 from ....data.transforms import from_uint8
+from ....data.windows import drawn_caption
 from ....diffusion.objective import loss_per_sample
 from ....errors import UserError
 from ....models.interchange import Vae
@@ -163,7 +164,9 @@ class DitPacks:
         return (self.cache or self.source).rate(draw.index)
 
     def _from_cache(self, draws: Sequence[Draw]) -> dict[str, Any]:
-        entries = [self.cache.load(draw.index) for draw in draws]
+        seed = self.config.run.seed
+        shown = [drawn_caption(self.cache.captions(draw.index), seed, draw.number) for draw in draws]
+        entries = [self.cache.load(draw.index, caption) for draw, caption in zip(draws, shown, strict=True)]
         latents = [
             e.mean + e.std * self._posterior(draw.number, e.mean.shape) for draw, e in zip(draws, entries, strict=True)
         ]

@@ -1,0 +1,63 @@
+"""Small latent caches, of now and of before, without encoding anything."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from latentvid.data.cache.shards import Encoded, tensor_hash, write_shard
+from latentvid.data.cache.writing import INDEX, Row, write_index
+
+NULL_TEXT = torch.ones(1, 8)
+
+
+def write_cache(
+    folder: Path, key: Mapping[str, Any], entries: Mapping[int, Encoded], per_shard: int, **more: Any
+) -> None:
+    """Entries by window, some in a shard of latents each, all texts in one."""
+    latents, rows = {}, []
+    for first in sorted({window // per_shard for window in entries}):
+        group = {f"latent{w}": (e.mean, e.std) for w, e in entries.items() if w // per_shard == first}
+        latents |= dict.fromkeys(group, write_shard(folder, key, latents=group))
+    texts = {tensor_hash(e.text.half()): e.text for e in entries.values()} | {"null": NULL_TEXT}
+    where = dict.fromkeys(texts, write_shard(folder, key, texts=texts))
+    for window, entry in sorted(entries.items()):
+        text = tensor_hash(entry.text.half())
+        rows.append(Row(window, f"latent{window}", (text,), tuple(entry.mean.shape[1:])))
+    more = {"channels": 4, "text_width": 8, "fps": 8.0, "dropped": []} | more
+    write_index(folder, key, rows, latents, where, "null", **more)
+
+
+def write_shard_of_before(
+    folder: Path,
+    number: int,
+    key: Mapping[str, Any],
+    entries: Mapping[int, Encoded],
+    keys: Mapping[int, tuple[str, str]] | None = None,
+    hashed: bool = True,
+    **more: torch.Tensor,
+) -> Path:
+    """As formats 1 (not hashed) and 2 had it: each window's tensors under its number."""
+    tensors = {name: value.half() for name, value in more.items()}
+    for window, entry in entries.items():
+        for part in ("mean", "std", "text"):
+            tensors[f"{part}.{window}"] = getattr(entry, part).to(torch.float16, copy=True).contiguous()
+    path = folder / f"shard-{number:05d}.safetensors"
+    if hashed:
+        hashes = {name: tensor_hash(tensor) for name, tensor in tensors.items()}
+        about = {"key": key, "entries": {str(i): k for i, k in (keys or {}).items()}, "hashes": hashes}
+        save_file(tensors, path, metadata={"about": json.dumps(about)})
+    else:
+        save_file(tensors, path, metadata={"key": json.dumps(key)})
+    return path
+
+
+def write_index_of_before(
+    folder: Path, key: Mapping[str, Any], shard_size: int, grids: Mapping[int, Any], **more: Any
+) -> None:
+    more = {"channels": 4, "text_width": 8, "fps": 8.0, "dropped": []} | more
+    index = {"key": key, "shard_size": shard_size, "grids": {str(i): list(g) for i, g in grids.items()}} | more
+    (folder / INDEX).write_text(json.dumps(index))
