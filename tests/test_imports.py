@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "pipelines": BASE | {"command_line", "attention", "text", "models", "diffusion", "data", "pipelines"},
 }
 # config <- data <- parallel <- checkpoint <- monitor <- trainer; stages import the protocol, and the trainer no stage
-LOWEST = {"training.signals", "training.machine", "training.optim"}
+LOWEST = {"training.signals", "training.machine", "training.optim", "training.origin"}
 PARALLEL = BASE | LOWEST | {"config", "data", "models", "training.parallel"}
 CHECKPOINT = PARALLEL | {"training.checkpoint", "training.ema", "training.compute"}
 PROTOCOL = {"training.task"}
@@ -60,7 +60,7 @@ MAY_IMPORT |= {
     "training.ema": {"training.parallel"},
     "training.checkpoint": CHECKPOINT - {"training.compute"},
     "training.compute": BASE | {"config", "training.checkpoint"},
-    "training.task": BASE | {"config", "data", "models", "evaluation.sheet", "training.optim"},
+    "training.task": BASE | {"config", "data", "models", "evaluation.sheet", "training.optim", "training.origin"},
     "training.feed": FEED,
     "training.launch": PARALLEL | PROTOCOL,
     "training.monitor": MONITOR,
@@ -68,8 +68,9 @@ MAY_IMPORT |= {
     "training.export": CHECKPOINT | PROTOCOL | {"commands"},
     "training": MONITOR | FEED | {"training.step", "training.dryrun", "training.launch", "training.export"},
     "training.stages.dit": STAGE
-    | {"attention", "sequence", "text", "pipelines", "training.parallel.sharing", "training.stages.dit"},
-    "training.stages.vae": STAGE | {"training.stages.vae"},
+    | {"attention", "sequence", "text", "pipelines", "training.checkpoint.init"}
+    | {"training.parallel.sharing", "training.stages.dit"},
+    "training.stages.vae": STAGE | {"training.checkpoint.init", "training.stages.vae"},
     "training.stages": {"config", "training.task", "training.stages"},
 }
 # Imports inside functions: of the package only in programs, which answer --help before anything heavy is imported;

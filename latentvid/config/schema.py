@@ -13,7 +13,7 @@ from ..diffusion.timesteps import TimestepSampling
 from ..limits import check_fields
 from ..limits import setting as _help
 from .curriculum import curriculum
-from .sections import Checkpointing, Data, Logging, Optim, Run, Samples, Train, Validation, several
+from .sections import Checkpointing, Data, Logging, Optim, Run, Samples, Train, Validation, Weights, several
 
 
 def arguments_of(cls: str, more: str = "") -> Any:
@@ -213,6 +213,16 @@ class DitConfig(TrainingConfig):
     model: dict[str, Any] = arguments_of("latentvid.models.transformer.VideoDiT")
     vae: Path = _help("folder of the VAE")
     text_encoder: str = _help("folder or hub name of a T5 encoder with its tokenizer")
+    init: str | None = _help(
+        "weights to begin with: a pipeline's folder, a run, a checkpoint, or a hub name; what `model` leaves out is as "
+        "there",
+        default=None,
+    )
+    init_weights: Weights = _help("of a run or checkpoint: the moving average, or the optimiser's", default="ema")
+    init_partial: bool = _help(
+        "take what fits of `init` and say what was left, instead of refusing; new input channels start at 0",
+        default=False,
+    )
     scheduler: dict[str, Any] = arguments_of("latentvid.diffusion.scheduler.LatentVideoScheduler")
     timesteps: TimestepSampling = field(default_factory=TimestepSampling)
     weighting: Weighting = field(default_factory=Weighting)
@@ -221,6 +231,13 @@ class DitConfig(TrainingConfig):
     inference: Inference = field(default_factory=Inference)
     validation: DitValidation = field(default_factory=DitValidation)
     attention: str = _help("backend: auto, torch, flash, grouped or sdpa", default="auto")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init is None and (self.init_partial or self.init_weights != "ema"):
+            raise ValueError(
+                "init_partial and init_weights are of the weights to begin with: give init, or leave them out"
+            )
 
 
 def stage_of(settings: Mapping[str, Any]) -> str | None:

@@ -60,6 +60,8 @@ class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
     _supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]
     _repeated_blocks = ["Block"]  # of diffusers' compile_repeated_blocks
+    # maps of inputs [D,P], features (C p q): channels may be added at the end, where this argument is the same
+    input_maps = {"tokens_in.weight": "patch"}
 
     @register_to_config
     def __init__(

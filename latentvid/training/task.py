@@ -21,6 +21,7 @@ from ..models.building import check_memory
 from ..models.flops import GridFlops
 from ..packing import Grid
 from .optim import Part
+from .origin import Origin
 
 
 class Pack(Protocol):
@@ -65,6 +66,10 @@ class Task(Protocol):
     partial: bool  # some tokens have no loss
     fps: float  # frames a second of what `sample` makes
     trained: list[dict[str, Any]] | None  # sizes, lengths and rates of the data, for who generates; None: not noted
+
+    # --- where it begins ---
+
+    origin: Origin | None  # the weights that a run from the start begins with; None: new ones, or the run goes on
 
     def summary(self) -> str:
         """What it trains on, and what was left out for which reason; shown at the start."""

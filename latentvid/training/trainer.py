@@ -119,10 +119,11 @@ def train_stage(
     run.resume(folder, state)
     if accelerator.is_main_process:
         threads = "" if launched.again else launched.threads
-        about = [task.summary(), run.watch.held_out and run.watch.held_out.summary(), run.summary(), threads]
+        held_out, origin = run.watch.held_out, task.origin
+        about = [task.summary(), held_out and held_out.summary(), origin and origin.summary(), run.summary(), threads]
         print(*filter(None, about), sep="\n", file=sys.stderr, flush=True)
         with written_whole(run_dir / "config.yaml") as beside:
-            save_config(launched.config, beside)
+            save_config(replace(launched.config, model=task.config.model), beside)  # also what it took from `init`
         spread = {"strategy": run.strategy.name, "world": run.world, "compute": launched.compute}
         write_about(stage, task, plan, run.parameters, step=run.step, again=launched.again, **spread)
     product = run_dir / task.product
@@ -184,7 +185,8 @@ class TrainingRun:
 
     def summary(self) -> str:
         """One line: how the run is spread, and where it begins."""
-        where = f"going on from step {self.step}" if self.step else "from the start"
+        begun = "new weights" if self.task.origin is None else "the weights of init"
+        where = f"going on from step {self.step}" if self.step else f"from the start, with {begun}"
         peak = f"{self.meter.peak / self.world / 1e12:.3g} TFLOP/s a device ({self.peak_source})"
         precision = describe(self.compute.passes, self.accelerator.device)
         spread = f"{self.strategy.name}, {self.world} x {self.accelerator.device.type}"
@@ -217,6 +219,9 @@ class TrainingRun:
         with run_progress(self.stage, self.step, self.main) as self.progress:
             if self.watch.looked < self.step:  # it was stopped right after that step
                 self._look(save=self.step == self.stage.end)
+            if not self.step and self.task.origin is not None:
+                with self.progress.beside("validation"):
+                    self.watch.measure(0, contest=False)
             while self.step < self.stage.end:
                 self._step(steps, logs)
         self.saver.finish()
@@ -325,6 +330,7 @@ class TrainingRun:
             "computes_in": asdict(self.compute),
             "written_by": f"{self.strategy.name} x{self.world}",
             "data": self.data,
+            **({"model": model} if (model := _arguments(self.task.model)) else {}),
         }
         if self.watch.best is not None:
             self.store.best = self.watch.best["step"]
@@ -350,6 +356,12 @@ class TrainingRun:
         self.stepper.skipped, self.stepper.bad_steps = state["skipped_steps"], state["bad_steps"]
         self.watch.looked = state.get("looked", self.step)
         self.watch.best = None if begins_here else state.get("best")
+
+
+def _arguments(model: nn.Module) -> dict[str, Any]:
+    """What its constructor was given, as JSON; nothing of a model that does not keep it."""
+    found = getattr(model, "config", {})
+    return {key: value for key, value in found.items() if not key.startswith("_")}
 
 
 def _need(able: bool, key: str, model: nn.Module) -> None:

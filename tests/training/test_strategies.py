@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from comparing import assert_measured_alike, difference, losses
+from comparing import WEIGHTS, assert_measured_alike, difference, losses
 from launching import ROOT, launch
 from safetensors.torch import load_file
 
@@ -101,6 +101,10 @@ def test_a_strategy_trains_like_one_process_and_takes_over_its_run(recipe, singl
     back = begun_by(tmp_path / "new", tmp_path / "back")
     train(dit_config(back, *limited), DitTask)
     assert_same(back, single)
+
+    begun = DitTask(dit_config(tmp_path / "begun", "model={}", f"init={tmp_path / 'new'}"), torch.device("cpu"))
+    product = load_file(tmp_path / "new" / WEIGHTS)
+    assert all(torch.equal(product[name], value) for name, value in begun.model.named_parameters())
 
     export_run(tmp_path / "new", tmp_path / "raw", STAGES, step=3, raw=True)
     ours = load_file(tmp_path / "raw/transformer/diffusion_pytorch_model.safetensors")

@@ -82,6 +82,7 @@ class State(Record):
     best: NotRequired[Best | None]
     written_by: NotRequired[str]
     data: NotRequired[Identity | None]
+    model: NotRequired[dict[str, Any]]
 
 
 class Shape(Record):
@@ -134,6 +135,7 @@ class About(Record):
     world: NotRequired[Count]
     parameters: NotRequired[Count]
     data: NotRequired[str]
+    init: NotRequired[dict[str, Any] | None]
     plan: NotRequired[PlanFacts]
     starts: NotRequired[list[Start]]
     stages: NotRequired[list[StageFacts]]

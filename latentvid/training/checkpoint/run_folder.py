@@ -131,6 +131,8 @@ def _check_same(before: dict[str, Any], config: TrainingConfig, run: Path) -> No
     now = flat(to_dict(config))
     usual = {**default_values(type(config)), **ONCE}
     before = {key: usual[key] for key in now if key in usual} | before  # an older version had fewer keys
+    if now.get("init") is not None:  # whose model the run has where `model` does not say it
+        now = {key: value for key, value in before.items() if key.startswith("model.")} | now
     free = tuple(f"{key}." for key in (*MAY_CHANGE, *_checked_by_content(run, before, now)))
     changed = [
         f"{key} was {before.get(key)}, is {now.get(key)}"

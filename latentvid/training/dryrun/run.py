@@ -57,6 +57,8 @@ def _one(
         print(f"\n=== {stage} ===\n")
     found = preflight(config, task, plan, world=world, device=accelerator.device)
     print(found.text)
+    if task.origin is not None and not stage.begin:
+        print(f"\n{task.origin.summary()}")
     if (held_out := task.held_out()) is not None:
         print(f"\n{held_out.summary()}")
     return found

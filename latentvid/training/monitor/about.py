@@ -110,6 +110,7 @@ def write_about(
         "world": world,
         "computes_in": asdict(compute),
         "parameters": parameters,
+        "init": before.get("init") if task.origin is None else asdict(task.origin),
         **data,
         "starts": [*before.get("starts", []), *start],
     }

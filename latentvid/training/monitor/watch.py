@@ -69,8 +69,11 @@ class Watch:
         if self._log is not None:
             self._log.close()
 
-    def measure(self, step: int) -> bool:
-        """Measures and records, where the step is one of `validation.every` or the last; whether it is the best."""
+    def measure(self, step: int, contest: bool = True) -> bool:
+        """Measures and records, where the step is one of `validation.every` or the last; whether it is the best.
+
+        contest: it may be; the weights that a run begins with, of which it has no checkpoint, may not.
+        """
         self.looked = step
         every = self.config.validation.every
         if self.held_out is None or (step % every and step != self.stage.end):
@@ -88,7 +91,7 @@ class Watch:
             if self._log is not None:
                 self._log.write(record)
             self.accelerator.log(_flat(figures, f"validation/{name}"), step=step)
-            if i == 0 and settings.best is not None:
+            if i == 0 and contest and settings.best is not None:
                 found = figures[settings.best] if settings.best in figures else scores[settings.best]["value"]
                 better = self._compare(step, name, settings.best, found)
         return better

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import torch
@@ -10,11 +11,13 @@ from torch import nn
 from ....config.schema import DitConfig
 from ....diffusion.scheduler import LatentVideoScheduler
 from ....errors import UserError
-from ....models.interchange import Vae, channels_last, load_vae
+from ....models.interchange import Vae, arguments_of, channels_last, load_vae
+from ....models.transformer import VideoDiT
 from ....pipelines.latent_video import LatentVideoPipeline
 from ....precision import dtype_of
 from ....sequence import SequenceGroup, make_sequence_group
 from ....text import TextEncoder
+from ...checkpoint.init import Source, differences
 from ...task import build_model
 
 
@@ -40,6 +43,22 @@ def load_parts(config: DitConfig, device: torch.device) -> Parts:
     except ValueError as error:
         raise UserError(f"weighting: {error}") from None
     return Parts(vae, text, scheduler, device, sequence)
+
+
+def differing_from(source: Source, model: nn.Module, parts: Parts) -> list[str]:
+    """What tensors' shapes do not tell: in which arguments, noise path, target and latents a model is another."""
+    told = {"temporal_stride": model.config.temporal_stride}  # by the VAE, which is compared itself
+    found = []
+    if source.arguments is not None:
+        found += differences("model", VideoDiT, {**source.arguments, **told}, model.config)
+    if "scheduler" in source.beside:
+        found += differences("scheduler", LatentVideoScheduler, source.beside["scheduler"], parts.scheduler.config)
+    vae = arguments_of(parts.vae)
+    before = source.beside.get("vae", {})
+    for key in vae.keys() & before.keys():
+        if json.loads(json.dumps(vae[key])) != before[key]:
+            found.append(f"the VAE's {key} is another")
+    return sorted(found)
 
 
 def compute_dtype(config: DitConfig) -> torch.dtype:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,12 @@ from ....models.transformer import VideoDiT
 from ....packing import Grid, Packed
 from ....pipelines.sampling import Sampling
 from ....sequence import makers
+from ...checkpoint.init import Source, Wanted, begin_with, goes_on, inherited, open_source
+from ...feed.manifests import main_first
 from ...task import HeldOut, build_model, shares
 from .data import DitPacks
 from .pack import DitPack
-from .parts import compute_dtype, load_parts, make_pipeline
+from .parts import compute_dtype, differing_from, load_parts, make_pipeline
 from .sampled_scores import SampledScores
 from .seen import defaults_of, seen_by, seen_in
 from .validation import HeldOutLatents
@@ -45,9 +47,13 @@ class DitTask(DitPacks):
     def __init__(self, config: DitConfig, device: torch.device, data: bool = True) -> None:
         """`data=False` leaves the data closed: enough to export."""
         self.config, self.parts = config, load_parts(config, device)
-        self.sequence = self.parts.sequence
+        self.sequence, self.origin = self.parts.sequence, None
+        source = self._source() if config.init is not None and data else None
         self.model = self.new_model()
-        super().__init__(config, self.parts, self.model.config.patch)
+        if source is not None:
+            differing = differing_from(source, self.model, self.parts)
+            self.origin = begin_with(self.model, source, differing, config.init_partial)
+        super().__init__(self.config, self.parts, self.model.config.patch)
         self.fps_dropout = config.data.fps_dropout if self.model.config.fps_condition else 0.0
         if data:
             self._check_prompts()
@@ -85,12 +91,27 @@ class DitTask(DitPacks):
     def frozen(self) -> tuple[nn.Module, ...]:
         return self.vae, self.text.encoder
 
+    def _source(self) -> Source | None:
+        """What `init` names, which says what `model` leaves out; None where the run goes on, which said it itself."""
+        config, source, arguments = self.config, None, {}
+        if goes_on(config.run.dir):
+            arguments = inherited(config.run.dir)
+        else:
+            wanted = Wanted(VideoDiT, config.stage, "transformer", self._known)
+            source = main_first(lambda: open_source(config.init, config.init_weights, wanted))
+            arguments = source.arguments or {}
+        told = {key: value for key, value in arguments.items() if key not in self._known}
+        self.config = replace(config, model={**told, **config.model})
+        return source
+
+    @property
+    def _known(self) -> dict[str, int]:
+        """The model's arguments that the loaded parts tell."""
+        strides = {"temporal_stride": self.vae.temporal_stride}
+        return {"latent_channels": self.vae.latent_channels, "text_width": self.text.dim, **strides}
+
     def new_model(self) -> VideoDiT:
-        known = {
-            "latent_channels": self.vae.latent_channels,
-            "text_width": self.text.dim,
-            "temporal_stride": self.vae.temporal_stride,
-        }
+        known = self._known
         for key, value in known.items():
             if self.config.model.get(key, value) != value:
                 raise UserError(

@@ -33,9 +33,11 @@ from ....models.interchange import Vae, build_vae, channels_last, load_vae
 from ....packing import Grid
 from ....progress import phase
 from ....rng import generator
+from ...checkpoint.init import goes_on
 from ...compute import compute_type
 from ...feed.manifests import open_manifests
 from ...optim import Part
+from ...origin import Origin
 from ...task import HeldOut, build_model, shares
 from .losses import VaeObjective
 from .validation import HeldOutClips, reconstruct
@@ -94,7 +96,10 @@ class VaeTask:
         if config.train.sequence_parallel > 1:
             raise UserError("train.sequence_parallel cuts the transformer's packs; the VAE cannot do it: leave it at 1")
         self.config, self.device = config, device
-        self.model = self.new_model()
+        self.model, self.origin = self.new_model(), None
+        if config.init is not None and not goes_on(config.run.dir):
+            taken, total = (sum(p.numel() for p in m.parameters()) for m in (self.vae, self.model))
+            self.origin = Origin(str(config.init), taken, total)
         vae, settings = self.vae, config.data
         transform = Transform(
             spatial_stride=vae.spatial_stride,
