@@ -97,7 +97,7 @@ _NAMES: tuple[tuple[Range, str], ...] = (  # of the numbers that have each range
     (_SHARE, "final"),
     (Range(0, 1e9), "clip"),
     (_above(0, 1e12), "skip_norm"),
-    (_COUNT, "train.steps max_bad_steps"),
+    (_COUNT, "train.steps max_bad_steps decay_steps decay_from"),
     (_whole(1, 1024), "sequence_parallel"),
     (_whole(1, 10**6), "keep_last"),
     # measurements

@@ -28,7 +28,6 @@ OF_THE_RUN = (
     "vae",
     "text_encoder",
     "init",
-    "init_weights",
     "init_partial",
     "init_weights",
     "freeze_encoder",

@@ -60,6 +60,10 @@ class Data:
         default=256,
     )
     max_area: int | None = _help("largest height x width in pixels; null keeps the native size", default=None)
+    may_grow: bool = _help(
+        "go on although clips were appended to a manifest (or cache): they are drawn from the next epoch on",
+        default=False,
+    )
     flip: bool = _help("mirror half of the samples; not for captions that say left or right", default=False)
     tokens_per_pack: int = _help("most tokens in a pack (the unit of memory)", default=4096)
     packs_per_step: int = _help("packs of a step over all processes; accumulation is this / processes", default=1)
@@ -94,13 +98,22 @@ class Optim:
     momentum: float = _help("muon's momentum", default=0.95)
     vector_lr: float | None = _help("muon: learning rate of what is not a matrix; null is lr", default=None)
     warmup: int = _help("steps of linear warm-up", default=100)
-    schedule: Literal["cosine", "constant"] = _help("after the warm-up", default="cosine")
-    final: float = _help("cosine: last learning rate over the peak", default=0.01)
+    schedule: Literal["cosine", "constant", "wsd", "inverse_sqrt"] = _help(
+        "after the warm-up; wsd: constant, then a decay to the end", default="cosine"
+    )
+    final: float = _help("cosine and wsd: last learning rate over the peak", default=0.01)
+    decay_steps: int | None = _help("wsd: steps of the decay at the end; null: a tenth of the run's", default=None)
+    decay_from: int | None = _help(
+        "inverse_sqrt: step n from which the rate falls as sqrt(n / step); null: the warm-up's end", default=None
+    )
     clip: float = _help("largest gradient norm; 0 is no clipping", default=1.0)
     skip_norm: float | None = _help("steps whose gradient norm is above it are skipped; null skips none", default=None)
 
     def __post_init__(self) -> None:
         check_fields(self, "optim")
+        for key, of in (("decay_steps", "wsd"), ("decay_from", "inverse_sqrt")):
+            if getattr(self, key) is not None and self.schedule != of:
+                raise ValueError(f"{key}={getattr(self, key)} is of schedule={of}, and schedule is {self.schedule}")
 
 
 @dataclass(kw_only=True)

@@ -157,8 +157,8 @@ class ClipSource:
             lines.append(f"windows of {_range(seconds)} s, at {_range(rates[timed])} frames a second")
         return "\n".join(lines)
 
-    def identity(self) -> dict[str, Any]:
-        """Which clips and captions these are, wherever they lie."""
+    def identity(self, first: Sequence[int] | None = None) -> dict[str, Any]:
+        """Which clips and captions these are, wherever they lie. first: only so many of each manifest."""
         samples = self.samples
         used = np.unique(self.windows.sample)
         folders = [os.path.join(folder, "") for folder in samples.folders]
@@ -167,8 +167,9 @@ class ClipSource:
         def name(n: int) -> str:
             return paths[used[n]].removeprefix(folders[samples.source[used[n]]]) + samples.segment_name(used[n])
 
-        names = Made(len(used), name)
-        found = identify({"names": names, "captions": Made(len(used), lambda n: texts[used[n]])})
+        columns = {"names": Made(len(used), name), "captions": Made(len(used), lambda n: texts[used[n]])}
+        parts = np.bincount(samples.source[used], minlength=len(samples.folders)).tolist()
+        found = identify(columns, parts, first)
         samples.rest()
         return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import (
@@ -45,6 +46,7 @@ def make_plan(config: TrainingConfig, task: Task) -> Plan:
         cost=task.costs,
         streams=make_streams(task.sources, task.source_of, task.is_image, data.weights, data.image_share),
         reads=reads,
+        parts=np.bincount(task.source_of, minlength=len(task.sources)).tolist(),
     )
 
 

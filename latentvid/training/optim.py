@@ -133,14 +133,42 @@ def ramp(since: int, length: int) -> float:
     return 0.0 if since < 0 else min(1.0, (since + 1) / max(1, length))
 
 
-def lr_factor(step: int, steps: int, config: Optim, start: int = 0) -> float:
-    """Learning rate of step 0..steps-1 over its peak: 0 before `start`, linear warm-up from there, then cosine of the
-    whole run to `final`, or constant."""
-    warm = ramp(step - start, config.warmup)
-    if config.schedule == "constant":
-        return warm
+def _constant(step: int, steps: int, config: Optim) -> float:
+    return 1.0
+
+
+def _cosine(step: int, steps: int, config: Optim) -> float:
+    """Half a cosine over the whole run, down to `final` (Loshchilov & Hutter 2017)."""
     progress = max(0, step - config.warmup) / max(1, steps - config.warmup)
-    return warm * (config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+    return config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def _wsd(step: int, steps: int, config: Optim) -> float:
+    """Warm-up, stable, decay (Hu et al. 2024): the last steps fall as 1 - sqrt(progress) (Haegele et al. 2024)."""
+    length = min(steps, max(1, steps // 10) if config.decay_steps is None else config.decay_steps)
+    progress = min(1.0, max(0, step + 1 - (steps - length)) / length)
+    return config.final + (1 - config.final) * (1 - math.sqrt(progress))
+
+
+def _inverse_sqrt(step: int, steps: int, config: Optim) -> float:
+    """sqrt(n / step) from step n on (Vaswani et al. 2017; Karras et al. 2024)."""
+    begin = max(1, config.warmup) if config.decay_from is None else config.decay_from
+    return math.sqrt(begin / max(begin, step + 1))
+
+
+# of a step from 0 in a run of so many, over the peak; the warm-up multiplies it
+SCHEDULES: dict[str, Callable[[int, int, Optim], float]] = {
+    "constant": _constant,
+    "cosine": _cosine,
+    "wsd": _wsd,
+    "inverse_sqrt": _inverse_sqrt,
+}
+
+
+def lr_factor(step: int, steps: int, config: Optim, start: int = 0) -> float:
+    """Learning rate of step 0..steps-1 over its peak: 0 before `start`, linear warm-up from there, times what the
+    schedule gives over the whole run."""
+    return ramp(step - start, config.warmup) * SCHEDULES[config.schedule](step, steps, config)
 
 
 def set_lr(groups: Sequence[dict[str, Any]], step: int, steps: int, config: Optim) -> float:

@@ -74,8 +74,9 @@ class Task(Protocol):
     def summary(self) -> str:
         """What it trains on, and what was left out for which reason; shown at the start."""
 
-    def identity(self) -> dict[str, Any]:
-        """Which data these are, to be kept with the run: see `data.identity`."""
+    def identity(self, first: Sequence[int] | None = None) -> dict[str, Any]:
+        """Which data these are, to be kept with the run: see `data.manifest.identity`. first: only so many of each
+        source."""
 
     def pixels(self, grid: Grid) -> Grid:
         """Frames, height and width of the clips that have such a token grid."""

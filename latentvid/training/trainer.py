@@ -69,10 +69,10 @@ def train(config: TrainingConfig, make_task: MakeTask) -> None:
         check_writable(config.run.dir, "give another run.dir")
         accelerator = make_accelerator(config)
         threads = take_threads(accelerator.device)
-        with run_folder(config, accelerator.is_main_process) as check_folder:
+        with run_folder(config, accelerator.is_main_process) as (check_folder, changed):
             start_trackers(accelerator, config)
             settled, compute = settle(config, accelerator.device)
-            launched = Launched(accelerator, config, compute, stop, check_folder, make_task, threads)
+            launched = Launched(accelerator, config, compute, stop, check_folder, make_task, threads, changed=changed)
             stages, stage = curriculum(settled), None
             if accelerator.is_main_process:
                 warn_of_missing_data(stages)
@@ -90,7 +90,8 @@ def train(config: TrainingConfig, make_task: MakeTask) -> None:
 
 @dataclass(frozen=True)
 class Launched:
-    """What all stages of a launched run share. config: as it was asked for. again: a stage was trained before."""
+    """What all stages of a launched run share. config: as it was asked for. changed: what of it is another than it was,
+    in words. again: a stage was trained before."""
 
     accelerator: Accelerator
     config: TrainingConfig
@@ -100,6 +101,7 @@ class Launched:
     make_task: MakeTask
     threads: str
     again: bool = False
+    changed: Sequence[str] = ()
 
 
 def train_stage(
@@ -125,6 +127,7 @@ def train_stage(
         with written_whole(run_dir / "config.yaml") as beside:
             save_config(replace(launched.config, model=task.config.model), beside)  # also what it took from `init`
         spread = {"strategy": run.strategy.name, "world": run.world, "compute": launched.compute}
+        spread |= {"changed": launched.changed}
         write_about(stage, task, plan, run.parameters, step=run.step, again=launched.again, **spread)
     product = run_dir / task.product
     if stage.last and run.step >= stage.end and product.is_dir():
@@ -341,10 +344,10 @@ class TrainingRun:
     def resume(self, folder: Path | None, state: State | None) -> None:
         """Goes on from a checkpoint, whatever strategy and number of processes wrote it; at the end of the stage before
         this one, this one begins: weights, average and optimiser go on, and data that are the same."""
-        begins_here = begins(self.stage, state)
+        begins_here, may_grow = begins(self.stage, state), self.config.data.may_grow
         if state is not None and not begins_here:
-            load_plan(self.plan, state["plan"], folder)
-        self.data = from_main(lambda: same_data(self.task.identity(), None if begins_here else state))
+            load_plan(self.plan, state["plan"], folder, may_grow)
+        self.data = from_main(lambda: same_data(self.task.identity, None if begins_here else state, may_grow))
         if state is None:
             return
         if begins_here:

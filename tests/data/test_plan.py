@@ -75,7 +75,7 @@ def test_every_sample_once_an_epoch_within_the_budget(tokens, budget, packs, see
             assert not numbers & waited and len(numbers) < packs * plan.lookahead
             waited = numbers
     steps += run(plan, plan.lookahead - plan.state_dict()["place"])
-    waiting = [draw[:2] for draw in plan._carried]
+    waiting = [draw[:2] for draw in plan.carried]
     taken = draws(steps) + waiting
     assert sorted(number for number, _ in taken) == list(range(len(taken)))  # none lost, none twice
     for stream, epochs in zip(streams, plan.epochs, strict=True):
@@ -179,7 +179,7 @@ def test_streams_keep_their_shares_at_all_times(weights, seed):
     plan = Plan(tokens, budget=200, packs=2, seed=seed, streams=dealt(120, weights))
     shares = np.array(weights) / sum(weights)
     drawn = np.zeros(len(weights))
-    taken = draws(run(plan, 3 * plan.lookahead)) + [draw[:2] for draw in plan._carried]
+    taken = draws(run(plan, 3 * plan.lookahead)) + [draw[:2] for draw in plan.carried]
     for _, index in sorted(taken):
         drawn[index % len(weights)] += tokens[index]
         assert abs(drawn - shares * drawn.sum()).max() <= tokens.max() * (1 + 1e-9)
@@ -212,7 +212,7 @@ def test_epoch_counts_what_was_handed_out():
 def test_saved_state_stays_small(sizes):
     """Sizes that leave much over, at 64 ranks, a million samples on."""
     plan = Plan(np.resize(sizes, 100_000), budget=32768, packs=64, seed=0)
-    for source in plan._sources:
+    for source in plan.sources:
         source.drawn = 10_000_000  # long numbers
     largest = 0
     for _ in range(4):
@@ -265,8 +265,6 @@ def test_what_cannot_be_planned_is_said(tokens, change, message):
         ([1, 2, 3, 5, 4], {}, "sizes or the order"),
         ([1, 2, 3, 4, 5], {"cost": np.arange(1, 6) ** 2}, "cost of samples .* changed"),
         ([1, 2, 3, 4, 5], {"streams": dealt(5, [1, 2])}, "sources or their weights changed"),
-        ([1, 2, 3, 4, 5], {"budget": 9}, r"data\.tokens_per_pack was 8 when this run began, is 9"),
-        ([1, 2, 3, 4, 5], {"packs": 2}, r"data\.packs_per_step was 1 .* is 2"),
         ([1, 2, 3, 4, 5], {"seed": 1}, r"run\.seed was 0 .* is 1"),
     ],
 )

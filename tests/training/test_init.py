@@ -165,8 +165,8 @@ def test_what_does_not_fit_is_listed(old, dit_config, tmp_path):
 
 def test_what_fits_is_taken_and_the_rest_said(old, dit_config, digits_data, tmp_path):
     """Another patch size: the blocks are the old ones, the maps of patches are what they are without `init`."""
-    online = ("data.latents=null", f"data.manifest={digits_data / 'train.jsonl'}", "model.patch=1")
-    task = DitTask(dit_config(tmp_path, *ALONE, f"init={old}", "init_partial=true", *online), CPU)
+    online = ("data.latents=null", f"data.manifest={digits_data / 'train.jsonl'}")
+    task = DitTask(dit_config(tmp_path, *ALONE, f"init={old}", "init_partial=true", "model.patch=1", *online), CPU)
     alone = DitTask(dit_config(tmp_path, f"model={json.dumps(task.config.model)}", *online), CPU)
     before, now, new = state(old, 4, "ema"), weights(task), weights(alone)
     maps = {"tokens_in.weight", "tokens_out.weight", "tokens_out.bias"}

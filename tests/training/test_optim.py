@@ -102,6 +102,37 @@ def test_constant_and_no_warm_up():
     assert lr_factor(0, 5, Optim(warmup=100)) == 0.01  # a run shorter than its warm-up
 
 
+def test_warm_up_stable_decay():
+    """Up, then level, then 1 - sqrt down to `final` at the last step; the level part is of any length."""
+    config = Optim(warmup=10, schedule="wsd", decay_steps=25, final=0.1)
+    factors = [lr_factor(step, 110, config) for step in range(110)]
+    assert factors[4] == 0.5 and set(factors[9:85]) == {1.0}
+    assert factors[109] == pytest.approx(0.1) and factors[85] == pytest.approx(0.1 + 0.9 * (1 - math.sqrt(1 / 25)))
+    assert factors[90] == pytest.approx(0.1 + 0.9 * (1 - math.sqrt(6 / 25)))
+    assert all(a > b for a, b in zip(factors[84:], factors[85:], strict=False))
+    assert [lr_factor(step, 200, config) for step in range(85)] == factors[:85]  # a longer run has not jumped
+    usual = Optim(warmup=0, schedule="wsd", final=0.0)
+    assert lr_factor(899, 1000, usual) == 1 > lr_factor(900, 1000, usual) and lr_factor(999, 1000, usual) == 0
+    assert lr_factor(0, 1, usual) == 0.0 and lr_factor(5, 1, usual) == 0.0
+    assert lr_factor(2, 3, Optim(warmup=0, schedule="wsd", decay_steps=100)) == pytest.approx(0.01)
+
+
+def test_inverse_square_root():
+    config = Optim(warmup=10, schedule="inverse_sqrt")
+    assert lr_factor(4, 1, config) == 0.5 and lr_factor(9, 1, config) == 1.0  # it knows no end
+    assert [lr_factor(n - 1, 7, config) for n in (40, 90, 1000)] == pytest.approx([1 / 2, 1 / 3, 1 / 10])
+    later = Optim(warmup=10, schedule="inverse_sqrt", decay_from=100)
+    assert lr_factor(99, 1, later) == 1.0 and lr_factor(399, 1, later) == pytest.approx(0.5)
+    assert lr_factor(3, 1, Optim(warmup=0, schedule="inverse_sqrt")) == pytest.approx(0.5)
+
+
+def test_what_another_schedule_does_not_have_is_said():
+    with pytest.raises(ValueError, match="decay_steps=5 is of schedule=wsd, and schedule is cosine"):
+        Optim(decay_steps=5)
+    with pytest.raises(ValueError, match="decay_from=5 is of schedule=inverse_sqrt"):
+        Optim(schedule="wsd", decay_from=5)
+
+
 def test_every_group_follows_its_own_peak():
     optimizer = make_optimizer(Net(), Optim(name="muon", lr=1e-2, vector_lr=4e-3))
     config = Optim(warmup=4, schedule="constant")

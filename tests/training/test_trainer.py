@@ -236,12 +236,8 @@ def test_a_run_says_what_it_leaves_out(vae_config, digits_data, tmp_path, capsys
 
 
 def test_another_configuration_in_the_same_folder_is_refused(whole, dit_config):
-    with pytest.raises(UserError, match=r"optim\.lr was 0\.003, is 0\.001\).*another run\.dir"):
-        train(dit_config(whole, "optim.lr=1e-3"), DitTask)
-    with pytest.raises(UserError, match=r"model\.depth was 2, is 3"):
-        train(dit_config(whole, "model.depth=3"), DitTask)
-    with pytest.raises(UserError, match=r"data\.packs_per_step was 2, is 4"):
-        train(dit_config(whole, "data.packs_per_step=4"), DitTask)
+    with pytest.raises(UserError, match=r"\(model\.depth was 2, is 3\): choose another run\.dir \(and init "):
+        train(dit_config(whole, "model.depth=3", "optim.lr=1e-3"), DitTask)
 
 
 def test_clips_train_like_their_cache(dit_config, digits_data, tmp_path):

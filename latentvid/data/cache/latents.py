@@ -217,12 +217,12 @@ class LatentCaches:
     def summary(self) -> str:
         return "\n".join(cache.summary() for cache in self.caches)
 
-    def identity(self) -> dict[str, Any]:
-        """Which entries these are, made from what, wherever the caches lie."""
+    def identity(self, first: Sequence[int] | None = None) -> dict[str, Any]:
+        """Which entries these are, made from what, wherever the caches lie. first: only so many of each cache."""
         columns = {"entries": [text for cache in self.caches for text in cache.entries()]}
         if all(cache.format not in BEFORE for cache in self.caches):
             columns = {"contents": [text for cache in self.caches for text in cache.contents()]} | columns
-        return identify(columns)
+        return identify(columns, [len(cache) for cache in self.caches], first)
 
     def rate(self, i: int) -> float:
         """As `LatentCache.rate`, of entry i of all."""

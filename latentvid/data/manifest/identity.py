@@ -14,13 +14,28 @@ import numpy as np
 PARTS = 64  # runs of samples, each with a digest of its own: what differs is found to within one
 
 
-def identify(columns: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Of columns of texts, all of one length: {"samples": N, "prints": {column: digests}}."""
-    count = len(next(iter(columns.values())))
+def identify(
+    columns: Mapping[str, Sequence[str]], parts: Sequence[int], first: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """Of columns of texts, all of one length: {"samples": N, "prints": {column: digests}, "parts": counts}.
+
+    parts: samples of each source, one after the other. first: only so many of each (where there are).
+    """
+    counts = list(parts if first is None else map(min, first, parts))
+    count, starts = sum(counts), np.cumsum([0, *parts])
+    at = np.concatenate([np.arange(s, s + n) for s, n in zip(starts, counts, strict=False)])
     return {
         "samples": count,
-        "prints": {name: [_print(texts, *run) for run in _runs(count)] for name, texts in columns.items()},
+        "prints": {name: [_print(texts, at[a:b]) for a, b in _runs(count)] for name, texts in columns.items()},
+        "parts": counts,
     }
+
+
+def appended(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[int] | None:
+    """Of each source, how many samples there were, where there are more now; else None."""
+    then = before.get("parts") or ([before["samples"]] if len(now["parts"]) == 1 else [])
+    more = len(then) == len(now["parts"]) and all(t <= n for t, n in zip(then, now["parts"], strict=True))
+    return then if more and then != now["parts"] else None
 
 
 def _runs(count: int) -> list[tuple[int, int]]:
@@ -28,9 +43,9 @@ def _runs(count: int) -> list[tuple[int, int]]:
     return list(zip(edges, edges[1:], strict=False))
 
 
-def _print(texts: Sequence[str], start: int, stop: int) -> str:
+def _print(texts: Sequence[str], at: np.ndarray) -> str:
     digest = blake2b(digest_size=8)
-    for i in range(start, stop):
+    for i in at.tolist():
         text = texts[i].encode("utf-8", "surrogatepass")
         digest.update(len(text).to_bytes(8, "little") + text)
     return digest.hexdigest()

@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 
 from ...errors import UserError
+from .going_on import PACKS, first_of, plan_as_it_was, samples_then, take_over, unfinished
 from .placing import place
-from .saved import identify, numbers_before, others, refuse_other
+from .saved import check_whole, identify, numbers_before, others, refuse_other
 from .source import STEPS, Source, Stream, numbered
 from .step import Draw, Step
 
@@ -46,6 +47,7 @@ class Plan:
         streams: the sources to mix, by weights in tokens; all samples as one if not given. The tokens drawn from
             each stay within a read or two of its share at all times.
         reads: of each sample, ascending from 0: samples of the same number share a pack. Each for itself if not given.
+        parts: samples of each part of the data set, in their order, to which some may be appended; one if not given.
 
     Raises UserError where there is nothing to plan, a sample is larger than a pack, a step holds the data set many
     times, or a stream is empty or has no weight; ValueError where `reads` are none, or a read is larger than a pack or
@@ -62,6 +64,7 @@ class Plan:
         cost: np.ndarray | None = None,
         streams: Sequence[Stream] | None = None,
         reads: np.ndarray | None = None,
+        parts: Sequence[int] | None = None,
     ) -> None:
         if not len(tokens):
             raise UserError("the data set is empty: no sample is left to train on")
@@ -73,20 +76,20 @@ class Plan:
         streams = [Stream(np.arange(len(tokens)), 1.0)] if streams is None else list(streams)
         self._check(streams)
         self._group(reads, streams)
-        total = sum(stream.weight for stream in streams)
+        self.parts = (len(self.tokens),) if parts is None else tuple(parts)
+        self.weights = [stream.weight for stream in streams]
+        total = sum(self.weights)
         self._bound_a_step(streams)
-        self._sources = [
-            Source(s._replace(weight=s.weight / total), self._sizes, seed, n) for n, s in enumerate(streams)
-        ]
-        self._samples = sum(source.samples for source in self._sources)
-        steps = sum(int(self._read_tokens[source.index].sum()) for source in self._sources) // (packs * budget)
+        self.sources = [Source(s._replace(weight=s.weight / total), self.sizes, seed, n) for n, s in enumerate(streams)]
+        self._samples = sum(source.samples for source in self.sources)
+        steps = sum(int(self._read_tokens[source.index].sum()) for source in self.sources) // (packs * budget)
         # not more than an epoch, or one of a small data set would mix with the next ones
         self.lookahead = max(1, min(steps, max(WINDOW_STEPS, WINDOW_PACKS // packs)))  # steps of a window
         self._identity = identify(
             self.tokens,
             self.cost,
-            self._sizes,
-            [part for source in self._sources for part in (source.index, np.array([source.weight]))],
+            self.sizes,
+            [part for source in self.sources for part in (source.index, np.array([source.weight]))],
             {
                 "data.tokens_per_pack": budget,
                 "data.packs_per_step": packs,
@@ -94,9 +97,9 @@ class Plan:
                 "lookahead": self.lookahead,
             },
         )
-        self._first = 0  # global sample number of the first draw
+        self.first = 0  # global sample number of the first draw
         self._window = 0  # windows planned so far
-        self._carried: list[tuple[int, int, int]] = []  # (number, index, stream) of draws for the next window
+        self.carried: list[tuple[int, int, int]] = []  # (number, index, stream) of draws for the next window
         self._start = self._counters()
         self._steps: list[Step] = []  # of the window
         self._given = self._per_stream([])  # [steps + 1, streams]: draws handed out before each step of the window
@@ -126,7 +129,7 @@ class Plan:
     def _group(self, reads: np.ndarray | None, streams: list[Stream]) -> None:
         """Samples, tokens and cost of the read that begins with each sample; 0 for those that begin none."""
         if reads is None:
-            self._sizes = np.broadcast_to(np.int64(1), self.tokens.shape)  # no memory of its own
+            self.sizes = np.broadcast_to(np.int64(1), self.tokens.shape)  # no memory of its own
             self._read_tokens, self._read_cost = self.tokens, self.cost
             self._largest = max(int(self.tokens[stream.index].max()) for stream in streams)
             return
@@ -135,9 +138,9 @@ class Plan:
             raise ValueError(f"reads must number {len(self.tokens)} samples, ascending from 0 without gaps")
         first = np.flatnonzero(np.diff(reads, prepend=-1))
         lengths = np.diff(first, append=len(reads))
-        self._sizes, self._read_tokens = np.zeros((2, len(reads)), np.int32)
+        self.sizes, self._read_tokens = np.zeros((2, len(reads)), np.int32)
         self._read_cost = np.zeros(len(reads))
-        self._sizes[first] = lengths
+        self.sizes[first] = lengths
         for of_read, values in ((self._read_tokens, self.tokens), (self._read_cost, self.cost)):
             of_read[first] = np.add.reduceat(values, first)
         for stream in streams:
@@ -162,7 +165,7 @@ class Plan:
     def __deepcopy__(self, memo: dict) -> Plan:
         """The same place in the same data, to go on from by itself; what never changes is shared."""
         twin = copy.copy(self)
-        twin._sources = [copy.copy(source) for source in self._sources]
+        twin.sources = [copy.copy(source) for source in self.sources]
         return twin
 
     # --- steps ---
@@ -178,34 +181,36 @@ class Plan:
     @property
     def epoch(self) -> float:
         """Passes over the samples of all streams together, in the steps handed out so far."""
-        return sum(self._handed_out()) / self._samples
+        done = (source.done(given) for given, source in zip(self._handed_out(), self.sources, strict=True))
+        return sum(done) / self._samples
 
     @property
     def names(self) -> list[str]:
         """Of the streams, in the order of `epochs`."""
-        return [source.name for source in self._sources]
+        return [source.name for source in self.sources]
 
     @property
     def epochs(self) -> list[float]:
         """Passes over each stream, in the steps handed out so far."""
-        return [given / source.samples for given, source in zip(self._handed_out(), self._sources, strict=True)]
+        handed_out = zip(self._handed_out(), self.sources, strict=True)
+        return [source.done(given) / source.samples for given, source in handed_out]
 
     def _handed_out(self) -> list[int]:
         return self._given[self._place].tolist()
 
     def _plan_window(self) -> None:
         self._start = self._counters()
-        first = len(self._carried)
-        handed_out = self._per_stream(self._carried)[0]
-        draws = self._carried + self._draw()
+        first = len(self.carried)
+        handed_out = self._per_stream(self.carried)[0]
+        draws = self.carried + self._draw()
         index = [index for _, index, _ in draws]
-        tokens, cost, sizes = (a[index].tolist() for a in (self._read_tokens, self._read_cost, self._sizes))
+        tokens, cost, sizes = (a[index].tolist() for a in (self._read_tokens, self._read_cost, self.sizes))
         order = sorted(range(len(draws)), key=lambda i: (i >= first, -cost[i]))
         packs, left = place(order, tokens, cost, packs=self.packs * self.lookahead, budget=self.budget)
-        self._carried = [draws[i] for i in sorted(left)]
+        self.carried = [draws[i] for i in sorted(left)]
         sums = [sum(cost[i] for i in pack) for pack in packs]
         dearest = sorted(range(len(packs)), key=lambda p: -sums[p])
-        key = numbered((self.seed, STEPS, self._window), self._first)
+        key = numbered((self.seed, STEPS, self._window), self.first)
         shuffled = np.random.default_rng(key).permutation(self.lookahead).tolist()
         self._steps, counts = [], [handed_out]
         for n in shuffled:
@@ -231,18 +236,18 @@ class Plan:
     def _draw(self) -> list[tuple[int, int, int]]:
         """New draws for a window: with the carried ones as many tokens as its packs hold, so at least one a pack."""
         room = self.packs * self.lookahead * self.budget
-        room -= sum(int(self._read_tokens[index]) for _, index, _ in self._carried)
+        room -= sum(int(self._read_tokens[index]) for _, index, _ in self.carried)
         number = self._numbers()
-        total = sum(source.tokens for source in self._sources)
+        total = sum(source.tokens for source in self.sources)
         draws = []
         while True:
             # of the streams not ahead of their share, the one that would first be a whole read behind it
             n, source = min(
-                enumerate(self._sources),
+                enumerate(self.sources),
                 key=lambda s: (s[1].tokens > s[1].weight * total, (s[1].tokens + self._largest) / s[1].weight),
             )
             index = source.peek()
-            tokens, size = int(self._read_tokens[index]), int(self._sizes[index])
+            tokens, size = int(self._read_tokens[index]), int(self.sizes[index])
             if tokens > room:
                 return draws
             draws.append((number, index, n))
@@ -252,36 +257,57 @@ class Plan:
 
     def _numbers(self) -> int:
         """Global sample numbers given so far, in the whole run."""
-        return self._first + sum(source.drawn for source in self._sources)
+        return self.first + sum(source.drawn for source in self.sources)
 
     def _count(self, draws: list[tuple[int, int, int]]) -> np.ndarray:
         """[streams]: the samples of these draws."""
-        counts = np.zeros(len(self._sources), np.int64)
+        counts = np.zeros(len(self.sources), np.int64)
         for _, index, stream in draws:
-            counts[stream] += self._sizes[index]
+            counts[stream] += self.sizes[index]
         return counts
 
     def _per_stream(self, draws: list[tuple[int, int, int]]) -> np.ndarray:
         """[1, streams]: samples drawn so far but for those of `draws`."""
-        return np.array([[source.drawn for source in self._sources]]) - self._count(draws)
+        return np.array([[source.drawn for source in self.sources]]) - self._count(draws)
 
     # --- state ---
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on from here, as plain JSON values: where the window began, and the place in it."""
-        later = {"first": self._first} if self._first else {}
-        return {**self._identity, **self._start, "place": self._place, "numbers": self._numbers(), **later}
+        later = {"first": self.first} if self.first else {}
+        place = {"parts": list(self.parts), **self._start, "place": self._place}
+        return {**self._identity, **place, "numbers": self._numbers(), **later}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from `state`. Raises UserError where data, costs, mix or packs are not those of the saved run."""
+    def load_state_dict(self, state: dict[str, Any], may_grow: bool = False) -> None:
+        """Goes on from `state`; with other packs from a new window on. may_grow: with samples that were appended to
+        parts, which are drawn from each stream's next epoch on.
+
+        Raises UserError where data, costs, mix or reads are not those of the saved run.
+        """
+        check_whole(state, self._identity)
+        then = samples_then(state, self.parts)
+        grown = then is not None and then != self.parts and may_grow
+        if grown or any(state["packing"].get(key) != self._identity["packing"][key] for key in PACKS):
+            known = first_of(self.parts, then) if grown else np.arange(len(self.tokens))
+            was = plan_as_it_was(self, state, known)
+            was.load_state_dict(state)
+            self.carried = take_over(self, was, known)
+            self._window, self._start = was._window, {}
+            self._start, self._steps, self._place = self._counters(), [], 0
+            self._given = self._per_stream(self.carried)
+            return
         refuse_other(state, self._identity)
-        self._begin_at(state.get("first", 0))
+        self.begin_at(state.get("first", 0))
         self._window, flat = state["window"], state["carried"]
-        self._carried = list(zip(flat[0::3], flat[1::3], flat[2::3], strict=True))
-        for source, (drawn, tokens) in zip(self._sources, state["streams"], strict=True):
+        self.carried = list(zip(flat[0::3], flat[1::3], flat[2::3], strict=True))
+        appended = state.get("grown") or [[0, 0]] * len(self.sources)
+        for source, (drawn, tokens), (first, passed, *had) in zip(
+            self.sources, state["streams"], appended, strict=True
+        ):
             source.drawn, source.tokens = drawn, tokens
+            unfinished(self, source, first, passed, had or None)
         self._start, self._steps, self._place = self._counters(), [], 0
-        self._given = self._per_stream(self._carried)
+        self._given = self._per_stream(self.carried)
         if state["place"]:
             self._plan_window()
             if state["place"] > len(self._steps):
@@ -296,16 +322,22 @@ class Plan:
         if same_data and not others(state, self._identity):
             self.load_state_dict(state)
         else:
-            self._begin_at(numbers_before(state))
+            self.begin_at(numbers_before(state))
 
-    def _begin_at(self, first: int) -> None:
-        self._first = first
-        for source in self._sources:
+    def begin_at(self, first: int) -> None:
+        self.first = first
+        for source in self.sources:
             source.begin_at(first)
 
+    def steps_left(self) -> list[Step]:
+        """What the window has not handed out."""
+        return self._steps[self._place :]
+
     def _counters(self) -> dict[str, Any]:
+        grown = [[source.whole_from, source.passed, *(source.had or ())] for source in self.sources]
         return {
             "window": self._window,
-            "streams": [[source.drawn, source.tokens] for source in self._sources],
-            "carried": [value for draw in self._carried for value in draw],
+            "streams": [[source.drawn, source.tokens] for source in self.sources],
+            "carried": [value for draw in self.carried for value in draw],
+            **({"grown": grown} if any(map(any, grown)) else {}),
         }

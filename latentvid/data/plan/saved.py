@@ -45,11 +45,18 @@ def others(state: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     return False
 
 
-def refuse_other(state: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises UserError where a saved state is of other data, costs, mix or packs than `now`, which `identify` gave."""
-    fix = "resume with the same data, or start a new run.dir"
+def check_whole(state: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises UserError where a saved state lacks what a place is made of."""
     if not now.keys() | {"window", "streams", "carried", "place"} <= state.keys():
         raise UserError("the saved position in the data is of another version of latentvid: start a new run.dir")
+
+
+def refuse_other(state: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises UserError where a saved state is of other data, costs, mix or packs than `now`, which `identify` gave."""
+    check_whole(state, now)
+    fix = "resume with the same data, or start a new run.dir"
+    if state["samples"] < now["samples"]:
+        fix = f"{fix}; data.may_grow=true takes in clips that were appended"
     if state["samples"] != now["samples"]:
         raise UserError(f"this run began with {state['samples']} samples, the data set now has {now['samples']}: {fix}")
     changed = [n for n in (*now["prints"], "reads") if now["prints"].get(n) != state["prints"].get(n)]
@@ -70,7 +77,7 @@ def refuse_other(state: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     if changed:
         raise UserError(
             "which windows are read together changed since this run began: set data.frames_per_read back "
-            "(null where the run had none), or start a new run.dir"
+            "(null where the run had none), and data.tokens_per_pack, which bounds it, or start a new run.dir"
         )
 
 

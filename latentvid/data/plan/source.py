@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,12 @@ class Stream(NamedTuple):
 
 
 class Source:
-    """A stream's own endless sequence of reads: each of its epochs is a new order of all."""
+    """A stream's own endless sequence of reads: each of its epochs is a new order of all.
+
+    Where samples were appended, the epoch that was under way then is finished without them: until `whole_from` samples
+    are drawn. `passed` epochs lie before the first one of all. had: of each part of the data set, the samples that the
+    unfinished epoch is of.
+    """
 
     def __init__(self, stream: Stream, sizes: np.ndarray, seed: int, number: int) -> None:
         """sizes: samples of the read that begins with each sample; 0 for those that begin none."""
@@ -28,6 +34,10 @@ class Source:
         self.index = index if single(sizes) else index[sizes[index] > 0]
         self.seed, self.number = seed, number
         self.drawn = self.tokens = 0  # samples, and tokens of these
+        self.whole_from = self.passed = 0
+        self.had: tuple[int, ...] | None = None
+        self._before = self.index  # first samples of the unfinished epoch's reads
+        self._had_samples = self.samples
         self._sizes = sizes
         self.begin_at(0)
 
@@ -38,15 +48,43 @@ class Source:
 
     def peek(self) -> int:
         """First sample of the next read."""
-        epoch, place = divmod(self.drawn, self.samples)
+        epoch, place = self.place()
         if epoch != self._epoch:
             generator = np.random.default_rng(numbered((self.seed, ORDER, self.number, epoch), self._first))
             self._epoch, self._order = epoch, None  # the last one makes room
-            self._order = generator.permutation(self.index)
+            self._order = generator.permutation(self._before if epoch < self.passed else self.index)
             if not single(self._sizes):
                 sizes = self._sizes[self._order]
                 self._begins = np.cumsum(sizes) - sizes  # samples of the epoch before each read
         return int(self._order[place if self._begins is None else np.searchsorted(self._begins, place)])
+
+    def place(self) -> tuple[int, int]:
+        """The epoch of the next read, and the samples drawn of it."""
+        if self.drawn < self.whole_from:
+            return self.passed - 1, self.drawn - self.whole_from + self._had_samples
+        epoch, place = divmod(self.drawn - self.whole_from, self.samples)
+        return self.passed + epoch, place
+
+    def done(self, drawn: int) -> float:
+        """Passes over the samples after so many draws, times their number."""
+        if drawn < self.whole_from:
+            return (self.passed - (self.whole_from - drawn) / self._had_samples) * self.samples
+        return self.passed * self.samples + drawn - self.whole_from
+
+    def restore(self, whole_from: int, passed: int, had: Sequence[int] | None, before: np.ndarray | None) -> None:
+        """The unfinished epoch, of the samples `before` of those that there are now; None where there is none."""
+        self.whole_from, self.passed, self._epoch = whole_from, passed, -1
+        self.had = tuple(had) if had is not None and self.drawn < whole_from else None
+        if before is not None:
+            self._had_samples = len(before)
+            self._before = before if single(self._sizes) else before[self._sizes[before] > 0]
+
+    def appended(self, epoch: int, place: int, had: Sequence[int], before: np.ndarray) -> None:
+        """There are more samples from here on than those `before`, of which an epoch is under way at that place."""
+        if not place:
+            self.restore(self.drawn, epoch, None, None)
+        elif self.drawn >= self.whole_from:  # else the epoch under way is of still fewer
+            self.restore(self.drawn + len(before) - place, epoch + 1, had, before)
 
 
 def numbered(key: tuple[int, ...], first: int) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ from ...errors import UserError
 from ...models.building import shapes_of
 from ...models.saved import STEM, check_saved, read_arguments
 from ...weights import Shapes, read_object, shapes_in, weight_files
+from ...world import from_main
 from ..origin import Origin, few
 from ..parallel.pieces import PieceReader
 from .checkpoint import MANIFEST, CheckpointStore, find_damage
@@ -78,8 +79,8 @@ def open_source(init: str, weights: Weights, wanted: Wanted) -> Source:
 
 
 def goes_on(run: Path) -> bool:
-    """Whether there is a run in the folder that a start goes on with, or refuses to."""
-    return bool(CheckpointStore(run / "checkpoints").steps())
+    """Whether there is a run in the folder that a start goes on with, or refuses to; as the main process sees it."""
+    return from_main(lambda: bool(CheckpointStore(run / "checkpoints").steps()))
 
 
 def inherited(run: Path) -> dict[str, Any]:

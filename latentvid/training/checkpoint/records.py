@@ -61,6 +61,8 @@ class PlanState(Record):
     place: NotRequired[Count]
     numbers: NotRequired[Count]
     first: NotRequired[Count]
+    parts: NotRequired[list[Count]]
+    grown: NotRequired[list[Annotated[list[Count], Field(min_length=2)]]]
 
 
 class Identity(Record):
@@ -68,6 +70,7 @@ class Identity(Record):
 
     samples: Count
     prints: dict[str, list[str]]
+    parts: NotRequired[list[Count]]
 
 
 class State(Record):
@@ -104,6 +107,7 @@ class Start(Record):
     step: NotRequired[Step]
     strategy: NotRequired[str]
     world: NotRequired[Count]
+    changed: NotRequired[list[str]]
 
 
 class StageFacts(Record):

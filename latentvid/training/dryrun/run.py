@@ -11,7 +11,7 @@ from ...config.curriculum import CurriculumStage, curriculum, errors_of
 from ...config.schema import TrainingConfig
 from ...errors import UserError
 from ...world import from_main
-from ..checkpoint.run_folder import check_same_run
+from ..checkpoint.same_run import check_same_run
 from ..compute import settle
 from ..launch import make_accelerator, make_plan
 from ..task import MakeTask
@@ -22,8 +22,10 @@ from .words import duration, in_bytes, indented, si
 def dry_run(config: TrainingConfig, make_task: MakeTask) -> None:
     """Says what the run, and each stage of it, would be; writes nothing."""
     accelerator = make_accelerator(config)
-    from_main(lambda: check_same_run(config))
+    changed = from_main(lambda: check_same_run(config))
     config, _ = settle(config, accelerator.device)
+    if changed and accelerator.is_main_process:
+        print(f"{config.run.dir} would go on with another configuration: {'; '.join(changed)}\n")
     stages = curriculum(config)
     world = _processes(accelerator.num_processes, [stage.config.train.sequence_parallel for stage in stages])
     outlooks = [_one(stage, make_task, accelerator, world) for stage in stages]

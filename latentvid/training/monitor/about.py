@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -93,14 +94,17 @@ def write_about(
     world: int,
     compute: Compute,
     again: bool = False,
+    changed: Sequence[str] = (),
 ) -> None:
     """Writes RUN/run.json at a start from `step`; earlier starts stay listed where the run goes on.
 
     again: it is no start of the run, but of its next stage. Of a curriculum each stage that has begun stays listed.
+    changed: what of the configuration is another since the start before, in words.
     """
     file, now = stage.config.run.dir / "run.json", datetime.now(UTC).isoformat(timespec="seconds")
     before = _before(file) if step else {}
-    start = [] if again else [{"time": now, "step": step, "strategy": strategy, "world": world}]
+    start = {"time": now, "step": step, "strategy": strategy, "world": world}
+    start |= {"changed": list(changed)} if changed else {}
     data = {"data": task.summary(), "trained": task.trained, "plan": plan_summary(task, plan)}
     about = {
         "started": before.get("started", now),
@@ -112,7 +116,7 @@ def write_about(
         "parameters": parameters,
         "init": before.get("init") if task.origin is None else asdict(task.origin),
         **data,
-        "starts": [*before.get("starts", []), *start],
+        "starts": [*before.get("starts", []), *([] if again else [start])],
     }
     if stage.name:
         earlier = [each for each in before.get("stages", []) if each["number"] < stage.number]

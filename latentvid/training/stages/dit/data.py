@@ -114,8 +114,8 @@ class DitPacks:
     def summary(self) -> str:
         return self.source.summary() if self.cache is None else "\n".join([self.cache.summary(), *self.cache_notes])
 
-    def identity(self) -> dict[str, Any]:
-        return self.source.identity() if self.cache is None else self.cache.identity()
+    def identity(self, first: Sequence[int] | None = None) -> dict[str, Any]:
+        return (self.source if self.cache is None else self.cache).identity(first)
 
     # --- packs, in loader processes ---
 

@@ -20,6 +20,8 @@ from ....text import TextEncoder
 from ...checkpoint.init import Source, differences
 from ...task import build_model
 
+AT_WILL = {"shift": None, "base_tokens": None}  # of the scheduler: which levels sampling visits, not what they are
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -52,7 +54,8 @@ def differing_from(source: Source, model: nn.Module, parts: Parts) -> list[str]:
     if source.arguments is not None:
         found += differences("model", VideoDiT, {**source.arguments, **told}, model.config)
     if "scheduler" in source.beside:
-        found += differences("scheduler", LatentVideoScheduler, source.beside["scheduler"], parts.scheduler.config)
+        before, now = ({**c, **AT_WILL} for c in (source.beside["scheduler"], parts.scheduler.config))
+        found += differences("scheduler", LatentVideoScheduler, before, now)
     vae = arguments_of(parts.vae)
     before = source.beside.get("vae", {})
     for key in vae.keys() & before.keys():

@@ -97,7 +97,7 @@ class VaeTask:
             raise UserError("train.sequence_parallel cuts the transformer's packs; the VAE cannot do it: leave it at 1")
         self.config, self.device = config, device
         self.model, self.origin = self.new_model(), None
-        if config.init is not None and not goes_on(config.run.dir):
+        if data and config.init is not None and not goes_on(config.run.dir):
             taken, total = (sum(p.numel() for p in m.parameters()) for m in (self.vae, self.model))
             self.origin = Origin(str(config.init), taken, total)
         vae, settings = self.vae, config.data
@@ -185,8 +185,8 @@ class VaeTask:
         missing = f"\nwarning: trained without loss.lpips={self.config.loss.lpips}: {self.without_lpips}"
         return self.source.summary() + (missing if self.without_lpips else "")
 
-    def identity(self) -> dict[str, Any]:
-        return self.source.identity()
+    def identity(self, first: Sequence[int] | None = None) -> dict[str, Any]:
+        return self.source.identity(first)
 
     @property
     def frozen(self) -> tuple[nn.Module, ...]:
