@@ -28,7 +28,7 @@ from latentvid.data.cache.writing import Row, cache_key, write_index
 from latentvid.data.video.writing import write_video
 from latentvid.demo.digits import prompts
 from latentvid.demo.text_encoder import build_encoder, build_tokenizer
-from latentvid.models.causal3d import CausalVideoAutoencoder
+from latentvid.models.autoencoder import CausalVideoAutoencoder
 
 FRAMES, SIDE, CHANNELS = 5, 32, 4
 WIDTH, WORDS, WINDOWS = 4096, 120, 15
