@@ -164,9 +164,7 @@ class DitPacks:
         return (self.cache or self.source).rate(draw.index)
 
     def _from_cache(self, draws: Sequence[Draw]) -> dict[str, Any]:
-        seed = self.config.run.seed
-        shown = [drawn_caption(self.cache.captions(draw.index), seed, draw.number) for draw in draws]
-        entries = [self.cache.load(draw.index, caption) for draw, caption in zip(draws, shown, strict=True)]
+        entries = [self.cache.load(draw.index, self._caption(draw)) for draw in draws]
         latents = [
             e.mean + e.std * self._posterior(draw.number, e.mean.shape) for draw, e in zip(draws, entries, strict=True)
         ]
@@ -192,6 +190,10 @@ class DitPacks:
             "captions": captions,
             "replaced": replaced,
         }
+
+    def _caption(self, draw: Draw) -> int:
+        """Which of its captions a sample of a cache is shown with."""
+        return drawn_caption(self.cache.captions(draw.index), self.config.run.seed, draw.number)
 
     def _posterior(self, number: int, shape: Sequence[int]) -> Tensor:
         return torch.randn(shape, generator=generator(self.config.run.seed, number, "posterior"))

@@ -82,6 +82,9 @@ class HeldOutLatents(DitPacks):
     def _drops(self, draw: Draw) -> bool:
         return False
 
+    def _caption(self, draw: Draw) -> int:
+        return 0
+
     def summary(self) -> str:
         found = (self.source or self.cache).summary()
         return f"held out: {len(self.windows)} windows in {self.bins} bins of noise levels\n{found}"
@@ -137,13 +140,9 @@ class EncodedClips:
     def rate(self, i: int) -> float:
         return self.source.rate(i)
 
-    def captions(self, i: int) -> int:
-        """How many it is shown with: the first alone."""
-        return 1
-
     @torch.no_grad()
     def load(self, i: int, caption: int = 0) -> Encoded:
-        """Entry i, with one of its `captions`."""
+        """Entry i, with its first caption, which is the one that is asked for."""
         if i not in self._entries:
             clip = self.source.load(i, self.seed, i)
             posterior = self.vae.encode(clip.video[None].to(self.vae.device, self.vae.dtype)).latent_dist
