@@ -226,7 +226,7 @@ WRONG = {
     "stages=[{name: a-1}]": "entry 1",
     "stages=[{stages: []}]": "stages cannot lie within each other",
     "stages=[{data: {manifest: a.jsonl}}]": "stages: in stage1: data: manifest is set, but so is latents",
-    "stages=3": "stages[0]",
+    "stages=3": "stages=3",
     "stages=[3]": "stages",
 }
 

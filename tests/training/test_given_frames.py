@@ -72,7 +72,7 @@ def test_given_tokens_have_no_loss_and_no_gradient(dit_config, tmp_path):
     pack = task.make_pack([Draw(i, i) for i in range(8)])
     t = pack.timestep.index_select(0, pack.layout.frame)
     prediction = torch.zeros_like(pack.noise, requires_grad=True)
-    losses, _ = task.loss(lambda *_: prediction, pack, 0)
+    losses, _ = task.loss(lambda *_, fps: prediction, pack, 0)
     losses.sum().backward()
     assert (prediction.grad[t == 0] == 0).all() and (prediction.grad[t > 0] != 0).any(1).all()
 
@@ -81,7 +81,7 @@ def test_the_weight_multiplies_each_samples_loss(dit_config, tmp_path):
     def losses(*overrides: str) -> tuple[DitTask, torch.Tensor, torch.Tensor]:
         task = task_of(dit_config(tmp_path / "run", *overrides))
         pack = task.make_pack([Draw(i, i) for i in range(12)])
-        return task, task.loss(lambda z, *_: torch.zeros_like(z), pack, 0)[0], pack
+        return task, task.loss(lambda z, *_, fps: torch.zeros_like(z), pack, 0)[0], pack
 
     task, plain, pack = losses()
     _, weighted, _ = losses("weighting.kind=min_snr", "weighting.gamma=2")

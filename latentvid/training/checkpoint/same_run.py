@@ -141,7 +141,7 @@ def _rate(before: dict[str, Any], config: TrainingConfig, done: int, asked: list
     if not isinstance(was, int) or was < 1:
         return []
     optim = _optim(before)
-    old, new = (o.lr * lr_factor(min(done, n - 1), n, o) for o, n in ((optim, was), (config.optim, steps)))
+    old, new = (o.lr * lr_factor(done, n, o) for o, n in ((optim, was), (config.optim, steps)))
     if abs(old - new) <= 1e-9 * max(old, new) or done >= steps:
         return []
     if not asked and not config.train.extend:
