@@ -33,9 +33,19 @@ def conv3d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, i
     x = x[0].transpose(0, 1)  # [F,C,h,w]
     if kt > 1:  # the frames that the kernel sees, as channels
         x = torch.cat([x[t : t + frames] for t in range(kt)], dim=1)
-    weight = weight.transpose(1, 2).reshape(out, -1, *kernel)  # [C',kt*C,kh,kw]
+    weight = _in_its_layout(weight).transpose(1, 2).reshape(out, -1, *kernel)  # [C',kt*C,kh,kw]
     if kernel == [1, 1]:
         y = F.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
     else:
         y = F.conv2d(x, weight, bias, padding=padding)
     return y.transpose(0, 1)[None]
+
+
+def _in_its_layout(weight: Tensor) -> Tensor:
+    """The weight, whose gradient will have its strides: DDP copies others, and warns."""
+    if not (weight.requires_grad and torch.is_grad_enabled()):
+        return weight
+    weight = weight.view_as(weight)
+    size, stride = weight.shape, weight.stride()
+    weight.register_hook(lambda grad: grad.new_empty_strided(size, stride).copy_(grad))
+    return weight

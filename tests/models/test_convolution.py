@@ -18,15 +18,18 @@ NATIVE = {torch._C._ConvBackend.Slow3d, torch._C._ConvBackend.Slow2d}
 def test_it_is_the_convolution_with_its_gradients(kernel, frames, last):
     form = torch.channels_last_3d if last else torch.contiguous_format
     x = torch.randn(1, 3, frames + kernel[0] - 1, 5, 4, dtype=torch.float64).contiguous(memory_format=form)
-    given = x, torch.randn(6, 3, *kernel, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
+    weight = torch.randn(6, 3, *kernel, dtype=torch.float64).contiguous(memory_format=form)
+    given = x, weight, torch.randn(6, dtype=torch.float64)
     given = [tensor.requires_grad_() for tensor in given]
     padding = kernel[1] // 2, kernel[2] // 2
     expected = F.conv3d(*given, padding=(0, *padding))
     found = convolution.conv3d(*given, padding)
     torch.testing.assert_close(found, expected)
     grad = torch.randn_like(expected)
-    for mine, its in zip(*(torch.autograd.grad(y, given, grad) for y in (found, expected)), strict=True):
+    grads = torch.autograd.grad(found, given, grad)
+    for mine, its in zip(grads, torch.autograd.grad(expected, given, grad), strict=True):
         torch.testing.assert_close(mine, its)
+    assert grads[1].stride() == weight.stride()  # or DDP copies it, with a warning
 
 
 @pytest.mark.parametrize("kernel", [*KERNELS, (1, 5, 5)])
