@@ -167,8 +167,8 @@ SCHEDULES: dict[str, Callable[[int, int, Optim], float]] = {
 
 def lr_factor(step: int, steps: int, config: Optim, start: int = 0) -> float:
     """Learning rate of step 0..steps-1 over its peak: 0 before `start`, linear warm-up from there, times what the
-    schedule gives over the whole run; after its end what it ended at."""
-    return ramp(step - start, config.warmup) * SCHEDULES[config.schedule](min(step, steps - 1), steps, config)
+    schedule gives over the whole run."""
+    return ramp(step - start, config.warmup) * SCHEDULES[config.schedule](step, steps, config)
 
 
 def set_lr(groups: Sequence[dict[str, Any]], step: int, steps: int, config: Optim) -> float:

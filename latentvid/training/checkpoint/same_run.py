@@ -141,7 +141,7 @@ def _rate(before: dict[str, Any], config: TrainingConfig, done: int, asked: list
     if not isinstance(was, int) or was < 1:
         return []
     optim = _optim(before)
-    old, new = (o.lr * lr_factor(done, n, o) for o, n in ((optim, was), (config.optim, steps)))
+    old, new = _rate_at(done, was, optim), _rate_at(done, steps, config.optim)
     if abs(old - new) <= 1e-9 * max(old, new) or done >= steps:
         return []
     if not asked and not config.train.extend:
@@ -153,6 +153,12 @@ def _rate(before: dict[str, Any], config: TrainingConfig, done: int, asked: list
             f"with optim.lr={old:.3g} to go on at the rate it had; constant and inverse_sqrt have no end"
         )
     return [f"the learning rate of step {done + 1} was {old:.3g}, is {new:.3g}"]
+
+
+def _rate_at(done: int, steps: int, optim: Optim) -> float:
+    """The learning rate after `done` steps; where the schedule has ended, that of its last step."""
+    endless = optim.schedule in ("constant", "inverse_sqrt")
+    return optim.lr * lr_factor(done if endless else min(done, steps - 1), steps, optim)
 
 
 def _optim(before: dict[str, Any]) -> Optim:
