@@ -39,9 +39,9 @@ from latentvid.text import TextEncoder
 from latentvid.training.compute import settle
 from latentvid.training.launch import make_accelerator, make_plan
 from latentvid.training.optim import make_optimizer
+from latentvid.training.run import Launched, TrainingRun
 from latentvid.training.signals import StopRequest
 from latentvid.training.stages.dit.task import DitTask
-from latentvid.training.trainer import Launched, TrainingRun
 
 CHANNELS, SAMPLES, WORDS = 16, 96, 32
 GRIDS = ((1, 32, 32), (1, 16, 16), (5, 16, 16), (5, 12, 20), (9, 16, 16), (17, 16, 16))  # of latents

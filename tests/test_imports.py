@@ -66,7 +66,9 @@ MAY_IMPORT |= {
     "training.monitor": MONITOR,
     "training.dryrun": MONITOR | {"kernels", "tables", "training.launch", "training.dryrun"},
     "training.export": CHECKPOINT | PROTOCOL | {"commands"},
-    "training": MONITOR | FEED | {"training.step", "training.dryrun", "training.launch", "training.export"},
+    "training": MONITOR
+    | FEED
+    | {"training.run", "training.step", "training.dryrun", "training.launch", "training.export"},
     "training.stages.dit": STAGE
     | {"attention", "sequence", "text", "pipelines", "training.checkpoint.init"}
     | {"training.parallel.sharing", "training.stages.dit"},
@@ -149,7 +151,8 @@ def test_parts_import_only_what_they_may(file):
 def test_the_rules_tell_rooms_apart():
     assert "training.checkpoint" not in rules("latentvid.training.parallel.zero")
     assert "training.monitor" not in rules("latentvid.training.checkpoint.saver")
-    assert not any(name.startswith("training.stages") for name in rules("latentvid.training.trainer"))
+    for module in ("latentvid.training.trainer", "latentvid.training.run"):
+        assert not any(name.startswith("training.stages") for name in rules(module))
     assert rules("latentvid.training.stages.vae.task") is MAY_IMPORT["training.stages.vae"]
     assert "data" not in rules("latentvid.config.schema") and rules("latentvid.report.pages") is None
 

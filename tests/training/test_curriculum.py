@@ -18,10 +18,11 @@ from latentvid.training.checkpoint.checkpoint import CheckpointStore
 from latentvid.training.export import export_run
 from latentvid.training.monitor.metrics import read_metrics
 from latentvid.training.optim import lr_factor
+from latentvid.training.run import TrainingRun
 from latentvid.training.signals import Preempted
 from latentvid.training.stages.dit.task import DitTask
 from latentvid.training.stages.table import STAGES
-from latentvid.training.trainer import TrainingRun, train
+from latentvid.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 

@@ -19,11 +19,12 @@ from latentvid.pipelines.sampling import Sampling
 from latentvid.training.checkpoint.checkpoint import CheckpointStore
 from latentvid.training.export import export_run, read_model
 from latentvid.training.monitor.metrics import read_metrics
+from latentvid.training.run import TrainingRun
 from latentvid.training.signals import Preempted
 from latentvid.training.stages.dit.task import DitTask
 from latentvid.training.stages.table import STAGES
 from latentvid.training.stages.vae.task import VaeTask
-from latentvid.training.trainer import TrainingRun, train
+from latentvid.training.trainer import train
 
 CPU = torch.device("cpu")
 MEASURED = ("validation.every=2", "validation.samples=7", "validation.bins=4")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ...config.schema import stage_of
 from ...config.sections import Weights
 from ...config.yaml_files import read_yaml
-from ...errors import UserError
+from ...errors import UserError, brief
 from ...models.building import shapes_of
 from ...models.saved import STEM, check_saved, read_arguments
 from ...weights import Shapes, read_object, shapes_in, weight_files
@@ -98,7 +98,7 @@ def _fetched(name: str, wanted: Wanted) -> Path:
         return Path(snapshot_download(name, allow_patterns=list(files), ignore_patterns=["checkpoints/*"]))
     except Exception as error:  # the hub's client raises its HTTP library's own errors, which differ by version
         raise UserError(
-            f"init={name} is neither a folder nor to be had from the hub ({' '.join(str(error).split()):.200}): give a "
+            f"init={name} is neither a folder nor to be had from the hub ({brief(error, 200)}): give a "
             "folder, or fetch it where there is a network"
         ) from error
 
@@ -136,7 +136,7 @@ def _of_checkpoint(folder: Path, weights: Weights, wanted: Wanted) -> Source:
     if state["ema_updates"] == 0:
         raise UserError(f"init: {folder} holds no trained weights, because every step was skipped: give another")
     arguments = state.get("model")
-    if arguments is None and "model" in settings:  # older checkpoints do not say it themselves
+    if arguments is None and isinstance(settings.get("model"), dict):  # older checkpoints do not say it themselves
         arguments = {**settings["model"], **{k: v for k, v in wanted.arguments.items() if k not in settings["model"]}}
     raw = PieceReader(folder, "model")
     average = raw if weights == "raw" else PieceReader(folder, "ema")
