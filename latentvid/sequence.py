@@ -37,15 +37,24 @@ class SequenceGroup:
 
     def gather(self, x: Tensor, tokens: int) -> Tensor:
         """All heads of this piece [t, ..., A, K] -> this process's heads of all tokens [T, ..., A/G, K]."""
-        lengths = [stop - start for start, stop in pairwise(cuts(tokens, self.size))]
-        parts = torch.cat(x.chunk(self.size, dim=-2))  # [G*t, ..., A/G, K], a part a receiver
-        return _redistribute(parts, [x.shape[0]] * self.size, lengths, self.name)
+        return self.gather_rows(x, self._lengths(tokens))
 
     def shard(self, x: Tensor) -> Tensor:
         """This process's heads of all tokens [T, ..., A/G, K] -> all heads of this piece [t, ..., A, K]."""
-        lengths = [stop - start for start, stop in pairwise(cuts(x.shape[0], self.size))]
-        parts = _redistribute(x, lengths, [lengths[self.rank]] * self.size, self.name)
+        return self.shard_rows(x, self._lengths(x.shape[0]))
+
+    def gather_rows(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+        """As `gather`, where the processes have `lengths` rows: what each has follows that of the one before."""
+        parts = torch.cat(x.chunk(self.size, dim=-2))  # [G*t, ..., A/G, K], a part a receiver
+        return _redistribute(parts, [x.shape[0]] * self.size, list(lengths), self.name)
+
+    def shard_rows(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+        """The way back of `gather_rows`."""
+        parts = _redistribute(x, list(lengths), [lengths[self.rank]] * self.size, self.name)
         return torch.cat(parts.chunk(self.size), dim=-2)
+
+    def _lengths(self, tokens: int) -> list[int]:
+        return [stop - start for start, stop in pairwise(cuts(tokens, self.size))]
 
     @torch.no_grad()
     def redistribute(
@@ -54,7 +63,7 @@ class SequenceGroup:
         """From the samples that each process made (`makers`), what this process's piece (`spans`) needs.
 
         lengths: tokens of each sample of the pack. tokens [n,P], text [s,Dt] and its `words` a sample are of those
-        made here, in the pack's order. Returns the piece's tokens [t,P], and the text of its samples with its words.
+        made here, in the pack's order. Returns the piece's tokens [t,P], the text of its samples, and the words of all.
         """
         pieces, maker = spans(lengths, self.size), makers(lengths, self.size)
         counts = list(zip(*(overlaps(lengths, piece) for piece in pieces), strict=True))
@@ -66,8 +75,7 @@ class SequenceGroup:
         counts = [[n if p.first <= i < p.last else 0 for p in pieces] for i, n in enumerate(words)]
         parts = dict(zip(made, text.split([words[i] for i in made]), strict=True)) if made else {}
         sent = [parts[i] for receiver in range(self.size) for i in made if counts[i][receiver]]
-        here = pieces[self.rank]
-        return tokens, self._deliver(torch.cat([text[:0], *sent]), maker, counts), words[here.first : here.last]
+        return tokens, self._deliver(torch.cat([text[:0], *sent]), maker, counts), words
 
     def _deliver(self, rows: Tensor, maker: Sequence[int], counts: Sequence[Sequence[int]]) -> Tensor:
         """Sends what each process made of the pack's samples to those that need it.

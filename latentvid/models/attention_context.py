@@ -78,7 +78,11 @@ class AttentionContext:
 
     def attend_to_text(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Cross-attention: q [T,A,K], k and v [S,A,K] -> [T,A,K]."""
-        return packed_attention(q, k, v, self.samples, self.text, self.backend)
+        return self.attend_to(q, k, v, self.text)
+
+    def attend_to(self, q: Tensor, k: Tensor, v: Tensor, other: Segments) -> Tensor:
+        """Of each sample's tokens to its segment of other ones: q [T,A,K], k and v [S,A,K] -> [T,A,K]."""
+        return packed_attention(q, k, v, self.samples, other, self.backend)
 
 
 def make_contexts(

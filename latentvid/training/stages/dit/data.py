@@ -223,8 +223,11 @@ class DitPacks:
     def _trade(self, pack: DitPack) -> DitPack:
         """From the samples that each process of the group made, the clean tokens and the text of this one's piece."""
         words = [] if pack.text_layout is None else pack.text_layout.lengths
-        clean, text, words = self.sequence.redistribute(pack.layout.whole.lengths, pack.clean, pack.text, words)
-        return replace(pack, clean=clean, text=text, text_layout=Packed.of_lengths(words).to(text.device))
+        whole = pack.layout.whole.lengths
+        clean, text, words = self.sequence.redistribute(whole, pack.clean, pack.text, words)
+        here = spans(whole, self.sequence.size)[self.sequence.rank]
+        text_layout = replace(Packed.of_lengths(words[here.first : here.last]), whole=Packed.of_lengths(words))
+        return replace(pack, clean=clean, text=text, text_layout=text_layout.to(text.device))
 
     def prepare(self, pack: DitPack) -> DitPack:
         if pack.clean is None:

@@ -1,0 +1,226 @@
+"""A video transformer of diffusers, called as `VideoDiT` is; what its families share.
+
+Axes: T tokens in a pack, P token features, N samples, R latent frames, S text tokens, D model width, A heads,
+K head width. A token's features are (C [t] p q): channels, frames where a patch has several, rows, columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from types import MethodType
+from typing import Any, ClassVar
+
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ...attention import resolve_backend
+from ...packing import Packed
+from ...sequence import SequenceGroup
+from ..text_context import TextContext
+
+Patch = tuple[int, int, int]  # latent frames, rows and columns of a token
+
+
+@dataclass(frozen=True, eq=False)
+class Conditions:
+    """What some families read beside tokens, noise levels and text. None: not given.
+
+    channels: [T,P'] further input features of each token, after the noised ones: masks and latents of given frames.
+    pooled: [N,Dp] one state a prompt, of a second text encoder.
+    second: [S',D'] token states of a second text encoder; `second_lengths` has the tokens of each sample, 0 among them.
+    image: [N,I,Di] states of an image encoder.
+    guidance: [N] guidance scale that the model is told, 1 to 10 or so.
+    """
+
+    channels: Tensor | None = None
+    pooled: Tensor | None = None
+    second: Tensor | None = None
+    second_lengths: tuple[int, ...] = ()
+    image: Tensor | None = None
+    guidance: Tensor | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Conditions:
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: change(v) for k, v in tensors.items() if isinstance(v, Tensor)})
+
+    def to(self, *args: Any, **kwargs: Any) -> Conditions:
+        return self.map(lambda x: x.to(*args, **kwargs))
+
+
+class OpenBackbone(nn.Module):
+    """A family's packed pass over `raw`, diffusers' own module: its weights, names and `save_pretrained` stay.
+
+    The blocks of `raw` get a packed `forward` each, so that hooks, wrappers and adapters see them as ever: use `raw`
+    through this alone. The prediction is in the target of the family's recipe whatever sign the network has.
+    """
+
+    family: ClassVar[str]
+    levels_by_frame: ClassVar[bool] = False  # it was trained, or can be, with another noise level in each latent frame
+
+    def __init__(self, raw: ModelMixin) -> None:
+        super().__init__()
+        self.raw = raw
+        self.attention_backend = "auto"
+        self.sequence: SequenceGroup | None = None
+        self.gradient_checkpointing = False
+        self.prepare()
+
+    # --- what differs from family to family ---
+
+    def prepare(self) -> None:
+        """Gives the blocks of `raw` their packed passes."""
+        raise NotImplementedError
+
+    @property
+    def patch(self) -> Patch:
+        raise NotImplementedError
+
+    @property
+    def latent_channels(self) -> int:
+        """C of the latents that are noised and predicted."""
+        return self.raw.config.out_channels or self.raw.config.in_channels
+
+    @property
+    def channels(self) -> int:
+        """Further input channels, of `Conditions.channels`: masks and latents of given frames."""
+        return self.raw.config.in_channels - self.latent_channels
+
+    @property
+    def text_width(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def heads(self) -> int:
+        return self.raw.config.num_attention_heads
+
+    @property
+    def width(self) -> int:
+        return self.heads * self.raw.config.attention_head_dim
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """Those that are compiled, gathered and recomputed one by one, in the order in which they run."""
+        return self.raw.transformer_blocks
+
+    def predict(
+        self,
+        tokens: Tensor,
+        timestep: Tensor,
+        text: Tensor,
+        layout: Packed,
+        text_layout: Packed,
+        fps: Tensor,
+        given: Conditions,
+    ) -> Tensor:
+        """What `forward` returns; its arguments are checked, the tokens have the further channels' features."""
+        raise NotImplementedError
+
+    # --- what is the same ---
+
+    @property
+    def config(self) -> Any:
+        return self.raw.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.raw.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.raw.device
+
+    @property
+    def _supports_gradient_checkpointing(self) -> bool:
+        return True
+
+    def enable_gradient_checkpointing(self) -> None:
+        self.gradient_checkpointing = True
+
+    def disable_gradient_checkpointing(self) -> None:
+        self.gradient_checkpointing = False
+
+    def forward(
+        self,
+        tokens: Tensor,  # [T,P] noised latent patches
+        timestep: Tensor,  # [R] noise level of each latent frame, in [0,1]; 0 is clean
+        text: Tensor | TextContext,  # [S,Dt] text states, one segment a sample
+        layout: Packed,
+        text_layout: Packed,
+        fps: Tensor | None = None,  # [N] frames a second of each sample; 0: it has none, or it is not known
+        conditions: Conditions | None = None,
+    ) -> Tensor:
+        """The network's prediction [T,P], in the target of the family's recipe."""
+        given = Conditions() if conditions is None else conditions
+        states = text.states if isinstance(text, TextContext) else text
+        fps = tokens.new_zeros(layout.segments, dtype=torch.float32) if fps is None else fps
+        self._check(tokens, timestep, layout, text_layout, given)
+        if given.channels is not None:
+            tokens = torch.cat([tokens, given.channels], dim=-1)
+        return self.predict(tokens, timestep, states, layout, text_layout, fps, given)
+
+    def _check(
+        self, tokens: Tensor, timestep: Tensor, layout: Packed, text_layout: Packed, given: Conditions
+    ) -> None:
+        if layout.segments != text_layout.segments:
+            raise ValueError(f"{layout.segments} samples but {text_layout.segments} prompts: give one prompt a sample")
+        if timestep.shape != layout.frame_segment.shape:
+            raise ValueError(f"timestep has shape {tuple(timestep.shape)}, the layout has {layout.frames} frames")
+        if layout.whole is not None and self.sequence is None:
+            raise ValueError("this is a piece of a pack, but the model has no group of processes to see the rest with")
+        wanted = self.latent_channels * patch_size(self.patch), self.channels * patch_size(self.patch)
+        held = tokens.shape[-1], 0 if given.channels is None else given.channels.shape[-1]
+        if wanted != held:
+            raise ValueError(
+                f"{self.family} takes {wanted[0]} features a token and {wanted[1]} of further channels, got {held}"
+            )
+
+    def _backend(self, x: Tensor) -> str:
+        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        return resolve_backend(self.attention_backend, x.device, dtype)
+
+    def _run(self, block: nn.Module, *arguments: Any) -> Any:
+        """The block; with gradient checkpointing it is computed again in the backward pass."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *arguments, use_reentrant=False)
+        return block(*arguments)
+
+
+def patch_size(patch: Patch) -> int:
+    """Latent positions of a token."""
+    return patch[0] * patch[1] * patch[2]
+
+
+def pass_of(module: nn.Module, forward: Callable[..., Any]) -> None:
+    """From now on `module(...)` is `forward(module, ...)`: of this instance, so that copies and pickles keep it."""
+    module.forward = MethodType(forward, module)
+
+
+def heads_of(x: Tensor, heads: int) -> Tensor:
+    """[T, A K] -> [T,A,K]."""
+    return x.unflatten(-1, (heads, -1))
+
+
+def of_each(values: Tensor, index: Tensor) -> Tensor:
+    """values[index] along the first axis: of each frame or sample -> of each token."""
+    return values.index_select(0, index)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor, index: Tensor) -> Tensor:
+    """x [T,D] scaled and shifted by what is of its frame or sample, [R,D] each."""
+    return x * (1 + of_each(scale, index)) + of_each(shift, index)
+
+
+def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions of neighbouring pairs (x_2i, x_2i+1): x [T,A,K], cos and sin [T,1,K], each angle twice."""
+    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack([-b, a], dim=-1).flatten(-2)
+    return (x.float() * cos + turned.float() * sin).to(x.dtype)
+
+
+def sample_level(timestep: Tensor, layout: Packed) -> Tensor:
+    """[R] -> [N]: a sample's own noise level, that of its frames that are not given."""
+    none = timestep.new_zeros(layout.segments)
+    return none.scatter_reduce(0, layout.frame_segment, timestep, "amax", include_self=False)

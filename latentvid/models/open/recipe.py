@@ -1,0 +1,30 @@
+"""How published models were trained and are sampled: what a configuration may leave out. Plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...text.policy import Reading
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Of a family, or of one of its published variants.
+
+    task: "t2v" or "i2v", what the pipeline makes.
+    scheduler: arguments of `LatentVideoScheduler`. timesteps: of `TimestepSampling`.
+    text: how each text encoder of the repository is read.
+    steps, guidance: defaults of sampling. guidance_embedded: the scale that a model with a guidance embedding is told.
+    lora: endings of the names of the linear layers in the blocks that LoRA changes by default.
+    """
+
+    task: str
+    scheduler: Mapping[str, Any]
+    timesteps: Mapping[str, Any] = field(default_factory=dict)
+    text: tuple[Reading, ...]
+    steps: int = 50
+    guidance: float = 5.0
+    guidance_embedded: float | None = None
+    lora: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")

@@ -1,0 +1,124 @@
+"""Small random instances of published video transformers, and a packed pass beside the class's own on each sample."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from latentvid.models.open import Conditions, OpenBackbone, packed
+from latentvid.packing import Packed
+
+SHAPES = [(3, 4, 5), (1, 6, 3), (2, 2, 7), (3, 4, 5)]  # token grids: mixed, two of them equal
+WORDS = [7, 3, 5, 1]
+LEVELS = [0.9, 0.25, 0.5, 0.125]
+
+
+def lively(module: nn.Module) -> nn.Module:
+    """With weights of size about 1 in all places: nothing is switched off, as gates are at initialisation."""
+    rand = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            noise = torch.randn(p.shape, generator=rand)
+            if p.ndim < 2:
+                p.add_(0.1 * noise)
+            else:
+                p.copy_(noise * (0.3 if "table" in name or "frequencies" in name else p[0].numel() ** -0.5))
+    return module.eval()
+
+
+@dataclass
+class Sample:
+    """latent [C,f,h,w] and text [S,Dt]; levels [f'] of its latent frames of tokens; conditions of it alone."""
+
+    latent: Tensor
+    text: Tensor
+    levels: Tensor
+    given: Conditions = field(default_factory=Conditions)
+
+    @property
+    def level(self) -> Tensor:
+        return self.levels.max()
+
+
+def samples(
+    channels: int,
+    patch: tuple[int, int, int],
+    text_width: int,
+    shapes: Sequence[tuple[int, int, int]] = SHAPES,
+    words: Sequence[int] = WORDS,
+    levels: Sequence[float | Sequence[float]] = LEVELS,
+) -> list[Sample]:
+    rand = torch.Generator().manual_seed(2)
+    made = []
+    for (f, h, w), n, level in zip(shapes, words, levels, strict=True):
+        latent = torch.randn(channels, f * patch[0], h * patch[1], w * patch[2], generator=rand)
+        made.append(Sample(latent, torch.randn(n, text_width, generator=rand), torch.tensor(level).expand(f).clone()))
+    return made
+
+
+def tokens_of(latent: Tensor, patch: tuple[int, int, int]) -> Tensor:
+    """[C,f,h,w] -> [T, C t p q], written for the tests."""
+    t, p, q = patch
+    return rearrange(latent, "C (f t) (h p) (w q) -> (f h w) (C t p q)", t=t, p=p, q=q)
+
+
+def grids_of(made: Sequence[Sample], patch: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+    return [tuple(side // p for side, p in zip(s.latent.shape[1:], patch, strict=True)) for s in made]
+
+
+def run_packed(
+    model: Callable[..., Tensor], made: Sequence[Sample], patch: tuple[int, int, int], conditions: Conditions | None
+) -> list[Tensor]:
+    """Tokens [T, C' t p q] of each sample."""
+    layout = Packed.of(grids_of(made, patch))
+    out = model(
+        torch.cat([tokens_of(s.latent, patch) for s in made]),
+        torch.cat([s.levels for s in made]),
+        torch.cat([s.text for s in made]),
+        layout,
+        Packed.of_lengths([len(s.text) for s in made]),
+        conditions=conditions,
+    )
+    return list(out.split(layout.lengths))
+
+
+def gradients(module: nn.Module, outputs: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Of a loss that weighs every element differently; parameters without a gradient are left out."""
+    module.zero_grad()
+    sum((y * torch.linspace(-1, 1, y.numel()).reshape(y.shape)).sum() for y in outputs).backward()
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+Alone = Callable[[nn.Module, Sample], Tensor]  # the class's own forward: latents' prediction [C',f,h,w]
+
+
+def check_packed_equals_alone(
+    raw: nn.Module,
+    alone: Alone,
+    made: Sequence[Sample],
+    conditions: Conditions | None = None,
+    change: Callable[[OpenBackbone], object] = lambda model: None,
+) -> None:
+    """A pack's outputs (1e-5 of their size) and all gradients (1e-5 relative) against the untouched class's, run on
+    each sample."""
+    raw = lively(raw)
+    model = packed(copy.deepcopy(raw))
+    change(model)
+    patch = model.patch
+    want = [tokens_of(alone(raw, s), patch) for s in made]
+    got = run_packed(model, made, patch, conditions)
+    size = max(float(y.detach().abs().max()) for y in want)
+    assert size > 0.1
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * max(1.0, size))
+    wanted, found = gradients(raw, want), gradients(model.raw, got)
+    assert found.keys() == wanted.keys()
+    error = sum(float((found[n] - g).square().sum()) for n, g in wanted.items())
+    assert (error / sum(float(g.square().sum()) for g in wanted.values())) ** 0.5 < 1e-5
+    for name, g in wanted.items():
+        assert float((found[name] - g).norm()) <= 1e-4 * float(g.norm()) + 1e-6 * size, name
