@@ -161,9 +161,7 @@ class OpenBackbone(nn.Module):
             tokens = torch.cat([tokens, given.channels], dim=-1)
         return self.predict(tokens, timestep, states, layout, text_layout, fps, given)
 
-    def _check(
-        self, tokens: Tensor, timestep: Tensor, layout: Packed, text_layout: Packed, given: Conditions
-    ) -> None:
+    def _check(self, tokens: Tensor, timestep: Tensor, layout: Packed, text_layout: Packed, given: Conditions) -> None:
         if layout.segments != text_layout.segments:
             raise ValueError(f"{layout.segments} samples but {text_layout.segments} prompts: give one prompt a sample")
         if timestep.shape != layout.frame_segment.shape:
