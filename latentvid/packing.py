@@ -1,11 +1,12 @@
 """The one sequence layout: whole samples (images and clips of any shape) laid end to end, without padding.
 
 Axes: T tokens in a pack, N segments (samples), R latent frames, C latent channels, f h w the latent's
-frames, height and width, P token features. Token order within a sample is (f, h, w), row-major.
+frames, height and width, t p q a patch's, P token features. Token order within a sample is (f, h, w), row-major.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -20,6 +21,7 @@ from torch import Tensor
 from .errors import UserError
 
 Grid = tuple[int, int, int]
+Patch = int | tuple[int, int, int]  # latent frames, rows and columns of a token; a whole number p is (1, p, p)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +69,10 @@ class Packed(Segments):
         """The layout of samples whose token grids are (frames, rows, columns), in this order."""
         if not grids or any(side < 1 for grid in grids for side in grid):
             raise ValueError(f"a pack needs at least one sample and sides of at least 1, got {list(grids)}")
+        return cls._of(grids)
+
+    @classmethod
+    def _of(cls, grids: Sequence[Grid]) -> Packed:
         grids = tuple((int(f), int(h), int(w)) for f, h, w in grids)
         lengths = [f * h * w for f, h, w in grids]
         frame_segment = torch.repeat_interleave(torch.tensor([f for f, _, _ in grids]))
@@ -85,8 +91,8 @@ class Packed(Segments):
 
     @classmethod
     def of_lengths(cls, lengths: Sequence[int]) -> Packed:
-        """The layout of plain sequences, such as prompts."""
-        return cls.of([(1, 1, int(n)) for n in lengths])
+        """The layout of plain sequences, such as prompts; of some models an empty prompt has no token."""
+        return cls._of([(1, 1, int(n)) for n in lengths])
 
     def piece(self, span: Span) -> Packed:
         """The layout of the tokens of `span`, one of `spans(self.lengths, n)`."""
@@ -183,26 +189,56 @@ def _positions(grid: Grid) -> Tensor:
     return torch.cartesian_prod(*(torch.arange(side) for side in grid)).reshape(-1, 3)
 
 
-def token_grid(latent_grid: Grid, patch: int) -> Grid:
-    """Token grid of a latent grid (f, h, w) under patch x patch spatial patches."""
-    f, h, w = latent_grid
-    if h % patch or w % patch:
-        raise ValueError(f"latent {h} x {w} is not a multiple of the patch size {patch}")
-    return f, h // patch, w // patch
+def sides_of(patch: Patch) -> tuple[int, int, int]:
+    """Latent frames, rows and columns of a patch; a whole number p is (1, p, p)."""
+    return (1, patch, patch) if isinstance(patch, int) else tuple(patch)
 
 
-def patchify(latents: Sequence[Tensor], patch: int) -> tuple[Tensor, list[Grid]]:
-    """Latents [C,f,h,w] of any shapes -> tokens [T, C*patch*patch] in pack order, and their token grids."""
+def patch_size(patch: Patch) -> int:
+    """Latent positions of a patch."""
+    return math.prod(sides_of(patch))
+
+
+def patch_stride(patch: Patch) -> int:
+    """What the height and width of a latent must be multiples of."""
+    return math.lcm(*sides_of(patch)[1:])
+
+
+def token_grid(latent_grid: Grid, patch: Patch) -> Grid:
+    """Token grid of a latent grid (f, h, w). Frames may be any number: see `lead`."""
+    (f, h, w), (t, p, q) = latent_grid, sides_of(patch)
+    if h % p or w % q:
+        named = f"the patch size {p}" if p == q else f"the patch {p} x {q}"
+        raise ValueError(f"latent {h} x {w} is not a multiple of {named}")
+    return -(-f // t), h // p, w // q
+
+
+def lead(latent: Tensor, patch: Patch) -> Tensor:
+    """[...,f,h,w] with its first frame repeated in front up to the next multiple of the patch's frames, as CogVideoX
+    1.5 is trained (Yang et al. 2024; `ncopy` in its finetuning code)."""
+    missing = -latent.shape[-3] % sides_of(patch)[0]
+    return torch.cat([*[latent[..., :1, :, :]] * missing, latent], dim=-3) if missing else latent
+
+
+def patchify(latents: Sequence[Tensor], patch: Patch) -> tuple[Tensor, list[Grid]]:
+    """Latents [C,f,h,w] of any shapes -> tokens [T, C t p q] in pack order, and their token grids."""
+    t, p, q = sides_of(patch)
     grids = [token_grid(tuple(z.shape[1:]), patch) for z in latents]
-    tokens = [rearrange(z, "C f (h p) (w q) -> (f h w) (C p q)", p=patch, q=patch) for z in latents]
-    return torch.cat(tokens), grids
+    form = "C (f t) (h p) (w q) -> (f h w) (C t p q)"
+    return torch.cat([rearrange(lead(z, patch), form, t=t, p=p, q=q) for z in latents]), grids
 
 
-def unpatchify(tokens: Tensor, layout: Packed, patch: int) -> list[Tensor]:
-    """Tokens [T, C*patch*patch] -> latents [C,f,h,w], one a segment: the inverse of `patchify`."""
+def unpatchify(tokens: Tensor, layout: Packed, patch: Patch, frames: Sequence[int] | None = None) -> list[Tensor]:
+    """Tokens [T, C t p q] -> latents [C,f,h,w], one a segment: the inverse of `patchify`.
+
+    frames: of each latent, to leave out what `lead` put in front; None: all that the tokens stand for.
+    """
     if layout.whole is not None:
         raise ValueError("a piece of a pack holds no whole latents: put the pieces together first")
-    return [
-        rearrange(part, "(f h w) (C p q) -> C f (h p) (w q)", f=f, h=h, w=w, p=patch, q=patch)
+    t, p, q = sides_of(patch)
+    form = "(f h w) (C t p q) -> C (f t) (h p) (w q)"
+    latents = [
+        rearrange(part, form, f=f, h=h, w=w, t=t, p=p, q=q)
         for part, (f, h, w) in zip(tokens.split(layout.lengths), layout.grid, strict=True)
     ]
+    return latents if frames is None else [z[:, -n:] for z, n in zip(latents, frames, strict=True)]

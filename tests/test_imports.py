@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "kernels": {"cpu"},
     "attention": BASE - {"world"} | {"kernels"},
     "text": BASE - {"world"} | {"text"},
-    "models": BASE - {"world"} | {"attention", "kernels", "sequence", "models"},
+    "models": BASE - {"world"} | {"attention", "kernels", "sequence", "text.policy", "models"},
     "diffusion": BASE - {"world"} | {"diffusion"},
     "config": BASE - {"world"} | {"config", "diffusion"},
     "data": BASE - {"world"} | {"data"},

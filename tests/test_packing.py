@@ -86,6 +86,22 @@ def test_unpatchify_is_the_inverse(grids, patch, channels):
     assert len(back) == len(latents) and all(torch.equal(a, b) for a, b in zip(back, latents, strict=True))
 
 
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_patches_over_time(frames):
+    """A patch of 2 frames: the first frame stands twice where their number is odd, and is left out again."""
+    latents = [torch.randn(3, frames, 4, 6), torch.randn(3, 4, 2, 9)]
+    tokens, grids = patchify(latents, (2, 2, 3))
+    assert grids == [(-(-frames // 2), 2, 2), (2, 1, 3)] == [token_grid(z.shape[1:], (2, 2, 3)) for z in latents]
+    layout = Packed.of(grids)
+    padded = [torch.cat([z[:, :1], z], 1) if z.shape[1] % 2 else z for z in latents]
+    for token, (f, h, w), i in zip(tokens, layout.position.tolist(), layout.segment.tolist(), strict=True):
+        part = padded[i][:, 2 * f : 2 * f + 2, 2 * h : 2 * h + 2, 3 * w : 3 * w + 3]
+        assert torch.equal(token, part.flatten())
+    for asked, want in ((None, padded), ([frames, 4], latents)):
+        back = unpatchify(tokens, layout, (2, 2, 3), asked)
+        assert all(torch.equal(a, b) for a, b in zip(back, want, strict=True))
+
+
 def test_a_token_holds_its_own_patch():
     latent = torch.arange(2 * 3 * 4 * 6).reshape(2, 3, 4, 6)
     tokens, grids = patchify([latent], 2)
@@ -138,3 +154,5 @@ def test_latents_that_patches_do_not_cover_are_refused():
     assert token_grid((3, 4, 6), 2) == (3, 2, 3)
     with pytest.raises(ValueError, match="latent 4 x 5 is not a multiple of the patch size 2"):
         patchify([torch.zeros(1, 1, 4, 5)], 2)
+    with pytest.raises(ValueError, match="latent 4 x 5 is not a multiple of the patch 2 x 3"):
+        token_grid((1, 4, 5), (1, 2, 3))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...attention import resolve_backend
-from ...packing import Packed
+from ...packing import Packed, patch_size
 from ...sequence import SequenceGroup
 from ..text_context import TextContext
 
@@ -186,11 +186,6 @@ class OpenBackbone(nn.Module):
         return block(*arguments)
 
 
-def patch_size(patch: Patch) -> int:
-    """Latent positions of a token."""
-    return patch[0] * patch[1] * patch[2]
-
-
 def pass_of(module: nn.Module, forward: Callable[..., Any]) -> None:
     """From now on `module(...)` is `forward(module, ...)`: of this instance, so that copies and pickles keep it."""
     module.forward = MethodType(forward, module)
@@ -216,6 +211,11 @@ def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack([-b, a], dim=-1).flatten(-2)
     return (x.float() * cos + turned.float() * sin).to(x.dtype)
+
+
+def channels_first(x: Tensor, patch: Patch) -> Tensor:
+    """Features ([t] p q C) of each token -> (C [t] p q)."""
+    return x.unflatten(-1, (patch_size(patch), -1)).transpose(-1, -2).flatten(-2)
 
 
 def sample_level(timestep: Tensor, layout: Packed) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...packing import Packed, Segments
 from ..attention_context import AttentionContext, Rotary, make_contexts
-from .backbone import Conditions, OpenBackbone, Patch, heads_of, modulate, of_each, pass_of, turn_pairs
+from .backbone import Conditions, OpenBackbone, Patch, channels_first, heads_of, modulate, of_each, pass_of, turn_pairs
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,8 +108,3 @@ def rotary_of(rope: nn.Module, position: Tensor) -> Rotary:
         torch.cat([of_each(part, position[:, i]) for i, part in enumerate(table.split(sizes, dim=1))], dim=-1)[:, None]
         for table in (rope.freqs_cos, rope.freqs_sin)
     )
-
-
-def channels_first(x: Tensor, patch: Patch) -> Tensor:
-    """Features ([t] p q C) of each token -> (C [t] p q)."""
-    return x.unflatten(-1, (patch[0] * patch[1] * patch[2], -1)).transpose(-1, -2).flatten(-2)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+from open_models import WORDS, Sample, check_packed_equals_alone, samples, tokens_of
 
 from latentvid.models.open import Conditions
-from open_models import WORDS, Sample, check_packed_equals_alone, samples, tokens_of
 
 SMALL = dict(num_attention_heads=3, attention_head_dim=32, text_dim=24, freq_dim=32, ffn_dim=64, num_layers=2)
 PATCH = (1, 2, 2)
