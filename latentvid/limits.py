@@ -118,7 +118,7 @@ _NAMES: tuple[tuple[Range, str], ...] = (  # of the numbers that have each range
     (Range(-20, 20), "timesteps.mean"),
     (_above(0, 100), "timesteps.std"),
     (Range(-1, 2 / (math.pi - 2)), "timesteps.scale"),
-    (Range(1e-3, 1000), "shift"),
+    (Range(1e-3, 1000), "shift snr_shift_scale"),
     (_whole(1, 2**31 - 1), "base_tokens"),
     (_above(0, 1e6), "weighting.gamma"),
     (Range(-50, 50), "weighting.bias"),

@@ -38,6 +38,7 @@ OF_THE_RUN = (
     "scheduler.beta_end",
     "scheduler.num_train_timesteps",
     "scheduler.zero_terminal_snr",
+    "scheduler.snr_shift_scale",
     "optim.name",
     "train.mixed_precision",
     "loss.critic",

@@ -85,8 +85,9 @@ class DDPM:
     """The discrete variance-preserving path of DDPM (Ho et al. 2020, eq. 4) with T noise levels t = i / T.
 
     Level i in 1..T has alpha^2 = prod_{j<=i} (1 - beta_j); level 0 is clean. DDPM's own step number is i - 1.
-    With `zero_terminal_snr` alpha is shifted and stretched so that level T is noise alone while level 1 stays (Lin et
-    al. 2023, algorithm 1).
+    `snr_shift_scale` divides the signal-to-noise ratio alpha^2 / sigma^2 of all levels by so much (simple diffusion,
+    Hoogeboom et al. 2023; CogVideoX, Yang et al. 2024). With `zero_terminal_snr` alpha then is shifted and stretched so
+    that level T is noise alone while level 1 stays (Lin et al. 2023, algorithm 1).
     """
 
     beta_start: float = 1e-4
@@ -94,6 +95,7 @@ class DDPM:
     steps: int = 1000
     betas: str = "linear"
     zero_terminal_snr: bool = False
+    snr_shift_scale: float = 1.0
     alphas_cumprod: Tensor = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -101,7 +103,11 @@ class DDPM:
             raise ValueError(f"betas {self.betas!r}: one of {', '.join(BETAS)}")
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError(f"beta_start {self.beta_start} and beta_end {self.beta_end}: give 0 < start <= end < 1")
+        if not self.snr_shift_scale > 0:
+            raise ValueError(f"snr_shift_scale {self.snr_shift_scale}: give a number above 0; 1 changes nothing")
         cumprod = torch.cumprod(1.0 - betas(self.betas, self.beta_start, self.beta_end, self.steps), 0)
+        if self.snr_shift_scale != 1.0:
+            cumprod = cumprod / (self.snr_shift_scale + (1.0 - self.snr_shift_scale) * cumprod)
         if self.zero_terminal_snr:
             alpha = cumprod.sqrt()
             cumprod = ((alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))) ** 2

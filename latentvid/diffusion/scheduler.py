@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .objective import TARGETS, recover, target_coefficients
 from .path import DDPM, PATHS, Cosine, Path, RectifiedFlow
-from .timesteps import sampling_levels, shift_for
+from .timesteps import SPACINGS, sampling_levels, shift_for
 
 
 class LatentVideoScheduler(SchedulerMixin, ConfigMixin):
@@ -23,8 +23,10 @@ class LatentVideoScheduler(SchedulerMixin, ConfigMixin):
         target: what the network predicts: "flow", "v", "eps" or "x".
         betas, beta_start, beta_end, num_train_timesteps: of the DDPM path (`path.betas`).
         zero_terminal_snr: the last level of the DDPM path is noise alone; that of the others always is.
+        snr_shift_scale: divides the signal-to-noise ratio of the DDPM path; 1 leaves it as it is.
         shift: moves the sampling levels toward noise; 1 leaves them as they are.
         base_tokens: if set, the shift grows with the square root of a clip's tokens, and is `shift` at this number.
+        spacing: of the sampling levels before they are shifted: "even", or "linear_quadratic" (`timesteps.SPACINGS`).
     """
 
     order = 1
@@ -41,15 +43,20 @@ class LatentVideoScheduler(SchedulerMixin, ConfigMixin):
         betas: str = "linear",
         zero_terminal_snr: bool = False,
         base_tokens: int | None = None,
+        snr_shift_scale: float = 1.0,
+        spacing: str = "even",
     ) -> None:
         if path not in PATHS:
             raise ValueError(f"path {path!r}: one of {', '.join(PATHS)}")
+        if spacing not in SPACINGS:
+            raise ValueError(f"spacing {spacing!r}: one of {', '.join(SPACINGS)}")
         if target not in TARGETS:
             raise ValueError(f"target {target!r}: one of {', '.join(TARGETS)}")
         if path == "ddpm" and target == "flow":
             raise ValueError("target 'flow' needs path 'rectified_flow' or 'cosine': with path 'ddpm' use v, eps or x")
         if path == "ddpm":
-            self.path: Path = DDPM(beta_start, beta_end, num_train_timesteps, betas, zero_terminal_snr)
+            of_betas = betas, zero_terminal_snr, snr_shift_scale
+            self.path: Path = DDPM(beta_start, beta_end, num_train_timesteps, *of_betas)
         else:
             self.path = RectifiedFlow() if path == "rectified_flow" else Cosine()
         if target == "eps" and self.path.coefficients(torch.ones(()))[0] == 0:
@@ -74,7 +81,8 @@ class LatentVideoScheduler(SchedulerMixin, ConfigMixin):
 
     def levels(self, steps: int, tokens: int | None = None, start: float = 1.0) -> Tensor:
         """Noise levels [steps + 1] of a sampling run of a clip with `tokens` tokens, from `start` down to 0."""
-        t = start * sampling_levels(steps, shift_for(self.config.shift, tokens, self.config.base_tokens))
+        factor = shift_for(self.config.shift, tokens, self.config.base_tokens)
+        t = start * sampling_levels(steps, factor, self.config.spacing)
         t[:-1] = self.path.snap(t[:-1])
         return t
 

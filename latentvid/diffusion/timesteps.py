@@ -63,10 +63,32 @@ class TimestepSampling:
         return shift(t, shift_for(self.shift, tokens, self.base_tokens))
 
 
-def sampling_levels(steps: int, factor: float = 1.0) -> Tensor:
-    """Noise levels [steps + 1] from 1 down to 0, evenly spaced ("trailing", Lin et al. 2023), then shifted."""
+def _even(steps: int) -> Tensor:
+    """Noise levels [steps + 1] at one distance ("trailing", Lin et al. 2023)."""
     import torch
+
+    return torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
+
+
+def _linear_quadratic(steps: int, slow: float = 0.025) -> Tensor:
+    """Half of the steps go down by `slow` alone, evenly; the others go on at that rate and ever faster, on a parabola
+    (Mochi 1, Genmo 2024)."""
+    import torch
+
+    first = steps // 2
+    if not first:
+        return _even(steps)
+    i, rest, rate = torch.arange(steps + 1, dtype=torch.float64), steps - first, slow / first
+    beyond = (i - first).clamp_min(0)
+    return 1.0 - rate * i - (1.0 - rate * steps) * (beyond / rest) ** 2
+
+
+SPACINGS = {"even": _even, "linear_quadratic": _linear_quadratic}
+
+
+def sampling_levels(steps: int, factor: float = 1.0, spacing: str = "even") -> Tensor:
+    """Noise levels [steps + 1] from 1 down to 0, spaced as asked for, then shifted."""
 
     if steps < 1:
         raise ValueError(f"{steps} sampling steps: at least 1 is needed")
-    return shift(torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64), factor).float()
+    return shift(SPACINGS[spacing](steps), factor).float()

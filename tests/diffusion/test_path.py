@@ -97,9 +97,29 @@ def test_the_path_is_the_product_of_its_betas_and_zero_terminal_snr_that_of_diff
     assert math.isclose(alpha[1] ** 2, 1 - betas(kind, 1e-4, 0.02, 1000)[0], rel_tol=1e-6)  # the first level stays
 
 
+COGVIDEOX = [diffusers.CogVideoXDDIMScheduler, diffusers.CogVideoXDPMScheduler]
+
+
+@pytest.mark.parametrize("scheduler", COGVIDEOX)
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_the_shifted_path_is_that_of_cogvideox(scheduler, zero, scale):
+    args = dict(beta_start=0.00085, beta_end=0.012)
+    theirs = scheduler(**args, beta_schedule="scaled_linear", rescale_betas_zero_snr=zero, snr_shift_scale=scale)
+    path = DDPM(**args, betas="scaled_linear", zero_terminal_snr=zero, snr_shift_scale=scale)
+    torch.testing.assert_close(path.alphas_cumprod[1:], theirs.alphas_cumprod.double(), rtol=1e-6, atol=1e-6)
+
+
+def test_the_scale_divides_the_ratio_of_signal_to_noise():
+    t = torch.linspace(1e-3, 1, 50)
+    moved = log_snr(DDPM(), t) - log_snr(DDPM(snr_shift_scale=3.0), t)
+    torch.testing.assert_close(moved, torch.full_like(t, math.log(3)), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"snr_shift_scale": 0.0}, "snr_shift_scale 0.0: give a number above 0; 1 changes nothing"),
         ({"betas": "quadratic"}, "betas 'quadratic': one of linear, scaled_linear, logarithmic, uniform, cosine"),
         ({"beta_start": 0.5, "beta_end": 0.1}, "beta_start 0.5 and beta_end 0.1: give 0 < start <= end < 1"),
     ],

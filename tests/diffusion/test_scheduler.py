@@ -4,6 +4,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
 from torch import Tensor
 
 from latentvid.diffusion.scheduler import LatentVideoScheduler
@@ -107,6 +108,31 @@ def test_steps_from_noise_alone_equal_ddim_with_zero_terminal_snr(target, steps)
     assert_same(ours(scheduler, steps), want)
 
 
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_steps_equal_ddim_of_cogvideox(scale):
+    table = dict(beta_start=0.00085, beta_end=0.012, snr_shift_scale=scale)
+    reference = diffusers.CogVideoXDDIMScheduler(
+        **{**BETAS, **table, "beta_schedule": "scaled_linear"},
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+    )
+    reference.set_timesteps(10)
+    scheduler = LatentVideoScheduler("ddpm", "v", betas="scaled_linear", zero_terminal_snr=True, **table)
+    want = theirs(reference, lambda t: (t + 1) / 1000, lambda scheduler, y, t, i, z: scheduler.step(y, t, z))
+    assert_same(ours(scheduler, 10), want)
+
+
+@pytest.mark.parametrize("steps", [2, 7, 64])
+def test_steps_equal_those_of_mochi(steps):
+    """Their scheduler counts the other way, and their network predicts x - eps."""
+    reference = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+    reference.set_timesteps(sigmas=linear_quadratic_schedule(steps, 0.025))
+    scheduler = LatentVideoScheduler(spacing="linear_quadratic")
+    torch.testing.assert_close(scheduler.levels(steps), 1 - reference.sigmas, rtol=0, atol=1e-6)
+    want = theirs(reference, lambda t: 1 - t / 1000, lambda scheduler, y, t, i, z: scheduler.step(-y, t, z))
+    assert_same(ours(scheduler, steps), want)
+
+
 @pytest.mark.parametrize("path", ["ddpm", "cosine"])
 def test_the_step_for_v_is_a_rotation(path):
     """z_s = cos(phi_s - phi_t) z + sin(phi_s - phi_t) v with tan(phi) = sigma / alpha (Salimans & Ho 2022, eq. 34)."""
@@ -205,6 +231,7 @@ def test_the_config_travels(tmp_path):
     ("arguments", "message"),
     [
         ({"path": "linear"}, "path 'linear': one of rectified_flow, cosine, ddpm"),
+        ({"spacing": "karras"}, "spacing 'karras': one of even, linear_quadratic"),
         ({"target": "noise"}, "target 'noise': one of eps, x, v, flow"),
         (
             {"path": "cosine", "target": "eps"},

@@ -73,6 +73,13 @@ def test_sampling_levels():
     assert (t[0], t[-1]) == (1, 0) and (t.diff() < 0).all() and len(t) == 8 and t.dtype == torch.float32
 
 
+@pytest.mark.parametrize("steps", [1, 2, 9])
+def test_levels_that_fall_slowly_first(steps):
+    t = sampling_levels(steps, 1.0, "linear_quadratic")
+    assert (t[0], t[-1]) == (1, 0) and (t.diff() < 0).all() and len(t) == steps + 1
+    assert steps == 1 or math.isclose(t[steps // 2], 0.975, rel_tol=1e-6)
+
+
 def test_impossible_settings_are_named():
     with pytest.raises(ValueError, match="0 sampling steps: at least 1"):
         sampling_levels(0)
