@@ -6,9 +6,13 @@ from diffusers.models.modeling_utils import ModelMixin
 
 from ...errors import UserError
 from .backbone import OpenBackbone
+from .cogvideox import CogVideoX
+from .mochi import Mochi
 from .wan import Wan
 
 FAMILIES: dict[str, type[OpenBackbone]] = {  # by the class in diffusers
+    "CogVideoXTransformer3DModel": CogVideoX,
+    "MochiTransformer3DModel": Mochi,
     "WanTransformer3DModel": Wan,
 }
 
