@@ -245,3 +245,47 @@ def given_pipeline(tmp_path_factory, tiny_pipeline) -> Path:
     index["given"] = ["plain", "first", "prefix", "ends", "random"]
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory) -> Callable:
+    """`repository("wan")`: the folder of a small random published model as diffusers writes it, by open_repository."""
+    from open_repository import write_repository
+
+    made: dict[str, Path] = {}
+
+    def get(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = write_repository(tmp_path_factory.mktemp("published") / kind, kind)
+        return made[kind]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def published_config(digits_data) -> Callable:
+    """`published_config(run_dir, folder, "section.key=value", ...)`: a DitConfig that trains a published model on the
+    digits' clips."""
+    from latentvid.config.parsing import load_config
+    from latentvid.config.schema import DitConfig
+
+    base = {
+        "data.manifest": digits_data / "train.jsonl",
+        "data.max_frames": 9,
+        "data.workers": 0,
+        "data.tokens_per_pack": 64,
+        "data.packs_per_step": 2,
+        "optim.lr": 3e-3,
+        "optim.warmup": 2,
+        "train.mixed_precision": "no",
+        "train.ema": 0.9,
+        "train.steps": 4,
+        "checkpoint.every": 2,
+        "log.trackers": "[]",
+    }
+
+    def make(run_dir: Path, folder: Path, *overrides: str) -> DitConfig:
+        lines = [f"run.dir={run_dir}", f"model.from={folder}", *(f"{k}={v}" for k, v in base.items())]
+        return load_config(DitConfig, None, [*lines, *overrides])
+
+    return make

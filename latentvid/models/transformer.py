@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..attention import resolve_backend
-from ..packing import Packed
+from ..packing import Packed, Patch
 from ..sequence import SequenceGroup
 from .attention_context import ATTENTIONS, AttentionContext, make_contexts
 from .key_value_cache import KeyValueCache
@@ -104,6 +104,32 @@ class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
         self.sequence: SequenceGroup | None = None
         self.gradient_checkpointing = False
         self.initialise()
+
+    # --- what any backbone tells of itself, as the packed passes over published models do (open/backbone.py) ---
+
+    levels_by_frame = True  # each latent frame may have a noise level of its own
+    channels = 0  # further input channels, of masks and latents of given frames
+
+    @property
+    def patch(self) -> Patch:
+        """Latent frames, rows and columns of a token."""
+        return 1, self.config.patch, self.config.patch
+
+    @property
+    def latent_channels(self) -> int:
+        return self.config.latent_channels
+
+    @property
+    def text_width(self) -> int:
+        return self.config.text_width
+
+    @property
+    def width(self) -> int:
+        return self.config.width
+
+    @property
+    def heads(self) -> int:
+        return self.config.heads
 
     def initialise(self) -> None:
         """Xavier-uniform maps; modulations, cross-attention outputs and the last map at zero (AdaLN-Zero), and what
