@@ -6,9 +6,10 @@ blocks have one stream of T + S rows, video before text: both go through the sam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -251,7 +252,8 @@ def _recipe(task: str, snr_shift_scale: float) -> Recipe:
             "snr_shift_scale": snr_shift_scale,
         },
         timesteps={"kind": "uniform"},
-        text=(Reading(tokens=226, pad="encoded"),),
+        text=(Reading(tokens=226, cut=True, pad="encoded"),),
+        image="cogvideox" if task == "i2v" else None,
         steps=50,
         guidance=6.0,
     )
@@ -266,7 +268,15 @@ RECIPE: dict[str, Recipe] = {
 }
 
 
-def variant(config: object) -> str:
+def recipe_of(index: Mapping[str, Any], config: Mapping[str, Any]) -> Recipe:
+    """That of a repository, by its index and the configuration of its transformer."""
+    return RECIPE[variant(config)]
+
+
+def variant(config: Mapping[str, Any]) -> str:
     """The key in `RECIPE` of a transformer's configuration."""
-    size = "1.5" if config.patch_size_t else "5b" if config.use_rotary_positional_embeddings else "2b"
-    return f"{size}-i2v" if config.in_channels != config.out_channels else size
+    size = "1.5" if config.get("patch_size_t") else "5b" if config.get("use_rotary_positional_embeddings") else "2b"
+    return f"{size}-i2v" if config.get("in_channels", 16) != config.get("out_channels", 16) else size
+
+
+RECIPES = {"CogVideoXPipeline": recipe_of, "CogVideoXImageToVideoPipeline": recipe_of}

@@ -5,7 +5,9 @@ Axes: T video tokens, S text tokens, N samples, D width, E width of the text str
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -169,7 +171,7 @@ def _recipe(empty: str | None) -> Recipe:
         task="t2v",
         scheduler={"path": "rectified_flow", "target": "flow", "spacing": "linear_quadratic"},
         timesteps={"kind": "uniform"},
-        text=(Reading(tokens=256, empty=empty),),
+        text=(Reading(tokens=256, cut=True, empty=empty),),
         steps=64,
         guidance=4.5,
         lora=("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
@@ -179,3 +181,11 @@ def _recipe(empty: str | None) -> Recipe:
 # zeros: of a repository whose model_index.json says `force_zeros_for_empty_prompt`, as that of Genmo does: an empty
 # prompt has no tokens there
 RECIPE: dict[str, Recipe] = {"plain": _recipe(""), "zeros": _recipe(None)}
+
+
+def recipe_of(index: Mapping[str, Any], config: Mapping[str, Any]) -> Recipe:
+    """That of a repository, by its index and the configuration of its transformer."""
+    return RECIPE["zeros" if index.get("force_zeros_for_empty_prompt") else "plain"]
+
+
+RECIPES = {"MochiPipeline": recipe_of}
