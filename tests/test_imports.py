@@ -83,6 +83,7 @@ IMPORTED_LATE = {
     "deepspeed": "optional: ZeRO",
     "flash_attn": "optional: a backend of attention",
     "transformers": "its switch for ZeRO-3, where that runs",
+    "torchao": "optional: text encoders of int8 weights",
     "torchvision": "slow to import: networks of few scores",
     "torchmetrics": "slow to import: few scores",
     "cv2": "slow to import: one score",

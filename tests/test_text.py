@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import latentvid.text.encoder
 import latentvid.text.folder
+import latentvid.text.part
 from latentvid.demo.digits import COLOURS, DIRECTIONS, VERBS, Label, caption
 from latentvid.demo.text_encoder import build_encoder, build_tokenizer, paraphrase_match, train_text_encoder
 from latentvid.errors import UserError
@@ -50,7 +50,7 @@ def copy(saved, tmp_path) -> Path:
 
 @pytest.mark.parametrize("batch_tokens", [1, 30, 4096])
 def test_packed_equals_each_alone(encoder, monkeypatch, batch_tokens):
-    monkeypatch.setattr(latentvid.text.encoder, "BATCH_TOKENS", batch_tokens)
+    monkeypatch.setattr(latentvid.text.part, "BATCH_TOKENS", batch_tokens)
     packed = encoder.encode(PROMPTS)
     assert packed.states.shape == (sum(packed.lengths), encoder.dim) and packed.states.dtype == torch.float32
     for prompt, states in zip(PROMPTS, packed.split(), strict=True):
@@ -58,9 +58,9 @@ def test_packed_equals_each_alone(encoder, monkeypatch, batch_tokens):
 
 
 def test_every_prompt_is_in_one_batch_within_the_budget(monkeypatch):
-    monkeypatch.setattr(latentvid.text.encoder, "BATCH_TOKENS", 64)
+    monkeypatch.setattr(latentvid.text.part, "BATCH_TOKENS", 64)
     lengths = np.random.default_rng(0).integers(1, 80, size=200).tolist()
-    batches = latentvid.text.encoder._batches(lengths)
+    batches = latentvid.text.part._batches(lengths)
     assert sorted(i for b in batches for i in b) == list(range(200))
     assert all(len(b) == 1 or len(b) * max(lengths[i] for i in b) <= 64 for b in batches)
 

@@ -1,6 +1,8 @@
 """Frozen text encoders: prompts to packed token states."""
 
-from .encoder import Fit, PackedText, TextEncoder
+from .encoder import TextEncoder
 from .folder import TextError
+from .packed import Fit, PackedText
+from .reader import TextReader, load_reader
 
-__all__ = ["Fit", "PackedText", "TextEncoder", "TextError"]
+__all__ = ["Fit", "PackedText", "TextEncoder", "TextError", "TextReader", "load_reader"]
