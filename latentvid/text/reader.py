@@ -124,10 +124,15 @@ class TextReader:
 
     def check(self, prompts: Iterable[str]) -> None:
         """For prompts of a user: :class:`TextError` for one that is too long, or of which the encoder knows nothing; a
-        warning where it knows only a part."""
+        warning where it knows, or reads, only a part."""
         prompts = list(dict.fromkeys(prompts))
         self.tokenize(prompts)
         for prompt, fit in zip(prompts, self.fits(prompts), strict=True):
+            if fit.tokens > self.max_tokens:
+                warn_once(
+                    f"the text encoder reads the first {self.max_tokens} of {fit.tokens} tokens of the prompt "
+                    f"{short(prompt)}"
+                )
             if fit.share == 1:
                 raise TextError(
                     f"the text encoder knows no character of the prompt {short(prompt)}: all such prompts are the same"

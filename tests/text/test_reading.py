@@ -54,7 +54,7 @@ def test_unknown_characters_are_counted_and_named_in_any_template(template, clea
         some.check(["a man", "红色 的球"])
 
 
-def test_too_long_a_prompt_is_refused_but_where_its_beginning_is_meant():
+def test_too_long_a_prompt_is_refused_but_where_its_beginning_is_meant(caplog):
     long = "a man walks " * 40
     with pytest.raises(TextError, match=r"prompt of \d+ tokens is longer than the text encoder's 40; shorten it"):
         reader().encode([long])
@@ -63,6 +63,9 @@ def test_too_long_a_prompt_is_refused_but_where_its_beginning_is_meant():
     cut = reader(cut=True)
     (ids,) = cut.tokenize([long])
     assert len(ids) == 40 and ids[-1] == T5[1].eos_token_id
+    with caplog.at_level("WARNING"):
+        cut.check([long])
+    assert "reads the first 40 of" in caplog.text
     with pytest.raises(TextError, match=r"prompt 'a \\udcff' is not UTF-8 text"):
         reader().encode(["a \udcff"])
 
