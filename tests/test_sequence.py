@@ -1,6 +1,7 @@
 """Several processes that share each pack do what one does: pieces, trades, the model, the task, and a whole run."""
 
 import socket
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -8,9 +9,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from comparing import assert_measured_alike, difference, losses
+from diffusers import CogVideoXTransformer3DModel, MochiTransformer3DModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from launching import ROOT, launch
+from open_models import lively
 from torch import Tensor, nn
 
 from latentvid.config.parsing import save_config
@@ -18,6 +21,7 @@ from latentvid.config.schema import DitConfig
 from latentvid.data.plan.plan import Draw, Plan
 from latentvid.diffusion.objective import loss_per_sample
 from latentvid.errors import UserError
+from latentvid.models.open import OpenBackbone, packed
 from latentvid.models.transformer import VideoDiT
 from latentvid.packing import Packed, spans
 from latentvid.sequence import SequenceGroup, make_sequence_group, makers
@@ -27,6 +31,13 @@ from latentvid.training.trainer import train
 
 WORLD = 4
 SMALL = dict(latent_channels=2, patch=2, width=72, depth=2, heads=12, text_width=10)  # 2, 3 or 4 processes share heads
+OPEN_SIZES = dict(num_attention_heads=4, attention_head_dim=16, num_layers=2, in_channels=2, text_embed_dim=16)
+JOINT = {  # text of their samples is on the process where these begin
+    "cogvideox": lambda: CogVideoXTransformer3DModel(
+        **OPEN_SIZES, out_channels=2, time_embed_dim=16, use_rotary_positional_embeddings=True
+    ),
+    "mochi": lambda: MochiTransformer3DModel(**OPEN_SIZES, pooled_projection_dim=24, time_embed_dim=16),
+}
 # images and clips; a clip over all the pieces; pieces of one sample alone, and one that begins where a sample does
 PACKS = [
     [(1, 2, 3), (3, 3, 3), (1, 1, 2), (2, 2, 2), (1, 1, 1)],
@@ -95,6 +106,10 @@ def as_process(rank: int, port: int, configs: dict[str, DitConfig]) -> None:
             same_model(grids, four, checkpointing)
             if rank < 3:
                 same_model(grids, SequenceGroup(three.group_name, rank, 3), checkpointing)
+    for kind in JOINT:
+        for i, grids in enumerate(PACKS):
+            same_joint_model(kind, PACKS[(i + rank // 2) % len(PACKS)], pair, checkpointing=i == 0)
+            same_joint_model(kind, grids, four, checkpointing=False)
     half_precision(four)
     with pytest.raises(UserError, match=r"sequence_parallel is 4, which does not divide model\.heads, 2"):
         DitTask(configs["heads"], torch.device("cpu"))
@@ -118,6 +133,33 @@ def same_model(grids, group: SequenceGroup, checkpointing: bool) -> None:
     assert_near(y, want[0][span.start : span.stop], 1e-12)
     assert_near(group.add_up(gradient), want[1], 1e-12)
     assert torch.equal(run(model, *inputs(grids))[0], want[0])  # a whole pack is this process's alone
+
+
+def joint(
+    model: OpenBackbone, layout: Packed, text_layout: Packed, tensors: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    text = tensors["text"].repeat(1, 2)[:, :16]
+    y = model(tensors["tokens"], tensors["timestep"], text, layout, text_layout)
+    weights = list(model.parameters())
+    found = torch.autograd.grad((y * tensors["weights"]).sum(), weights, allow_unused=True)
+    found = [torch.zeros_like(p) if g is None else g for g, p in zip(found, weights, strict=True)]
+    return y.detach(), torch.cat([g.flatten() for g in found])
+
+
+def same_joint_model(kind: str, grids, group: SequenceGroup, checkpointing: bool) -> None:
+    """A published model whose video and text attend to each other; its norms and positions are made in float32."""
+    model = packed(lively(JOINT[kind]())).double()
+    layout, tensors, words = inputs(grids)
+    whole_text = Packed.of_lengths(words)
+    want, want_gradient = joint(model, layout, whole_text, tensors)
+    model.sequence = group
+    if checkpointing:
+        model.enable_gradient_checkpointing()
+    layout, tensors, words = piece(grids, group.rank, group.size)
+    y, gradient = joint(model, layout, replace(Packed.of_lengths(words), whole=whole_text), tensors)
+    span = spans(layout.whole.lengths, group.size)[group.rank]
+    assert_near(y, want[span.start : span.stop], 1e-5)
+    assert_near(group.add_up(gradient), want_gradient, 1e-5)
 
 
 def half_precision(group: SequenceGroup) -> None:
