@@ -26,7 +26,16 @@ from diffusers import (
 )
 from open_models import lively
 from torch import nn
-from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+    UMT5Config,
+    UMT5EncoderModel,
+)
 
 from latentvid.demo.digits import prompts
 from latentvid.demo.text_encoder import build_tokenizer
@@ -113,6 +122,26 @@ def wan_image() -> WanImageToVideoPipeline:
         image_encoder=None,
         image_processor=None,
         boundary_ratio=0.9,
+    )
+
+
+def clip_vision() -> dict[str, Any]:
+    """5 tokens of width 8 for a picture."""
+    sizes = dict(hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
+    encoder = CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=14, patch_size=7))
+    side = {"height": 14, "width": 14}
+    return {"image_encoder": encoder, "image_processor": CLIPImageProcessor(size={"shortest_edge": 14}, crop_size=side)}
+
+
+def wan_clip(ends: bool = False) -> WanImageToVideoPipeline:
+    """Wan 2.1, image to video: CLIP tokens too; `ends`: of the first and the last picture."""
+    images = dict(image_dim=8, added_kv_proj_dim=24, pos_embed_seq_len=10 if ends else None)
+    return WanImageToVideoPipeline(
+        **text_parts("umt5"),
+        **clip_vision(),
+        vae=wan_vae(),
+        scheduler=wan_schedule(),
+        transformer=wan_transformer(4 + 4 + 4, **images),
     )
 
 
@@ -209,6 +238,8 @@ REPOSITORIES: dict[str, Callable[[], DiffusionPipeline]] = {
     "wan_experts": wan_experts,
     "wan_small": wan_small,
     "wan_image": wan_image,
+    "wan_clip": wan_clip,
+    "wan_ends": lambda: wan_clip(ends=True),
     "ltx": ltx,
     "cogvideox": cogvideox,
     "cogvideox_image": cogvideox_image,

@@ -26,7 +26,10 @@ class LatentVideoScheduler(SchedulerMixin, ConfigMixin):
         snr_shift_scale: divides the signal-to-noise ratio of the DDPM path; 1 leaves it as it is.
         shift: moves the sampling levels toward noise; 1 leaves them as they are.
         base_tokens: if set, the shift grows with the square root of a clip's tokens, and is `shift` at this number.
-        spacing: of the sampling levels before they are shifted: "even", or "linear_quadratic" (`timesteps.SPACINGS`).
+        log_shift, shift_tokens: if set, the logarithm of the shift lies on the line through two values, at two numbers
+            of tokens (`timesteps.shift_for`).
+        spacing, lowest, terminal: of the sampling levels (`timesteps.SPACINGS`, `timesteps.sampling_levels`).
+        whole_steps: while sampling the network is told levels rounded down to one of so many, as by diffusers' UniPC.
     """
 
     order = 1
@@ -45,11 +48,19 @@ class LatentVideoScheduler(SchedulerMixin, ConfigMixin):
         base_tokens: int | None = None,
         snr_shift_scale: float = 1.0,
         spacing: str = "even",
+        log_shift: list[float] | tuple[float, ...] | None = None,
+        shift_tokens: list[int] | tuple[int, ...] | None = None,
+        lowest: float = 0.0,
+        terminal: float | None = None,
+        whole_steps: int | None = None,
     ) -> None:
         if path not in PATHS:
             raise ValueError(f"path {path!r}: one of {', '.join(PATHS)}")
         if spacing not in SPACINGS:
             raise ValueError(f"spacing {spacing!r}: one of {', '.join(SPACINGS)}")
+        pairs = log_shift, shift_tokens
+        if any(pairs) and not all(pair is not None and len(pair) == 2 for pair in pairs):
+            raise ValueError("log_shift and shift_tokens belong together: give two values of each")
         if target not in TARGETS:
             raise ValueError(f"target {target!r}: one of {', '.join(TARGETS)}")
         if path == "ddpm" and target == "flow":
@@ -81,10 +92,19 @@ class LatentVideoScheduler(SchedulerMixin, ConfigMixin):
 
     def levels(self, steps: int, tokens: int | None = None, start: float = 1.0) -> Tensor:
         """Noise levels [steps + 1] of a sampling run of a clip with `tokens` tokens, from `start` down to 0."""
-        factor = shift_for(self.config.shift, tokens, self.config.base_tokens)
-        t = start * sampling_levels(steps, factor, self.config.spacing)
+        c = self.config
+        factor = shift_for(c.shift, tokens, c.base_tokens, c.log_shift, c.shift_tokens)
+        t = start * sampling_levels(steps, factor, c.spacing, c.lowest, c.terminal)
         t[:-1] = self.path.snap(t[:-1])
         return t
+
+    def told(self, t: Tensor) -> Tensor:
+        """What a network is told of sampling levels t of any shape."""
+        whole = self.config.whole_steps
+        if whole is None:
+            return t
+        # 1e-4: float32 may stand just below a whole number; level 1 is told as the one below it
+        return ((whole * t.double() + 1e-4).floor().clamp_max(whole - 1) / whole).to(t.dtype)
 
     def step(self, prediction: Tensor, t: Tensor, s: Tensor, z: Tensor, noise: Tensor | None = None, eta: float = 1.0):
         """From z at level t to level s < t: alpha_s x + sqrt(sigma_s^2 - u^2) eps + u noise.

@@ -96,6 +96,8 @@ class DPMSolver(Euler):
     """
 
     few = 15.0  # steps: a shorter run ends in a step of first order, which is steadier
+    # lambda of noise alone is -infinity, which second order cannot take: diffusers stops before it too
+    least = 1e-6  # of alpha / sigma
 
     def __init__(
         self, scheduler: LatentVideoScheduler, levels: Tensor, layout: Packed, noise: Noise | None, after: After | None
@@ -103,8 +105,7 @@ class DPMSolver(Euler):
         super().__init__(scheduler, levels, layout, noise, after)
         self.frame = layout.frame
         self.alpha, self.sigma = (part.double() for part in scheduler.path.coefficients(levels))  # [K+1,R]
-        # lambda of noise alone is -infinity, which second order cannot take: diffusers stops 1e-6 before it too
-        self.lam = (self.alpha / self.sigma).clamp_min(1e-6).log()
+        self.lam = (self.alpha / self.sigma).clamp_min(self.least).log()
         self.falls = self.lam.diff(dim=0) > 0  # [K,R]: which frames a step moves
         self.number = self.falls.cumsum(0)  # [K,R]: of a step among those that move the frame, from 1
         count = self.number[-1]
@@ -153,6 +154,13 @@ class DPMSolverSDE(DPMSolver):
         return kept + (sigma * fresh.sqrt()).to(x.dtype) * self.noise()
 
 
+class CogVideoXDPM(DPMSolverSDE):
+    """The same as CogVideoX's scheduler has it: of a step from noise alone the next one takes nothing, so that it is of
+    first order too (diffusers/schedulers/scheduling_dpm_cogvideox.py)."""
+
+    least = 0.0
+
+
 class UniPC(DPMSolver):
     """UniPC of order 2 (Zhao et al. 2023, algorithms 1 and 2), predicting x, with B(h) = e^-h - 1.
 
@@ -189,6 +197,7 @@ SOLVERS: dict[str, Callable[..., Solver]] = {
     "heun": Heun,
     "dpmpp_2m": DPMSolver,
     "dpmpp_2m_sde": DPMSolverSDE,
+    "cogvideox_dpm": CogVideoXDPM,
     "unipc": UniPC,
 }
 

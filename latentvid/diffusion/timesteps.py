@@ -6,6 +6,7 @@ torch is imported where it is used: a configuration, and its help, do without.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -21,11 +22,25 @@ def shift(t: Tensor, factor: float) -> Tensor:
     return factor * t / (1.0 + (factor - 1.0) * t)
 
 
-def shift_for(factor: float, tokens: int | None, base_tokens: int | None) -> float:
+Pair = Sequence[float]  # two numbers
+
+
+def shift_for(
+    factor: float,
+    tokens: int | None,
+    base_tokens: int | None,
+    log_shift: Pair | None = None,
+    shift_tokens: Pair | None = None,
+) -> float:
     """The shift by a sample's tokens: factor * sqrt(tokens / base_tokens) (Esser et al. 2024, section 5.3.2).
 
     More tokens of a like picture hide it less under the same noise. Without `base_tokens`, `factor` for all.
+    With `log_shift` its logarithm lies on the line through these two values at `shift_tokens` (LTX-Video, HaCohen et
+    al. 2024; Flux's `calculate_shift` in diffusers), times `factor`.
     """
+    if tokens is not None and log_shift is not None:
+        (low, high), (few, many) = log_shift, shift_tokens
+        return factor * math.exp(low + (high - low) * (tokens - few) / (many - few))
     return factor if base_tokens is None or tokens is None else factor * math.sqrt(tokens / base_tokens)
 
 
@@ -63,32 +78,48 @@ class TimestepSampling:
         return shift(t, shift_for(self.shift, tokens, self.base_tokens))
 
 
-def _even(steps: int) -> Tensor:
-    """Noise levels [steps + 1] at one distance ("trailing", Lin et al. 2023)."""
+def _even(steps: int, lowest: float) -> Tensor:
+    """At one distance, as if the last step led to `lowest` ("trailing", Lin et al. 2023, where that is 0)."""
     import torch
 
-    return torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
+    return torch.linspace(1.0, lowest, steps + 1, dtype=torch.float64)[:-1]
 
 
-def _linear_quadratic(steps: int, slow: float = 0.025) -> Tensor:
+def _points(steps: int, lowest: float) -> Tensor:
+    """At one distance; the last step begins at `lowest`."""
+    import torch
+
+    return torch.linspace(1.0, lowest, steps, dtype=torch.float64)
+
+
+def _linear_quadratic(steps: int, lowest: float, slow: float = 0.025) -> Tensor:
     """Half of the steps go down by `slow` alone, evenly; the others go on at that rate and ever faster, on a parabola
-    (Mochi 1, Genmo 2024)."""
+    that ends in 0 (Mochi 1, Genmo 2024)."""
     import torch
 
     first = steps // 2
     if not first:
-        return _even(steps)
-    i, rest, rate = torch.arange(steps + 1, dtype=torch.float64), steps - first, slow / first
+        return _even(steps, 0.0)
+    i, rest, rate = torch.arange(steps, dtype=torch.float64), steps - first, slow / first
     beyond = (i - first).clamp_min(0)
     return 1.0 - rate * i - (1.0 - rate * steps) * (beyond / rest) ** 2
 
 
-SPACINGS = {"even": _even, "linear_quadratic": _linear_quadratic}
+SPACINGS = {"even": _even, "points": _points, "linear_quadratic": _linear_quadratic}  # where the steps begin
 
 
-def sampling_levels(steps: int, factor: float = 1.0, spacing: str = "even") -> Tensor:
-    """Noise levels [steps + 1] from 1 down to 0, spaced as asked for, then shifted."""
+def sampling_levels(
+    steps: int, factor: float = 1.0, spacing: str = "even", lowest: float = 0.0, terminal: float | None = None
+) -> Tensor:
+    """Noise levels [steps + 1] from 1 down to 0, spaced as asked for, then shifted.
+
+    terminal: the level at which the last step begins, to which all are then stretched from 1 (LTX-Video's sampler).
+    """
+    import torch
 
     if steps < 1:
         raise ValueError(f"{steps} sampling steps: at least 1 is needed")
-    return shift(SPACINGS[spacing](steps), factor).float()
+    t = shift(SPACINGS[spacing](steps, lowest), factor)
+    if terminal is not None and steps > 1:
+        t = 1.0 - (1.0 - t) * ((1.0 - terminal) / (1.0 - t[-1]))
+    return torch.cat([t, t.new_zeros(1)]).float()

@@ -2,7 +2,7 @@
 
 ENDINGS = (".mp4", ".webm", ".gif", ".png")
 STREAMED = (".mp4", ".webm")  # that are written while they are made, and hold audio
-SOLVERS = ("euler", "ddpm", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc")
+SOLVERS = ("euler", "ddpm", "heun", "dpmpp_2m", "dpmpp_2m_sde", "cogvideox_dpm", "unipc")
 SOLVER = "euler"
 CONDITIONS = ("levels", "replacement", "reconstruction")
 RECONSTRUCTION_WEIGHT = 2.0

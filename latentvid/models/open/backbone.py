@@ -59,6 +59,7 @@ class OpenBackbone(nn.Module):
 
     family: ClassVar[str]
     levels_by_frame: ClassVar[bool] = False  # it was trained, or can be, with another noise level in each latent frame
+    reads_fps: ClassVar[bool] = False  # what it makes depends on the frame rate
 
     def __init__(self, raw: ModelMixin) -> None:
         super().__init__()

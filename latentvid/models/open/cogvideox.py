@@ -237,7 +237,11 @@ def _middle(grid: tuple[int, int], base: tuple[int, int]) -> tuple[tuple[int, in
 # --- recipes ---
 
 
-def _recipe(task: str, snr_shift_scale: float) -> Recipe:
+OLDER = dict(frames=49, height=480, width=720, fps=8.0)
+NEWER = dict(frames=81, height=768, width=1360, fps=16.0)  # 1.5
+
+
+def _recipe(task: str, snr_shift_scale: float, sizes: Mapping[str, Any] = OLDER) -> Recipe:
     """Noise path and text as in Yang et al. 2024 and the published scheduler_config.json; sampling as its pipelines."""
     return Recipe(
         task=task,
@@ -254,6 +258,7 @@ def _recipe(task: str, snr_shift_scale: float) -> Recipe:
         timesteps={"kind": "uniform"},
         text=(Reading(tokens=226, cut=True, pad="encoded"),),
         image="cogvideox" if task == "i2v" else None,
+        **sizes,
         steps=50,
         guidance=6.0,
     )
@@ -263,8 +268,8 @@ RECIPE: dict[str, Recipe] = {
     "2b": _recipe("t2v", 3.0),
     "5b": _recipe("t2v", 1.0),
     "5b-i2v": _recipe("i2v", 1.0),
-    "1.5": _recipe("t2v", 1.0),
-    "1.5-i2v": _recipe("i2v", 1.0),
+    "1.5": _recipe("t2v", 1.0, NEWER),
+    "1.5-i2v": _recipe("i2v", 1.0, NEWER),
 }
 
 

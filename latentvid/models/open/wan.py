@@ -5,14 +5,19 @@ Axes: T tokens, R latent frames, S text tokens, I image tokens of a sample, D wi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ...errors import UserError
 from ...packing import Packed, Segments
+from ...text.policy import Reading
 from ..attention_context import AttentionContext, Rotary, make_contexts
 from .backbone import Conditions, OpenBackbone, Patch, channels_first, heads_of, modulate, of_each, pass_of, turn_pairs
+from .recipe import Recipe
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +60,8 @@ class Wan(OpenBackbone):
     ) -> Tensor:
         raw = self.raw
         x = raw.patch_embedding(tokens.unflatten(-1, (-1, *self.patch))).flatten(1)  # [T,D]
-        level, rows, words, images = raw.condition_embedder(1000.0 * timestep, text, given.image)  # [R,D], [R,6D], ...
+        # [R,D], [R,6D], [S,D], [N,I,D]
+        level, rows, words, images = raw.condition_embedder(1000.0 * timestep, text, self._pictures(given.image))
         rotary = rotary_of(raw.rope, layout.position)
         (context,) = make_contexts("full", layout, text_layout, rotary, self._backend(x), self.sequence)
         if images is not None:
@@ -66,6 +72,18 @@ class Wan(OpenBackbone):
         shift, scale = (raw.scale_shift_table + level[:, None]).unbind(1)  # [R,D] each
         x = modulate(raw.norm_out(x.float()), shift, scale, layout.frame).type_as(x)
         return channels_first(raw.proj_out(x), self.patch)
+
+    def _pictures(self, states: Tensor | None) -> Tensor | None:
+        """States [N,I,Di] as the class takes them: of models that know places among them, a row each of the first and
+        the last picture."""
+        embedder = self.raw.condition_embedder.image_embedder
+        if states is None or embedder.pos_embed is None:
+            return states
+        if states.shape[1] != embedder.pos_embed.shape[1]:
+            raise UserError(
+                "this Wan model reads a first and a last picture: give both (inference/interpolate.py --first --last)"
+            )
+        return states.unflatten(1, (2, -1)).flatten(0, 1)
 
 
 def wan_block(
@@ -108,3 +126,49 @@ def rotary_of(rope: nn.Module, position: Tensor) -> Rotary:
         torch.cat([of_each(part, position[:, i]) for i, part in enumerate(table.split(sizes, dim=1))], dim=-1)[:, None]
         for table in (rope.freqs_cos, rope.freqs_sin)
     )
+
+
+# Sampling defaults are those of Wan's own code (Wan-Video/Wan2.1 generate.py; Wan2.2 wan/configs), its negative prompt
+# in the English of diffusers' documentation. There is no official trainer: shift 3 is musubi-tuner's.
+NEGATIVE = (
+    "Bright tones, overexposed, static, blurred details, subtitles, style, works, paintings, images, static, overall "
+    "gray, worst quality, low quality, JPEG compression residue, ugly, incomplete, extra fingers, poorly drawn hands, "
+    "poorly drawn faces, deformed, disfigured, misshapen limbs, fused fingers, still picture, messy background, three "
+    "legs, many people in the background, walking backwards"
+)
+SHARED = dict(
+    scheduler={"path": "rectified_flow", "target": "flow", "shift": 3.0, "spacing": "points"},
+    timesteps={"shift": 3.0},
+    text=(Reading(tokens=512, pad="zero", cut=True, clean="mend"),),  # UMT5
+    negative_prompt=NEGATIVE,
+    lora=("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"),
+)
+LORA_OF_IMAGES = (*SHARED["lora"], "add_k_proj", "add_v_proj")
+
+
+def text_to_video(index: Mapping[str, Any], config: Mapping[str, Any]) -> Recipe:
+    """Of `WanPipeline`: 2.1, 2.2 A14B with its two experts, 2.2 5B."""
+    if index.get("expand_timesteps"):
+        return _five_billion("t2v")
+    if (boundary := index.get("boundary_ratio")) is not None:
+        sizes = dict(height=720, width=1280, steps=40, guidance=4.0, guidance_low=3.0)
+        return Recipe(task="t2v", **SHARED, **sizes, boundary=boundary)
+    return Recipe(task="t2v", **SHARED)
+
+
+def image_to_video(index: Mapping[str, Any], config: Mapping[str, Any]) -> Recipe:
+    """Of `WanImageToVideoPipeline`: 2.1 with CLIP's image tokens (of first and last frame, too), 2.2 A14B, 2.2 5B."""
+    if index.get("expand_timesteps"):
+        return _five_billion("i2v")
+    if (boundary := index.get("boundary_ratio")) is not None:
+        return Recipe(task="i2v", image="wan", **SHARED, steps=40, guidance=3.5, boundary=boundary)
+    return Recipe(task="i2v", image="wan", **SHARED | {"lora": LORA_OF_IMAGES})
+
+
+def _five_billion(task: str) -> Recipe:
+    """2.2 5B: one network for text and for images, whose first latent frame is at noise level 0."""
+    sizes = dict(frames=121, height=704, width=1280, fps=24.0)
+    return Recipe(task=task, image="first", given={"plain": 0.5, "first": 0.5}, **SHARED, **sizes)
+
+
+RECIPES = {"WanPipeline": text_to_video, "WanImageToVideoPipeline": image_to_video}

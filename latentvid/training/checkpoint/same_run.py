@@ -29,7 +29,8 @@ FREE = (
 SAID = (
     *("train.steps", "train.ema", "train.loss_by", "data.packs_per_step", "data.tokens_per_pack"),
     *("caption.dropout", "data.fps_dropout", "timesteps", "weighting", "given"),
-    *("scheduler.shift", "scheduler.base_tokens"),
+    *("scheduler.shift", "scheduler.base_tokens", "scheduler.log_shift", "scheduler.shift_tokens"),
+    *("scheduler.spacing", "scheduler.lowest", "scheduler.terminal", "scheduler.whole_steps"),
     *(f"optim.{key}" for key in ("lr", "vector_lr", "betas", "weight_decay", "momentum", "warmup", "schedule")),
     *(f"optim.{key}" for key in ("final", "decay_steps", "decay_from", "clip", "skip_norm")),
     *(f"loss.{key}" for key in ("l1", "charbonnier", "mse", "temporal", "kl", "lpips", "lpips_net", "lpips_frames")),

@@ -5,6 +5,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from open_models import WORDS, Sample, check_packed_equals_alone, samples, tokens_of
 
+from latentvid.errors import UserError
 from latentvid.models.open import Conditions
 
 SMALL = dict(num_attention_heads=3, attention_head_dim=32, text_dim=24, freq_dim=32, ffn_dim=64, num_layers=2)
@@ -52,6 +53,25 @@ def test_image_to_video(clip_tokens):
         image=torch.cat([s.given.image for s in made]) if clip_tokens else None,
     )
     check_packed_equals_alone(raw, alone, made, together)
+
+
+def test_first_and_last_picture():
+    """Their CLIP tokens have places of their own, which the class adds to a row of each."""
+    sizes = dict(image_dim=20, added_kv_proj_dim=96, pos_embed_seq_len=18, in_channels=4, out_channels=4)
+    raw = WanTransformer3DModel(**SMALL, **sizes)
+    made = samples(4, PATCH, 24, words=[512] * 4)
+    rand = torch.Generator().manual_seed(3)
+    for s in made:
+        s.given = Conditions(image=torch.randn(1, 18, 20, generator=rand))
+
+    def alone_with_both(raw, s: Sample):
+        rows = s.given.image.unflatten(1, (2, 9))[0]
+        return raw(s.latent[None], 1000 * s.level[None], s.text[None], rows, return_dict=False)[0][0]
+
+    together = Conditions(image=torch.cat([s.given.image for s in made]))
+    check_packed_equals_alone(raw, alone_with_both, made, together)
+    with pytest.raises(UserError, match="reads a first and a last picture"):
+        check_packed_equals_alone(raw, alone_with_both, made, Conditions(image=together.image[:, :9]))
 
 
 def test_recomputation_changes_nothing():

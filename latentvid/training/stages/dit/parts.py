@@ -20,7 +20,10 @@ from ....text import TextEncoder
 from ...checkpoint.init import Source, differences
 from ...task import build_model
 
-AT_WILL = {"shift": None, "base_tokens": None}  # of the scheduler: which levels sampling visits, not what they are
+# of the scheduler: which levels sampling visits, not what they are
+AT_WILL = dict.fromkeys(
+    ("shift", "base_tokens", "log_shift", "shift_tokens", "spacing", "lowest", "terminal", "whole_steps")
+)
 
 
 @dataclass(frozen=True)

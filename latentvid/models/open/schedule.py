@@ -1,0 +1,123 @@
+"""What a published scheduler_config.json means: arguments of `LatentVideoScheduler`, and the name of a solver.
+
+Defaults of keys that a file leaves out are those of diffusers' classes (diffusers/schedulers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ...errors import UserError
+from ...limits import shown
+from ...weights import read_object
+from .recipe import Recipe
+
+Schedule = tuple[dict[str, Any], str]
+_BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
+_TARGETS = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}
+_UNKNOWN_SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+
+
+def read_schedule(folder: Path, recipe: Recipe, pipeline: str) -> Schedule:
+    """Of a repository's folder "scheduler". Raises UserError, which names file and key, for what has no equal here."""
+    file = folder / "scheduler_config.json"
+    held = read_object(file)
+    name = held.get("_class_name")
+    if name not in SCHEDULERS:
+        raise UserError(f"{file}: _class_name={shown(name)}: must be one of {', '.join(SCHEDULERS)}")
+    return SCHEDULERS[name](Config(file, held), recipe, pipeline)
+
+
+class Config:
+    """A scheduler's file: `get` with a class's default, `want` for what must have one value."""
+
+    def __init__(self, file: Path, held: Mapping[str, Any]) -> None:
+        self.file, self.held = file, held
+
+    def get(self, key: str, default: Any) -> Any:
+        return self.held.get(key, default)
+
+    def number(self, key: str, default: float) -> float:
+        value = self.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"{self.file}: {key}={shown(value)}: must be a number")
+        return value
+
+    def want(self, wanted: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> None:
+        for key, value in wanted.items():
+            if (found := self.get(key, (defaults or wanted).get(key, value))) != value:
+                raise UserError(
+                    f"{self.file}: {key}={shown(found)}: only {shown(value)} can be sampled here; use diffusers"
+                )
+
+    def choice(self, key: str, default: str, table: Mapping[str, str]) -> str:
+        found = self.get(key, default)
+        if found not in table:
+            raise UserError(f"{self.file}: {key}={shown(found)}: must be one of {', '.join(table)}")
+        return table[found]
+
+
+def _flow_euler(config: Config, recipe: Recipe, pipeline: str) -> Schedule:
+    """`FlowMatchEulerDiscreteScheduler`."""
+    config.want(dict.fromkeys((*_UNKNOWN_SPACINGS, "stochastic_sampling"), False))
+    config.want({"invert_sigmas": pipeline == "MochiPipeline"}, {"invert_sigmas": False})
+    steps = config.number("num_train_timesteps", 1000)
+    spacing = recipe.scheduler.get("spacing", "even")
+    made: dict[str, Any] = {"path": "rectified_flow", "target": "flow", "spacing": spacing}
+    if config.get("use_dynamic_shifting", False):
+        config.want({"time_shift_type": "exponential"})
+        made["log_shift"] = [config.number("base_shift", 0.5), config.number("max_shift", 1.15)]
+        made["shift_tokens"] = [config.number("base_image_seq_len", 256), config.number("max_image_seq_len", 4096)]
+    else:
+        made["shift"] = float(config.number("shift", 1.0))
+    if config.get("shift_terminal", None):
+        made["terminal"] = config.number("shift_terminal", 0.0)
+    if spacing == "points":  # the lowest level of its table, which is shifted already
+        factor = made.get("shift", 1.0)
+        made["lowest"] = factor / (steps + factor - 1)
+    return made, "euler"
+
+
+def _unipc(config: Config, recipe: Recipe, pipeline: str) -> Schedule:
+    """`UniPCMultistepScheduler` of flows."""
+    config.want(
+        {"use_flow_sigmas": True, "prediction_type": "flow_prediction"},
+        {"use_flow_sigmas": False, "prediction_type": "epsilon"},
+    )
+    config.want({"solver_order": 2, "solver_type": "bh2", "predict_x0": True, "lower_order_final": True})
+    config.want({"final_sigmas_type": "zero", "thresholding": False, "disable_corrector": [], "solver_p": None})
+    config.want(dict.fromkeys((*_UNKNOWN_SPACINGS, "use_dynamic_shifting"), False) | {"shift_terminal": None})
+    steps = int(config.number("num_train_timesteps", 1000))
+    made: dict[str, Any] = {"path": "rectified_flow", "target": "flow", "whole_steps": steps}
+    made["shift"] = float(config.number("flow_shift", 1.0))
+    if (spacing := recipe.scheduler.get("spacing", "even")) == "points":  # the pipeline leaves it to the scheduler
+        made |= {"lowest": 1 / steps}
+    else:
+        made["spacing"] = spacing
+    return made, "unipc"
+
+
+def _cogvideox(config: Config, solver: str) -> Schedule:
+    """`CogVideoXDDIMScheduler` and `CogVideoXDPMScheduler`."""
+    config.want({"timestep_spacing": "trailing"}, {"timestep_spacing": "leading"})
+    config.want({"set_alpha_to_one": True, "trained_betas": None})
+    return {
+        "path": "ddpm",
+        "betas": config.choice("beta_schedule", "scaled_linear", _BETAS),
+        "beta_start": config.number("beta_start", 0.00085),
+        "beta_end": config.number("beta_end", 0.012),
+        "num_train_timesteps": int(config.number("num_train_timesteps", 1000)),
+        "snr_shift_scale": float(config.number("snr_shift_scale", 3.0)),
+        "zero_terminal_snr": bool(config.get("rescale_betas_zero_snr", False)),
+        "target": config.choice("prediction_type", "epsilon", _TARGETS),
+    }, solver
+
+
+SCHEDULERS: dict[str, Callable[[Config, Recipe, str], Schedule]] = {
+    "FlowMatchEulerDiscreteScheduler": _flow_euler,
+    "UniPCMultistepScheduler": _unipc,
+    "CogVideoXDDIMScheduler": lambda config, recipe, pipeline: _cogvideox(config, "euler"),
+    "CogVideoXDPMScheduler": lambda config, recipe, pipeline: _cogvideox(config, "cogvideox_dpm"),
+}
