@@ -17,6 +17,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
 from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import AutoencoderKLHunyuanVideo
 from diffusers.models.autoencoders.autoencoder_kl_ltx import AutoencoderKLLTXVideo
+from diffusers.models.autoencoders.autoencoder_kl_mochi import AutoencoderKLMochi
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
@@ -26,6 +27,7 @@ from ..limits import check_arguments
 from .autoencoder import CausalVideoAutoencoder
 from .building import check_memory
 from .diffusers_vae import CogVideoXVae, DiffusersVae, HunyuanVideoVae, LTXVideoVae, WanVae
+from .mochi_vae import MochiVae
 from .saved import class_name, load_component
 
 Vae = CausalVideoAutoencoder | DiffusersVae
@@ -35,6 +37,7 @@ FOREIGN: dict[type[ModelMixin], type[DiffusersVae]] = {
     AutoencoderKLCogVideoX: CogVideoXVae,
     AutoencoderKLLTXVideo: LTXVideoVae,
     AutoencoderKLHunyuanVideo: HunyuanVideoVae,
+    AutoencoderKLMochi: MochiVae,
 }
 CLASSES = {cls.__name__: cls for cls in (CausalVideoAutoencoder, *FOREIGN)}
 
