@@ -8,21 +8,32 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from latentvid.data.cache.shards import Encoded, tensor_hash, write_shard
+from latentvid.data.cache.shards import Encoded, EncodedText, tensor_hash, write_shard
 from latentvid.data.cache.writing import INDEX, Row, write_index
 
 NULL_TEXT = torch.ones(1, 8)
+NULL = EncodedText(NULL_TEXT)
 
 
 def write_cache(
-    folder: Path, key: Mapping[str, Any], entries: Mapping[int, Encoded], per_shard: int, **more: Any
+    folder: Path,
+    key: Mapping[str, Any],
+    entries: Mapping[int, Encoded],
+    per_shard: int,
+    null: EncodedText = NULL,
+    **more: Any,
 ) -> None:
     """Entries by window, some in a shard of latents each, all texts in one."""
     latents, rows = {}, []
     for first in sorted({window // per_shard for window in entries}):
-        group = {f"latent{w}": (e.mean, e.std) for w, e in entries.items() if w // per_shard == first}
+        group = {
+            f"latent{w}": (e.mean, e.std, *([] if e.image is None else [e.image]))
+            for w, e in entries.items()
+            if w // per_shard == first
+        }
         latents |= dict.fromkeys(group, write_shard(folder, key, latents=group))
-    texts = {tensor_hash(e.text.half()): e.text for e in entries.values()} | {"null": NULL_TEXT}
+    texts = {tensor_hash(e.text.half()): EncodedText(e.text, e.pooled, e.second) for e in entries.values()}
+    texts["null"] = null
     where = dict.fromkeys(texts, write_shard(folder, key, texts=texts))
     for window, entry in sorted(entries.items()):
         text = tensor_hash(entry.text.half())

@@ -3,17 +3,18 @@
 import json
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from caches import NULL_TEXT, write_cache, write_index_of_before, write_shard_of_before
+from caches import NULL, NULL_TEXT, write_cache, write_index_of_before, write_shard_of_before
 from safetensors.torch import load_file
 from torch import nn
 
 from latentvid.data.cache.latents import LatentCache, LatentCaches, file_hash, module_fingerprint
 from latentvid.data.cache.origins import FileState, Origins, write_origins
-from latentvid.data.cache.shards import Encoded, Shard, tensor_hash, write_shard
+from latentvid.data.cache.shards import Encoded, EncodedText, Shard, tensor_hash, write_shard
 from latentvid.data.cache.writing import INDEX, Row, cache_key, write_index
 from latentvid.errors import UserError
 
@@ -53,6 +54,12 @@ def test_round_trip(folder):
             assert getattr(read, part).dtype == torch.float32
             assert torch.equal(getattr(read, part), getattr(written, part).half().float())
     assert torch.equal(cache.null_text(), torch.ones(1, 8))
+
+
+def test_a_cache_of_format_3_is_read(folder):
+    index = json.loads((folder / INDEX).read_text()) | {"format": 3}
+    (folder / INDEX).write_text(json.dumps(index))
+    assert torch.equal(LatentCache(folder).load(3).text, entry(4).text.half().float())
 
 
 def test_goes_to_loader_processes_with_its_files_open(folder):
@@ -98,7 +105,7 @@ def test_a_damaged_index_is_named(folder):
 
 
 def test_a_shard_says_what_its_entries_were_made_of(tmp_path):
-    latents, texts = {k: (entry(i).mean, entry(i).std) for i, k in enumerate("ab")}, {"c": entry(0).text}
+    latents, texts = {k: (entry(i).mean, entry(i).std) for i, k in enumerate("ab")}, {"c": EncodedText(entry(0).text)}
     name = write_shard(tmp_path, KEY, latents, texts)
     shard = Shard(tmp_path / name)
     assert (set(shard.latents), set(shard.texts)) == ({"a", "b"}, {"c"}) and shard.unsound() == []
@@ -106,7 +113,7 @@ def test_a_shard_says_what_its_entries_were_made_of(tmp_path):
     assert torch.equal(shard.latent("b")[1], entry(1).std.half())
     shard.check(latents, texts)
     assert write_shard(tmp_path, KEY, latents, texts) == name  # by what it holds
-    assert write_shard(tmp_path, KEY, latents, {"c": entry(1).text}) != name
+    assert write_shard(tmp_path, KEY, latents, {"c": EncodedText(entry(1).text)}) != name
 
 
 @pytest.mark.parametrize("of", [3, -1])
@@ -186,7 +193,9 @@ def test_what_lies_in_the_place_of_a_shard_is_named(folder, tmp_path_factory, ki
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("format", 4),
+        ("format", 5),
+        ("pooled_width", 0),
+        ("second_width", "8"),
         ("key", {"vae": 1}),
         ("shards", ["../elsewhere.safetensors"]),
         ("bytes", True),
@@ -291,7 +300,7 @@ def test_a_text_lies_there_once_for_all_that_share_it(tmp_path):
 
 
 def test_an_entry_with_several_captions_gives_the_one_that_is_asked_for(tmp_path):
-    texts = {"null": NULL_TEXT, "a": torch.full((2, 8), 1.0), "b": torch.full((3, 8), 2.0)}
+    texts = {"null": NULL, "a": EncodedText(torch.full((2, 8), 1.0)), "b": EncodedText(torch.full((3, 8), 2.0))}
     latents = {f"latent{i}": (entry(i).mean, entry(i).std) for i in (0, 1)}
     where = dict.fromkeys(latents, write_shard(tmp_path, KEY, latents=latents))
     rows = [Row(0, "latent0", ("a", "b"), GRIDS[0]), Row(1, "latent1", ("b",), GRIDS[1])]
@@ -301,6 +310,39 @@ def test_an_entry_with_several_captions_gives_the_one_that_is_asked_for(tmp_path
     assert [caches.captions(i) for i in range(4)] == [2, 1, 2, 1]
     assert [float(caches.load(i, c).text[0, 0]) for i, c in ((0, 0), (0, 1), (1, 0), (2, 1))] == [1.0, 2.0, 2.0, 2.0]
     assert torch.equal(caches.null_text(), NULL_TEXT)
+
+
+def told(i: int, second: int) -> Encoded:
+    """With what further text encoders gave: pooled [5], second [second,6]."""
+    one = entry(i)
+    return replace(one, pooled=torch.randn(5), second=torch.randn(second, 6).to(torch.bfloat16))
+
+
+def test_states_of_further_text_encoders_lie_beside_the_text_and_a_given_image_beside_the_latent(tmp_path):
+    entries = {0: told(0, 3), 1: replace(told(1, 0), image=torch.randn(4, *GRIDS[1]))}
+    null = EncodedText(torch.ones(0, 8), torch.zeros(5), torch.zeros(0, 6, dtype=torch.bfloat16))
+    widths = {"pooled_width": 5, "second_width": 6}
+    write_cache(tmp_path, KEY, entries, 3, null, **widths)
+    caches = LatentCaches([tmp_path])
+    for i in (0, 1):
+        found = caches.load(i)
+        assert torch.equal(found.text, entries[i].text.half().float())
+        assert torch.equal(found.pooled, entries[i].pooled.half().float())
+        assert (found.image is None) == (i == 0)
+        assert torch.equal(found.second, entries[i].second.float()) and found.second.dtype == torch.float32
+    assert torch.equal(caches.load(1).image, entries[1].image.half().float())
+    assert [tuple(part.shape) for part in caches.null().parts().values()] == [(0, 8), (5,), (0, 6)]
+    shard = Shard(next(tmp_path.glob("texts-*")))
+    assert shard.unsound() == [] and shard.text("null").second.dtype == torch.bfloat16
+    index = json.loads((tmp_path / INDEX).read_text())
+    for name, width in (("pooled_width", 4), ("second_width", None), ("pooled_width", None)):
+        (tmp_path / INDEX).write_text(json.dumps(index | {name: width}))
+        with pytest.raises(UserError, match="has not the shape that cache.json says"):
+            LatentCache(tmp_path).load(0)
+    (tmp_path / "plain").mkdir()
+    write_cache(tmp_path / "plain", KEY, {0: entry(0)}, 3)
+    plain = LatentCache(tmp_path / "plain")
+    assert plain.load(0).pooled is None and plain.null().second is None
 
 
 @pytest.mark.parametrize("format", [2, 3])

@@ -27,7 +27,7 @@ def compact(
     loose, wasteful = {}, False
     for name, (of_latents, of_texts) in sorted(parts.items()):
         shard = Shard(cache / name)
-        needed = sum(len(shard.latents[k]) for k in of_latents) + len(of_texts)
+        needed = sum(len(shard.latents[k]) for k in of_latents) + sum(len(shard.texts[k]) for k in of_texts)
         wasteful |= needed < len(shard.names)
         if needed < len(shard.names) or len(of_latents) + len(of_texts) < FULL // 2:
             loose[name] = shard

@@ -18,6 +18,7 @@ from .reading import AGAIN, read_again, read_json
 from .writing import FORMAT, INDEX, content_of
 
 BEFORE = (1, 2)  # formats that are read too, where the index names neither shards nor keys
+READ = (*BEFORE, 3, FORMAT)
 
 
 class Index:
@@ -25,6 +26,7 @@ class Index:
 
     windows: the number of each entry's in the manifest. grids: latent (f,h,w) of each. rates: frames a second of each;
     [] in caches that know the median `fps` alone. unknown: share of captions that mean nothing to the text encoder.
+    pooled_width, second_width: of what further text encoders gave; None: there are none.
     """
 
     def __init__(self, folder: str | Path, patience_s: float = PATIENCE_S) -> None:
@@ -37,12 +39,14 @@ class Index:
         self._index = read_json(index, patience_s)
         if not isinstance(self._index, dict):
             raise UserError(f"{self.folder / INDEX} is no table: {AGAIN}")
-        self.format: int = self._field("format", lambda v: v in (*BEFORE, FORMAT), f"1 to {FORMAT}", 1)
+        self.format: int = self._field("format", lambda v: v in READ, f"1 to {FORMAT}", 1)
         if self.format == 1:
             self._index = {"dropped": [], **self._index}
         self.key: dict[str, Any] = self._field("key", _is_key, "the fingerprints and sizes it was made with")
         self.channels: int = self._field("channels", _whole(1, 65_536), "a number of channels")
         self.text_width: int = self._field("text_width", _whole(1, 65_536), "a width")
+        self.pooled_width: int | None = self._field("pooled_width", _width, "a width", None)
+        self.second_width: int | None = self._field("second_width", _width, "a width", None)
         self.fps: float = self._field("fps", lambda v: 0 <= v < math.inf, "frames a second")
         self.dropped = [tuple(row) for row in self._field("dropped", _is_pairs, "paths and reasons")]
         self.notes: list[str] = self._field("notes", is_texts, "texts", [])
@@ -121,6 +125,10 @@ class Index:
 
 def _whole(low: int, high: int) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _width(value: Any) -> bool:
+    return value is None or _whole(1, 65_536)(value)
 
 
 def _is_key(value: Any) -> bool:

@@ -28,7 +28,7 @@ from ..storage import PATIENCE_S
 from .index import BEFORE, Index, is_names, is_texts
 from .origins import FileState, read_origins
 from .reading import AGAIN, read_again
-from .shards import Encoded, Shard
+from .shards import Encoded, EncodedText, Shard
 from .writing import INDEX
 
 SMALL = 2**30  # bytes: caches up to it are checked shard by shard, larger ones tensor by tensor, as they are read
@@ -153,23 +153,35 @@ class LatentCache(Index):
     def load(self, i: int, caption: int = 0) -> Encoded:
         """Entry i as float32, with one of its captions. Raises UserError where it is not as it was written."""
         shard = self._open(int(self._latents_in[i]))
-        mean, std = shard.latent(self._latents[i].decode())
+        mean, std, *image = (part.float() for part in shard.latent(self._latents[i].decode()))
         if not tuple(mean.shape) == tuple(std.shape) == (self.channels, *self.grids[i]):
             raise UserError(f"{shard.path}: window {self.windows[i]} has not the shape that {INDEX} says: {AGAIN}")
-        return Encoded(mean.float(), std.float(), self._text(int(self._captions[self._first_caption[i] + caption])))
+        words = self._text(int(self._captions[self._first_caption[i] + caption]))
+        return Encoded(mean, std, words.states, words.pooled, words.second, *image)
 
     def null_text(self) -> Tensor:
         """Text states [S,Dt] of the empty caption."""
+        return self.null().states
+
+    def null(self) -> EncodedText:
+        """The empty caption."""
         return self._text(0)
 
-    def _text(self, number: int) -> Tensor:
+    def _text(self, number: int) -> EncodedText:
         shard, key = self._open(int(self._texts_in[number])), self._texts[number].decode()
-        text = shard.text(key)
-        if text.ndim != 2 or len(text) == 0 or text.shape[1] != self.text_width:
+        parts = shard.text(key).parts()
+        widths = {"text": self.text_width, "pooled": self.pooled_width, "second": self.second_width}
+        shapes = {
+            name: (width,) if name == "pooled" else (len(parts.get(name, ())), width)
+            for name, width in widths.items()
+            if width is not None
+        }
+        if {name: tuple(part.shape) for name, part in parts.items()} != shapes:
             raise UserError(
                 f"{shard.path}: text {key or 'of the empty caption'} has not the shape that {INDEX} says: {AGAIN}"
             )
-        return text.float()
+        parts = {name: part.float() for name, part in parts.items()}
+        return EncodedText(parts["text"], parts.get("pooled"), parts.get("second"))
 
     def _open(self, number: int) -> Shard:
         if number not in self._open_shards:
@@ -241,6 +253,9 @@ class LatentCaches:
 
     def null_text(self) -> Tensor:
         return self.caches[0].null_text()
+
+    def null(self) -> EncodedText:
+        return self.caches[0].null()
 
 
 def file_hash(path: str | os.PathLike) -> str:

@@ -1,7 +1,9 @@
 """Shards of a latent cache: tensors by what they were made of, each with a hash of its bytes. None is ever changed.
 
-A shard holds `latent.KEY` [2,C,f,h,w] (mean and std of the normalised latent) or `text.KEY` [S,Dt] as float16, where
-KEY is a hash, equal where making it again would give the same; its metadata the weights and a hash of each tensor.
+A shard holds `latent.KEY` [2,C,f,h,w] (mean and std of the normalised latent; [3,C,f,h,w] with the latent that an
+image-to-video model is given) or `text.KEY` [S,Dt] (of several text encoders also `pooled.KEY` [Dp] and `second.KEY`
+[S',D'], S' may be 0) as float16, where KEY is a hash, equal where making it again would give the same; its metadata the
+weights and a hash of each tensor. What an encoder gives in bfloat16 stays so.
 Shards of before (`shard-00000.safetensors`) hold `mean.I`, `std.I` [C,f,h,w] and `text.I` [S,Dt] by the number I of
 a window and say in their metadata which keys these would have; the oldest say no keys.
 """
@@ -35,12 +37,42 @@ _TYPES = {"F16": torch.float16, "F32": torch.float32, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
+class EncodedText:
+    """One caption: states [S,Dt]; of further text encoders pooled [Dp] and second [S',D'], None without such a one."""
+
+    states: Tensor
+    pooled: Tensor | None = None
+    second: Tensor | None = None
+
+    def parts(self) -> dict[str, Tensor]:
+        """By the names that shards have."""
+        named = {"text": self.states, "pooled": self.pooled, "second": self.second}
+        return {name: part for name, part in named.items() if part is not None}
+
+
+@dataclass(frozen=True)
 class Encoded:
-    """One window's entry: mean and std [C,f,h,w] of the normalised latent, text states [S,Dt]."""
+    """One window's entry: mean and std [C,f,h,w] of the normalised latent, text states [S,Dt].
+
+    pooled, second: as in `EncodedText`. image: [C,f',h,w], latents that an image-to-video model is given, where they
+    are no part of the clip's.
+    """
 
     mean: Tensor
     std: Tensor
     text: Tensor
+    pooled: Tensor | None = None
+    second: Tensor | None = None
+    image: Tensor | None = None
+
+    @property
+    def words(self) -> EncodedText:
+        return EncodedText(self.text, self.pooled, self.second)
+
+
+def stored(text: Tensor) -> Tensor:
+    """In the type in which a shard holds states of text."""
+    return text if text.dtype == torch.bfloat16 else text.half()
 
 
 def tensor_hash(tensor: Tensor) -> str:
@@ -61,16 +93,20 @@ def _print(about: str) -> str:
 def write_shard(
     folder: Path,
     key: Mapping[str, Any],
-    latents: Mapping[str, tuple[Tensor, Tensor]] | None = None,
-    texts: Mapping[str, Tensor] | None = None,
+    latents: Mapping[str, tuple[Tensor, ...]] | None = None,
+    texts: Mapping[str, Tensor | EncodedText] | None = None,
 ) -> str:
-    """Writes a shard of latents (mean and std by key) and texts; gives its name, which tells what it holds.
+    """Writes a shard of latents (mean and std by key, and an image's) and texts; gives its name, which tells what it
+    holds.
 
     It is written beside its name and renamed, so that a shard that is there is whole.
     """
-    tensors = {f"latent.{k}": torch.stack([part.half() for part in both]) for k, both in (latents or {}).items()}
-    # a copy each, for safetensors refuses tensors that share memory
-    tensors |= {f"text.{k}": text.to(torch.float16, copy=True).contiguous() for k, text in (texts or {}).items()}
+    tensors = {f"latent.{k}": torch.stack([part.half() for part in parts]) for k, parts in (latents or {}).items()}
+    for k, text in (texts or {}).items():
+        words = text if isinstance(text, EncodedText) else EncodedText(text)
+        # a copy each, for safetensors refuses tensors that share memory
+        copies = {kind: stored(part).clone().contiguous() for kind, part in words.parts().items()}
+        tensors |= {f"{kind}.{k}": copy for kind, copy in copies.items()}
     about = {"key": key, "hashes": {name: tensor_hash(tensor) for name, tensor in tensors.items()}}
     metadata = {"about": json.dumps(about, sort_keys=True)}  # one text: several would come in any order
     name = f"{'latents' if latents else 'texts'}-{_print(metadata['about'])}.safetensors"
@@ -153,19 +189,21 @@ class Shard:
         """C, f, h, w."""
         return tuple(self._tensors[self._names(self.latents, key, "latent")[0]]["shape"][-4:])
 
-    def latent(self, key: str) -> tuple[Tensor, Tensor]:
-        """mean and std [C,f,h,w], as they were written; raises UserError where they are not, and for NaN and
-        infinity."""
+    def latent(self, key: str) -> tuple[Tensor, ...]:
+        """mean and std [C,f,h,w], and an image's latent where there is one, as they were written; raises UserError
+        where they are not, and for NaN and infinity."""
         read = self._read(self._names(self.latents, key, "latent"))
         if len(read) == 1:
-            if read[0].ndim != 5 or len(read[0]) != 2:
+            if read[0].ndim != 5 or len(read[0]) not in (2, 3):
                 raise self._damaged(f"is damaged: latent.{key} is no mean and std")
-            return read[0][0], read[0][1]
+            return read[0].unbind(0)
         return read[0], read[1]
 
-    def text(self, key: str) -> Tensor:
+    def text(self, key: str) -> EncodedText:
         """As `latent`."""
-        return self._read(self._names(self.texts, key, "text"))[0]
+        names = self._names(self.texts, key, "text")
+        parts = {name.partition(".")[0]: part for name, part in zip(names, self._read(names), strict=True)}
+        return EncodedText(parts.get("text", parts.get("null_text")), parts.get("pooled"), parts.get("second"))
 
     def _names(self, named: Mapping[str, tuple[str, ...]], key: str, what: str) -> tuple[str, ...]:
         if (names := named.get(key)) is None:
@@ -194,12 +232,12 @@ class Shard:
         about = self._tensors[name]
         kind, shape = _TYPES.get(about["dtype"]), about["shape"]
         start, end = about["data_offsets"]
-        if len(content) != end - start or not content or kind is None:
+        if len(content) != end - start or (not content and 0 not in shape) or kind is None:
             raise self._damaged(f"is damaged: {name} is cut off, or of a type that is not written")
         sound = name in self._sound
         if not sound and self._hashes is not None and self._hashes.get(name) != _hash(kind, shape, content):
             raise self._damaged(f"is damaged: {name} is not what was written")
-        found = torch.frombuffer(content, dtype=kind).view(shape)
+        found = torch.frombuffer(content, dtype=kind).view(shape) if content else torch.empty(shape, dtype=kind)
         if not sound and not math.isfinite(found.sum(dtype=torch.float64)):
             raise self._damaged(f"is damaged: {name} has values that are no numbers")
         return found
@@ -222,7 +260,8 @@ def _named(names: Iterable[str], entries: Mapping[str, Sequence[str]]) -> tuple[
         elif kind == "mean" and f"std.{key}" in names:
             latents[key] = name, f"std.{key}"
         elif kind in ("text", "null_text"):
-            texts[key] = (name,)
+            further = (f"{other}.{key}" for other in ("pooled", "second"))
+            texts[key] = name, *(other for other in further if other in names)
     for window, keys in entries.items():
         latent, text = map(str, keys)
         if window in latents and window in texts:

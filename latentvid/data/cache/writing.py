@@ -13,7 +13,8 @@ from typing import Any
 from ...files import write_whole
 
 INDEX = "cache.json"
-FORMAT = 3  # 1, which did not say so, knew neither its clips nor hashes; 2 had a shard for so many windows
+# 1, which did not say so, knew neither its clips nor hashes; 2 had a shard for so many windows; 3 no states beside text
+FORMAT = 4
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from ....data.cache.known import (
 )
 from ....data.cache.latents import file_hash
 from ....data.cache.origins import FileState, Origins, write_origins
-from ....data.cache.shards import Shard, write_shard
+from ....data.cache.shards import Shard, stored, write_shard
 from ....data.cache.writing import Row, key_of, write_index
 from ....data.clips import ClipSource
 from ....data.manifest.manifest import dropped_by_reason
@@ -156,6 +156,8 @@ class CacheMaker:
             self.encoder.text_key(""),
             channels=self.encoder.vae.latent_channels,
             text_width=self.encoder.text.dim,
+            pooled_width=self.encoder.text.pooled_dim,
+            second_width=self.encoder.text.second_dim,
             fps=float(fps[len(fps) // 2]) if fps else 0.0,
             dropped=dropped,
             notes=self.source.notes,
@@ -191,5 +193,5 @@ class CacheMaker:
 
 
 def _finite(part: Tensor) -> bool:
-    """Whether all its values are numbers in float16, which the cache holds."""
-    return bool(torch.isfinite(part.half()).all())
+    """Whether all its values are numbers in the type that the cache holds."""
+    return bool(torch.isfinite(stored(part)).all())
