@@ -47,7 +47,7 @@ def main() -> None:
     from latentvid.pipelines.loading import load_pipeline
 
     outputs.check_output(args.output, args.fps)
-    pipeline = load_pipeline(args.model, args.device)
+    pipeline = load_pipeline(args.model, args.device, mixed_precision=args.mixed_precision)
     sampling = command.sampling_of(args, pipeline)
     size = {name: getattr(args, name) for name in ("height", "width", "large")}
     words = {"seed": args.seed, "negative_prompt": args.negative_prompt, "sampling": sampling}
@@ -60,7 +60,7 @@ def main() -> None:
     elif len((source := inputs.read_footage(args.clip, pipeline, **size)).frames) < 2:
         raise UserError(f"{args.clip} has one frame: --clip wants 2 or more (from one picture on: inference/i2v.py)")
     command.note_condition(pipeline, sampling, "ends", "random")
-    if (made := tasks.made_between(between, stride)) != between:
+    if (made := tasks.makes_between(pipeline, between)) != between:
         print(f"{between} frames between two: the nearest in time of the {made} that the model makes", flush=True)
     fps = args.fps or (pipeline.config.fps if args.clip is None else source.fps * args.factor)
     words["fps"] = fps

@@ -43,9 +43,10 @@ def main() -> None:
     from latentvid.world import process_state
 
     words = {name: getattr(args, name) for name in ("height", "width", "negative_prompt", "seed")}
+    options = {"compiled": args.compile, "mixed_precision": args.mixed_precision}
     if args.prompts is None:
         outputs.check_output(args.output, args.fps, len(args.prompt))
-        pipeline = load_pipeline(args.model, args.device, compiled=args.compile)
+        pipeline = load_pipeline(args.model, args.device, **options)
         fps = args.fps or pipeline.config.fps
         frames = command.legal_frames(pipeline, args.frames, args.seconds, fps)
         command.note_size(pipeline, frames or 1, args.height, args.width)
@@ -58,7 +59,7 @@ def main() -> None:
         raise UserError(f"--output {args.output}: with --prompts give a folder")
     check_writable(args.output, "give --output another folder, or mend this one")
     state = process_state()
-    pipeline = load_pipeline(args.model, args.device or state.device, compiled=args.compile)
+    pipeline = load_pipeline(args.model, args.device or state.device, **options)
     words |= {name: getattr(args, name) for name in ("frames", "seconds", "fps", "large")}
     rows = read_prompts(args.prompts, pipeline, **words)
     for fps in sorted({row.fps for row in rows}):

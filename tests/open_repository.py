@@ -10,6 +10,7 @@ import torch
 from diffusers import (
     AutoencoderKLCogVideoX,
     AutoencoderKLLTXVideo,
+    AutoencoderKLMochi,
     AutoencoderKLWan,
     CogVideoXDDIMScheduler,
     CogVideoXImageToVideoPipeline,
@@ -19,6 +20,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     LTXPipeline,
     LTXVideoTransformer3DModel,
+    MochiPipeline,
+    MochiTransformer3DModel,
     UniPCMultistepScheduler,
     WanImageToVideoPipeline,
     WanPipeline,
@@ -59,7 +62,10 @@ def text_parts(kind: str = "t5") -> dict[str, Any]:
 
 def wan_vae(channels: int = 4, patch: int | None = None) -> AutoencoderKLWan:
     """Strides 4 and 8 (16 with a patch of 2)."""
-    more = {} if patch is None else {"patch_size": patch, "in_channels": 3 * patch**2, "out_channels": 3 * patch**2}
+    more = {}
+    if patch is not None:
+        pixels = 3 * patch**2
+        more = dict(patch_size=patch, in_channels=pixels, out_channels=pixels, scale_factor_spatial=8 * patch)
     return AutoencoderKLWan(
         base_dim=4,
         z_dim=channels,
@@ -233,6 +239,21 @@ def cogvideox_image() -> CogVideoXImageToVideoPipeline:
     return CogVideoXImageToVideoPipeline(**text_parts(), **parts)
 
 
+def mochi() -> MochiPipeline:
+    vae = AutoencoderKLMochi(
+        encoder_block_out_channels=(32,) * 4,
+        decoder_block_out_channels=(32,) * 4,
+        latent_channels=4,
+        layers_per_block=(1,) * 5,
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[0.5, 2.0, 1.0, 4.0],
+    )
+    sizes = dict(num_attention_heads=2, attention_head_dim=16, num_layers=2, pooled_projection_dim=24, in_channels=4)
+    transformer = MochiTransformer3DModel(**sizes, text_embed_dim=TEXT_WIDTH, time_embed_dim=16)
+    schedule = FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+    return MochiPipeline(**text_parts(), vae=vae, transformer=transformer, scheduler=schedule)
+
+
 REPOSITORIES: dict[str, Callable[[], DiffusionPipeline]] = {
     "wan": wan,
     "wan_experts": wan_experts,
@@ -243,6 +264,7 @@ REPOSITORIES: dict[str, Callable[[], DiffusionPipeline]] = {
     "ltx": ltx,
     "cogvideox": cogvideox,
     "cogvideox_image": cogvideox_image,
+    "mochi": mochi,
 }
 
 

@@ -12,13 +12,22 @@ from .defaults import CONDITIONS, RECONSTRUCTION_WEIGHT, SOLVER, SOLVERS
 def parser_of(doc: str, *, known: bool = False) -> Parser:
     """A parser with the arguments of every script; `known`: also those of tasks in which a part is given."""
     parser = Parser(description=doc)
-    parser.add_argument("--model", type=Path, default=Path("runs/demo/pipeline"), help="pipeline folder (the demo's)")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        default=Path("runs/demo/pipeline"),
+        help="pipeline folder (the demo's), or a published model's folder or hub name",
+    )
     parser.add_argument(
         "--output", type=Path, default=Path("output.mp4"), help="several clips get -0, -1 ... in the name"
     )
     parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
-    parser.add_argument("--solver", choices=SOLVERS, default=SOLVER, help="default: %(default)s")
+    parser.add_argument("--solver", choices=SOLVERS, help=f"default: the model's ({SOLVER})")
     parser.add_argument("--guidance", type=float, help="guidance scale; 1 is none (default: the model's)")
+    parser.add_argument("--guidance-low", type=float, help="the same of a second expert, at low noise levels (Wan 2.2)")
+    parser.add_argument(
+        "--guidance-embedded", type=float, help="the scale that a model with an embedding of it is told"
+    )
     parser.add_argument("--guidance-rescale", type=float, help="0 to 1: against the washed-out look of large scales")
     parser.add_argument(
         "--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="noise levels between which to guide"
@@ -26,7 +35,7 @@ def parser_of(doc: str, *, known: bool = False) -> Parser:
     parser.add_argument(
         "--zero-init", type=int, metavar="N", help="the first N steps do not move (rectified flow only)"
     )
-    parser.add_argument("--negative-prompt", default="", help="what to steer away from")
+    parser.add_argument("--negative-prompt", help="what to steer away from (default: the model's, mostly nothing)")
     parser.add_argument("--seed", type=int, default=0, help="of the first clip; the next has seed + 1, and so on")
     parser.add_argument(
         "--fps",

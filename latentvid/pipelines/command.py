@@ -9,11 +9,11 @@ import argparse
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import Tensor
 
 from .. import precision
-from ..diffusion.guidance import Guidance
 from ..errors import UserError
 from .inputs import Footage
 from .latent_video import LatentVideoPipeline
@@ -32,8 +32,9 @@ def sampling_of(args: argparse.Namespace, pipeline: LatentVideoPipeline) -> Samp
     """How to sample, as the parsed arguments say; where nothing was said, the model's own."""
     asked = {name: getattr(args, argument) for argument, name in _GUIDANCE.items()}
     asked = {name: tuple(v) if isinstance(v, list) else v for name, v in asked.items() if v is not None}
-    options = {name: getattr(args, name) for name in ("condition", "reconstruction_weight") if hasattr(args, name)}
-    guidance = Guidance(**{"scale": pipeline.config.guidance, **asked})
+    names = ("condition", "reconstruction_weight", "guidance_low", "guidance_embedded")
+    options = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    guidance = replace(pipeline.guidance(), **asked)
     if args.mixed_precision != "auto" or getattr(args, "prompts", None) is None:  # --prompts looks first
         computed = precision.choose(args.mixed_precision, pipeline.device)
         print(precision.describe(computed, pipeline.device), file=sys.stderr, flush=True)
@@ -105,6 +106,8 @@ def note_rate(pipeline: LatentVideoPipeline, fps: float, asked: float | None) ->
 
 def note_condition(pipeline: LatentVideoPipeline, sampling: Sampling, *wanted: str) -> None:
     """Prints how what is given conditions a model that was trained without given frames, or without those `wanted`."""
+    if pipeline.transformer.channels:  # it is told of pictures by further channels
+        return
     given, shares = set(pipeline.config.given), pipeline.config.given_shares or {}
     if wanted and given != {"plain"} and not given & set(wanted):
         total = sum(shares.values()) or 1

@@ -31,7 +31,7 @@ def nuwa_xl(
     frames: int,
     *,
     local_prompts: Sequence[str] | None = None,
-    negative_prompt: str = "",
+    negative_prompt: str | None = None,
     height: int | None = None,
     width: int | None = None,
     tokens_per_pack: int = TOKENS_PER_PACK,

@@ -17,6 +17,7 @@ from ..data.transforms import first_frames, fit, legal_size
 from ..data.video.kinds import IMAGE_ENDINGS
 from ..data.video.reading import VideoInfo, probe, read_chunks, read_frames
 from ..errors import UserError
+from ..packing import patch_stride
 from .latent_video import LatentVideoPipeline
 from .limit import check_cost, trained_area
 
@@ -71,7 +72,7 @@ def footage_size(
     cannot make, and for those that cost too much (`limit.check_cost`).
     """
     native = info.height, info.width
-    stride = pipeline.codec.spatial_stride * pipeline.transformer.config.patch
+    stride = pipeline.codec.spatial_stride * patch_stride(pipeline.transformer.patch)
     if height is None and width is None:
         try:
             height, width = legal_size(*native, stride=stride, max_area=None if large else trained_area(pipeline))

@@ -16,7 +16,7 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from ..data.transforms import from_uint8, to_uint8
@@ -29,13 +29,16 @@ from ..files import follow_umask
 from ..limits import check, check_values
 from ..models.interchange import Vae, as_vae, raw_vae
 from ..models.key_value_cache import KeyValueCache
+from ..models.open import Conditions
 from ..models.transformer import VideoDiT
-from ..packing import Grid, unpatchify
+from ..packing import Grid, patch_stride, unpatchify
 from ..precision import choose, dtype_of
-from ..text import TextEncoder
+from ..text import TextEncoder, TextReader
+from .defaults import SOLVER
 from .folder import CLASSES, check_index, read_parts
 from .limit import Kind, check_cost, check_room
-from .sampling import Batch, Request, Sampling, by_shape, condition_of, make_predict, record
+from .predict import SecondExpert, make_predict, record
+from .sampling import Batch, Request, Sampling, by_shape, condition_of, with_frames
 
 
 @dataclass
@@ -127,12 +130,27 @@ class LatentVideoPipeline(DiffusionPipeline):
         """The VAE behind the interface of ours."""
         return as_vae(self.vae)
 
+    @property
+    def negative_prompt(self) -> str:
+        """What it steers away from where nothing is said."""
+        return ""
+
+    @property
+    def solver(self) -> str:
+        """The solver where none is named."""
+        return SOLVER
+
+    def guidance(self, sampling: Sampling | None = None) -> Guidance:
+        """As the sampling says, or the model's own."""
+        asked = None if sampling is None else sampling.guidance
+        return asked or Guidance(scale=self.config.guidance)
+
     @torch.no_grad()
     def __call__(
         self,
         prompt: str | Sequence[str],
         *,
-        negative_prompt: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str] | None = None,
         frames: int | Sequence[int] | None = None,
         height: int | Sequence[int] | None = None,
         width: int | Sequence[int] | None = None,
@@ -144,7 +162,7 @@ class LatentVideoPipeline(DiffusionPipeline):
 
         Args:
             prompt: what to show. An empty prompt is unconditional.
-            negative_prompt: what to steer away from; one for all, or one a prompt.
+            negative_prompt: what to steer away from; one for all, or one a prompt (None: the model's).
             frames, height, width: of each clip, one for all or one a prompt.
             fps: frames a second at which each is to be shown, and, for a model of `fps_condition` or `rope_fps`, at
                 which it is made to move; one for all or one a prompt.
@@ -187,12 +205,12 @@ class LatentVideoPipeline(DiffusionPipeline):
                 batch.z,
                 batch.levels,
                 batch.layout,
-                solver=sampling.solver,
+                solver=sampling.solver or self.solver,
                 noise=batch.noise,
                 after=lambda z, t: batch.put_back(self.scheduler, z, t),
                 progress=self.progress_bar,
             )
-        return unpatchify(z, batch.layout, self.transformer.config.patch)
+        return unpatchify(z, batch.layout, self.transformer.patch, [r.grid[0] for r in requests])
 
     @torch.no_grad()
     def invert(
@@ -206,8 +224,8 @@ class LatentVideoPipeline(DiffusionPipeline):
         ones given here again (`diffusion.inversion`). Latent frames that are given stay. Raises UserError.
         """
         sampling = sampling or Sampling()
-        if sampling.solver != "euler":
-            raise UserError(f"inversion is that of solver 'euler', not {sampling.solver!r}: invert and sample with it")
+        if (solver := sampling.solver or self.solver) != "euler":
+            raise UserError(f"inversion is that of solver 'euler', not {solver!r}: invert and sample with it")
         started = [replace(r, start=z) for r, z in zip(requests, latents, strict=True)]
         with self._autocast(sampling.precision):
             batch, predict = self._prepare(started, sampling)
@@ -224,49 +242,84 @@ class LatentVideoPipeline(DiffusionPipeline):
                 iterations=iterations,
                 progress=self.progress_bar,
             )
-        return unpatchify(found.z, batch.layout, self.transformer.config.patch)
+        return unpatchify(found.z, batch.layout, self.transformer.patch, [r.grid[0] for r in requests])
 
     @torch.no_grad()
     def remember(
         self, latents: Sequence[Tensor], requests: Sequence[Request], sampling: Sampling, cache: KeyValueCache
     ) -> None:
         """Adds finished latents [C,f,h,w] of the requests to the cache of a causal model, for the frames after them."""
-        guidance = sampling.guidance or Guidance(scale=self.config.guidance)
         with self._autocast(sampling.precision):
             latents = [z.to(self._execution_device) for z in latents]
-            record(self.transformer, self._text(), requests, latents, guidance, cache)
+            requests = self._complete(requests)
+            record(self.transformer, self.reader, requests, latents, self.guidance(sampling), cache)
 
     def _prepare(
         self, requests: Sequence[Request], sampling: Sampling, cache: KeyValueCache | None = None
     ) -> tuple[Batch, Predict]:
         """The pack of the requests, and what predicts for it. Raises UserError."""
         steps = self.config.steps if sampling.steps is None else sampling.steps
-        guidance = sampling.guidance or Guidance(scale=self.config.guidance)
+        guidance, second = self.guidance(sampling), self._second(sampling)
         check("steps", steps)
         check("reconstruction_weight", sampling.reconstruction_weight)
         if not requests:
             raise UserError("0 prompts: at least one is needed")
-        self._text().check(text for request in requests for text in (request.prompt, request.negative_prompt))
+        requests = self._complete(requests)
+        self.reader.check(text for request in requests for text in (request.prompt, request.negative_prompt))
         check_cost(self, [request.grid for request in requests], sampling.large)
         condition = condition_of(self.config.given, sampling.condition)
-        model, scheduler = self.transformer.config, self.scheduler
+        scheduler = self.scheduler
         batch = Batch.of(
             requests,
             scheduler,
-            model.patch,
-            model.latent_channels,
+            self.transformer.patch,
+            self.transformer.latent_channels,
             steps,
             condition == "levels",
             self._execution_device,
             None if cache is None else [len(held) for held in cache.frames[: len(requests)]],
         )
-        predict = make_predict(self.transformer, self._text(), batch, guidance, scheduler, cache)
+        batch.given = self._tell(batch.given, len(requests), sampling)
+        predict = make_predict(self.transformer, self.reader, batch, guidance, scheduler, cache, second)
         if condition == "reconstruction" and bool(batch.known.any()):
             predict = reconstruction_guided(
                 predict, scheduler, batch.layout, batch.known, batch.clean, sampling.reconstruction_weight
             )
         self.set_progress_bar_config(disable=not sampling.progress, desc="sampling")
         return batch, predict
+
+    def _complete(self, requests: Sequence[Request]) -> list[Request]:
+        """With the model's negative prompt where there is none. Raises UserError for what the model cannot take."""
+        usual = self.negative_prompt
+        return [r if r.negative_prompt is not None else replace(r, negative_prompt=usual) for r in requests]
+
+    def _second(self, sampling: Sampling) -> SecondExpert | None:
+        """Who predicts at low noise levels, where it is another network. Raises UserError."""
+        if sampling.guidance_low is not None:
+            raise UserError("guidance_low is of a second expert: this model is one network; leave it out")
+        return None
+
+    def _tell(self, given: Conditions, samples: int, sampling: Sampling) -> Conditions:
+        """With what the model is told of the sampling. Raises UserError."""
+        if sampling.guidance_embedded is not None:
+            raise UserError("guidance_embedded: this model has no guidance embedding; use guidance")
+        return given
+
+    takes_last = False  # a last picture beside the first, by other means than noise levels
+
+    def begin_with(
+        self,
+        images: Sequence[Tensor],
+        grids: Sequence[Grid],
+        precision: torch.dtype | None = None,
+        lasts: Sequence[Tensor] | None = None,
+    ) -> list[dict[str, Tensor]]:
+        """What requests of latent grids (f,h,w) for clips that begin with pictures uint8 [H,W,3] are given.
+
+        lasts: with which they end, where the model `takes_last`.
+        """
+        firsts = self.encode([image[None] for image in images], precision)  # [C,1,h,w]
+        return [with_frames(grid, {0: first}) for grid, first in zip(grids, firsts, strict=True)]
 
     def by_levels(self, sampling: Sampling | None) -> bool:
         """Whether whole frames that are known act by having noise level 0. Raises UserError."""
@@ -292,14 +345,21 @@ class LatentVideoPipeline(DiffusionPipeline):
         with self._autocast(precision):
             return by_shape(latents, each)
 
-    def _text(self) -> TextEncoder:
+    @property
+    def reader(self) -> TextEncoder | TextReader:
+        """What reads prompts."""
         return TextEncoder(self.text_encoder, self.tokenizer)
+
+    @property
+    def experts(self) -> tuple[nn.Module, ...]:
+        """The networks that predict, from high noise levels to low."""
+        return (self.transformer,)
 
     def latent_grid(self, frames: int, height: int, width: int) -> Grid:
         """(f,h,w) of the latent of such a clip. Raises UserError for sizes that the model cannot make."""
         check_values("", {"frames": frames, "height": height, "width": width})
-        patch, vae = self.transformer.config.patch, self.codec
-        stride = vae.spatial_stride * patch
+        vae = self.codec
+        stride = vae.spatial_stride * patch_stride(self.transformer.patch)
         if any(side < stride or side % stride for side in (height, width)):
             near = " x ".join(str(max(1, round(side / stride)) * stride) for side in (height, width))
             raise UserError(f"{height} x {width} pixels: this model makes multiples of {stride}, such as {near}")
@@ -323,7 +383,7 @@ class LatentVideoPipeline(DiffusionPipeline):
 
 
 def _one_each(value, count: int, name: str) -> list:
-    values = [value] * count if isinstance(value, str | int | float) else list(value)
+    values = [value] * count if value is None or isinstance(value, str | int | float) else list(value)
     if len(values) != count:
         raise UserError(f"{name}: {len(values)} values for {count} prompts; give one, or one a prompt")
     return values

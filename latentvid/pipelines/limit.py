@@ -13,6 +13,8 @@ from ..errors import UserError
 from ..limits import shown
 from ..models.attention_context import attended_pairs
 from ..models.budget import free_bytes
+from ..models.open import OpenBackbone
+from ..models.transformer import VideoDiT
 from ..packing import Grid, token_grid
 
 if TYPE_CHECKING:
@@ -72,16 +74,24 @@ def trained_rates(pipeline: LatentVideoPipeline) -> tuple[float, float] | None:
 
 def knows_rates(pipeline: LatentVideoPipeline) -> bool:
     """Whether what the model makes depends on the frame rate that is asked for."""
-    model = pipeline.transformer.config
-    return bool(model.get("fps_condition") or model.get("rope_fps"))
+    model = pipeline.transformer
+    if isinstance(model, OpenBackbone):
+        return model.reads_fps
+    return bool(model.config.get("fps_condition") or model.config.get("rope_fps"))
+
+
+def attention_of(model: VideoDiT | OpenBackbone) -> str:
+    """What its self-attention joins: published models' a whole sample."""
+    return model.config.attention if isinstance(model, VideoDiT) else "full"
 
 
 def cost(pipeline: LatentVideoPipeline, grid: Grid) -> float:
     """Of a step over a clip whose latent is (f,h,w), in tokens: a block's attention costs 4 D a pair, its linear layers
     about 24 D^2 a token."""
-    model = pipeline.transformer.config
-    tokens = token_grid(grid, model.patch)
-    return math.prod(tokens) + attended_pairs(model.attention, model.depth, tokens) / model.depth / (6 * model.width)
+    model = pipeline.transformer
+    tokens, depth = token_grid(grid, model.patch), len(model.blocks)
+    pairs = attended_pairs(attention_of(model), depth, tokens)
+    return math.prod(tokens) + pairs / depth / (6 * model.width)
 
 
 def check_room(frames: int, height: int, width: int) -> None:

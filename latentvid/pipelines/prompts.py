@@ -22,14 +22,12 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from ..data.manifest.tables import READERS
-from ..diffusion.guidance import Guidance
 from ..errors import UserError
 from ..files import file_fault, part_of, write_whole
 from ..limits import check, shown
 from ..lock import FolderLock
 from ..packing import Grid
 from ..precision import Computed, choose, describe, dtype_of
-from ..text import TextEncoder
 from ..world import from_main
 from .command import frames_of
 from .defaults import ENDINGS, TOKENS_PER_PACK
@@ -64,7 +62,7 @@ def read_prompts(
     pipeline: LatentVideoPipeline,
     *,
     seed: int = 0,
-    negative_prompt: str = "",
+    negative_prompt: str | None = None,
     frames: int | None = None,
     height: int | None = None,
     width: int | None = None,
@@ -83,7 +81,8 @@ def read_prompts(
         raise UserError(f"--prompts {path}: give a file that ends in {', '.join(READERS)}")
     sizes = {"frames": frames, "height": height, "width": width, "fps": fps}
     defaults = {name: pipeline.config[name] if value is None else value for name, value in sizes.items()}
-    text, rows = TextEncoder(pipeline.text_encoder, pipeline.tokenizer), []
+    text, rows = pipeline.reader, []
+    negative_prompt = pipeline.negative_prompt if negative_prompt is None else negative_prompt
     lines: dict[str, int] = {}
     try:
         for i, (line, cells) in enumerate(READERS[path.suffix.lower()](str(path), COLUMNS, [("prompt",)])):
@@ -260,16 +259,18 @@ def _computed(pipeline: LatentVideoPipeline, folder: Path, found: Mapping[str, M
 
 def _settings(pipeline: LatentVideoPipeline, sampling: Sampling) -> dict[str, Any]:
     """What decides, beside its row, what a clip shows: as it stands in the index."""
-    guidance = asdict(sampling.guidance or Guidance(scale=pipeline.config.guidance))
+    guidance = asdict(pipeline.guidance(sampling))
     steps = pipeline.config.steps if sampling.steps is None else sampling.steps
-    words = {"steps": steps, "solver": sampling.solver, "guidance": guidance}
+    words = {"steps": steps, "solver": sampling.solver or pipeline.solver, "guidance": guidance}
+    asked = {name: getattr(sampling, name) for name in ("guidance_low", "guidance_embedded")}
+    words |= {name: value for name, value in asked.items() if value is not None}
     return json.loads(json.dumps(words | {"precision": str(sampling.precision), "model": _mark(pipeline)}))
 
 
 def _mark(pipeline: LatentVideoPipeline) -> str:
     """Tells models from each other, by the first numbers of each of their parameters."""
     digest = hashlib.blake2b(json.dumps(dict(pipeline.scheduler.config), sort_keys=True).encode(), digest_size=8)
-    for module in (pipeline.transformer, pipeline.vae):
+    for module in (*pipeline.experts, pipeline.vae):
         for parameter in module.parameters():
             digest.update(parameter.detach().flatten()[:16].float().cpu().numpy().tobytes())
     return digest.hexdigest()

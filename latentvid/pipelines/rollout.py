@@ -29,7 +29,7 @@ from ..models.streaming import DecodeStream
 from ..packing import Grid
 from ..rng import derived_seed
 from .latent_video import LatentVideoPipeline
-from .limit import check_cost
+from .limit import attention_of, check_cost
 from .sampling import Request, Sampling
 
 CONTEXT_SHARE = 0.4  # of a window's latent frames
@@ -42,7 +42,7 @@ def rollout(
     frames: int,
     *,
     clips: Sequence[Tensor] | None = None,
-    negative_prompt: str = "",
+    negative_prompt: str | None = None,
     height: int | None = None,
     width: int | None = None,
     window: int | None = None,
@@ -145,7 +145,7 @@ class Ask:
     """
 
     prompt: str
-    negative_prompt: str
+    negative_prompt: str | None
     grid: Grid
     seed: int
     tail: Tensor | None
@@ -171,7 +171,7 @@ class Ask:
 
 
 def _can_cache(pipeline: LatentVideoPipeline, sampling: Sampling) -> bool:
-    causal = pipeline.transformer.config.attention == "causal"
+    causal = attention_of(pipeline.transformer) == "causal"
     return causal and _streams(pipeline) and pipeline.by_levels(sampling)
 
 
@@ -183,10 +183,10 @@ def _streams(pipeline: LatentVideoPipeline) -> bool:
 def _check_training(pipeline: LatentVideoPipeline, sampling: Sampling, span: _Span, cached: bool) -> None:
     """Raises UserError where the model cannot go on in this way."""
     given = set(pipeline.config.given)
-    if cached and not (pipeline.transformer.config.attention == "causal" and _streams(pipeline)):
+    if cached and not (attention_of(pipeline.transformer) == "causal" and _streams(pipeline)):
         raise UserError(
             "a cached rollout needs a model of causal attention (this one's is "
-            f"{pipeline.transformer.config.attention}) and an autoencoder that streams "
+            f"{attention_of(pipeline.transformer)}) and an autoencoder that streams "
             f"(this one is {type(pipeline.vae).__name__}): leave cached out"
         )
     if cached and not pipeline.by_levels(sampling):

@@ -6,9 +6,8 @@ Axes: T tokens of a pack, P token features, R latent frames, N samples, K steps;
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Literal
 
 import torch
@@ -16,17 +15,13 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from ..diffusion.guidance import Guidance
-from ..diffusion.objective import target_coefficients
 from ..diffusion.scheduler import LatentVideoScheduler
-from ..diffusion.solvers import Noise, Predict
+from ..diffusion.solvers import Noise
 from ..errors import UserError
-from ..models.key_value_cache import KeyValueCache
-from ..models.text_context import TextContext
-from ..models.transformer import VideoDiT
-from ..packing import Grid, Packed, patchify, token_grid
+from ..models.open import Conditions
+from ..packing import Grid, Packed, Patch, lead, patch_size, patchify, sides_of, token_grid
 from ..rng import generator
-from ..text import TextEncoder
-from .defaults import RECONSTRUCTION_WEIGHT, SOLVER
+from .defaults import RECONSTRUCTION_WEIGHT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,17 +33,21 @@ class Request:
     given: latent [C,f,h,w], and known: bool [f,h,w] or [f,1,1], which of it is kept (token by token; a token is known
     where all of its latent positions are).
     start: latent [C,f,h,w] at noise level `level`, where sampling begins in place of noise at level 1.
+    channels: further input channels [C',f,h,w], and image: states [I,Di] of an image encoder; of models that take them.
+    negative_prompt: None is the model's.
     """
 
     prompt: str
     grid: Grid
     seed: int = 0
-    negative_prompt: str = ""
+    negative_prompt: str | None = None
     fps: float = 0.0
     given: Tensor | None = None
     known: Tensor | None = None
     start: Tensor | None = None
     level: float = 1.0
+    channels: Tensor | None = None
+    image: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +58,17 @@ class Sampling:
     models that were trained so; what is known besides is put back, with noise, after each step ("replacement", which
     does so for all that is known). "reconstruction": that, and guidance by the gradient of the error in what is known
     (Ho et al. 2022), of weight `reconstruction_weight`. None: levels if the model was trained with given frames.
+    guidance_low: scale of guidance of a second expert, at low noise levels (None: the model's, or that of `guidance`).
+    guidance_embedded: the scale that a model with a guidance embedding is told.
     large: whether a clip may cost more than `limit.TIMES` those that the model was trained on.
     precision: autocast type of the networks; None is bf16 where the device computes it faster, else fp32.
     """
 
     steps: int | None = None
-    solver: str = SOLVER
+    solver: str | None = None
     guidance: Guidance | None = None
+    guidance_low: float | None = None
+    guidance_embedded: float | None = None
     condition: Literal["levels", "replacement", "reconstruction"] | None = None
     reconstruction_weight: float = RECONSTRUCTION_WEIGHT
     precision: torch.dtype | None = None
@@ -97,6 +100,7 @@ class Batch:
     known: Tensor  # bool [T,1], not those in rows of level 0
     clean: Tensor  # [T,P], the known tokens
     eps: Tensor  # [T,P], their noise
+    given: Conditions  # of the samples, but for what comes of their prompts
     sources: list[torch.Generator] = field(repr=False)
 
     @classmethod
@@ -104,7 +108,7 @@ class Batch:
         cls,
         requests: Sequence[Request],
         scheduler: LatentVideoScheduler,
-        patch: int,
+        patch: Patch,
         channels: int,
         steps: int,
         by_levels: bool,
@@ -117,7 +121,7 @@ class Batch:
         """
         layout = Packed.of([token_grid(r.grid, patch) for r in requests])
         sources = [generator(r.seed, 0, "sample") for r in requests]
-        eps = draw_noise(sources, layout, channels * patch**2)
+        eps = draw_noise(sources, layout, channels * patch_size(patch))
         columns, known, clean, z = [], [], [], []
         past = past or [0] * len(requests)
         for r, grid, noise, before in zip(requests, layout.grid, eps.split(layout.lengths), past, strict=True):
@@ -134,8 +138,8 @@ class Batch:
             clean.append(values)
         levels = torch.cat(columns, 1)
         tokens = (torch.cat(parts) for parts in (z, known, clean))
-        batch = cls(requests, layout, rates_of(requests), levels, *tokens, eps, sources)
-        for name in ("layout", "fps", "levels", "z", "known", "clean", "eps"):
+        batch = cls(requests, layout, rates_of(requests), levels, *tokens, eps, _given(requests, patch), sources)
+        for name in ("layout", "fps", "levels", "z", "known", "clean", "eps", "given"):
             setattr(batch, name, getattr(batch, name).to(device))
         batch.z = batch.put_back(scheduler, batch.z, batch.levels[0])
         return batch
@@ -151,6 +155,15 @@ class Batch:
     def noise(self) -> Noise:
         """Fresh noise [T,P], each sample's from its own source."""
         return lambda: draw_noise(self.sources, self.layout, self.z.shape[1]).to(self.z.device)
+
+
+def with_frames(grid: Grid, places: Mapping[int, Tensor]) -> dict[str, Tensor]:
+    """`given` and `known` of a request whose latent frames at these places are known, each [C,1,h,w]."""
+    first = next(iter(places.values()))
+    given, known = first.new_zeros(first.shape[0], *grid), torch.zeros(grid[0], 1, 1, dtype=torch.bool)
+    for place, latent in places.items():
+        given[:, place], known[place] = latent[:, 0], True
+    return {"given": given, "known": known}
 
 
 def by_shape(items: Sequence[Tensor], each: Callable[[Tensor], Sequence[Tensor]]) -> list[Tensor]:
@@ -175,7 +188,16 @@ def rates_of(requests: Sequence[Request]) -> Tensor:
     return torch.tensor([float(request.fps) for request in requests])
 
 
-def _known_tokens(request: Request, grid: Grid, patch: int) -> Tensor:
+def _given(requests: Sequence[Request], patch: Patch) -> Conditions:
+    """Further channels [T,P'] and image states [N,I,Di] of the requests that have them, which are all or none."""
+    channels = [r.channels.float().cpu() for r in requests if r.channels is not None]
+    images = [r.image for r in requests if r.image is not None]
+    return Conditions(
+        channels=patchify(channels, patch)[0] if channels else None, image=torch.stack(images) if images else None
+    )
+
+
+def _known_tokens(request: Request, grid: Grid, patch: Patch) -> Tensor:
     """bool [f,h,w] over the token grid. Raises UserError where latent and mask do not fit the request."""
     f, h, w = request.grid
     for name in ("given", "start"):
@@ -191,93 +213,5 @@ def _known_tokens(request: Request, grid: Grid, patch: int) -> Tensor:
     known = request.known.cpu().bool().expand(f, h, w)
     if known.all():
         raise UserError("all of the clip is known: nothing is left to sample")
-    return rearrange(known, "f (h p) (w q) -> f h w (p q)", p=patch, q=patch).all(-1)
-
-
-def make_predict(
-    transformer: VideoDiT,
-    text: TextEncoder,
-    batch: Batch,
-    guidance: Guidance,
-    scheduler: LatentVideoScheduler,
-    cache: KeyValueCache | None = None,
-) -> Predict:
-    """The guided prediction for a batch; both branches go through the network as one pack, at the same frame rates.
-
-    cache: of a causal model, with the frames before the batch's (`record`).
-    """
-    layout = batch.layout
-    one, both = _branches(text, batch.requests, layout, guidance)
-    guided = guidance.scale != 1.0
-    still = _zero_until(guidance, scheduler, batch)
-    network = alone = transformer
-    if cache is not None:
-        network = alone = partial(transformer, cache=cache)
-        if guided and guidance.interval is not None:
-            alone = partial(transformer, cache=cache.select(range(layout.segments if cache.frames else 0)))
-
-    def predict(z: Tensor, t: Tensor) -> Tensor:
-        if still is not None and bool((t > still).any()):
-            return _zero_velocity(scheduler, z, t, layout)
-        if not guided or bool((guidance.scales(t) == 1).all()):
-            return alone(z, t, *one, fps=batch.fps).float()
-        together = network(z.repeat(2, 1), t.repeat(2), *both, fps=batch.fps.repeat(2))
-        conditional, unconditional = together.float().chunk(2)
-        return guidance.combine(conditional, unconditional, t, layout)
-
-    return predict
-
-
-def record(
-    transformer: VideoDiT,
-    text: TextEncoder,
-    requests: Sequence[Request],
-    latents: Sequence[Tensor],
-    guidance: Guidance,
-    cache: KeyValueCache,
-) -> None:
-    """Adds finished latents [C,f,h,w] of the requests to the cache, at noise level 0, for each branch of guidance."""
-    z, grids = patchify(latents, transformer.config.patch)
-    _, both = _branches(text, requests, Packed.of(grids).to(z.device), guidance)
-    layout = both[1]
-    branches, fps = layout.segments // len(latents), rates_of(requests).to(z.device)
-    with cache.recording():
-        state, levels = z.repeat(branches, 1), z.new_zeros(layout.frames)
-        transformer(state, levels, *both, cache=cache, fps=fps.repeat(branches))
-
-
-Branch = tuple[TextContext, Packed, Packed]  # text, layout, that of the text
-
-
-def _branches(
-    text: TextEncoder, requests: Sequence[Request], layout: Packed, guidance: Guidance
-) -> tuple[Branch, Branch]:
-    """What the network is given beside state and levels: for the prompts alone, and as guidance needs it, with the
-    negative prompts as samples of their own after them."""
-    device = layout.segment.device
-    prompts, negatives = ([getattr(r, name) for r in requests] for name in ("prompt", "negative_prompt"))
-    guided = guidance.scale != 1.0
-    states = text.encode(prompts + negatives if guided else prompts)
-    words, split = states.lengths[: len(prompts)], sum(states.lengths[: len(prompts)])
-    one = TextContext(states.states[:split]), layout, Packed.of_lengths(words).to(device)
-    if not guided:
-        return one, one
-    both = Packed.of(layout.grid * 2).to(device), Packed.of_lengths(states.lengths).to(device)
-    return one, (TextContext(states.states), *both)
-
-
-def _zero_until(guidance: Guidance, scheduler: LatentVideoScheduler, batch: Batch) -> Tensor | None:
-    """Noise levels [R] above which the velocity is 0, if the guidance asks for such steps."""
-    if not guidance.zero_init:
-        return None
-    if scheduler.config.path != "rectified_flow":
-        raise UserError(f"zero_init needs path 'rectified_flow'; this model's is {scheduler.config.path!r}")
-    if guidance.zero_init >= len(batch.levels) - 1:
-        raise UserError(f"zero_init {guidance.zero_init}: must be fewer than the {len(batch.levels) - 1} steps")
-    return batch.levels[guidance.zero_init]
-
-
-def _zero_velocity(scheduler: LatentVideoScheduler, z: Tensor, t: Tensor, layout: Packed) -> Tensor:
-    """What the network would predict if x and eps were both z, so that no step moves it."""
-    p, q = target_coefficients(scheduler.config.target, scheduler.path, t.index_select(0, layout.frame)[:, None])
-    return (p + q) * z
+    t, p, q = sides_of(patch)
+    return rearrange(lead(known, patch), "(f t) (h p) (w q) -> f h w (t p q)", t=t, p=p, q=q).all(-1)

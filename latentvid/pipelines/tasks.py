@@ -24,7 +24,7 @@ from ..packing import Grid, token_grid
 from ..rng import derived_seed, generator
 from .defaults import STRENGTH, TOKENS_PER_PACK
 from .latent_video import LatentVideoPipeline
-from .sampling import Request, Sampling
+from .sampling import Request, Sampling, with_frames
 
 GUIDED_BELOW = 0.7  # above, the noise that was found decides where things are: guidance would move them
 
@@ -37,17 +37,16 @@ def image_to_video(
     *,
     fps: float | None = None,
     seed: int = 0,
-    negative_prompt: str = "",
+    negative_prompt: str | None = None,
     sampling: Sampling | None = None,
 ) -> list[Tensor]:
     """Clips of `frames` frames (None: the model's) that begin with the pictures, as the VAE shows them."""
     _same_number(images=images, prompts=prompts)
     sampling = sampling or Sampling()
-    firsts = pipeline.encode([image[None] for image in images], sampling.precision)  # [C,1,h,w]
+    grids = [pipeline.latent_grid(frames or pipeline.config.frames, *image.shape[:2]) for image in images]
+    begun = pipeline.begin_with(images, grids, sampling.precision)
     requests = []
-    for i, (image, first, prompt) in enumerate(zip(images, firsts, prompts, strict=True)):
-        grid = pipeline.latent_grid(frames or pipeline.config.frames, *image.shape[:2])
-        known = _with_frames(grid, {0: first})
+    for i, (grid, known, prompt) in enumerate(zip(grids, begun, prompts, strict=True)):
         words = {"prompt": prompt, "negative_prompt": negative_prompt, "seed": seed + i}
         requests.append(Request(**words, grid=grid, fps=pipeline.rate(fps, grid), **known))
     return pipeline.decode(pipeline.sample(requests, sampling), sampling.precision)
@@ -62,7 +61,7 @@ def interpolate(
     *,
     fps: float | None = None,
     seed: int = 0,
-    negative_prompt: str = "",
+    negative_prompt: str | None = None,
     sampling: Sampling | None = None,
 ) -> list[Tensor]:
     """Clips [between + 2,H,W,3] from each first picture to its last, both as the VAE shows them.
@@ -74,21 +73,46 @@ def interpolate(
     _same_number(firsts=firsts, lasts=lasts, prompts=prompts)
     check_ends(pipeline, sampling)
     sampling, stride = sampling or Sampling(), pipeline.codec.temporal_stride
+    for first, last in zip(firsts, lasts, strict=True):
+        if first.shape != last.shape:
+            a, b = (" x ".join(map(str, x.shape[:2])) for x in (first, last))
+            raise UserError(f"the first picture is {a} pixels, the last {b}: they must be of one size")
+    rate, words = pipeline.config.fps if fps is None else fps, {"negative_prompt": negative_prompt}
+    if pipeline.takes_last:
+        return _between_pictures(pipeline, firsts, lasts, prompts, between, rate, seed, sampling, words)
     made = made_between(check("between", between), stride)
-    rate = pipeline.config.fps if fps is None else fps
     heads = pipeline.encode([first[None] for first in firsts], sampling.precision)
     tails = pipeline.encode([repeat(x, "h w c -> f h w c", f=1 + stride) for x in lasts], sampling.precision)
     requests = []
     for i, (head, tail, prompt) in enumerate(zip(heads, tails, prompts, strict=True)):
-        if firsts[i].shape != lasts[i].shape:
-            a, b = (" x ".join(map(str, x.shape[:2])) for x in (firsts[i], lasts[i]))
-            raise UserError(f"the first picture is {a} pixels, the last {b}: they must be of one size")
         grid = pipeline.latent_grid(1 + made + stride, *firsts[i].shape[:2])
-        known = _with_frames(grid, {0: head, -1: tail[:, -1:]})
-        words = {"prompt": prompt, "negative_prompt": negative_prompt, "seed": seed + i}
+        known = with_frames(grid, {0: head, -1: tail[:, -1:]})
         made_at = pipeline.rate(rate, grid) * (made + 1) / (between + 1)  # more frames in the same time
-        requests.append(Request(**words, grid=grid, fps=made_at, **known))
+        requests.append(Request(**words, prompt=prompt, seed=seed + i, grid=grid, fps=made_at, **known))
     shown = (torch.arange(between + 2) * ((made + 1) / (between + 1))).round().long()
+    return [clip[shown] for clip in pipeline.decode(pipeline.sample(requests, sampling), sampling.precision)]
+
+
+def _between_pictures(
+    pipeline: LatentVideoPipeline,
+    firsts: Sequence[Tensor],
+    lasts: Sequence[Tensor],
+    prompts: Sequence[str],
+    between: int,
+    rate: float,
+    seed: int,
+    sampling: Sampling,
+    words: Mapping[str, Any],
+) -> list[Tensor]:
+    """`interpolate` by a model that is told both pictures by further channels, the last as its last frame."""
+    span = made_between(check("between", between) + 1, pipeline.codec.temporal_stride)
+    grids = [pipeline.latent_grid(1 + span, *first.shape[:2]) for first in firsts]
+    begun = pipeline.begin_with(firsts, grids, sampling.precision, lasts)
+    requests = []
+    for i, (grid, known, prompt) in enumerate(zip(grids, begun, prompts, strict=True)):
+        made_at = pipeline.rate(rate, grid) * span / (between + 1)
+        requests.append(Request(**words, prompt=prompt, seed=seed + i, grid=grid, fps=made_at, **known))
+    shown = (torch.arange(between + 2) * (span / (between + 1))).round().long()
     return [clip[shown] for clip in pipeline.decode(pipeline.sample(requests, sampling), sampling.precision)]
 
 
@@ -101,8 +125,14 @@ def check_ends(pipeline: LatentVideoPipeline, sampling: Sampling | None) -> None
         )
 
 
+def makes_between(pipeline: LatentVideoPipeline, between: int) -> int:
+    """How many frames the pipeline makes between two pictures where so many are wanted (`interpolate`)."""
+    stride = pipeline.codec.temporal_stride
+    return made_between(between + 1, stride) - 1 if pipeline.takes_last else made_between(between, stride)
+
+
 def made_between(between: int, temporal_stride: int) -> int:
-    """How many frames the model makes between two pictures where so many are wanted."""
+    """The next multiple of the stride."""
     return -(-between // temporal_stride) * temporal_stride
 
 
@@ -115,7 +145,7 @@ def raise_rate(
     tokens_per_pack: int = TOKENS_PER_PACK,
     fps: float | None = None,
     seed: int = 0,
-    negative_prompt: str = "",
+    negative_prompt: str | None = None,
     sampling: Sampling | None = None,
 ) -> Tensor:
     """A clip [F,H,W,3] at `factor` times its rate, [(F - 1) factor + 1,H,W,3]: `interpolate` between all neighbours.
@@ -143,7 +173,7 @@ def inpaint(
     *,
     fps: float | None = None,
     seed: int = 0,
-    negative_prompt: str = "",
+    negative_prompt: str | None = None,
     sampling: Sampling | None = None,
 ) -> list[Tensor]:
     """The clips, of any lengths, with what their masks show painted anew; all other pixels are the input's own.
@@ -178,7 +208,7 @@ def inpaint_windows(
     window: int,
     fps: float | None = None,
     seed: int = 0,
-    negative_prompt: str = "",
+    negative_prompt: str | None = None,
     sampling: Sampling | None = None,
 ) -> Tensor:
     """`inpaint` of a clip of any length, by windows of so many frames. Each begins with the last frame of the one
@@ -233,7 +263,7 @@ def edit(
     *,
     fps: float | None = None,
     seed: int = 0,
-    negative_prompt: str = "",
+    negative_prompt: str | None = None,
     sampling: Sampling | None = None,
 ) -> list[Tensor]:
     """The clips, of any lengths, as their target prompts say; the stronger, the less is left of them.
@@ -250,6 +280,8 @@ def edit(
     if not 0 < strength <= 1:
         raise UserError(f"strength {strength}: give a noise level above 0, up to 1")
     sampling = sampling or Sampling()
+    if mode == "inversion" and sampling.solver is None:
+        sampling = replace(sampling, solver="euler")  # the one that is inverted
     latents = _encode_whole(pipeline, clips, sampling)
     grids = [tuple(z.shape[1:]) for z in latents]
     common = [
@@ -260,7 +292,7 @@ def edit(
         back = [Request(prompt=source, **words) for source, words in zip(sources, common, strict=True)]
         # no iterations: they bring the very clip back more exactly, by noise that another prompt can use less
         starts = pipeline.invert(latents, back, replace(sampling, guidance=Guidance()), iterations=0)
-        guidance = sampling.guidance or Guidance(scale=pipeline.config.guidance)
+        guidance = pipeline.guidance(sampling)
         if guidance.interval is None:
             sampling = replace(sampling, guidance=replace(guidance, interval=(0.0, GUIDED_BELOW)))
     else:
@@ -300,7 +332,7 @@ def known_latents(keep: Tensor, temporal: int, spatial: int) -> Tensor:
 
 def tokens_of(pipeline: LatentVideoPipeline, grid: Grid) -> int:
     """Tokens of a sample whose latent is (f,h,w)."""
-    return math.prod(token_grid(grid, pipeline.transformer.config.patch))
+    return math.prod(token_grid(grid, pipeline.transformer.patch))
 
 
 def packs(tokens: Sequence[int], budget: int) -> list[list[int]]:
@@ -314,15 +346,6 @@ def packs(tokens: Sequence[int], budget: int) -> list[list[int]]:
         found[-1].append(i)
         room -= n
     return found
-
-
-def _with_frames(grid: Grid, places: Mapping[int, Tensor]) -> dict[str, Tensor]:
-    """`given` and `known` of a request whose latent frames at these places are known, each [C,1,h,w]."""
-    first = next(iter(places.values()))
-    given, known = first.new_zeros(first.shape[0], *grid), torch.zeros(grid[0], 1, 1, dtype=torch.bool)
-    for place, latent in places.items():
-        given[:, place], known[place] = latent[:, 0], True
-    return {"given": given, "known": known}
 
 
 def _mask(i: int, mask: Tensor, clip: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ CODEC = SimpleNamespace(spatial_stride=4, temporal_stride=4)
 PIPELINE = SimpleNamespace(
     config=CONFIG,
     codec=CODEC,
-    transformer=SimpleNamespace(config=SimpleNamespace(patch=2)),
+    transformer=SimpleNamespace(patch=(1, 2, 2), channels=0),
+    guidance=lambda: Guidance(scale=3.0),
     device="cpu",
     latent_grid=lambda *_: None,
 )
@@ -103,7 +104,8 @@ def test_what_is_beyond_training_is_noted(capsys):
 
 
 def test_frames_that_training_never_gave_are_noted(capsys):
-    pipeline = SimpleNamespace(config=SimpleNamespace(given=["plain", "first"], given_shares={"plain": 3, "first": 1}))
+    config = SimpleNamespace(given=["plain", "first"], given_shares={"plain": 3, "first": 1})
+    pipeline = SimpleNamespace(config=config, transformer=PIPELINE.transformer)
     command.note_condition(pipeline, Sampling(), "first")
     assert capsys.readouterr() == ("", "")
     command.note_condition(pipeline, Sampling(), "ends", "random")
