@@ -132,3 +132,30 @@ def test_quantised_weights_need_their_package(folders, monkeypatch):
         load(folders, quantization="bitsandbytes-4bit", dtype=torch.bfloat16)
     about = asked["quantization_config"]
     assert about.load_in_4bit and about.bnb_4bit_compute_dtype == torch.bfloat16 and asked["use_safetensors"]
+
+
+@pytest.mark.parametrize("name", ["clip", "llama", "gemma"])
+def test_weights_under_the_names_of_published_files_are_found(tmp_path, name):
+    """Those that older versions of transformers wrote, and those of classes with a head."""
+    words = getattr(small, f"{name}_tokenizer")()
+    getattr(small, name)(words).save_pretrained(tmp_path / "text_encoder")
+    words.save_pretrained(tmp_path / "tokenizer")
+    folders = {part: tmp_path / part for part in ("text_encoder", "tokenizer")}
+    reading = Reading(tokens=40, gives="pooled" if name == "clip" else "text")
+    readings = [reading] if name != "clip" else [Reading(tokens=40), reading]
+    wanted = load_reader(folders, readings).encode(["two cats"])
+    file = folders["text_encoder"] / "model.safetensors"
+    held = load_file(file)
+    if name == "clip":
+        held = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in held.items()}
+    elif name == "llama":
+        held = {f"model.{key}": value for key, value in held.items()}
+        held["lm_head.weight"] = torch.zeros(len(words), 24)
+    else:
+        held = {key.replace("model.", ""): value for key, value in held.items() if not key.startswith("lm_head")}
+        held = {key.replace("language_", "language_model.model."): value for key, value in held.items()}
+        assert any(key.startswith("language_model.model.layers.0.") for key in held), sorted(held)[:5]
+    save_file(held, file, metadata={"format": "pt"})
+    found = load_reader(folders, readings).encode(["two cats"])
+    assert torch.equal(found.states, wanted.states)
+    assert name != "clip" or torch.equal(found.pooled, wanted.pooled)
