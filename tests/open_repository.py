@@ -232,14 +232,22 @@ def cogvideox() -> CogVideoXPipeline:
     return CogVideoXPipeline(**text_parts(), **parts)
 
 
-def cogvideox_image() -> CogVideoXImageToVideoPipeline:
+def cogvideox_image(**more: Any) -> CogVideoXImageToVideoPipeline:
     """CogVideoX 5b, image to video."""
-    transformer = cogvideox_transformer(8, use_rotary_positional_embeddings=True)
+    transformer = cogvideox_transformer(8, use_rotary_positional_embeddings=True, **more)
     parts = dict(vae=cogvideox_vae(), transformer=transformer, scheduler=cogvideox_schedule(1.0))
     return CogVideoXImageToVideoPipeline(**text_parts(), **parts)
 
 
-def mochi() -> MochiPipeline:
+def cogvideox_newer() -> CogVideoXPipeline:
+    """CogVideoX 1.5: a token is of two latent frames."""
+    transformer = cogvideox_transformer(use_rotary_positional_embeddings=True, patch_size_t=2)
+    parts = dict(vae=cogvideox_vae(), transformer=transformer, scheduler=cogvideox_schedule(1.0))
+    return CogVideoXPipeline(**text_parts(), **parts)
+
+
+def mochi(zeros: bool = False) -> MochiPipeline:
+    """zeros: an empty prompt has no tokens, as in Genmo's repository."""
     vae = AutoencoderKLMochi(
         encoder_block_out_channels=(32,) * 4,
         decoder_block_out_channels=(32,) * 4,
@@ -251,7 +259,8 @@ def mochi() -> MochiPipeline:
     sizes = dict(num_attention_heads=2, attention_head_dim=16, num_layers=2, pooled_projection_dim=24, in_channels=4)
     transformer = MochiTransformer3DModel(**sizes, text_embed_dim=TEXT_WIDTH, time_embed_dim=16)
     schedule = FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
-    return MochiPipeline(**text_parts(), vae=vae, transformer=transformer, scheduler=schedule)
+    parts = dict(vae=vae, transformer=transformer, scheduler=schedule)
+    return MochiPipeline(**text_parts(), **parts, force_zeros_for_empty_prompt=zeros)
 
 
 REPOSITORIES: dict[str, Callable[[], DiffusionPipeline]] = {
@@ -264,7 +273,10 @@ REPOSITORIES: dict[str, Callable[[], DiffusionPipeline]] = {
     "ltx": ltx,
     "cogvideox": cogvideox,
     "cogvideox_image": cogvideox_image,
+    "cogvideox_newer": cogvideox_newer,
+    "cogvideox_newer_image": lambda: cogvideox_image(patch_size_t=2, ofs_embed_dim=16),
     "mochi": mochi,
+    "mochi_zeros": lambda: mochi(zeros=True),
 }
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -141,16 +142,19 @@ def test_wan_from_pictures(repository, kind, lasts):
 COG = {"into": "C f h w -> 1 f C h w", "back": "1 f C h w -> C f h w"}
 
 
-def test_cogvideox(repository):
-    ours, theirs = loaded(repository("cogvideox"))
-    assert ours.solver == "euler"
+@pytest.mark.parametrize("kind, patch", [("cogvideox", (1, 2, 2)), ("cogvideox_newer", (2, 2, 2))])
+def test_cogvideox(repository, kind, patch):
+    """2b, and 1.5, whose clips of 3 latent frames have one more in front."""
+    ours, theirs = loaded(repository(kind))
+    assert (ours.solver, ours.transformer.patch) == ("euler", patch)
     compare(ours, theirs_of(theirs, **COG, guidance_scale=6.0), [{}, {}], sampling(6.0))
 
 
-def test_cogvideox_from_pictures(repository, monkeypatch):
+@pytest.mark.parametrize("kind", ["cogvideox_image", "cogvideox_newer_image"])
+def test_cogvideox_from_pictures(repository, kind, monkeypatch):
     """Its pipeline draws the picture's latent from the posterior; ours takes the mean."""
     monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mean)
-    ours, theirs = loaded(repository("cogvideox_image"))
+    ours, theirs = loaded(repository(kind))
     begun = ours.begin_with([picture(0), picture(1)], [ours.latent_grid(*size) for size in SIZES])
     run = theirs_of(theirs, **COG, image=lambda i: image(picture(i)), guidance_scale=6.0)
     compare(ours, run, begun, sampling(6.0))
@@ -187,9 +191,11 @@ def test_cogvideox_by_its_stochastic_solver(repository, tmp_path, monkeypatch):
     compare(ours, replayed, [{}, {}], sampling(6.0))
 
 
-def test_mochi(repository):
-    """Its class counts time and predicts the other way round."""
-    ours, theirs = loaded(repository("mochi"))
+@pytest.mark.parametrize("kind", ["mochi", "mochi_zeros"])
+def test_mochi(repository, kind, monkeypatch):
+    """Its class counts time and predicts the other way round; the empty prompt has one token, or none."""
+    monkeypatch.setattr(sys.modules[__name__], "NEGATIVE", "")
+    ours, theirs = loaded(repository(kind))
     sizes = [(13, 32, 64), (7, 64, 32)]
     assert ours.solver == "euler" and ours.scheduler.config.spacing == "linear_quadratic"
     compare(ours, theirs_of(theirs, sizes=sizes, guidance_scale=4.5), [{}, {}], sampling(4.5), sizes)
