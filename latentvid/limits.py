@@ -122,6 +122,7 @@ _NAMES: tuple[tuple[Range, str], ...] = (  # of the numbers that have each range
     (_whole(1, 2**31 - 1), "base_tokens shift_tokens"),
     (Range(-20, 20), "log_shift"),
     (Range(0, 1, below=True), "lowest terminal"),
+    (_SHARE, "timesteps.uniform"),
     (_above(0, 1e6), "weighting.gamma"),
     (Range(-50, 50), "weighting.bias"),
     (Range(0, 1e9), "given.plain given.first given.prefix given.ends given.random given.independent"),  # any unit

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .objective import TARGETS, recover, target_coefficients
 from .path import DDPM, PATHS, Cosine, Path, RectifiedFlow
-from .timesteps import SPACINGS, sampling_levels, shift_for
+from .timesteps import SPACINGS, check_shift, sampling_levels, shift_for
 
 
 class LatentVideoScheduler(SchedulerMixin, ConfigMixin):
@@ -58,9 +58,7 @@ class LatentVideoScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"path {path!r}: one of {', '.join(PATHS)}")
         if spacing not in SPACINGS:
             raise ValueError(f"spacing {spacing!r}: one of {', '.join(SPACINGS)}")
-        pairs = log_shift, shift_tokens
-        if any(pairs) and not all(pair is not None and len(pair) == 2 for pair in pairs):
-            raise ValueError("log_shift and shift_tokens belong together: give two values of each")
+        check_shift(base_tokens, log_shift, shift_tokens)
         if target not in TARGETS:
             raise ValueError(f"target {target!r}: one of {', '.join(TARGETS)}")
         if path == "ddpm" and target == "flow":

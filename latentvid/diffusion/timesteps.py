@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+PERCENTILES = (-2.5758, 3.0902)  # of a normal variable: 0.5 and 99.9, which `stretch` moves to 0 and 1
+LEAST = 1e-3  # level drawn with `stretch`, or with a share that is uniform
+
 
 def shift(t: Tensor, factor: float) -> Tensor:
     """Moves levels toward noise: t' = a t / (1 + (a - 1) t) (Stable Diffusion 3, Esser et al. 2024, eq. 23)."""
@@ -44,6 +47,17 @@ def shift_for(
     return factor if base_tokens is None or tokens is None else factor * math.sqrt(tokens / base_tokens)
 
 
+def check_shift(base_tokens: int | None, log_shift: Pair | None, shift_tokens: Pair | None) -> None:
+    """Raises ValueError where two rules say how the shift grows with the tokens, or one is half said."""
+    pairs = log_shift, shift_tokens
+    if any(pairs) and not all(pair is not None and len(pair) == 2 for pair in pairs):
+        raise ValueError("log_shift and shift_tokens belong together: give two values of each")
+    if log_shift is not None and base_tokens is not None:
+        raise ValueError("base_tokens and log_shift both say how the shift grows with the tokens: give one of them")
+    if shift_tokens is not None and shift_tokens[0] >= shift_tokens[1]:
+        raise ValueError(f"shift_tokens {tuple(shift_tokens)}: the first number of tokens must be below the second")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TimestepSampling:
     """How a training sample's noise level is drawn.
@@ -51,7 +65,9 @@ class TimestepSampling:
     uniform: t ~ U(0,1]. logit_normal: t = sigmoid(mean + std n), n ~ N(0,1) (Esser et al. 2024, eq. 19).
     mode: t = 1 - u - scale (cos^2(pi u / 2) - 1 + u), u ~ U(0,1] (eq. 20), scale in [-1, 2 / (pi - 2)].
     Then `shift`. If `base_tokens` is set, it grows with the square root of a sample's tokens, and is `shift`
-    at that number.
+    at that number. With `log_shift` its log grows on a line between two numbers of tokens (`shift_for`), and no more
+    above the second; of logit_normal draws that is their mean.
+    Then `stretch`, and a share `uniform` of the draws is uniform instead (LTX-2's trainer, timestep_samplers.py).
     """
 
     kind: Literal["uniform", "logit_normal", "mode"] = setting("how noise levels are drawn", default="uniform")
@@ -60,9 +76,20 @@ class TimestepSampling:
     scale: float = setting("mode: how far draws gather in the middle", default=1.29)
     shift: float = setting("then moves the levels toward noise; 1 leaves them as they are", default=1.0)
     base_tokens: int | None = setting("tokens that `shift` is for; it grows with their square root", default=None)
+    log_shift: tuple[float, float] | None = setting(
+        "log of a factor of `shift` at the two numbers of `shift_tokens`, and on a line between them", default=None
+    )
+    shift_tokens: tuple[int, int] | None = setting("numbers of tokens that `log_shift` is for", default=None)
+    stretch: bool = setting(
+        "logit_normal: the levels are stretched so that their percentiles 0.5 and 99.9 are 0 and 1", default=False
+    )
+    uniform: float = setting("share of the draws that are uniform instead", default=0.0)
 
     def __post_init__(self) -> None:
         check_fields(self, "timesteps")
+        check_shift(self.base_tokens, self.log_shift, self.shift_tokens)
+        if self.stretch and self.kind != "logit_normal":
+            raise ValueError(f"stretch is for kind logit_normal, and kind is {self.kind}: set that, or no stretch")
 
     def draw(self, generator: torch.Generator, tokens: int | None = None, count: int = 1) -> Tensor:
         """Noise levels in (0,1] [count] for a sample with `tokens` tokens."""
@@ -75,7 +102,22 @@ class TimestepSampling:
         if self.kind == "mode":
             t = 1.0 - t - self.scale * ((math.pi / 2 * t).cos() ** 2 - 1.0 + t)
             t = t.clamp(1e-6, 1.0)  # rounding may reach 0, which means a given frame
-        return shift(t, shift_for(self.shift, tokens, self.base_tokens))
+        factor = self._factor(tokens)
+        t = shift(t, factor)
+        if self.stretch:
+            ends = self.mean + self.std * torch.tensor(PERCENTILES, dtype=torch.float64)
+            low, high = shift(torch.sigmoid(ends), factor)
+            t = ((t.double() - low) / (high - low)).float()
+            t = torch.where(t < LEAST, 2.0 * LEAST - t, t).clamp_max(1.0)
+        if self.uniform:
+            even = 1.0 - (1.0 - LEAST) * torch.rand(count, generator=generator)
+            t = torch.where(torch.rand(count, generator=generator) < self.uniform, even, t)
+        return t
+
+    def _factor(self, tokens: int | None) -> float:
+        if self.log_shift is not None and tokens is not None:
+            tokens = min(tokens, self.shift_tokens[1])
+        return shift_for(self.shift, tokens, self.base_tokens, self.log_shift, self.shift_tokens)
 
 
 def _even(steps: int, lowest: float) -> Tensor:

@@ -230,6 +230,8 @@ def test_the_config_travels(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"base_tokens": 9, "log_shift": [0.5, 1.0], "shift_tokens": [4, 9]}, "base_tokens and log_shift both say"),
+        ({"log_shift": [0.5, 1.0]}, "log_shift and shift_tokens belong together"),
         ({"path": "linear"}, "path 'linear': one of rectified_flow, cosine, ddpm"),
         ({"spacing": "karras"}, "spacing 'karras': one of .*linear_quadratic"),
         ({"target": "noise"}, "target 'noise': one of eps, x, v, flow"),

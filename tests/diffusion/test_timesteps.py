@@ -80,6 +80,44 @@ def test_levels_that_fall_slowly_first(steps):
     assert steps == 1 or math.isclose(t[steps // 2], 0.975, rel_tol=1e-6)
 
 
+LINE = {"log_shift": (0.95, 2.05), "shift_tokens": (1024, 4096)}  # of LTX
+
+
+def test_the_log_of_the_shift_is_on_a_line_of_tokens():
+    for tokens, want in ((1024, 0.95), (2560, 1.5), (4096, 2.05), (7168, 3.15)):
+        assert math.isclose(shift_for(1.0, tokens, None, **LINE), math.exp(want))
+    assert math.isclose(shift_for(2.0, 2560, None, **LINE), 2.0 * math.exp(1.5))
+    assert shift_for(2.0, None, None, **LINE) == 2.0
+    sampling = TimestepSampling(kind="logit_normal", std=0.6, **LINE)
+    rand = torch.Generator()
+    for tokens, mean in ((512, 0.7666667), (2560, 1.5), (9000, 2.05)):  # no more above the second number
+        want = TimestepSampling(kind="logit_normal", std=0.6, mean=mean).draw(rand.manual_seed(0), count=50)
+        torch.testing.assert_close(sampling.draw(rand.manual_seed(0), tokens=tokens, count=50), want)
+
+
+def ltx_trainer(normal: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Levels of normal draws as LTX-2's trainer has them, in its own steps (timestep_samplers.py)."""
+    mu = 0.95 + (min(tokens, 4096) - 1024) * (2.05 - 0.95) / (4096 - 1024)
+    low, high = torch.sigmoid(torch.tensor([mu - 2.5758, mu + 3.0902], dtype=torch.float64))
+    raw = (torch.sigmoid(normal.double() + mu) - low) / (high - low)
+    return torch.where(raw >= 1e-3, raw, 2e-3 - raw).clamp(0, 1).float()
+
+
+@pytest.mark.parametrize("tokens", [300, 2000, 6000])
+def test_stretched_levels_are_those_of_ltx(tokens):
+    count, rand = 20_000, torch.Generator()
+    normal = torch.randn(count, generator=rand.manual_seed(0))
+    want = ltx_trainer(normal, tokens)
+    sampling = {"kind": "logit_normal", **LINE, "stretch": True}
+    got = TimestepSampling(**sampling).draw(rand.manual_seed(0), tokens, count)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+    assert (got == 1.0).any() and got.min() >= 1e-3 - 1e-6
+    mixed = TimestepSampling(**sampling, uniform=0.1).draw(rand.manual_seed(0), tokens, count)
+    others = mixed[(mixed - want).abs() > 1e-5]
+    assert abs(len(others) / count - 0.1) < 0.01 and others.min() >= 1e-3 and others.max() <= 1
+    assert abs(float(others.mean()) - 0.5005) < 0.02 and abs(float(others.var()) - 1 / 12) < 0.01
+
+
 def test_impossible_settings_are_named():
     with pytest.raises(ValueError, match="0 sampling steps: at least 1"):
         sampling_levels(0)
@@ -88,6 +126,16 @@ def test_impossible_settings_are_named():
             TimestepSampling(kind="mode", scale=scale)
     with pytest.raises(ValueError, match="timesteps.base_tokens=0: must be a whole number from 1 to"):
         TimestepSampling(base_tokens=0)
+    with pytest.raises(ValueError, match="base_tokens and log_shift both say how the shift grows"):
+        TimestepSampling(base_tokens=9, log_shift=(0.5, 1.0), shift_tokens=(4, 9))
+    with pytest.raises(ValueError, match=r"shift_tokens \(9, 9\): the first number of tokens must be below the second"):
+        TimestepSampling(log_shift=(0.5, 1.0), shift_tokens=(9, 9))
+    with pytest.raises(ValueError, match="stretch is for kind logit_normal, and kind is uniform"):
+        TimestepSampling(stretch=True)
+    with pytest.raises(ValueError, match=r"timesteps.log_shift\[1\]=29: must be a finite number from -20 to 20"):
+        TimestepSampling(log_shift=(0.5, 29.0), shift_tokens=(4, 9))
+    with pytest.raises(ValueError, match="log_shift and shift_tokens belong together"):
+        TimestepSampling(log_shift=(0.5, 1.0))
     for wrong in ({"shift": 0.0}, {"std": -1.0}):
         with pytest.raises(ValueError, match="must be a finite number"):
             TimestepSampling(**wrong)
