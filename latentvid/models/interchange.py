@@ -3,7 +3,7 @@
 What the rest of the package asks of any of them: `temporal_stride`, `spatial_stride`, `latent_channels`; `latent_grid`;
 `encode(x).latent_dist`, `decode(z).sample`; `normalise`, `denormalise` and `set_statistics`; for training
 `forward(x, noise)`; `encoder`, `decoder`, `config`, `save_pretrained`. `CausalVideoAutoencoder` has them itself; the
-adapters of diffusers_vae.py give them to the classes of diffusers. Files keep diffusers' format: an adapter saves and
+adapters of diffusers_vae/ give them to the classes of diffusers. Files keep diffusers' format: an adapter saves and
 loads what diffusers does.
 """
 
@@ -17,6 +17,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
 from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import AutoencoderKLHunyuanVideo
 from diffusers.models.autoencoders.autoencoder_kl_ltx import AutoencoderKLLTXVideo
+from diffusers.models.autoencoders.autoencoder_kl_ltx2 import AutoencoderKLLTX2Video
 from diffusers.models.autoencoders.autoencoder_kl_mochi import AutoencoderKLMochi
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.modeling_utils import ModelMixin
@@ -26,8 +27,7 @@ from ..errors import UserError
 from ..limits import check_arguments
 from .autoencoder import CausalVideoAutoencoder
 from .building import check_memory
-from .diffusers_vae import CogVideoXVae, DiffusersVae, HunyuanVideoVae, LTXVideoVae, WanVae
-from .mochi_vae import MochiVae
+from .diffusers_vae import CogVideoXVae, DiffusersVae, HunyuanVideoVae, LTX2VideoVae, LTXVideoVae, MochiVae, WanVae
 from .saved import class_name, load_component
 
 Vae = CausalVideoAutoencoder | DiffusersVae
@@ -36,6 +36,7 @@ FOREIGN: dict[type[ModelMixin], type[DiffusersVae]] = {
     AutoencoderKLWan: WanVae,
     AutoencoderKLCogVideoX: CogVideoXVae,
     AutoencoderKLLTXVideo: LTXVideoVae,
+    AutoencoderKLLTX2Video: LTX2VideoVae,
     AutoencoderKLHunyuanVideo: HunyuanVideoVae,
     AutoencoderKLMochi: MochiVae,
 }

@@ -67,6 +67,17 @@ SMALL = {
         "spatial_compression_ratio": 32,
         "temporal_compression_ratio": 8,
     },
+    "ltx 2": {
+        "_class_name": "AutoencoderKLLTX2Video",
+        "latent_channels": 6,
+        "block_out_channels": [8, 8, 8, 8],
+        "layers_per_block": [1] * 5,
+        "decoder_block_out_channels": [8, 16, 32],
+        "decoder_layers_per_block": [1] * 4,
+        "scaling_factor": 0.8,
+        "spatial_compression_ratio": 32,
+        "temporal_compression_ratio": 8,
+    },
     "hunyuan": {
         "_class_name": "AutoencoderKLHunyuanVideo",
         "block_out_channels": [4, 4, 8, 8],
@@ -91,6 +102,7 @@ STRIDES = {
     "cogvideox": (4, 8),
     "ltx": (8, 32),
     "ltx 0.9.5": (8, 32),
+    "ltx 2": (8, 32),
     "mochi": (6, 8),
 }
 kinds = pytest.mark.parametrize("kind", SMALL)
@@ -100,16 +112,16 @@ kinds = pytest.mark.parametrize("kind", SMALL)
 def vaes() -> dict[str, DiffusersVae]:
     torch.manual_seed(0)
     made = {kind: build_vae(arguments, "model").eval() for kind, arguments in SMALL.items()}
-    for kind in ("ltx", "ltx 0.9.5"):
+    for kind in ("ltx", "ltx 0.9.5", "ltx 2"):
         made[kind].raw.latents_mean.copy_(torch.randn(6))
         made[kind].raw.latents_std.copy_(torch.rand(6) + 0.5)
     return made
 
 
 def clip(vae: DiffusersVae, groups: int, batch: int = 1) -> Tensor:
-    """In [-1,1]: 1 + so many groups of frames, 1 x 2 latent positions."""
-    side = vae.spatial_stride
-    return torch.rand(batch, 3, 1 + groups * vae.temporal_stride, side, 2 * side) * 2 - 1
+    """In [-1,1]: 1 + so many groups of frames, 1 x 2 latent positions, or 2 x 2 where 1 is too few."""
+    side, mirrors = vae.spatial_stride, vae.config.get("decoder_spatial_padding_mode") == "reflect"
+    return torch.rand(batch, 3, 1 + groups * vae.temporal_stride, (1 + mirrors) * side, 2 * side) * 2 - 1
 
 
 @kinds
@@ -278,6 +290,11 @@ def test_ours_is_built_and_passed_through_as_it_is(tiny_vae):
 def test_arguments_that_do_not_fit_are_named(arguments, message):
     with pytest.raises(UserError, match=message):
         build_vae(arguments, "model")
+
+
+def test_a_decoder_that_mirrors_at_the_borders_needs_two_positions_a_side(vaes):
+    with pytest.raises(UserError, match="32 x 64 pixels: the decoder mirrors at the borders, so give 64 at least"):
+        vaes["ltx 2"].encode(torch.zeros(1, 3, 1, 32, 64))
 
 
 def test_a_config_that_promises_another_size_is_said():

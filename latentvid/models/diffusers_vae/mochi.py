@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .diffusers_vae import DiffusersVae
+from .adapter import DiffusersVae
 
 
 class MochiVae(DiffusersVae):

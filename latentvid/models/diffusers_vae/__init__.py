@@ -1,0 +1,10 @@
+"""diffusers' video autoencoders behind the interface of ours: one adapter a class, a file a family."""
+
+from .adapter import DiffusersVae
+from .cogvideox import CogVideoXVae
+from .hunyuan import HunyuanVideoVae
+from .ltx import LTX2VideoVae, LTXVideoVae
+from .mochi import MochiVae
+from .wan import WanVae
+
+__all__ = ["CogVideoXVae", "DiffusersVae", "HunyuanVideoVae", "LTX2VideoVae", "LTXVideoVae", "MochiVae", "WanVae"]
