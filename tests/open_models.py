@@ -33,12 +33,14 @@ def lively(module: nn.Module) -> nn.Module:
 
 @dataclass
 class Sample:
-    """latent [C,f,h,w] and text [S,Dt]; levels [f'] of its latent frames of tokens; conditions of it alone."""
+    """latent [C,f,h,w] and text [S,Dt]; levels [f'] of its latent frames of tokens; conditions of it alone; frames a
+    second, 0 for none."""
 
     latent: Tensor
     text: Tensor
     levels: Tensor
     given: Conditions = field(default_factory=Conditions)
+    fps: float = 0.0
 
     @property
     def level(self) -> Tensor:
@@ -82,6 +84,7 @@ def run_packed(
         torch.cat([s.text for s in made]),
         layout,
         Packed.of_lengths([len(s.text) for s in made]),
+        fps=torch.tensor([s.fps for s in made]),
         conditions=conditions,
     )
     return list(out.split(layout.lengths))

@@ -68,12 +68,20 @@ class OpenBackbone(nn.Module):
         self.sequence: SequenceGroup | None = None
         self.gradient_checkpointing = False
         self.prepare()
+        for name, parameter in raw.named_parameters():
+            if self.idle(name):
+                parameter.requires_grad_(False)
 
     # --- what differs from family to family ---
 
     def prepare(self) -> None:
         """Gives the blocks of `raw` their packed passes."""
         raise NotImplementedError
+
+    def idle(self, name: str) -> bool:
+        """Whether what has that dotted name in `raw`, a parameter or a module, takes no part in the pass. It is frozen,
+        and nothing in it can be trained: no adapter belongs there."""
+        return False
 
     @property
     def patch(self) -> Patch:
@@ -212,6 +220,12 @@ def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack([-b, a], dim=-1).flatten(-2)
     return (x.float() * cos + turned.float() * sin).to(x.dtype)
+
+
+def turn_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions of pairs (x_i, x_{i+K/2}): x [T,A,K], cos and sin [T,A,K/2] or [T,1,K/2]."""
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
 
 def channels_first(x: Tensor, patch: Patch) -> Tensor:

@@ -6,13 +6,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...errors import UserError
-from . import cogvideox, mochi, wan
+from . import cogvideox, ltx, ltx2, mochi, wan
 from .recipe import Recipe
 
 Choice = Callable[[Mapping[str, Any], Mapping[str, Any]], Recipe]  # by model_index.json and the transformer's config
 
 
-PIPELINES: dict[str, Recipe | Choice] = {**cogvideox.RECIPES, **mochi.RECIPES, **wan.RECIPES}
+PIPELINES: dict[str, Recipe | Choice] = {
+    **cogvideox.RECIPES,
+    **ltx.RECIPES,
+    **ltx2.RECIPES,
+    **mochi.RECIPES,
+    **wan.RECIPES,
+}
 
 
 def recipe_of(pipeline: str, index: Mapping[str, Any], config: Mapping[str, Any]) -> Recipe:

@@ -7,11 +7,15 @@ from diffusers.models.modeling_utils import ModelMixin
 from ...errors import UserError
 from .backbone import OpenBackbone
 from .cogvideox import CogVideoX
+from .ltx import LTX
+from .ltx2 import LTX2
 from .mochi import Mochi
 from .wan import Wan
 
 FAMILIES: dict[str, type[OpenBackbone]] = {  # by the class in diffusers
     "CogVideoXTransformer3DModel": CogVideoX,
+    "LTX2VideoTransformer3DModel": LTX2,
+    "LTXVideoTransformer3DModel": LTX,
     "MochiTransformer3DModel": Mochi,
     "WanTransformer3DModel": Wan,
 }
