@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
+from diffusers import CogVideoXTransformer3DModel, MochiTransformer3DModel, WanTransformer3DModel
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -125,3 +127,71 @@ def check_packed_equals_alone(
     assert (error / sum(float(g.square().sum()) for g in wanted.values())) ** 0.5 < 1e-5
     for name, g in wanted.items():
         assert float((found[name] - g).norm()) <= 1e-4 * float(g.norm()) + 1e-6 * size, name
+
+
+def together(made: Sequence[Sample], patch: tuple[int, int, int]) -> Conditions | None:
+    """The conditions of a pack of these samples, by those of each alone (whose channels are latents)."""
+    found = {}
+    for key in ("channels", "pooled", "second", "image", "guidance"):
+        parts = [getattr(s.given, key) for s in made]
+        if parts[0] is not None:
+            found[key] = torch.cat([tokens_of(x, patch) for x in parts] if key == "channels" else parts)
+    if "second" in found:
+        found["second_lengths"] = tuple(len(s.given.second) for s in made)
+    return Conditions(**found) if found else None
+
+
+# --- a small instance of each family and variant, for tests of all of them: even heads, no weight at its beginning ---
+
+Instance = tuple[nn.Module, list[Sample]]
+
+WAN = dict(num_attention_heads=4, attention_head_dim=24, text_dim=24, freq_dim=32, ffn_dim=64, num_layers=2)
+COGVIDEOX = dict(
+    num_attention_heads=4, attention_head_dim=16, out_channels=4, time_embed_dim=16, text_embed_dim=24, num_layers=2,
+    sample_width=14, sample_height=10, sample_frames=9,
+)  # fmt: skip
+MOCHI = dict(
+    num_attention_heads=2, attention_head_dim=16, num_layers=3, pooled_projection_dim=24, in_channels=4,
+    text_embed_dim=32, time_embed_dim=16, max_sequence_length=8,
+)  # fmt: skip
+
+
+def with_conditions(made: list[Sample], channels: int = 0, image: tuple[int, int] = (0, 0)) -> list[Sample]:
+    """Samples with so many further channels, and states of an image encoder: tokens and width."""
+    rand = torch.Generator().manual_seed(3)
+    for s in made:
+        s.given = Conditions(
+            channels=torch.randn(channels, *s.latent.shape[1:], generator=rand) if channels else None,
+            image=torch.randn(1, *image, generator=rand) if image[0] else None,
+        )
+    return made
+
+
+def wan(channels: int = 0, clip_tokens: int = 0) -> Instance:
+    of_image = dict(image_dim=20, added_kv_proj_dim=96) if clip_tokens else {}
+    raw = WanTransformer3DModel(**WAN, **of_image, in_channels=4 + channels, out_channels=4)
+    return lively(raw), with_conditions(samples(4, (1, 2, 2), 24), channels, (clip_tokens, 20))
+
+
+def cogvideox(channels: int = 0, **changes) -> Instance:
+    raw = CogVideoXTransformer3DModel(**COGVIDEOX, **changes, in_channels=4 + channels)
+    turns = raw.config.use_rotary_positional_embeddings
+    patch = (raw.config.patch_size_t or 1, 2, 2)
+    return lively(raw), with_conditions(samples(4, patch, 24, words=WORDS if turns else [6] * 4), channels)
+
+
+def mochi() -> Instance:
+    return lively(MochiTransformer3DModel(**MOCHI)), samples(4, (1, 2, 2), 32)
+
+
+V1 = dict(use_rotary_positional_embeddings=True, max_text_seq_length=5)
+V15 = dict(V1, patch_size_t=2, ofs_embed_dim=16)
+INSTANCES: dict[str, Callable[[], Instance]] = {
+    "wan": wan,
+    "wan-i2v": partial(wan, channels=5),
+    "wan-i2v-clip": partial(wan, channels=5, clip_tokens=9),
+    "cogvideox": partial(cogvideox, **V1),
+    "cogvideox-2b": partial(cogvideox, max_text_seq_length=6),
+    "cogvideox-1.5-i2v": partial(cogvideox, channels=4, **V15),
+    "mochi": mochi,
+}

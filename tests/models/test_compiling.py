@@ -1,10 +1,12 @@
 """Compiled blocks through a whole run: few graphs, whatever passes come, and nothing that stops in the middle."""
 
 import copy
+import pickle
 
 import pytest
 import torch
 import torch.nn.attention.varlen as varlen
+from open_models import INSTANCES, run_packed, together
 from test_attention_layouts import make
 from test_transformer import assert_close
 from test_without_a_gpu import attend, attend_back
@@ -12,6 +14,7 @@ from test_without_a_gpu import attend, attend_back
 from latentvid.models import transformer
 from latentvid.models.compiling import GRAPHS, compile_blocks
 from latentvid.models.key_value_cache import KeyValueCache
+from latentvid.models.open import OpenBackbone, packed
 from latentvid.models.text_context import TextContext
 from latentvid.models.transformer import VideoDiT
 from latentvid.packing import Packed
@@ -108,3 +111,62 @@ def test_a_copy_of_a_compiled_model_computes_with_its_own_weights():
     outs = [passes(net)[0] for net in (other, plain)]
     assert_close(*outs)
     assert not torch.allclose(passes(model)[0], outs[0], atol=1e-3)
+
+
+# --- published models, whose blocks have packed passes of ours ---
+
+CHOSEN = [[0, 1, 2, 3], [1], [3, 0, 3]]  # which samples of an instance make a pack
+BY_DEFAULT = ("wan", "cogvideox")  # the others are slow tests
+
+
+def open_passes(model: OpenBackbone, made) -> list[torch.Tensor]:
+    """As `passes`, of training with recomputed blocks and of sampling."""
+    outs = []
+    model.enable_gradient_checkpointing()
+    for chosen in CHOSEN:
+        part = [made[i] for i in chosen]
+        outs.append(torch.cat(run_packed(model, part, model.patch, together(part, model.patch))))
+        outs[-1].square().mean().backward()
+        with torch.no_grad():
+            outs.append(torch.cat(run_packed(model, part, model.patch, together(part, model.patch))))
+    return outs
+
+
+@pytest.mark.parametrize("name", [n if n in BY_DEFAULT else pytest.param(n, marks=pytest.mark.slow) for n in INSTANCES])
+def test_blocks_of_published_models_make_few_graphs_and_compute_what_eager_ones_do(name):
+    raw, made = INSTANCES[name]()
+    model = packed(raw)
+    other = copy.deepcopy(model)
+    torch._dynamo.reset()
+    count = Counted()
+    compile_blocks(other, backend=count)
+    graphs = []
+    for _ in range(2):
+        for got, want in zip(open_passes(other, made), open_passes(model, made), strict=True):
+            assert_close(got, want)
+        for p, q in zip(model.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(q.grad, p.grad, rtol=1e-4, atol=1e-5)
+        graphs.append(count.graphs)
+    kinds = len({type(block) for block in model.blocks})
+    assert 0 < graphs[0] == graphs[1] <= 8 * kinds < GRAPHS
+
+
+def test_copies_and_pickles_of_published_models_compute_with_their_own_weights():
+    raw, made = INSTANCES["wan"]()
+    model = packed(raw)
+    torch._dynamo.reset()
+    compile_blocks(model, backend="eager")
+    kept = open_passes(model, made)[0]
+    assert all(block.forward.compiled for block in copy.deepcopy(model).blocks)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert_close(open_passes(other, made)[0], kept)
+        with torch.no_grad():
+            for p in other.parameters():
+                p.mul_(1.5)
+        raw, _ = INSTANCES["wan"]()
+        plain = packed(raw)
+        plain.load_state_dict(other.state_dict())
+        got, want = (open_passes(net, made)[0] for net in (other, plain))
+        assert_close(got, want)
+        assert not torch.allclose(got, kept, atol=1e-3)
+    assert_close(open_passes(model, made)[0], kept)

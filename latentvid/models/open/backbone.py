@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from types import MethodType
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from ...attention import resolve_backend
 from ...packing import Packed, patch_size
 from ...sequence import SequenceGroup
+from ..block_pass import pass_of  # noqa: F401 - for the families
 from ..text_context import TextContext
 
 Patch = tuple[int, int, int]  # latent frames, rows and columns of a token
@@ -145,6 +145,11 @@ class OpenBackbone(nn.Module):
     def _supports_gradient_checkpointing(self) -> bool:
         return True
 
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Classes that strategies gather one by one, by their names."""
+        return sorted({type(block).__name__ for block in self.blocks})
+
     def enable_gradient_checkpointing(self) -> None:
         self.gradient_checkpointing = True
 
@@ -193,11 +198,6 @@ class OpenBackbone(nn.Module):
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, *arguments, use_reentrant=False)
         return block(*arguments)
-
-
-def pass_of(module: nn.Module, forward: Callable[..., Any]) -> None:
-    """From now on `module(...)` is `forward(module, ...)`: of this instance, so that copies and pickles keep it."""
-    module.forward = MethodType(forward, module)
 
 
 def heads_of(x: Tensor, heads: int) -> Tensor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from diffusers.models.modeling_utils import ModelMixin
 
-from ...errors import UserError
 from .backbone import OpenBackbone
+from .batches import Batches
 from .cogvideox import CogVideoX
 from .ltx import LTX
 from .ltx2 import LTX2
@@ -24,9 +24,7 @@ FAMILIES: dict[str, type[OpenBackbone]] = {  # by the class in diffusers
 def packed(raw: ModelMixin) -> OpenBackbone:
     """A backbone over a diffusers video transformer, its `.raw`, called as `VideoDiT` is.
 
-    Raises UserError for a class that is no video transformer.
+    A class that is not in the table runs as batches of equal shapes, which is logged. Raises UserError for one that is
+    no video transformer, or reads what only a family of its own could give it.
     """
-    name = type(raw).__name__
-    if name not in FAMILIES:
-        raise UserError(f"{name} is not among the models that are known: {', '.join(FAMILIES)}")
-    return FAMILIES[name](raw)
+    return FAMILIES.get(type(raw).__name__, Batches)(raw)

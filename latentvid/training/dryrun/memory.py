@@ -15,7 +15,7 @@ from ... import kernels
 from ...config.schema import TrainingConfig
 from ...models import transformer
 from ...models.budget import Lifetimes
-from ...models.compiling import compile_blocks
+from ...models.compiling import compile_blocks, uncompile_blocks
 from ..optim import Part
 from ..task import Pack, Task
 
@@ -208,8 +208,7 @@ def _compiled(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for block in model.blocks:
-            del block.compiled
+        uncompile_blocks(model)
 
 
 @contextmanager
