@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from accelerate.state import AcceleratorState
 from open_models import INSTANCES, Sample, grids_of, together, tokens_of
 from torch import Tensor
 
@@ -81,7 +82,10 @@ def near(got: Tensor, want: Tensor, size: Tensor, what: str) -> None:
     assert (got - want).norm() <= 1e-5 * size, f"{what}: off by {float((got - want).norm() / size):.1e}"
 
 
-def check(name: str, accelerator, group: SequenceGroup, shared: bool) -> None:
+def check(name: str, shared: bool) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)  # an Accelerator is of one model
+    accelerator, group = make_accelerator(CONFIG), make_sequence_group(WORLD)
+    torch.manual_seed(0)  # all processes have the same weights
     raw, made = INSTANCES[name]()
     model = packed(raw)
     packs = [made] if shared else [made[rank::WORLD] for rank in range(WORLD)]
@@ -115,11 +119,9 @@ def check(name: str, accelerator, group: SequenceGroup, shared: bool) -> None:
 
 def main(names: Sequence[str]) -> None:
     torch.set_num_threads(1)
-    accelerator = make_accelerator(CONFIG)
-    group = make_sequence_group(WORLD)
     for name in names:
         for shared in (False, True):
-            check(name, accelerator, group, shared)
+            check(name, shared)
 
 
 if __name__ == "__main__":
