@@ -103,6 +103,10 @@ _NAMES: tuple[tuple[Range, str], ...] = (  # of the numbers that have each range
     # measurements
     (_whole(1, 10**7), "samples statistics_samples digits.train digits.val"),
     (_whole(1, 1000), "bins"),
+    # adapters
+    (_whole(1, 4096), "adapter.rank"),
+    (_above(0, 1e6), "adapter.alpha"),
+    (Range(0, 1, below=True), "adapter.dropout"),
     (_whole(2, 10**6), "clips"),
     (_whole(1, 10**9), "max_clips max_real"),
     (_whole(0, 10**6), "pictures bootstrap attention"),
@@ -118,6 +122,7 @@ _NAMES: tuple[tuple[Range, str], ...] = (  # of the numbers that have each range
     (Range(-20, 20), "timesteps.mean"),
     (_above(0, 100), "timesteps.std"),
     (Range(-1, 2 / (math.pi - 2)), "timesteps.scale"),
+    (_SHARE, "timesteps.low timesteps.high"),
     (Range(1e-3, 1000), "shift snr_shift_scale"),
     (_whole(1, 2**31 - 1), "base_tokens shift_tokens"),
     (Range(-20, 20), "log_shift"),

@@ -61,17 +61,15 @@ def text_parts(kind: str = "t5") -> dict[str, Any]:
 
 
 def wan_vae(channels: int = 4, patch: int | None = None) -> AutoencoderKLWan:
-    """Strides 4 and 8 (16 with a patch of 2)."""
-    more = {}
-    if patch is not None:
-        pixels = 3 * patch**2
-        more = dict(patch_size=patch, in_channels=pixels, out_channels=pixels, scale_factor_spatial=8 * patch)
+    """Strides 4 and 8, of which a patch is a part."""
+    more = {} if patch is None else {"patch_size": patch, "in_channels": 3 * patch**2, "out_channels": 3 * patch**2}
+    halvings = [False, True, True] if patch is None else [True, True]
     return AutoencoderKLWan(
         base_dim=4,
         z_dim=channels,
-        dim_mult=[1, 1, 1, 1],
+        dim_mult=[1] * (len(halvings) + 1),
         num_res_blocks=1,
-        temperal_downsample=[False, True, True],
+        temperal_downsample=halvings,
         latents_mean=[0.1, -0.1, 0.0, 0.2][:channels],
         latents_std=[1.0, 0.8, 1.2, 0.9][:channels],
         **more,

@@ -1,6 +1,7 @@
 """Encodes a manifest once into a cache of latents and text states, for train/train_dit.py's data.latents.
 
     [accelerate launch] vae/encode_latents.py --manifest M.jsonl --vae RUN/vae --text-encoder T5 --out CACHE
+    [accelerate launch] vae/encode_latents.py --manifest M.jsonl --model WAN_FOLDER --out CACHE
 
 Training refuses a cache of other weights, or of clips that changed since. Run again, it makes only what is not there or
 no longer right: what was killed goes on where it was. A training may read the cache meanwhile: it goes on with the
@@ -29,8 +30,17 @@ def rate(text: str) -> float | tuple[float, float]:
 def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("--manifest", type=Path, required=True, help=".jsonl, .csv, .tsv or .parquet")
-    parser.add_argument("--vae", type=Path, required=True, help="folder of the VAE")
-    parser.add_argument("--text-encoder", required=True, help="folder or hub name of a T5 encoder")
+    parser.add_argument(
+        "--model", help="folder or hub name of a published model: its VAE, text encoders and patch, unless given here"
+    )
+    parser.add_argument("--vae", type=Path, help="folder of the VAE (needed without --model)")
+    parser.add_argument("--text-encoder", help="folder or hub name of a T5 encoder (needed without --model)")
+    parser.add_argument(
+        "--text-dtype",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="type of the weights of --model's text encoders; training's text.dtype must be the same (default fp32)",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of the cache")
     parser.add_argument("--max-frames", type=number("data.max_frames"), default=17, help="of a window (default 17)")
     parser.add_argument("--max-area", type=int, default=None, help="largest height x width in pixels (default: native)")
@@ -71,6 +81,8 @@ def main() -> None:
     )
     precision.add_argument(parser)
     args = parser.parse_args()
+    if args.model is None and (args.vae is None or args.text_encoder is None):
+        parser.error("give --vae and --text-encoder, or --model")
     # after the options are read: --help and wrong ones are answered at once
     from latentvid.training.stages.dit.encode import EncodeConfig, encode_manifest
 

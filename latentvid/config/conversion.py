@@ -14,6 +14,7 @@ from .yaml_files import ConfigError, merge, parse_yaml
 
 T = TypeVar("T")
 MISSING = dataclasses.MISSING
+TOLD = "_told"  # attribute of a section: see `told`
 BOOLS = {"true": True, "false": False}
 
 
@@ -52,6 +53,8 @@ def _from_text(text: str, hint: Any, key: str) -> Any:
     sequence = origins & {tuple, list}
     if sequence and text[:1] not in ("[", "(") and (len(origins - {type(None)}) == 1 or "," in text):
         return [part.strip() for part in text.split(",") if part.strip()]
+    if sequence and text[:1] == "[" and any(str in typing.get_args(m) for m in members):
+        return parse_yaml(text, f"--{key}={text}")  # regular expressions have round brackets of their own
     if sequence and text[:1] in ("[", "("):
         return parse_yaml(text.replace("(", "[").replace(")", "]"), f"--{key}={text}")
     if origins & {dict, Any} or section_of(hint):
@@ -173,11 +176,31 @@ def build(cls: type[T], raw: Mapping[str, Any], prefix: str, default: T | None =
             kind = type_name(hints[name])
             raise ConfigError(f"{key} ({kind}) is required: set it in the YAML file or with --{key}=VALUE")
     try:
-        return cls(**values)
+        made = cls(**values)
     except UserError:
         raise
     except ValueError as error:
         raise ConfigError(f"{prefix}: {error}" if prefix else str(error)) from None
+    before = frozenset() if default is None else told(default)
+    object.__setattr__(made, TOLD, before | (raw.keys() & fields.keys()))
+    return made
+
+
+def told(section: Any) -> frozenset[str]:
+    """The keys of a section that a file or the command line set; of one that was built in code, those that are not at
+    their default."""
+    found = getattr(section, TOLD, None)
+    if found is not None:
+        return found
+    fields = [f for f in dataclasses.fields(section) if f.init]
+    return frozenset(f.name for f in fields if getattr(section, f.name) != default_of(f, None))
+
+
+def under(section: T, values: Mapping[str, Any]) -> T:
+    """The section with these values where neither a file nor the command line set a key: what another thing tells."""
+    made = dataclasses.replace(section, **{k: v for k, v in values.items() if k not in told(section)})
+    object.__setattr__(made, TOLD, told(section) | values.keys())
+    return made
 
 
 def default_of(field: dataclasses.Field, hint: Any) -> Any:

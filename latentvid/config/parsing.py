@@ -94,6 +94,8 @@ def _help_rows(key: str, hint: Any, field: dataclasses.Field) -> Iterator[tuple[
     for argument in constructor(cls):
         usual = "required" if argument.default is None else f"default {argument.default}"
         yield f"--{key}.{argument.name}", argument.kind, usual, argument.meaning or text
+    for name, (kind, meaning) in field.metadata.get("also", {}).items():
+        yield f"--{key}.{name}", kind, "default null", meaning
 
 
 def parse_cli(cls: type[T], argv: Sequence[str] | None = None, *, prog: str | None = None, doc: str | None = None) -> T:

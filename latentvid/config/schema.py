@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +14,39 @@ from ..diffusion.timesteps import TimestepSampling
 from ..limits import check_fields
 from ..limits import setting as _help
 from .curriculum import curriculum
-from .sections import Checkpointing, Data, Logging, Optim, Run, Samples, Train, Validation, Weights, several
+from .sections import (
+    Adapter,
+    Checkpointing,
+    Data,
+    Logging,
+    Optim,
+    Run,
+    Samples,
+    TextEncoders,
+    Train,
+    Validation,
+    Weights,
+    several,
+)
+
+# keys of `model` of a published one: (type, what it is)
+PUBLISHED = {
+    "from": (
+        "str",
+        "folder or hub name of a published model, in the place of the others; it tells what is not set of vae, "
+        "text_encoder, scheduler, timesteps, given and inference",
+    ),
+    "dtype": ("'fp32' | 'bf16'", "type of a published model's weights; bf16 where they stay as they are"),
+    "expert": ("'high' | 'low'", "which of a published model's two transformers is trained, by noise levels"),
+}
 
 
-def arguments_of(cls: str, more: str = "") -> Any:
-    """A free-form section: the arguments of a class's constructor, which `--help` reads where the class is written."""
+def arguments_of(cls: str, more: str = "", also: Mapping[str, tuple[str, str]] | None = None) -> Any:
+    """A free-form section: the arguments of a class's constructor, which `--help` reads where the class is written.
+
+    also: further keys, with type and meaning."""
     text = f"arguments of {cls.rpartition('.')[2]}{f', {more}' if more else ''}"
-    return field(default_factory=dict, metadata={"help": text, "arguments_of": cls})
+    return field(default_factory=dict, metadata={"help": text, "arguments_of": cls, "also": also or {}})
 
 
 @dataclass(kw_only=True)
@@ -210,9 +237,16 @@ class DitConfig(TrainingConfig):
     stage: Literal["dit"] = _help("what is trained", default="dit")
     data: DitData
     caption: CaptionRules = field(default_factory=CaptionRules)
-    model: dict[str, Any] = arguments_of("latentvid.models.transformer.VideoDiT")
-    vae: Path = _help("folder of the VAE")
-    text_encoder: str = _help("folder or hub name of a T5 encoder with its tokenizer")
+    model: dict[str, Any] = arguments_of("latentvid.models.transformer.VideoDiT", also=PUBLISHED)
+    adapter: Adapter = field(default_factory=Adapter)
+    trainable: tuple[str, ...] = _help(
+        "regular expressions: only parameters in whose names one is found are trained; empty trains all", default=()
+    )
+    vae: Path | None = _help("folder of the VAE; null: that of the published model", default=None)
+    text_encoder: str | None = _help(
+        "folder or hub name of a T5 encoder with its tokenizer; null: that of the published model", default=None
+    )
+    text: TextEncoders = field(default_factory=TextEncoders)
     init: str | None = _help(
         "weights to begin with: a pipeline's folder, a run, a checkpoint, or a hub name; what `model` leaves out is as "
         "there",
@@ -234,10 +268,53 @@ class DitConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_model()
         if self.init is None and (self.init_partial or self.init_weights != "ema"):
             raise ValueError(
                 "init_partial and init_weights are of the weights to begin with: give init, or leave them out"
             )
+
+    def _check_model(self) -> None:
+        """Which weights the model begins with, and which of them are trained."""
+        if "from" not in self.model and (alone := [key for key in PUBLISHED if key in self.model]):
+            raise ValueError(f"model.{alone[0]} is of a published model: give model.from, or leave it out")
+        if "from" in self.model:
+            if others := sorted(self.model.keys() - PUBLISHED.keys()):
+                raise ValueError(f"model.{others[0]} is that of the model which model.from names: leave it out")
+            if self.init is not None:
+                raise ValueError("model.from and init both name the weights to begin with: leave one out")
+            if not (isinstance(self.model["from"], str) and self.model["from"]):
+                raise ValueError(f"model.from={self.model['from']!r}: give a folder or a hub name")
+            for key, allowed in (("dtype", ("fp32", "bf16")), ("expert", ("high", "low"))):
+                if self.model.get(key, allowed[0]) not in allowed:
+                    raise ValueError(f"model.{key}={self.model[key]!r}: one of {', '.join(allowed)}")
+            if self.model.get("dtype") == "bf16" and self.adapter.kind == "none":
+                raise ValueError("model.dtype=bf16 is of weights that are not trained: set adapter.kind=lora, or fp32")
+        else:
+            if self.text.told:
+                raise ValueError("text is of a published model's text encoders: set model.from, or leave it out")
+            for name, value in (("vae", self.vae), ("text_encoder", self.text_encoder)):
+                if value is None:
+                    raise ValueError(
+                        f"{name} is required: set it in the YAML file or with --{name}=VALUE, or model.from"
+                    )
+        if self.adapter.kind != "none" and self.trainable:
+            raise ValueError("trainable and adapter both say what is trained: leave one out")
+        if (self.adapter.kind != "none" or self.trainable) and "from" not in self.model and self.init is None:
+            what = "trainable" if self.trainable else f"adapter.kind={self.adapter.kind}"
+            raise ValueError(f"{what} leaves the rest of the model as it is: give its weights by init or model.from")
+        if self.keeps_base and self.init_partial:
+            raise ValueError("init_partial leaves some weights new, and the rest is to stay as it is: leave one out")
+        for pattern in self.trainable:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"trainable: {pattern!r} is no regular expression: {error}") from None
+
+    @property
+    def keeps_base(self) -> bool:
+        """Whether some weights stay what they are, and so are not in checkpoints."""
+        return self.adapter.kind != "none" or bool(self.trainable)
 
 
 def stage_of(settings: Mapping[str, Any]) -> str | None:

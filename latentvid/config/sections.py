@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -203,3 +203,42 @@ class Validation:
     @property
     def _data(self) -> bool:
         return self.manifest is not None
+
+
+@dataclass(kw_only=True)
+class TextEncoders:
+    """How the frozen text encoders of a published model are kept while it trains."""
+
+    dtype: Literal["fp32", "bf16"] = _help("type of their weights", default="fp32")
+    place: Literal["device", "offload", "cpu"] = _help(
+        "device: beside the model; offload: in main memory, and on the device while they read; cpu: read there",
+        default="device",
+    )
+    quantization: Literal["bitsandbytes-8bit", "bitsandbytes-4bit", "torchao-int8"] | None = _help(
+        "weights that take less room, by the package of that name", default=None
+    )
+
+    @property
+    def told(self) -> bool:
+        return (self.dtype, self.place, self.quantization) != ("fp32", "device", None)
+
+
+@dataclass(kw_only=True)
+class Adapter:
+    """What is trained beside a model that stays as it is."""
+
+    kind: Literal["none", "lora"] = _help(
+        "lora: matrices of low rank beside linear layers (Hu et al. 2021), and nothing else, are trained",
+        default="none",
+    )
+    rank: int = _help("rank of the matrices", default=16)
+    alpha: float | None = _help("they are scaled by alpha / rank; null is the rank, so by 1", default=None)
+    targets: tuple[str, ...] = _help(
+        "endings of the names of the linear layers; empty: those that are usual for the model", default=()
+    )
+    dropout: float = _help("share of a layer's inputs that its matrices do not see", default=0.0)
+
+    def __post_init__(self) -> None:
+        check_fields(self, "adapter")
+        if self.kind == "none" and any(getattr(self, f.name) != f.default for f in fields(self)):
+            raise ValueError("rank, alpha, targets and dropout are of an adapter: set kind=lora, or leave them out")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 PERCENTILES = (-2.5758, 3.0902)  # of a normal variable: 0.5 and 99.9, which `stretch` moves to 0 and 1
 LEAST = 1e-3  # level drawn with `stretch`, or with a share that is uniform
+DRAWS = 1000  # at most, of a level within [low, high]
 
 
 def shift(t: Tensor, factor: float) -> Tensor:
@@ -68,6 +69,7 @@ class TimestepSampling:
     at that number. With `log_shift` its log grows on a line between two numbers of tokens (`shift_for`), and no more
     above the second; of logit_normal draws that is their mean.
     Then `stretch`, and a share `uniform` of the draws is uniform instead (LTX-2's trainer, timestep_samplers.py).
+    Levels out of [low, high] are drawn again.
     """
 
     kind: Literal["uniform", "logit_normal", "mode"] = setting("how noise levels are drawn", default="uniform")
@@ -84,15 +86,30 @@ class TimestepSampling:
         "logit_normal: the levels are stretched so that their percentiles 0.5 and 99.9 are 0 and 1", default=False
     )
     uniform: float = setting("share of the draws that are uniform instead", default=0.0)
+    low: float = setting("lowest level that is trained, of a model for a part of them", default=0.0)
+    high: float = setting("highest level that is trained", default=1.0)
 
     def __post_init__(self) -> None:
         check_fields(self, "timesteps")
         check_shift(self.base_tokens, self.log_shift, self.shift_tokens)
         if self.stretch and self.kind != "logit_normal":
             raise ValueError(f"stretch is for kind logit_normal, and kind is {self.kind}: set that, or no stretch")
+        if self.low >= self.high:
+            raise ValueError(f"low={self.low} must be below high={self.high}")
 
     def draw(self, generator: torch.Generator, tokens: int | None = None, count: int = 1) -> Tensor:
         """Noise levels in (0,1] [count] for a sample with `tokens` tokens."""
+        import torch
+
+        t = self._draw(generator, tokens, count)
+        for _ in range(DRAWS):
+            outside = (t < self.low) | (t > self.high)
+            if not outside.any():
+                return t
+            t = torch.where(outside, self._draw(generator, tokens, count), t)
+        return t.clamp(max(self.low, 1e-6), self.high)  # a part that is next to never drawn
+
+    def _draw(self, generator: torch.Generator, tokens: int | None, count: int) -> Tensor:
         import torch
 
         if self.kind == "logit_normal":

@@ -32,6 +32,7 @@ from ..errors import UserError
 from ..files import check_name, check_writable, follow_umask
 from .checkpoint.checkpoint import CheckpointStore, find_damage
 from .checkpoint.records import About, State, read_best, read_record
+from .checkpoint.tensors import check_base
 from .parallel.pieces import PieceReader, not_finite
 from .task import Stage, Task
 
@@ -42,12 +43,14 @@ def export_checkpoint(task: Task, checkpoint: Path, out: Path, raw: bool = False
     The model is built on the CPU, beside whatever else the device holds. What was at `out` stays until then. Raises
     UserError for weights that were never trained, or are no numbers.
     """
-    if read_record(checkpoint / "state.json", State, checkpoint)["ema_updates"] == 0:
+    state = read_record(checkpoint / "state.json", State, checkpoint)
+    if state["ema_updates"] == 0:
         raise UserError(
             f"{checkpoint} holds no trained weights, because every step was skipped: lower optim.lr, or mend the data, "
             "and begin anew"
         )
-    model = read_model(task.new_model(), checkpoint, raw).eval()
+    check_base(task.base, state, checkpoint)
+    model = read_model(task.new_model(), checkpoint, raw, based=task.base is not None).eval()
     if (name := not_finite(dict(model.named_parameters()))) is not None:
         raise UserError(f"{checkpoint}: {name} is not finite: export another step")
     beside, old = (out.with_name(f".{out.name}.{word}") for word in ("partial", "old"))
@@ -69,14 +72,16 @@ def export_checkpoint(task: Task, checkpoint: Path, out: Path, raw: bool = False
 
 
 @torch.no_grad()
-def read_model(model: nn.Module, checkpoint: Path, raw: bool = False) -> nn.Module:
+def read_model(model: nn.Module, checkpoint: Path, raw: bool = False, based: bool = False) -> nn.Module:
     """Overwrites a whole model's parameters with a checkpoint's averaged (or raw) ones.
 
-    Parameters that were not trained have no average: theirs are the raw ones.
+    Parameters that were not trained have no average: theirs are the raw ones, or with `based` those that the model has.
     """
     weights = PieceReader(checkpoint, "model")
     average = weights if raw else PieceReader(checkpoint, "ema")
     for name, parameter in model.named_parameters():
+        if based and not parameter.requires_grad:
+            continue
         reader = average if name in average else weights
         parameter.copy_(reader.full(name, parameter.shape))
     return model

@@ -103,7 +103,7 @@ def make_optimizer(
             {"params": vectors, "weight_decay": 0.0},
             *others,
         ]
-        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+        optimizer = torch.optim.AdamW(_filled(groups), lr=config.lr, betas=config.betas, fused=True)
     else:
         vector_lr = config.lr if config.vector_lr is None else config.vector_lr
         groups = [
@@ -113,7 +113,7 @@ def make_optimizer(
         ]
         # conv_mode "flatten": a kernel is the matrix [C_out, C_in * kt * kh * kw]
         optimizer = Muon(
-            groups,
+            _filled(groups),
             lr=config.lr,
             momentum=config.momentum,
             nesterov=True,
@@ -126,6 +126,11 @@ def make_optimizer(
         group.setdefault("start", 0)
         group.setdefault("part", "")
     return optimizer
+
+
+def _filled(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without groups of no parameters, which an adapter without vectors leaves: ZeRO cannot flatten them."""
+    return [group for group in groups if group["params"]]
 
 
 def ramp(since: int, length: int) -> float:

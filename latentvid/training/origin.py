@@ -23,6 +23,17 @@ class Origin:
         return "\n".join(lines + [f"  {kind}: {few(names)}" for kind, names in self.left.items() if names])
 
 
+@dataclass(frozen=True)
+class Base:
+    """Weights that stay what they are, and are read again from where they come from: checkpoints do not hold them.
+
+    where: in words. fingerprint: of them, so that a run goes on with the same ones alone.
+    """
+
+    where: str
+    fingerprint: str
+
+
 def few(names: Sequence[str], most: int = 20) -> str:
     """A list in words, the first of them by name."""
     return ", ".join(names[:most]) + (f", and {len(names) - most} more" if len(names) > most else "")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from ..config.curriculum import CurriculumStage
 from ..config.schema import TrainingConfig
@@ -27,7 +27,7 @@ from .checkpoint.place import begins
 from .checkpoint.records import State
 from .checkpoint.run_folder import follow_plan, load_plan, same_data
 from .checkpoint.saver import Saver
-from .checkpoint.tensors import held_tensors, load_tensors
+from .checkpoint.tensors import check_base, held_tensors, load_tensors
 from .compute import Compute
 from .ema import EMA
 from .feed.loader import iterate_steps
@@ -90,6 +90,7 @@ class TrainingRun:
             _need(len(task.blocks) > 0, "compile", task.model)
             compile_blocks(task.model)
         self.parameters = sum(p.numel() for p in task.model.parameters())  # before any strategy cuts them
+        self.trained = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
         optimizer = make_optimizer(task.model, config.optim, task.apart, dtype_of(compute.newton_schulz))
         self.strategy = make_strategy(accelerator, config, task.model, optimizer, task.ragged)
         self.ema = EMA(self.strategy.pieces(), config.train.ema)
@@ -114,6 +115,8 @@ class TrainingRun:
         spread = f"{self.strategy.name}, {self.world} x {self.accelerator.device.type}"
         where = f"{self.stage}, {where}" if self.stage.name else where
         loaders = f"{self.workers} loader processes each ({self.why_workers})"
+        if self.trained < self.parameters:
+            where = f"{where}; of {self.parameters:,} parameters {self.trained:,} are trained"
         return f"{spread}, {where}; {precision}; MFU is of {peak}; {loaders}"
 
     # --- the loop ---
@@ -253,12 +256,16 @@ class TrainingRun:
             "written_by": f"{self.strategy.name} x{self.world}",
             "data": self.data,
             **({"model": model} if (model := _arguments(self.task.model)) else {}),
+            **({} if self.task.base is None else {"base": asdict(self.task.base)}),
         }
         if self.watch.best is not None:
             self.store.best = self.watch.best["step"]
         with self.meter.span("checkpoint"):
-            self.saver.save(self.step, held_tensors(self.strategy, self.ema), state)
+            self.saver.save(self.step, self._held(), state)
         self.saved = self.step
+
+    def _held(self) -> dict[str, dict[str, Tensor]]:
+        return held_tensors(self.strategy, self.ema, trained_only=self.task.base is not None)
 
     def resume(self, folder: Path | None, state: State | None) -> None:
         """Goes on from a checkpoint, whatever strategy and number of processes wrote it; at the end of the stage before
@@ -273,7 +280,9 @@ class TrainingRun:
             before = state.get("data")
             same = before is not None and difference(before, self.data) is None
             follow_plan(self.plan, state["plan"], same, folder)
-        load_tensors(folder, self.strategy, self.ema, state["ema_updates"])
+        check_base(self.task.base, state, folder)
+        based = self.task.base is not None
+        load_tensors(folder, self.strategy, self.ema, state["ema_updates"], trained_only=based)
         self.step = self.saved = state["step"]
         self.stepper.skipped, self.stepper.bad_steps = state["skipped_steps"], state["bad_steps"]
         self.watch.looked = state.get("looked", self.step)

@@ -21,7 +21,7 @@ from ..models.building import check_memory
 from ..models.flops import GridFlops
 from ..packing import Grid
 from .optim import Part
-from .origin import Origin
+from .origin import Base, Origin
 
 
 class Pack(Protocol):
@@ -49,6 +49,7 @@ class Task(Protocol):
     recomputes: bool  # the model can recompute activations: it has `enable_gradient_checkpointing`
     apart: tuple[Part, ...]  # sub-modules of the model that learn beside the rest
     frozen: tuple[nn.Module, ...]  # networks that are used and not trained
+    base: Base | None  # parameters that take no gradient come from there, not from checkpoints; None: from those too
     ragged: bool  # a pack may take several calls of the model, as many as it has shapes
 
     def new_model(self) -> nn.Module:
@@ -141,6 +142,10 @@ class MakeTask(Protocol):
 
     def __call__(self, config: TrainingConfig, device: torch.device, data: bool = True) -> Task:
         """`data=False` leaves the data closed: enough to export."""
+
+    def settled(self, config: TrainingConfig) -> TrainingConfig:
+        """The configuration with what it leaves to other files, such as a published model's; the same on every process,
+        and where it is settled already. Called once the processes know each other."""
 
 
 class Stage(NamedTuple):

@@ -45,6 +45,7 @@ def train(config: TrainingConfig, make_task: MakeTask) -> None:
             return
         check_writable(config.run.dir, "give another run.dir")
         accelerator = make_accelerator(config)
+        config = make_task.settled(config)
         threads = take_threads(accelerator.device)
         with run_folder(config, accelerator.is_main_process) as (check_folder, changed):
             start_trackers(accelerator, config)

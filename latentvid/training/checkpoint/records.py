@@ -86,6 +86,7 @@ class State(Record):
     written_by: NotRequired[str]
     data: NotRequired[Identity | None]
     model: NotRequired[dict[str, Any]]
+    base: NotRequired[dict[str, str] | None]
 
 
 class Shape(Record):

@@ -22,13 +22,14 @@ FREE = (
     *("run.dir", "run.dry_run", "checkpoint", "log", "samples", "validation", "inference", "statistics_samples"),
     *("data.workers", "data.timeout_s", "data.retry_s", "data.may_grow", "attention"),
     *("train.extend", "train.compile", "train.gradient_checkpointing", "train.max_bad_steps"),
+    "text.place",
     *("train.sequence_parallel", "train.mixed_precision"),  # the last is settled by `compute.settle`
     *("loss.lpips_path", "loss.lpips_optional"),
 )
 # How it trains from here on: taken, and said in a line. `optim.name` is not among them: its state is another.
 SAID = (
     *("train.steps", "train.ema", "train.loss_by", "data.packs_per_step", "data.tokens_per_pack"),
-    *("caption.dropout", "data.fps_dropout", "timesteps", "weighting", "given"),
+    *("text.dtype", "text.quantization", "caption.dropout", "data.fps_dropout", "timesteps", "weighting", "given"),
     *("scheduler.shift", "scheduler.base_tokens", "scheduler.log_shift", "scheduler.shift_tokens"),
     *("scheduler.spacing", "scheduler.lowest", "scheduler.terminal", "scheduler.whole_steps"),
     *(f"optim.{key}" for key in ("lr", "vector_lr", "betas", "weight_decay", "momentum", "warmup", "schedule")),
@@ -125,14 +126,15 @@ def _checked_by_content(run: Path, before: dict[str, Any], now: dict[str, Any]) 
         return ()
     store = CheckpointStore(run / "checkpoints")
     try:
-        noted = read_record(store.path(store.steps()[-1]) / "state.json", State, run).get("data") is not None
+        state = read_record(store.path(store.steps()[-1]) / "state.json", State, run)
     except UserError:
-        noted = False
-    if not noted:
         return ()
+    if state.get("data") is None:
+        return ()
+    base = ("model.from",) if state.get("base") is not None else ()  # `check_base` compares it
     # a cache is made by certain weights, and checked against those that are loaded
     cache, clips = ("data.latents", "vae", "text_encoder"), ("data.manifest", "data.path_column", "data.caption_column")
-    return (*(cache if cached[0] else clips), "caption")
+    return (*(cache if cached[0] else clips), *base, "caption")
 
 
 def _rate(before: dict[str, Any], config: TrainingConfig, done: int, asked: list[str]) -> list[str]:

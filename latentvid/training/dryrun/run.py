@@ -22,6 +22,7 @@ from .words import duration, in_bytes, indented, si
 def dry_run(config: TrainingConfig, make_task: MakeTask) -> None:
     """Says what the run, and each stage of it, would be; writes nothing."""
     accelerator = make_accelerator(config)
+    config = make_task.settled(config)
     changed = from_main(lambda: check_same_run(config))
     config, _ = settle(config, accelerator.device)
     if changed and accelerator.is_main_process:

@@ -86,7 +86,7 @@ class CacheMaker:
             if key in self.before.dropped:
                 origins.dropped[key] = path, self.before.dropped[key][1]
         missing = {k: i for i, k in keys.items() if k not in self.known.latents and k not in origins.dropped}
-        made: dict[str, tuple[Tensor, Tensor]] = {}
+        made: dict[str, tuple[Tensor, ...]] = {}
         for index, found in self.encoder.latents(list(missing.values())):
             if isinstance(found, ClipError):
                 origins.dropped[keys[index]] = self.source.path(index), found.reason
@@ -100,7 +100,8 @@ class CacheMaker:
 
     def write_texts(self, number: int) -> None:
         states = self.encoder.texts([caption for _, caption in self.captions[number]])
-        made = {key: states[caption] for key, caption in self.captions[number] if _finite(states[caption])}
+        texts = {key: states[caption] for key, caption in self.captions[number]}
+        made = {key: text for key, text in texts.items() if all(map(_finite, text.parts().values()))}
         if made:
             note(self.out, write_shard(self.out, self.encoder.key, texts=made), (), made)
 

@@ -29,24 +29,25 @@ from ....data.windows import drawn_caption
 from ....diffusion.objective import loss_per_sample
 from ....errors import UserError
 from ....models.interchange import Vae
-from ....packing import Grid, Packed, patchify, spans, token_grid
+from ....packing import Grid, Packed, Patch, patch_size, patch_stride, patchify, spans, token_grid
 from ....rng import generator
 from ....sequence import makers
 from ....text import TextEncoder
 from ....world import from_main
 from ...feed.manifests import open_manifests
 from .captions import check_captions
+from .conditions import ConditionMaker, traded
 from .pack import DitPack
 from .parts import Parts
 
 
 def open_clips(
-    config: DitConfig, parts: Parts, paths: Sequence[Path], patch: int, *, drop_unknown: bool = False
+    config: DitConfig, parts: Parts, paths: Sequence[Path], patch: Patch, *, drop_unknown: bool = False
 ) -> ClipSource:
     """Manifests with the captions that the text encoder can take, cut as `data` says; the main process opens first."""
     vae, data = parts.vae, config.data
     transform = Transform(
-        spatial_stride=vae.spatial_stride * patch,
+        spatial_stride=vae.spatial_stride * patch_stride(patch),
         temporal_stride=vae.temporal_stride,
         max_area=data.max_area,
         max_frames=data.max_frames,
@@ -67,16 +68,18 @@ class DitPacks:
 
     fps_dropout = 0.0
 
-    def __init__(self, config: DitConfig, parts: Parts, patch: int) -> None:
-        self.config, self.parts, self.patch = config, parts, patch
+    def __init__(self, config: DitConfig, parts: Parts, patch: Patch, conditions: ConditionMaker | None = None) -> None:
+        """conditions: what a published model reads beside tokens, levels and text; None: nothing."""
+        self.config, self.parts, self.patch, self.conditions = config, parts, patch, conditions
         self.scheduler, self.device, self.sequence = parts.scheduler, parts.device, parts.sequence
-        self.features = parts.vae.latent_channels * patch**2
+        self.channels, self.stride = parts.vae.latent_channels, parts.vae.temporal_stride
+        self.features = self.channels * patch_size(patch)
         self.cache: LatentCaches | None = None
         self.source = self.clips = None  # of clips
 
     def __getstate__(self) -> dict[str, Any]:
         """What loader processes need to make packs: no network, and nothing that is of every sample."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("model", "parts", *PER_SAMPLE)}
+        return {k: v for k, v in self.__dict__.items() if k not in ("model", "parts", "weights", *PER_SAMPLE)}
 
     @property
     def vae(self) -> Vae:
@@ -95,7 +98,7 @@ class DitPacks:
             self.is_image = np.array([grid[0] == 1 for grid in self.cache.grids])
             self.cache.check({"vae": module_fingerprint(self.vae, self.vae.config), "text": self.text.fingerprint()})
             self.cache_notes = check_cache(self.cache, self.config, self.vae)
-            self.null_text = self.cache.null_text()
+            self.null = self.cache.null()
             latent_grids = Lookup.among(self.cache.grids)
         elif data.manifest is not None:
             self.source = self.clips = open_clips(self.config, self.parts, several(data.manifest), self.patch)
@@ -109,13 +112,20 @@ class DitPacks:
         try:
             self.grids = latent_grids.map(lambda grid: token_grid(grid, self.patch))
         except ValueError as error:
-            raise UserError(f"{error}: encode again with --patch {self.patch}, or set another model.patch") from None
+            raise UserError(f"{error}: encode again with --patch {self.patch[1]}, or set another model.patch") from None
+        if self.conditions is not None and self.cache is not None:
+            self.conditions.check_cache(self.cache)
 
     def summary(self) -> str:
         return self.source.summary() if self.cache is None else "\n".join([self.cache.summary(), *self.cache_notes])
 
     def identity(self, first: Sequence[int] | None = None) -> dict[str, Any]:
         return (self.source if self.cache is None else self.cache).identity(first)
+
+    @property
+    def null_text(self) -> Tensor:
+        """Text states [S,Dt] of the empty caption, of a cache."""
+        return self.null.states
 
     # --- packs, in loader processes ---
 
@@ -144,6 +154,7 @@ class DitPacks:
             counted=tuple(counted[span.first : span.last]),
             counted_in_all=sum(counted),
             numbers=tuple(draw.number for draw in draws[span.first : span.last]),
+            made=tuple(draw.number for draw in made),
             **make(made),
         )
 
@@ -168,9 +179,12 @@ class DitPacks:
         latents = [
             e.mean + e.std * self._posterior(draw.number, e.mean.shape) for draw, e in zip(draws, entries, strict=True)
         ]
-        texts = [self.null_text if self._drops(draw) else e.text for draw, e in zip(draws, entries, strict=True)]
+        words = [self.null if self._drops(draw) else e.words for draw, e in zip(draws, entries, strict=True)]
+        texts = [each.states if self.conditions is None else self.conditions.filled(each.states) for each in words]
+        given = None if self.conditions is None else self.conditions.of_entries(entries, words)
         return {
             "clean": patchify(latents, self.patch)[0] if latents else torch.empty(0, self.features),
+            "conditions": given,
             "text": torch.cat(texts) if texts else self.null_text[:0],
             "text_layout": Packed.of_lengths([len(text) for text in texts]) if texts else None,
         }
@@ -181,15 +195,19 @@ class DitPacks:
             videos.append(clip.pixels)
             captions.append("" if self._drops(draw) else clip.caption)
             replaced += clip.replaced
-        channels = self.features // self.patch**2
-        grids = [self.grids[draw.index] for draw in draws]
-        shapes = [(channels, f, h * self.patch, w * self.patch) for f, h, w in grids]
+        shapes = [self._latent_shape(draw) for draw in draws]
         return {
             "videos": [video for group in videos.tensors().values() for video in group],  # equal ones stand together
             "posterior": [self._posterior(draw.number, shape) for draw, shape in zip(draws, shapes, strict=True)],
             "captions": captions,
             "replaced": replaced,
         }
+
+    def _latent_shape(self, draw: Draw) -> tuple[int, int, int, int]:
+        """C, f, h, w of a window of clips."""
+        _, h, w = self.grids[draw.index]
+        frames = 1 + (self.source.shapes[draw.index][0] - 1) // self.stride
+        return self.channels, frames, h * self.patch[1], w * self.patch[2]
 
     def _caption(self, draw: Draw) -> int:
         """Which of its captions a sample of a cache is shown with."""
@@ -218,13 +236,20 @@ class DitPacks:
         text = self.text.encode(pack.captions)
         layout = Packed.of_lengths(text.lengths).to(text.states.device) if text.lengths else None
         clean = patchify(latents, self.patch)[0] if latents else pack.noise[:0]
-        return replace(pack, clean=clean, text=text.states, text_layout=layout)
+        given = None
+        if self.conditions is not None:
+            given = self.conditions.of_clips(
+                self.vae, self.parts.image, pack.videos, latents, pack.made, text, self.config.run.seed
+            )
+        return replace(pack, clean=clean, text=text.states.float(), text_layout=layout, conditions=given)
 
     def _trade(self, pack: DitPack) -> DitPack:
         """From the samples that each process of the group made, the clean tokens and the text of this one's piece."""
         words = [] if pack.text_layout is None else pack.text_layout.lengths
         whole = pack.layout.whole.lengths
         clean, text, words = self.sequence.redistribute(whole, pack.clean, pack.text, words)
+        if pack.conditions is not None:
+            pack = replace(pack, conditions=traded(self.sequence, whole, pack.conditions))
         here = spans(whole, self.sequence.size)[self.sequence.rank]
         text_layout = replace(Packed.of_lengths(words[here.first : here.last]), whole=Packed.of_lengths(words))
         return replace(pack, clean=clean, text=text, text_layout=text_layout.to(text.device))
@@ -234,6 +259,8 @@ class DitPacks:
             pack = self._encode(pack)
         if pack.layout.whole is not None:
             pack = self._trade(pack)
+        if self.conditions is not None:
+            pack = replace(pack, conditions=self.conditions.finished(pack.conditions, pack.layout))
         return replace(pack, ready=True)
 
     def errors(self, model: nn.Module, pack: DitPack, of_clean: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -243,7 +270,8 @@ class DitPacks:
         t = pack.timestep.index_select(0, pack.layout.frame)[:, None]  # [T,1]
         noised = self.scheduler.mix(pack.clean, pack.noise, t)
         target = self.scheduler.target(pack.clean, pack.noise, t)
-        prediction = model(noised, pack.timestep, pack.text, pack.layout, pack.text_layout, fps=pack.rates)
+        more = {} if pack.conditions is None else {"conditions": pack.conditions}
+        prediction = model(noised, pack.timestep, pack.text, pack.layout, pack.text_layout, fps=pack.rates, **more)
         weight = self.config.weighting(self.scheduler.config.target, self.scheduler.path, pack.timestep)
         loss = loss_per_sample(prediction, target, pack.timestep, pack.layout, weight)
         if not of_clean:

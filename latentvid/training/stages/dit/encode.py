@@ -21,24 +21,29 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ....config.schema import CaptionRules
-from ....config.sections import Data
+from ....config.sections import Data, TextEncoders
 from ....data.cache.known import computed_in, shards_in, write_stock
 from ....data.cache.latents import module_fingerprint
+from ....data.cache.shards import EncodedText
 from ....data.cache.writing import INDEX, cache_key, key_of
 from ....data.clips import Transform, open_sources
 from ....data.manifest.manifest import Columns
 from ....errors import ClipError
 from ....files import check_outputs
 from ....lock import FolderLock
-from ....models.interchange import channels_last, load_vae
+from ....models.interchange import channels_last
+from ....models.open.conditioning import encode_condition, pixels_to_encode
+from ....models.open.folder import read_published
 from ....precision import Computed, MixedPrecision, autocast, choose, describe
-from ....text import TextEncoder
 from ....world import from_main, process_state
 from ...feed.manifests import main_first
 from ...machine import take_threads
 from ...parallel.sharing import SharedWork
 from .cache_maker import CacheMaker
 from .captions import check_captions
+from .conditions import encoded_texts
+from .parts import load_text, load_vae_of
+from .published import of_model
 
 PIXELS = 2  # of what decoding and resizing make of a file: raise it when that changes
 
@@ -48,8 +53,8 @@ class EncodeConfig:
     """Arguments of vae/encode_latents.py."""
 
     manifest: Path
-    vae: Path
-    text_encoder: str
+    vae: Path | None
+    text_encoder: str | None
     out: Path
     max_frames: int
     max_area: int | None
@@ -63,6 +68,8 @@ class EncodeConfig:
     fps: float | tuple[float, float] | None = None
     fps_slack: float = Data.fps_slack
     clean: bool = False
+    text_dtype: Literal["fp32", "bf16"] = "fp32"
+    model: str | None = None  # a published model, whose VAE, text encoders and patch these are unless they are given
 
 
 class Encoder:
@@ -71,10 +78,12 @@ class Encoder:
     def __init__(self, config: EncodeConfig, device: torch.device) -> None:
         self.config, self.device = config, device
         self.computed: Computed = "no"  # until `compute_in`
-        self.vae = channels_last(load_vae(config.vae)).to(device)
-        self.text = TextEncoder.from_pretrained(config.text_encoder).to(device)
+        published = None if config.model is None else main_first(lambda: read_published(config.model))
+        self.vae = channels_last(load_vae_of(config.vae, published)).to(device)
+        self.text = load_text(config.text_encoder, published, TextEncoders(dtype=config.text_dtype)).to(device)
+        patch, self.image = (config.patch, None) if published is None else of_model(published)
         self.transform = Transform(
-            spatial_stride=self.vae.spatial_stride * config.patch,
+            spatial_stride=self.vae.spatial_stride * patch,
             temporal_stride=self.vae.temporal_stride,
             max_area=config.max_area,
             max_frames=config.max_frames,
@@ -103,13 +112,16 @@ class Encoder:
         size = [w.start, w.frames, w.height, w.width]
         if (view := self.source.view(index)) is not None:
             size += [str(view.rate), view.start, view.end]
+        if self.image is not None:
+            size.append(self.image)
         return key_of(sha256, size, self.key["vae"], self.computed, PIXELS)
 
     def text_key(self, caption: str) -> str:
         return key_of(caption, self.key["text"])
 
-    def latents(self, indices: Sequence[int]) -> Iterator[tuple[int, tuple[Tensor, Tensor] | ClipError]]:
-        """Mean and std of these windows, in any order, or why one could not be read."""
+    def latents(self, indices: Sequence[int]) -> Iterator[tuple[int, tuple[Tensor, ...] | ClipError]]:
+        """Mean and std of these windows, in any order, with the image's latent where the model is given one; or why one
+        could not be read."""
         by_shape: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
         for index, video in zip(indices, self.source.read_each(indices), strict=True):
             if isinstance(video, ClipError):
@@ -123,23 +135,27 @@ class Encoder:
             yield from self._encode(group)
 
     @torch.no_grad()
-    def _encode(self, group: list[tuple[int, Tensor]]) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+    def _encode(self, group: list[tuple[int, Tensor]]) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
         """Clips of one shape."""
         indices, videos = zip(*group, strict=True)
         batch = torch.stack(videos).to(self.device).contiguous(memory_format=torch.channels_last_3d)
+        images: list[tuple[Tensor, ...]] = [()] * len(videos)
         with autocast(self.device, self.computed):
             posterior = self.vae.encode(batch).latent_dist
+            if self.image is not None:
+                stills = (pixels_to_encode(self.image, clip[:, 0], clip.shape[1]) for clip in batch)
+                images = [(encode_condition(self.image, self.vae, still).float().cpu(),) for still in stills]
         mean = self.vae.normalise(posterior.mean.float()).cpu()
         std = (
             self.vae.normalise(posterior.std.float()) - self.vae.normalise(torch.zeros_like(posterior.std).float())
         ).cpu()
-        yield from zip(indices, zip(mean, std, strict=True), strict=True)
+        for index, m, s, image in zip(indices, mean, std, images, strict=True):
+            yield index, (m, s, *image)
 
-    def texts(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """States [S,Dt] of each distinct caption."""
+    def texts(self, captions: Sequence[str]) -> dict[str, EncodedText]:
+        """Of each distinct caption."""
         distinct = list(dict.fromkeys(captions))
-        states = self.text.encode(distinct).split() if distinct else ()
-        return dict(zip(distinct, (s.float().cpu() for s in states), strict=True))
+        return dict(zip(distinct, encoded_texts(self.text, distinct) if distinct else (), strict=True))
 
 
 def encode_manifest(config: EncodeConfig) -> str:

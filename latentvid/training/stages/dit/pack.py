@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ....models.open.backbone import Conditions
 from ....packing import Packed
 
 
@@ -23,6 +24,7 @@ class DitPack:
     From a cache: clean [T,P], text [S,Dt], text_layout. From clips: videos uint8 [F,H,W,3], posterior noise, captions.
     Where processes share a pack, noise, timestep, layout and rates are of this process's piece, and the rest is of the
     samples that it makes for all of them (text_layout is None where these are none), until they trade.
+    conditions: what a published model reads beside these.
     """
 
     noise: Tensor
@@ -35,6 +37,8 @@ class DitPack:
     videos: list[Tensor] | None = None
     posterior: list[Tensor] | None = None
     captions: list[str] | None = None
+    conditions: Conditions | None = None
+    made: tuple[int, ...] = ()  # global numbers of the samples that this process makes
     counted: tuple[int, ...] = ()  # of each sample that `tokens` counts: tokens that have a loss, not being given
     counted_in_all: int = 0  # in the whole pack
     numbers: tuple[int, ...] = ()  # global numbers of the layout's samples
@@ -50,6 +54,8 @@ class DitPack:
         def each(value: Any) -> Any:
             if isinstance(value, list):
                 return [each(v) for v in value]
+            if isinstance(value, Conditions):
+                return value.map(change)
             return change(value) if isinstance(value, Tensor | Packed) else value
 
         return replace(self, **{f.name: each(getattr(self, f.name)) for f in fields(self)})

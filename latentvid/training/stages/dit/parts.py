@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from ....config.schema import DitConfig
+from ....config.sections import TextEncoders
 from ....diffusion.scheduler import LatentVideoScheduler
 from ....errors import UserError
 from ....models.interchange import Vae, arguments_of, channels_last, load_vae
+from ....models.open.folder import Published
+from ....models.open.image import ImageReader, load_image_reader
 from ....models.transformer import VideoDiT
 from ....pipelines.latent_video import LatentVideoPipeline
+from ....pipelines.open_video import OpenVideoPipeline
 from ....precision import dtype_of
 from ....sequence import SequenceGroup, make_sequence_group
 from ....text import TextEncoder
+from ....text.reader import TextReader, load_reader
 from ...checkpoint.init import Source, differences
 from ...task import build_model
 
@@ -28,26 +34,54 @@ AT_WILL = dict.fromkeys(
 
 @dataclass(frozen=True)
 class Parts:
-    """What training and measurements share. sequence: the processes that share each pack; None if each has its own."""
+    """What training and measurements share. sequence: the processes that share each pack; None if each has its own.
+    published: the repository of a published model, which has the parts that the configuration does not name. image: its
+    image encoder, where it has one."""
 
     vae: Vae
-    text: TextEncoder
+    text: TextEncoder | TextReader
     scheduler: LatentVideoScheduler
     device: torch.device
     sequence: SequenceGroup | None
+    published: Published | None = None
+    image: ImageReader | None = None
 
 
-def load_parts(config: DitConfig, device: torch.device) -> Parts:
+def load_parts(config: DitConfig, device: torch.device, published: Published | None = None) -> Parts:
     """Raises UserError for folders that hold no such networks, and for a weighting that the noise path cannot have."""
     sequence = None if config.run.dry_run else make_sequence_group(config.train.sequence_parallel)
-    vae = channels_last(load_vae(config.vae)).to(device).requires_grad_(False)
-    text = TextEncoder.from_pretrained(config.text_encoder).to(device)
+    vae = channels_last(load_vae_of(config.vae, published)).to(device).requires_grad_(False)
+    text = load_text(config.text_encoder, published, config.text).to(device)
     scheduler = build_model(LatentVideoScheduler, config.scheduler, "scheduler")
     try:
         config.weighting.check(scheduler.config.target, scheduler.path)
     except ValueError as error:
         raise UserError(f"weighting: {error}") from None
-    return Parts(vae, text, scheduler, device, sequence)
+    image = None
+    if published is not None and "image_encoder" in published.parts:
+        image = load_image_reader(published.parts, torch.float32)
+        image.encoder.to(device).requires_grad_(False)
+    return Parts(vae, text, scheduler, device, sequence, published, image)
+
+
+def load_vae_of(named: Path | None, published: Published | None) -> Vae:
+    """The VAE that is named, or that of the published model."""
+    return load_vae(published.parts["vae"] if named is None else named)
+
+
+def load_text(
+    named: str | None, published: Published | None, kept: TextEncoders | None = None
+) -> TextEncoder | TextReader:
+    """The text encoders of a published model, the first of them from another folder where one is `named`; or the T5
+    that is named."""
+    if published is None:
+        return TextEncoder.from_pretrained(named)
+    folders, first = dict(published.parts), published.recipe.text[0]
+    if named is not None:
+        folders |= {first.part: Path(named), first.tokenizer: Path(named)}
+    kept = kept or TextEncoders()
+    dtype = torch.bfloat16 if kept.dtype == "bf16" else torch.float32
+    return load_reader(folders, published.recipe.text, dtype, place=kept.place, quantization=kept.quantization)
 
 
 def differing_from(source: Source, model: nn.Module, parts: Parts) -> list[str]:
@@ -74,18 +108,23 @@ def compute_dtype(config: DitConfig) -> torch.dtype:
 def make_pipeline(config: DitConfig, parts: Parts, model: nn.Module) -> LatentVideoPipeline:
     """The pipeline around a model; its defaults are those of `samples`, the looks at it during training."""
     s = config.samples
-    rate = {} if s.fps is None else {"fps": s.fps}
+    sizes = {"frames": s.frames, "height": s.height, "width": s.width, "steps": s.steps, "guidance": s.guidance}
+    sizes |= {} if s.fps is None else {"fps": s.fps}
+    if parts.published is not None:
+        return OpenVideoPipeline(
+            vae=parts.vae,
+            transformer=model,
+            scheduler=parts.scheduler,
+            reader=parts.text,
+            recipe=replace(parts.published.recipe, **sizes),
+            image_reader=parts.image,
+        )
     return LatentVideoPipeline(
         vae=parts.vae,
         transformer=model,
         scheduler=parts.scheduler,
         text_encoder=parts.text.encoder,
         tokenizer=parts.text.tokenizer,
-        frames=s.frames,
-        height=s.height,
-        width=s.width,
-        steps=s.steps,
-        guidance=s.guidance,
         given=config.given.names,
-        **rate,
+        **sizes,
     )

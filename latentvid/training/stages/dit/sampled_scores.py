@@ -19,6 +19,7 @@ from ....errors import ClipError, UserError
 from ....evaluation.bootstrap import summarise
 from ....evaluation.metrics import open_metrics
 from ....evaluation.rows import Clip
+from ....packing import Patch, patch_size
 from ....pipelines.sampling import Sampling
 from ...task import shares
 from .data import open_clips
@@ -36,7 +37,7 @@ class SampledScores:
     Raises UserError where a score is unknown, needs what is not here, or compares a clip with the one it should equal.
     """
 
-    def __init__(self, config: DitConfig, parts: Parts, patch: int) -> None:
+    def __init__(self, config: DitConfig, parts: Parts, patch: Patch) -> None:
         self.config, self.parts = config, parts
         self.settings, data, vae = config.validation, config.data, parts.vae
         try:
@@ -53,7 +54,7 @@ class SampledScores:
         count = min(self.settings.clips, len(videos))
         self.windows = [int(videos[i]) for i in np.linspace(0, len(videos) - 1, count).round().astype(int)]
         shapes = [self.source.shapes[i] for i in self.windows]
-        largest = max(math.prod(vae.latent_grid(*shape)) / patch**2 for shape in shapes)
+        largest = max(math.prod(vae.latent_grid(*shape)) / patch_size(patch) for shape in shapes)
         self.chunk = max(1, int(data.tokens_per_pack // largest))  # clips that are made together
         self.real: Rows | None = None
 

@@ -21,50 +21,64 @@ from ....config.sections import UNKNOWN_FPS
 from ....errors import UserError
 from ....evaluation.sheet import Row
 from ....models.attention_context import attended_pairs
-from ....models.flops import GridFlops, dit_flops, vae_flops
+from ....models.flops import GridFlops, backbone_flops, vae_flops
+from ....models.open import OpenBackbone
 from ....models.transformer import VideoDiT
 from ....packing import Grid, Packed
 from ....pipelines.sampling import Sampling
 from ....sequence import makers
 from ...checkpoint.init import Source, Wanted, begin_with, goes_on, inherited, open_source
 from ...feed.manifests import main_first
+from ...origin import Base, Origin
 from ...task import HeldOut, build_model, shares
+from .conditions import ConditionMaker
 from .data import DitPacks
 from .pack import DitPack
 from .parts import compute_dtype, differing_from, load_parts, make_pipeline
+from .product import export_lora, export_repository
+from .published import load_published, part_of, published_of, settled
 from .sampled_scores import SampledScores
 from .seen import defaults_of, seen_by, seen_in
+from .trained import OF_VIDEO_DIT, choose_trained, dropout_of, fingerprint
 from .validation import HeldOutLatents
 
 
 class DitTask(DitPacks):
     """What is trained is the transformer; the VAE and the text encoder are frozen."""
 
-    product = "pipeline"
-    ragged = False
     apart = ()
+    settled = staticmethod(settled)
 
     def __init__(self, config: DitConfig, device: torch.device, data: bool = True) -> None:
         """`data=False` leaves the data closed: enough to export."""
-        self.config, self.parts = config, load_parts(config, device)
-        self.sequence, self.origin = self.parts.sequence, None
-        source = self._source() if config.init is not None and data else None
+        self.config = config = settled(config)
+        self.published = published_of(config)
+        self.parts = load_parts(config, device, self.published)
+        self.sequence, self.base, self.origin = self.parts.sequence, None, None
+        self.weights = self._source() if config.init is not None and (data or config.keeps_base) else None
         self.model = self.new_model()
-        if source is not None:
-            differing = differing_from(source, self.model, self.parts)
-            self.origin = begin_with(self.model, source, differing, config.init_partial)
-        super().__init__(self.config, self.parts, self.model.config.patch)
-        self.fps_dropout = config.data.fps_dropout if self.model.config.fps_condition else 0.0
+        self.origin = self._begun() if data else None
+        super().__init__(self.config, self.parts, self.model.patch, self._conditions())
+        self.fps_dropout = config.data.fps_dropout if getattr(self.model.config, "fps_condition", False) else 0.0
         if data:
-            self._check_prompts()
+            self._check_samples()
             self.open()
             self.tokens = self.grids.map(math.prod).array()
             # a block's attention is 4 D a pair of tokens, its linear layers about 24 D^2 a token
-            c = self.model.config
-            pairs = self.grids.map(lambda grid: attended_pairs(c.attention, c.depth, grid) / c.depth).array()
-            self.costs = self.tokens + pairs / (6 * c.width)
+            kind, depth = getattr(self.model.config, "attention", "full"), len(self.model.blocks)
+            pairs = self.grids.map(lambda grid: attended_pairs(kind, depth, grid) / depth).array()
+            self.costs = self.tokens + pairs / (6 * self.model.width)
 
-    def _check_prompts(self) -> None:
+    def _check_samples(self) -> None:
+        asked = self.config.samples.every or self.config.validation.scores
+        if self.published is not None and asked:
+            why = None
+            if len(self.published.experts) > 1:
+                why = "clips are made by both experts, of which one is here"
+            elif self.published.recipe.task == "i2v":
+                why = "the model makes clips of pictures"
+            if why is not None:
+                raise UserError(f"samples.every and validation.scores: {why}: leave them out, and look at the export")
         try:
             self.text.check(self.config.samples.prompts)
         except UserError as error:
@@ -81,7 +95,16 @@ class DitTask(DitPacks):
 
     @property
     def width(self) -> int:
-        return self.model.config.width
+        return self.model.width
+
+    @property
+    def product(self) -> str:
+        return "lora" if self.config.adapter.kind == "lora" else "pipeline"
+
+    @property
+    def ragged(self) -> bool:
+        """Whether a pack takes a call of the network for each of its shapes."""
+        return getattr(self.model, "ragged", False)
 
     @property
     def recomputes(self) -> bool:
@@ -89,17 +112,16 @@ class DitTask(DitPacks):
 
     @property
     def frozen(self) -> tuple[nn.Module, ...]:
-        return self.vae, self.text.encoder
+        return self.vae, *self.text.networks
 
     def _source(self) -> Source | None:
-        """What `init` names, which says what `model` leaves out; None where the run goes on, which said it itself."""
-        config, source, arguments = self.config, None, {}
-        if goes_on(config.run.dir):
-            arguments = inherited(config.run.dir)
-        else:
+        """What `init` names, which says what `model` leaves out; None where the run goes on, which said it itself, with
+        all its weights."""
+        config, source, going = self.config, None, goes_on(self.config.run.dir)
+        if not going or config.keeps_base:
             wanted = Wanted(VideoDiT, config.stage, "transformer", self._known)
             source = main_first(lambda: open_source(config.init, config.init_weights, wanted))
-            arguments = source.arguments or {}
+        arguments = inherited(config.run.dir) if going else source.arguments or {}
         told = {key: value for key, value in arguments.items() if key not in self._known}
         self.config = replace(config, model={**told, **config.model})
         return source
@@ -110,48 +132,96 @@ class DitTask(DitPacks):
         strides = {"temporal_stride": self.vae.temporal_stride}
         return {"latent_channels": self.vae.latent_channels, "text_width": self.text.dim, **strides}
 
-    def new_model(self) -> VideoDiT:
+    def new_model(self) -> VideoDiT | OpenBackbone:
+        torch.manual_seed(self.config.run.seed)
+        model = self._new_dit() if self.published is None else self._published_model()
+        model.attention_backend = resolve_backend(self.config.attention, self.parts.device, compute_dtype(self.config))
+        if self.sequence is not None and model.heads % self.sequence.size:
+            raise UserError(
+                f"train.sequence_parallel is {self.sequence.size}, which does not divide model.heads, "
+                f"{model.heads}: each process takes as many heads as the others"
+            )
+        model.sequence = self.sequence
+        if self.config.keeps_base:
+            if self.published is None:
+                self._take(model, self.weights)
+            where = self.weights.where if self.published is None else self._where
+            self.base = Base(where, fingerprint(model))
+            usual = OF_VIDEO_DIT if self.published is None else self.published.recipe.lora
+            choose_trained(model, self.config, usual)
+        return model
+
+    def _published_model(self) -> OpenBackbone:
+        model = load_published(self.config, self.published)
+        model.strides = self.vae.temporal_stride, self.vae.spatial_stride  # which positions of some families count
+        if model.latent_channels != self.vae.latent_channels:
+            raise UserError(
+                f"model.from: the transformer is for latents of {model.latent_channels} channels, and those of the VAE "
+                f"have {self.vae.latent_channels}: leave vae out, or give the one it was trained with"
+            )
+        return model
+
+    @property
+    def _where(self) -> str:
+        return str(self.published.folder / part_of(self.config, self.published))
+
+    def _begun(self) -> Origin | None:
+        """Where the weights are from that the run begins with."""
+        if self.published is not None and not goes_on(self.config.run.dir):
+            total = sum(p.numel() for p in self.model.parameters())
+            lora = self.config.adapter.kind == "lora"
+            new = sum(p.numel() for p in self.model.parameters() if p.requires_grad) if lora else 0
+            return Origin(self._where, total - new, total)
+        if self.weights is None or self.base is not None:
+            return self.origin if not goes_on(self.config.run.dir) else None
+        return self._take(self.model, self.weights)
+
+    def _take(self, model: VideoDiT, source: Source) -> Origin:
+        differing = differing_from(source, model, self.parts)
+        self.origin = begin_with(model, source, differing, self.config.init_partial)
+        return self.origin
+
+    def _conditions(self) -> ConditionMaker | None:
+        if self.published is None:
+            return None
+        by_encoder = self.parts.image is not None
+        return ConditionMaker(self.published.recipe, self.model, self.text, self.vae.temporal_stride, by_encoder)
+
+    def _new_dit(self) -> VideoDiT:
         known = self._known
         for key, value in known.items():
             if self.config.model.get(key, value) != value:
                 raise UserError(
                     f"model.{key} is {self.config.model[key]} but the loaded parts have {value}: leave it out"
                 )
-        torch.manual_seed(self.config.run.seed)
         model = build_model(VideoDiT, {**self.config.model, **known}, "model")
-        model.attention_backend = resolve_backend(self.config.attention, self.parts.device, compute_dtype(self.config))
-        if self.sequence is not None and model.config.heads % self.sequence.size:
-            raise UserError(
-                f"train.sequence_parallel is {self.sequence.size}, which does not divide model.heads, "
-                f"{model.config.heads}: each process takes as many heads as the others"
-            )
         if self.sequence is not None and model.config.attention != "full":
             raise UserError(
                 f"train.sequence_parallel is {self.sequence.size}, but model.attention is {model.config.attention!r}: "
                 "set train.sequence_parallel to 1, or model.attention to full"
             )
-        model.sequence = self.sequence
         return model
 
     # --- what it costs ---
 
     def pixels(self, grid: Grid) -> Grid:
-        side = self.vae.spatial_stride * self.patch
-        return 1 + (grid[0] - 1) * self.vae.temporal_stride, grid[1] * side, grid[2] * side
+        (t, p, q), side = self.patch, self.vae.spatial_stride
+        return 1 + (grid[0] * t - 1) * self.vae.temporal_stride, grid[1] * p * side, grid[2] * q * side
 
     @cached_property
     def mean_text(self) -> float:
         """Text tokens of a sample, dropped captions included, by 64 samples spread over the data set."""
         asked = torch.linspace(0, len(self.grids) - 1, min(64, len(self.grids))).long().tolist()
         if self.cache is not None:
-            lengths, null = [len(self.cache.load(i).text) for i in asked], len(self.null_text)
+            filled = (lambda text: text) if self.conditions is None else self.conditions.filled
+            lengths, null = [len(filled(self.cache.load(i).text)) for i in asked], len(filled(self.null_text))
         else:
             *lengths, null = map(len, self.text.tokenize([*(self.source.caption(i) for i in asked), ""]))
         dropout = self.config.caption.dropout
         return (1 - dropout) * sum(lengths) / len(lengths) + dropout * null
 
     def grid_flops(self, grid: Grid) -> GridFlops:
-        model = dit_flops(self.model.config, [grid], [self.mean_text])
+        model = backbone_flops(self.model, [grid], [self.mean_text])
         online = self.cache is None
         return GridFlops(model, vae_flops(self.vae, self.pixels(grid)).encode if online else 0)
 
@@ -163,19 +233,25 @@ class DitTask(DitPacks):
             text = [len(ids) for ids in self.text.tokenize(pack.captions)]
         else:
             text = [] if pack.text_layout is None else pack.text_layout.lengths
-        return dit_flops(self.model.config, made, text)
+        return backbone_flops(self.model, made, text)
 
     def blank_pack(self, grids: Sequence[Grid]) -> DitPack:
         layout, text_layout = Packed.of(grids), Packed.of_lengths([round(self.mean_text)] * len(grids))
         blank = torch.zeros(layout.tokens, self.features)
         text = torch.zeros(text_layout.tokens, self.text.dim)
         rates = torch.zeros(len(grids))
-        return DitPack(blank, torch.ones(layout.frames), layout, rates, clean=blank, text=text, text_layout=text_layout)
+        pack = DitPack(blank, torch.ones(layout.frames), layout, rates, clean=blank, text=text, text_layout=text_layout)
+        if self.conditions is None:
+            return pack
+        several = len(self.published.recipe.text) > 1
+        given = self.conditions.blank(layout, self.text.encode([""]) if several else None)
+        return replace(pack, conditions=given, ready=True)
 
     # --- training ---
 
     def loss(self, model: nn.Module, pack: DitPack, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.errors(model, pack)[0], {}
+        with dropout_of(self.config, pack.numbers[0] if pack.numbers else 0):
+            return self.errors(model, pack)[0], {}
 
     # --- looks, measurements, export ---
 
@@ -193,10 +269,17 @@ class DitTask(DitPacks):
         if not settings.every:
             return None
         scores = SampledScores(self.config, self.parts, self.patch) if settings.scores else None
-        return HeldOutLatents(self.config, self.parts, self.patch, scores)
+        return HeldOutLatents(self.config, self.parts, self.patch, scores, self.conditions)
 
-    def export(self, model: VideoDiT, folder: Path) -> None:
-        """The pipeline, which makes by default what it was trained on; `samples` is of the looks at it alone."""
+    def export(self, model: VideoDiT | OpenBackbone, folder: Path) -> None:
+        """The pipeline, which makes by default what it was trained on (`samples` is of the looks at it alone); the
+        repository of a published model; or a LoRA's file."""
+        if self.config.adapter.kind == "lora":
+            export_lora(model, folder)
+            return
+        if self.published is not None:
+            export_repository(model, self.published, part_of(self.config, self.published), folder)
+            return
         seen, inference = self.trained or seen_by(self.config.run.dir), self.config.inference
         pipeline = make_pipeline(self.config, self.parts, model)
         pipeline.register_to_config(

@@ -14,15 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from ....config.schema import DitConfig
-from ....data.cache.latents import Encoded
+from ....data.cache.shards import Encoded, EncodedText
 from ....data.clips import ClipSource
 from ....data.plan.plan import Draw
 from ....errors import UserError
 from ....models.interchange import Vae
-from ....packing import Grid
+from ....packing import Grid, Patch
 from ....rng import generator
 from ....text import TextEncoder
 from ...compute import compute_type
+from .conditions import ConditionMaker, encoded_texts
 from .data import DitPacks
 from .parts import Parts
 from .sampled_scores import SampledScores
@@ -33,27 +34,35 @@ FIGURES = ("loss", "x_mse")
 class HeldOutLatents(DitPacks):
     """Held-out windows, each once in every bin of noise levels.
 
-    Noise and level of a window in a bin are keyed by (validation.seed, the window's number, the bin) alone: they are
-    the same at every step, in every run of the same held-out data, on any number of processes. Nothing else is random:
-    no caption is dropped, no frame given, and the latent is the posterior's mean.
+    A bin is a part of the noise levels that are trained. Noise and level of a window in a bin are keyed by
+    (validation.seed, the window's number, the bin) alone: they are the same at every step, in every run of the same
+    held-out data, on any number of processes. Nothing else is random: no caption is dropped, no frame given, and the
+    latent is the posterior's mean.
 
     scores: of clips that the model makes, if any are asked for.
     """
 
-    def __init__(self, config: DitConfig, parts: Parts, patch: int, scores: SampledScores | None) -> None:
+    def __init__(
+        self,
+        config: DitConfig,
+        parts: Parts,
+        patch: Patch,
+        scores: SampledScores | None,
+        conditions: ConditionMaker | None = None,
+    ) -> None:
         settings = config.validation
         manifest = settings.manifest if settings.latents is None else None
         run = replace(config.run, seed=settings.seed)
         data = replace(config.data, latents=settings.latents, manifest=manifest, flip=False)
-        super().__init__(replace(config, run=run, data=data), parts, patch)
+        super().__init__(replace(config, run=run, data=data), parts, patch, conditions)
         self.bins, self.scores = settings.bins, scores
         try:
             self.open()
         except UserError as error:
             raise UserError(f"validation: {error}") from error
         if self.cache is None:
-            self.cache = EncodedClips(self.source, self.vae, self.text, settings.seed)
-            self.null_text = self.cache.null_text()
+            self.cache = EncodedClips(self.source, self.vae, self.text, settings.seed, conditions)
+            self.null = self.cache.null()
         count = min(settings.samples, len(self.grids))
         self.windows = torch.linspace(0, len(self.grids) - 1, count).round().long().tolist()
         self.packs = list(self._packed())
@@ -74,7 +83,14 @@ class HeldOutLatents(DitPacks):
 
     def _noise_levels(self, draw: Draw, grid: Grid) -> Tensor:
         place = 1.0 - torch.rand(1, generator=generator(self.config.run.seed, draw.number, "timestep"))  # in (0,1]
-        return self.scheduler.path.snap((draw.number % self.bins + place) / self.bins).expand(grid[0])
+        low, high = self.levels
+        level = low + (high - low) * (draw.number % self.bins + place) / self.bins
+        return self.scheduler.path.snap(level).expand(grid[0])
+
+    @property
+    def levels(self) -> tuple[float, float]:
+        """Those that are trained, cut into the bins."""
+        return self.config.timesteps.low, self.config.timesteps.high
 
     def _posterior(self, number: int, shape: Sequence[int]) -> Tensor:
         return torch.zeros(shape)
@@ -116,7 +132,8 @@ class HeldOutLatents(DitPacks):
 
     def record(self, sums: Tensor) -> dict[str, Any]:
         means = sums / len(self.windows)
-        edges = [i / self.bins for i in range(self.bins + 1)]
+        low, high = self.levels
+        edges = [low + (high - low) * i / self.bins for i in range(self.bins + 1)]
         bins = [
             {"from": low, "to": high, **dict(zip(FIGURES, values, strict=True))}
             for low, high, values in zip(edges, edges[1:], means.T.tolist(), strict=False)
@@ -130,8 +147,10 @@ class HeldOutLatents(DitPacks):
 class EncodedClips:
     """Windows of clips as a latent cache gives them; each is encoded when it is first asked for, and kept."""
 
-    def __init__(self, source: ClipSource, vae: Vae, text: TextEncoder, seed: int) -> None:
-        self.source, self.vae, self.text, self.seed = source, vae, text, seed
+    def __init__(
+        self, source: ClipSource, vae: Vae, text: TextEncoder, seed: int, conditions: ConditionMaker | None
+    ) -> None:
+        self.source, self.vae, self.text, self.seed, self.conditions = source, vae, text, seed, conditions
         self._entries: dict[int, Encoded] = {}
 
     def summary(self) -> str:
@@ -147,9 +166,10 @@ class EncodedClips:
             clip = self.source.load(i, self.seed, i)
             posterior = self.vae.encode(clip.video[None].to(self.vae.device, self.vae.dtype)).latent_dist
             mean = self.vae.normalise(posterior.mean.float())[0].cpu()
-            states = self.text.encode([self.source.caption(clip.index)]).states.float().cpu()
-            self._entries[i] = Encoded(mean, torch.zeros_like(mean), states)
+            words = encoded_texts(self.text, [self.source.caption(clip.index)], torch.float32)[0]
+            image = None if self.conditions is None else self.conditions.image_of(self.vae, clip.video)
+            self._entries[i] = Encoded(mean, torch.zeros_like(mean), words.states, words.pooled, words.second, image)
         return self._entries[i]
 
-    def null_text(self) -> Tensor:
-        return self.text.encode([""]).states.float().cpu()
+    def null(self) -> EncodedText:
+        return encoded_texts(self.text, [""], torch.float32)[0]

@@ -83,10 +83,15 @@ class VaeTask:
 
     product = "vae"
     ragged = True
+    base = None
     partial = False
     blocks = ()
     width = 0
     trained = None
+
+    @staticmethod
+    def settled(config: VaeConfig) -> VaeConfig:
+        return config
 
     def __init__(self, config: VaeConfig, device: torch.device, data: bool = True) -> None:
         """`data=False`, enough to export, leaves out LPIPS alone: statistics are measured on the data."""

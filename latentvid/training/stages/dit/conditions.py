@@ -1,0 +1,230 @@
+"""What published models read beside tokens, noise levels and text, made for a pack's samples.
+
+Axes: C latent channels, f h w of a latent, F H W frames, height and width in pixels, T tokens, N samples, Dp and D'
+widths of further text encoders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+
+import torch
+from torch import Tensor
+
+from ....data.cache.latents import LatentCaches
+from ....data.cache.shards import Encoded, EncodedText
+from ....data.transforms import from_uint8
+from ....errors import UserError
+from ....models.interchange import Vae
+from ....models.open import Conditions, OpenBackbone
+from ....models.open.conditioning import (
+    condition_channels,
+    encode_condition,
+    noised_image,
+    pixels_to_encode,
+)
+from ....models.open.image import ImageReader
+from ....models.open.recipe import Recipe
+from ....packing import Packed, patch_size, patchify, spans
+from ....rng import generator
+from ....sequence import SequenceGroup, makers
+from ....text import PackedText, TextReader
+
+
+class ConditionMaker:
+    """By a model's recipe. The first frame is the image of a model that makes videos of images; loader processes have
+    a copy of this, so it holds no network."""
+
+    def __init__(
+        self, recipe: Recipe, model: OpenBackbone, text: TextReader, stride: int, reads_images: bool = False
+    ) -> None:
+        """stride: frames of a latent frame after the first. reads_images: by an image encoder."""
+        self.pooled_width, self.second_width = text.pooled_dim, text.second_dim
+        reading = text.text.reading
+        self.tokens = reading.tokens if reading.pad == "zero" else 0  # of a prompt, with zeros up to there
+        self.kind = recipe.image if model.channels else None  # given as channels
+        self.of_images, self.stride = recipe.task == "i2v", stride
+        self.reads_images = self.of_images and reads_images
+        self.latent_channels, self.channels, self.patch = model.latent_channels, model.channels, model.patch
+        embedded = bool(getattr(model.config, "guidance_embeds", False))
+        training = getattr(recipe, "guidance_training", None)
+        scale = recipe.guidance_embedded if training is None else training
+        self.guidance = scale if embedded else None
+        if model.channels and recipe.image is None:
+            raise UserError(
+                f"model.from: the transformer reads {model.channels} channels beside the latents, and how it is given "
+                "them is not known: take another model"
+            )
+
+    def check_cache(self, caches: LatentCaches) -> None:
+        """Raises UserError where entries do not tell what the model must be given."""
+        folders = ", ".join(map(str, caches.sources))
+        if self.reads_images:
+            raise UserError(
+                f"data.latents ({folders}): this model reads its image by an image encoder too, whose states a cache "
+                "does not hold: train on the clips, data.manifest"
+            )
+        if self.kind == "cogvideox":
+            raise UserError(
+                f"data.latents ({folders}): this model sees its image with noise that differs each time, before the "
+                "VAE, which a cache cannot hold: train on the clips, data.manifest"
+            )
+        if self.kind == "wan" and any(cache.load(0).image is None for cache in caches.caches):
+            raise UserError(
+                f"data.latents ({folders}): this model is given latents of the first frame alone, which the cache does "
+                "not hold: encode again with vae/encode_latents.py --model"
+            )
+
+    def filled(self, states: Tensor) -> Tensor:
+        """[S,Dt] as a cache has it -> as the model reads it: with the zeros that a cache leaves out."""
+        missing = self.tokens - len(states)
+        return torch.cat([states, states.new_zeros(missing, states.shape[1])]) if missing > 0 else states
+
+    def of_entries(self, entries: Sequence[Encoded], words: Sequence[EncodedText]) -> Conditions | None:
+        """By entries of a cache: the image's latents, or the first frame of the clip's. words: of each, or of no
+        caption."""
+        channels = None
+        if self.kind is not None:
+            images = [e.mean[:, :1] if e.image is None else e.image for e in entries]
+            channels = self._tokens([self._channels(i, e.mean) for i, e in zip(images, entries, strict=True)])
+        pooled = second = None
+        lengths: tuple[int, ...] = ()
+        if self.pooled_width:
+            pooled = torch.stack([w.pooled for w in words]) if words else torch.empty(0, self.pooled_width)
+        if self.second_width:
+            seconds = [torch.empty(0, self.second_width) if w.second is None else w.second for w in words]
+            second, lengths = torch.cat([torch.empty(0, self.second_width), *seconds]), tuple(map(len, seconds))
+        return _or_none(Conditions(channels=channels, pooled=pooled, second=second, second_lengths=lengths))
+
+    def image_of(self, vae: Vae, video: Tensor) -> Tensor | None:
+        """For `Encoded.image` of a held-out clip [3,F,H,W] in [-1,1]: nothing is drawn."""
+        if self.kind is None or not self.of_images:
+            return None
+        return encode_condition(self.kind, vae, pixels_to_encode(self.kind, video[:, 0], video.shape[1])).float().cpu()
+
+    def of_clips(
+        self,
+        vae: Vae,
+        reader: ImageReader | None,
+        videos: Sequence[Tensor],
+        latents: Sequence[Tensor],
+        numbers: Sequence[int],
+        text: PackedText,
+        seed: int,
+    ) -> Conditions | None:
+        """videos: uint8 [F,H,W,3] with their latents [C,f,h,w]. Noise on images is keyed by the samples' numbers."""
+        channels = None
+        if self.kind is not None:
+            made = []
+            for video, latent, number in zip(videos, latents, numbers, strict=True):
+                encoded = self._encoded(vae, video, latent, number, seed) if self.of_images else None
+                made.append(self._channels(encoded, latent))
+            channels = self._tokens(made).to(text.states.device)
+        image = None
+        if self.reads_images:
+            image = states_of([video[0] for video in videos], reader, text.states.device)
+        given = Conditions(channels=channels, image=image, **of_text(text))
+        return _or_none(given)
+
+    def _encoded(self, vae: Vae, video: Tensor, latent: Tensor, number: int, seed: int) -> Tensor:
+        image, noise = from_uint8(video[:1])[:, 0], None  # [3,H,W]
+        if self.kind == "cogvideox":
+            image = noised_image(image.cpu(), generator(seed, number, "image-noise")).to(image.device)
+            noise = torch.randn(len(latent), 1, *latent.shape[2:], generator=generator(seed, number, "image-posterior"))
+        return encode_condition(self.kind, vae, pixels_to_encode(self.kind, image, len(video)), noise)
+
+    def _channels(self, encoded: Tensor | None, latent: Tensor) -> Tensor:
+        encoded = encoded if self.of_images else None
+        sizes = {"channels": self.latent_channels, "stride": self.stride}
+        return condition_channels(self.kind, encoded, tuple(latent.shape[1:]), **sizes).to(latent.device)
+
+    def _tokens(self, channels: Sequence[Tensor]) -> Tensor:
+        """[C',f,h,w] each -> [T,P']."""
+        return patchify(channels, self.patch)[0] if channels else torch.empty(0, self.channels * patch_size(self.patch))
+
+    def finished(self, given: Conditions | None, layout: Packed) -> Conditions | None:
+        """With what depends on no sample."""
+        if self.guidance is None:
+            return given
+        scale = torch.full((layout.segments,), float(self.guidance), device=layout.segment.device)
+        return replace(given or Conditions(), guidance=scale)
+
+    def blank(self, layout: Packed, text: PackedText | None) -> Conditions | None:
+        """Of such sizes; text: of one prompt, where there are further text encoders."""
+        size = self.channels * patch_size(self.patch)
+        channels = None if self.kind is None else torch.zeros(layout.tokens, size)
+        given = Conditions(channels=channels)
+        if text is not None:
+            given = replace(given, **of_text(repeated(text, layout.segments)))
+        return self.finished(_or_none(given), layout)
+
+
+def _or_none(given: Conditions) -> Conditions | None:
+    """None where nothing is given."""
+    return given if any(getattr(given, f.name) is not None for f in fields(given) if f.default is None) else None
+
+
+def states_of(pictures: Sequence[Tensor], reader: ImageReader, device: torch.device) -> Tensor:
+    """uint8 [H,W,3] each -> [N,I,Di]."""
+    if not pictures:  # of a process that makes none for its group: sizes that the others' have
+        blank = torch.zeros(16, 16, 3, dtype=torch.uint8)
+        return reader.read([blank], device)[None][:0]
+    return torch.stack([reader.read([picture], device) for picture in pictures])
+
+
+def encoded_texts(text: TextReader, captions: Sequence[str], dtype: torch.dtype | None = None) -> list[EncodedText]:
+    """Of each caption, in main memory, in the encoders' type where none is asked for; without what
+    `ConditionMaker.filled` puts there again."""
+    found = []
+    for one in text.encode(captions).each():
+        states = one.states
+        if text.text.reading.pad == "zero":
+            own = states.any(dim=1).nonzero()
+            states = states[: int(own[-1]) + 1 if len(own) else 0]
+        pooled = None if one.pooled is None else one.pooled[0]
+        found.append(
+            EncodedText(*(None if x is None else x.to("cpu", dtype or x.dtype) for x in (states, pooled, one.second)))
+        )
+    return found
+
+
+def of_text(text: PackedText) -> dict[str, Tensor | tuple[int, ...]]:
+    """What further text encoders made, as fields of `Conditions`."""
+    found = {"pooled": text.pooled, "second": text.second}
+    lengths = {} if text.second is None else {"second_lengths": tuple(text.second_lengths)}
+    return {name: value.float() for name, value in found.items() if value is not None} | lengths
+
+
+def repeated(text: PackedText, times: int) -> PackedText:
+    """One prompt, several times."""
+    again = {"states": text.states.repeat(times, 1), "lengths": list(text.lengths) * times}
+    if text.pooled is not None:
+        again["pooled"] = text.pooled.repeat(times, 1)
+    if text.second is not None:
+        again |= {"second": text.second.repeat(times, 1), "second_lengths": list(text.second_lengths) * times}
+    return replace(text, **again)
+
+
+def traded(sequence: SequenceGroup, whole: Sequence[int], given: Conditions) -> Conditions:
+    """From the samples that each process of the group made, what this one's piece needs. whole: tokens of each sample
+    of the pack."""
+    maker = makers(whole, sequence.size)
+    made = [n for n, rank in zip(whole, maker, strict=True) if rank == sequence.rank]
+    here = spans(whole, sequence.size)[sequence.rank]
+    some = next(x for x in (given.channels, given.pooled, given.second, given.image) if x is not None)
+    blank = some.new_zeros(sum(made), 1)
+    if given.channels is not None:
+        channels, _, _ = sequence.redistribute(whole, given.channels, blank[:0], [0] * len(made))
+        given = replace(given, channels=channels)
+    if given.pooled is not None:
+        _, pooled, _ = sequence.redistribute(whole, blank, given.pooled, [1] * len(made))
+        given = replace(given, pooled=pooled)
+    if given.image is not None:
+        states = given.image.shape[1]
+        _, image, _ = sequence.redistribute(whole, blank, given.image.flatten(0, 1), [states] * len(made))
+        given = replace(given, image=image.unflatten(0, (-1, states)))
+    if given.second is not None:
+        _, second, words = sequence.redistribute(whole, blank, given.second, given.second_lengths)
+        given = replace(given, second=second, second_lengths=tuple(words[here.first : here.last]))
+    return given

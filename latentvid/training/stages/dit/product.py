@@ -1,0 +1,49 @@
+"""What a finished training leaves: a published repository with the trained transformer, or a LoRA's file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from diffusers import WanPipeline
+from diffusers.training_utils import _collate_lora_metadata
+from peft import get_peft_model_state_dict
+
+from ....errors import UserError
+from ....models.open import OpenBackbone
+from ....models.open.folder import Published
+from ....models.transformer import VideoDiT
+from .trained import raw_of
+
+
+def export_lora(model: VideoDiT | OpenBackbone, folder: Path) -> None:
+    """A file in diffusers' format, which `load_lora_weights` of its pipelines reads, alpha in its metadata."""
+    raw = raw_of(model)
+    layers, about = get_peft_model_state_dict(raw), _collate_lora_metadata({"transformer": raw})
+    WanPipeline.save_lora_weights(folder, transformer_lora_layers=layers, **about)  # all name their layers so
+
+
+def export_repository(model: OpenBackbone, published: Published, part: str, folder: Path) -> None:
+    """The repository with the transformer that was trained in its place: diffusers' own pipeline loads it."""
+    folder.mkdir(parents=True)
+    for found in sorted(published.folder.rglob("*")):
+        place = found.relative_to(published.folder)
+        if place.parts[0] == part or place.parts[0].startswith(".") or found.is_dir():
+            continue
+        if place.parts[0] not in published.parts and len(place.parts) > 1:
+            continue  # folders that are no parts of it
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        _linked(found.resolve(), folder / place)
+    model.raw.save_pretrained(folder / part)
+
+
+def _linked(found: Path, place: Path) -> None:
+    """The same file under another name, which needs no room; a copy where that cannot be."""
+    try:
+        os.link(found, place)
+    except OSError:
+        try:
+            shutil.copyfile(found, place)
+        except OSError as error:
+            raise UserError(f"{found} could not be copied to {place} ({error}): make room, and export again") from error
