@@ -53,7 +53,7 @@ PARTS: dict[str, Collection[str]] = {  # classes that a part may be of
 }
 UNUSED = ("audio_vae", "vocoder", "processor", "prompt_enhancer", "duration_head")  # known, and left where they are
 NEEDED = ("transformer", "vae", "scheduler", "text_encoder", "tokenizer")
-LIBRARIES = ("diffusers", "transformers")
+LIBRARIES = ("diffusers", "transformers", "ltx2")  # the last as diffusers names the connectors of its own
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,7 @@ class LTX(OpenBackbone):
 
     family = "ltx"
     levels_by_frame = True
+    reads_fps = True
     causal_positions: bool = False
     strides: tuple[int, int] = (8, 32)
     default_fps: float = 25.0  # of the pipelines, for samples that have no rate

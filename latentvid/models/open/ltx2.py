@@ -43,6 +43,7 @@ IDLE = re.compile(r"audio|a2v|v2a|av_cross_attn|keyframes_abs_pos_embedding")
 class LTX2(OpenBackbone):
     family = "ltx2"
     levels_by_frame = True
+    reads_fps = True
     default_fps: float = 24.0  # of the pipelines, for samples that have no rate
 
     def prepare(self) -> None:
