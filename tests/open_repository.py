@@ -18,6 +18,7 @@ from diffusers import (
     CogVideoXTransformer3DModel,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
+    LTXConditionPipeline,
     LTXPipeline,
     LTXVideoTransformer3DModel,
     MochiPipeline,
@@ -149,8 +150,8 @@ def wan_clip(ends: bool = False) -> WanImageToVideoPipeline:
     )
 
 
-def ltx() -> LTXPipeline:
-    """LTX-Video 0.9: strides 8 and 32 of the published ones, here 2 and 8."""
+def ltx(condition: bool = False) -> LTXPipeline | LTXConditionPipeline:
+    """LTX-Video 0.9: strides 8 and 32 of the published ones, here 2 and 8. condition: as of 0.9.5."""
     vae = AutoencoderKLLTXVideo(
         latent_channels=4,
         block_out_channels=(8, 8, 8, 8),
@@ -177,8 +178,12 @@ def ltx() -> LTXPipeline:
         num_layers=2,
         caption_channels=TEXT_WIDTH,
     )
+    if condition:
+        schedule = FlowMatchEulerDiscreteScheduler()
+        return LTXConditionPipeline(**text_parts(), vae=vae, scheduler=schedule, transformer=transformer)
+    sizes = dict(base_image_seq_len=1024, max_image_seq_len=4096)
     schedule = FlowMatchEulerDiscreteScheduler(
-        use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05, base_image_seq_len=1024, max_image_seq_len=4096
+        use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05, **sizes, shift_terminal=0.1
     )
     return LTXPipeline(**text_parts(), vae=vae, scheduler=schedule, transformer=transformer)
 
@@ -269,6 +274,7 @@ REPOSITORIES: dict[str, Callable[[], DiffusionPipeline]] = {
     "wan_clip": wan_clip,
     "wan_ends": lambda: wan_clip(ends=True),
     "ltx": ltx,
+    "ltx_condition": lambda: ltx(condition=True),
     "cogvideox": cogvideox,
     "cogvideox_image": cogvideox_image,
     "cogvideox_newer": cogvideox_newer,

@@ -70,6 +70,8 @@ class OpenVideoPipeline(LatentVideoPipeline):
             modules["image_encoder"] = image_reader.encoder
         self.register_modules(**modules)
         self._parts = tuple(modules)
+        for expert in self.experts:
+            expert.strides = self.codec.temporal_stride, self.codec.spatial_stride
         sizes = ("frames", "height", "width", "fps", "steps", "guidance")
         self.register_to_config(
             **{name: getattr(recipe, name) for name in sizes},

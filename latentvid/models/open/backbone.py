@@ -59,6 +59,8 @@ class OpenBackbone(nn.Module):
 
     family: ClassVar[str]
     levels_by_frame: ClassVar[bool] = False  # it was trained, or can be, with another noise level in each latent frame
+    # frames and pixels of a latent position, of the autoencoder: for families whose positions count them
+    strides: tuple[int, int] | None = None
     reads_fps: ClassVar[bool] = False  # what it makes depends on the frame rate
 
     def __init__(self, raw: ModelMixin) -> None:

@@ -25,14 +25,13 @@ from .recipe import Recipe
 class LTX(OpenBackbone):
     """causal_positions: a latent frame f is at max(0, 8f - 7) / fps seconds, as in diffusers' `LTXConditionPipeline`;
     else at 8f / fps, as in its `LTXPipeline` and `LTXImageToVideoPipeline`. The class does not tell: the pipeline does.
-    strides: frames and pixels of the autoencoder's latent position, which positions are counted in.
     """
 
     family = "ltx"
     levels_by_frame = True
     reads_fps = True
     causal_positions: bool = False
-    strides: tuple[int, int] = (8, 32)
+    strides: tuple[int, int] = (8, 32)  # of the published autoencoder; whoever has another at hand says it
     default_fps: float = 25.0  # of the pipelines, for samples that have no rate
 
     def prepare(self) -> None:

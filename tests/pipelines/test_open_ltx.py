@@ -1,0 +1,69 @@
+"""LTX-Video sampled by our pipeline: latents of 10 steps are those of diffusers' own for the same noise."""
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, LTXImageToVideoPipeline
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.pipelines.ltx import pipeline_ltx_condition
+from test_open_video import SIZES, compare, image, loaded, picture, sampling, theirs_of
+from torch import Tensor
+
+from latentvid.pipelines.open_video import OpenVideoPipeline
+
+TOKENS = {"into": "C f h w -> 1 (f h w) C", "back": "1 (f h w) C -> C f h w"}
+RATES = [12.0, 0.0]  # frames a second; none is the pipelines' 25
+ASKED = [{"fps": rate} for rate in RATES]
+
+
+def rate_of(i: int) -> float:
+    return RATES[i] or 25
+
+
+def begun(ours: OpenVideoPipeline) -> list[dict[str, Tensor]]:
+    return ours.begin_with([picture(0), picture(1)], [ours.latent_grid(*size) for size in SIZES])
+
+
+def test_text_to_video_at_two_frame_rates(repository):
+    ours, theirs = loaded(repository("ltx"))
+    assert ours.transformer.strides == (2, 8) and ours.scheduler.config.terminal == 0.1
+    run = theirs_of(theirs, **TOKENS, guidance_scale=3.0, frame_rate=rate_of)
+    compare(ours, run, ASKED, sampling(3.0))
+
+
+def test_from_pictures(repository):
+    """Given noise, its pipeline takes the picture's latent among it."""
+    ours, theirs = loaded(repository("ltx"))
+    parts = {name: getattr(theirs, name) for name in ("tokenizer", "text_encoder", "vae", "scheduler", "transformer")}
+    of_pictures = LTXImageToVideoPipeline(**parts)
+    of_pictures.set_progress_bar_config(disable=True)
+    asked = begun(ours)
+    run = theirs_of(of_pictures, **TOKENS, image=lambda i: image(picture(i)), guidance_scale=3.0, frame_rate=rate_of)
+
+    def with_picture(i: int, latents: Tensor) -> Tensor:
+        return run(i, torch.cat([asked[i]["given"][:, :1], latents[:, 1:]], dim=1))
+
+    compare(ours, with_picture, [{**a, **b} for a, b in zip(asked, ASKED, strict=True)], sampling(3.0))
+
+
+@pytest.mark.parametrize("pictures", [False, True])
+def test_the_condition_pipeline(repository, pictures, monkeypatch):
+    """It draws its noise itself, and the picture's latent from the posterior, of which ours takes the mean."""
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mean)
+    ours, theirs = loaded(repository("ltx_condition"))
+    assert ours.transformer.causal_positions and ours.scheduler.config.spacing == "linear_quadratic"
+    more = {"image": lambda i: image(picture(i))} if pictures else {}
+    run = condition_run(theirs, monkeypatch, **more)
+    asked = begun(ours) if pictures else [{}, {}]
+    compare(ours, run, [{**a, **b} for a, b in zip(asked, ASKED, strict=True)], sampling(3.0))
+
+
+def condition_run(theirs: DiffusionPipeline, monkeypatch, **more):
+    run = theirs_of(
+        theirs, back="1 C f h w -> C f h w", guidance_scale=3.0, frame_rate=rate_of, image_cond_noise_scale=0.0, **more
+    )
+
+    def with_noise(i: int, latents: Tensor) -> Tensor:
+        monkeypatch.setattr(pipeline_ltx_condition, "randn_tensor", lambda *shape, **options: latents[None].clone())
+        return run(i, latents)
+
+    return with_noise
