@@ -3,18 +3,22 @@ reference of one padded sample at a time, written from the published recipe."""
 
 import json
 from functools import cache
+from itertools import count
 
 import pytest
 import torch
 from diffusers import (
     AutoencoderKLCogVideoX,
     AutoencoderKLLTXVideo,
+    AutoencoderKLMochi,
     AutoencoderKLWan,
     CogVideoXDDIMScheduler,
     CogVideoXTransformer3DModel,
     LTXVideoTransformer3DModel,
+    MochiTransformer3DModel,
     WanTransformer3DModel,
 )
+from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from transformers import AutoTokenizer, T5EncoderModel, UMT5EncoderModel
 
 from latentvid.config.parsing import ConfigError, load_config
@@ -177,6 +181,57 @@ def test_ltx(repository, published_config, tmp_path):
         return (prediction - (noise - x).flatten(1).T).square().mean()
 
     check(task, reference)
+
+
+def test_cogvideox_of_two_frames_a_token_is_given_a_noised_picture(repository, published_config, tmp_path):
+    """1.5: an odd number of latent frames has the first one again in front, where the picture's latent is given; it
+    has a loss there too."""
+    folder = repository("cogvideox_newer_image")
+    vae = AutoencoderKLCogVideoX.from_pretrained(folder / "vae").eval()
+    raw = CogVideoXTransformer3DModel.from_pretrained(folder / "transformer").eval()
+    signal = CogVideoXDDIMScheduler.from_pretrained(folder / "scheduler").alphas_cumprod
+    config, numbers = published_config(tmp_path, folder), count(10)  # as `one_by_one` draws them
+
+    def reference(video, caption, posterior, noise, levels):
+        number, step = next(numbers), round(1000 * float(levels[0])) - 1
+        found = vae.encode(video[None]).latent_dist
+        x = (found.mean[0] + found.std[0] * posterior) * vae.config.scaling_factor
+        x = torch.cat([x[:, :1]] * (x.shape[1] % 2) + [x], dim=1)
+        source = generator(config.run.seed, number, "image-noise")
+        spread = torch.exp(-3 + 0.5 * torch.randn((), generator=source))
+        image = video[:, :1] + spread * torch.randn(video[:, 0].shape, generator=source)[:, None]
+        found = vae.encode(image[None]).latent_dist
+        drawn = torch.randn(x[:, :1].shape, generator=generator(config.run.seed, number, "image-posterior"))
+        given = torch.zeros_like(x)
+        given[:, :1] = (found.mean[0] + found.std[0] * drawn) * vae.config.scaling_factor
+        alpha, sigma = signal[step].sqrt(), (1 - signal[step]).sqrt()
+        z = torch.cat([alpha * x + sigma * noise, given]).transpose(0, 1)[None]  # frames before channels
+        f, h, w = (n // 2 for n in x.shape[1:])
+        turned = get_3d_rotary_pos_embed(16, None, (h, w), f, grid_type="slice", max_size=(4, 4))
+        text, _ = t5_text(folder, caption, 226)
+        told = {"ofs": torch.tensor([2.0]), "image_rotary_emb": turned, "return_dict": False}
+        prediction = raw(z, text, torch.tensor([step]), **told)[0][0].transpose(0, 1)
+        return (prediction - (alpha * noise - sigma * x)).square().mean()
+
+    check(task_of(config), reference)
+
+
+def test_mochi(repository, published_config, tmp_path):
+    """Its network is told the share of the clip, and predicts x - eps; text is encoded and attended to masked."""
+    folder = repository("mochi")
+    vae = AutoencoderKLMochi.from_pretrained(folder / "vae").eval()
+    raw = MochiTransformer3DModel.from_pretrained(folder / "transformer").eval()
+    tokenizer, encoder = text_parts(folder, T5EncoderModel)
+
+    def reference(video, caption, posterior, noise, levels):
+        x, t = wan_latent(vae, video, posterior), levels[0]
+        ids = tokenizer([caption], padding="max_length", max_length=256, truncation=True, return_tensors="pt")
+        text = encoder(ids.input_ids, ids.attention_mask).last_hidden_state
+        z = (1 - t) * x + t * noise
+        prediction = raw(z[None], text, 1000 * (1 - t)[None], ids.attention_mask.bool(), return_dict=False)[0][0]
+        return (prediction - (x - noise)).square().mean()
+
+    check(task_of(published_config(tmp_path, folder)), reference)
 
 
 def test_a_cache_holds_all_that_the_model_is_given(repository, published_config, digits_data, tmp_path):

@@ -136,8 +136,10 @@ class ConditionMaker:
 
     def _channels(self, encoded: Tensor | None, latent: Tensor) -> Tensor:
         encoded = encoded if self.of_images else None
+        f, h, w = latent.shape[1:]
+        grid = (-(-f // self.patch[0]) * self.patch[0], h, w)  # with the frames that patches put in front
         sizes = {"channels": self.latent_channels, "stride": self.stride}
-        return condition_channels(self.kind, encoded, tuple(latent.shape[1:]), **sizes).to(latent.device)
+        return condition_channels(self.kind, encoded, grid, **sizes).to(latent.device)
 
     def _tokens(self, channels: Sequence[Tensor]) -> Tensor:
         """[C',f,h,w] each -> [T,P']."""
