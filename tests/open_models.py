@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -13,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from latentvid.models.open import Conditions, OpenBackbone, packed
-from latentvid.packing import Packed
+from latentvid.packing import Packed, spans
 
 SHAPES = [(3, 4, 5), (1, 6, 3), (2, 2, 7), (3, 4, 5)]  # token grids: mixed, two of them equal
 WORDS = [7, 3, 5, 1]
@@ -92,6 +94,87 @@ def run_packed(
     return list(out.split(layout.lengths))
 
 
+def gathered(made: Sequence[Sample], patch: tuple[int, int, int]) -> Conditions:
+    """Of a pack, out of those of each sample."""
+
+    def of(name: str) -> Tensor | None:
+        parts = [getattr(s.given, name) for s in made if getattr(s.given, name) is not None]
+        return torch.cat([tokens_of(x, patch) if name == "channels" else x for x in parts]) if parts else None
+
+    images = tuple(s.given.image is not None for s in made)
+    return Conditions(
+        **{name: of(name) for name in ("channels", "pooled", "second", "image", "guidance")},
+        second_lengths=tuple(0 if s.given.second is None else len(s.given.second) for s in made),
+        has_image=images if any(images) else (),
+    )
+
+
+class PieceGroup:
+    """In the place of a `SequenceGroup`, of threads that take turns: one runs at a time, and hands over where it
+    exchanges rows with the others."""
+
+    def __init__(self, rank: int, board: list, barrier: threading.Barrier, baton: threading.Lock) -> None:
+        self.rank, self.size, self.board, self.barrier, self.baton = rank, len(board), board, barrier, baton
+
+    def _exchange(self, x: Tensor) -> list[Tensor]:
+        self.board[self.rank] = x
+        self._meet()
+        parts = list(self.board)
+        self._meet()  # nobody writes before all have read
+        return parts
+
+    def _meet(self) -> None:
+        self.baton.release()
+        try:
+            self.barrier.wait()
+        finally:
+            self.baton.acquire()
+
+    def gather_rows(self, x: Tensor, rows: Sequence[int]) -> Tensor:
+        return torch.cat([y.chunk(self.size, dim=-2)[self.rank] for y in self._exchange(x)])
+
+    def shard_rows(self, x: Tensor, rows: Sequence[int]) -> Tensor:
+        return torch.cat([y.split(rows)[self.rank] for y in self._exchange(x)], dim=-2)
+
+
+def run_in_pieces(
+    model: OpenBackbone, made: Sequence[Sample], patch: tuple[int, int, int], pieces: int = 2
+) -> list[Tensor]:
+    """As `run_packed`, of a pack that processes share: each has a piece of its tokens."""
+    whole = Packed.of(grids_of(made, patch))
+    prompts = Packed.of_lengths([len(s.text) for s in made])
+    given = [
+        (0 if c.second is None else len(c.second)) + (0 if c.image is None else c.image.shape[1])
+        for c in (s.given for s in made)
+    ]
+    tokens, parts = torch.cat([tokens_of(s.latent, patch) for s in made]), spans(whole.lengths, pieces)
+    barrier, baton, board = threading.Barrier(pieces, timeout=60), threading.Lock(), [None] * pieces
+
+    def run(rank: int) -> Tensor:
+        span = parts[rank]
+        here = made[span.first : span.last]
+        own = packed(model.raw)
+        own.sequence = PieceGroup(rank, board, barrier, baton)
+        conditions = replace(gathered(here, patch), whole_extra=tuple(given))
+        if conditions.channels is not None:
+            start = span.start - sum(whole.lengths[: span.first])
+            conditions = replace(conditions, channels=conditions.channels[start : start + span.stop - span.start])
+        text_layout = replace(Packed.of_lengths([len(s.text) for s in here]), whole=prompts)
+        with baton:
+            return own(
+                tokens[span.start : span.stop],
+                torch.cat([s.levels for s in here]),
+                torch.cat([s.text for s in here]),
+                whole.piece(span),
+                text_layout,
+                conditions=conditions,
+            )
+
+    with ThreadPoolExecutor(pieces) as pool:
+        out = torch.cat(list(pool.map(run, range(pieces))))
+    return list(out.split(whole.lengths))
+
+
 def gradients(module: nn.Module, outputs: Sequence[Tensor]) -> dict[str, Tensor]:
     """Of a loss that weighs every element differently; parameters without a gradient are left out."""
     module.zero_grad()
@@ -108,15 +191,16 @@ def check_packed_equals_alone(
     made: Sequence[Sample],
     conditions: Conditions | None = None,
     change: Callable[[OpenBackbone], object] = lambda model: None,
+    pieces: int = 1,
 ) -> None:
     """A pack's outputs (1e-5 of their size) and all gradients (1e-5 relative) against the untouched class's, run on
-    each sample."""
+    each sample. pieces: of so many, on as many processes, whose conditions are those of the samples."""
     raw = lively(raw)
     model = packed(copy.deepcopy(raw))
     change(model)
     patch = model.patch
     want = [tokens_of(alone(raw, s), patch) for s in made]
-    got = run_packed(model, made, patch, conditions)
+    got = run_packed(model, made, patch, conditions) if pieces == 1 else run_in_pieces(model, made, patch, pieces)
     size = max(float(y.detach().abs().max()) for y in want)
     assert size > 0.1
     for a, b in zip(got, want, strict=True):

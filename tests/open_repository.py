@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import open_hunyuan
 import torch
 from diffusers import (
     AutoencoderKLCogVideoX,
@@ -281,6 +282,9 @@ REPOSITORIES: dict[str, Callable[[], DiffusionPipeline]] = {
     "cogvideox_newer_image": lambda: cogvideox_image(patch_size_t=2, ofs_embed_dim=16),
     "mochi": mochi,
     "mochi_zeros": lambda: mochi(zeros=True),
+    "hunyuan": open_hunyuan.video,
+    "hunyuan15": open_hunyuan.video15,
+    "hunyuan15_image": open_hunyuan.image15,
 }
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
 from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import AutoencoderKLHunyuanVideo
+from diffusers.models.autoencoders.autoencoder_kl_hunyuanvideo15 import AutoencoderKLHunyuanVideo15
 from diffusers.models.autoencoders.autoencoder_kl_ltx import AutoencoderKLLTXVideo
 from diffusers.models.autoencoders.autoencoder_kl_ltx2 import AutoencoderKLLTX2Video
 from diffusers.models.autoencoders.autoencoder_kl_mochi import AutoencoderKLMochi
@@ -27,7 +28,16 @@ from ..errors import UserError
 from ..limits import check_arguments
 from .autoencoder import CausalVideoAutoencoder
 from .building import check_memory
-from .diffusers_vae import CogVideoXVae, DiffusersVae, HunyuanVideoVae, LTX2VideoVae, LTXVideoVae, MochiVae, WanVae
+from .diffusers_vae import (
+    CogVideoXVae,
+    DiffusersVae,
+    HunyuanVideo15Vae,
+    HunyuanVideoVae,
+    LTX2VideoVae,
+    LTXVideoVae,
+    MochiVae,
+    WanVae,
+)
 from .saved import class_name, load_component
 
 Vae = CausalVideoAutoencoder | DiffusersVae
@@ -38,6 +48,7 @@ FOREIGN: dict[type[ModelMixin], type[DiffusersVae]] = {
     AutoencoderKLLTXVideo: LTXVideoVae,
     AutoencoderKLLTX2Video: LTX2VideoVae,
     AutoencoderKLHunyuanVideo: HunyuanVideoVae,
+    AutoencoderKLHunyuanVideo15: HunyuanVideo15Vae,
     AutoencoderKLMochi: MochiVae,
 }
 CLASSES = {cls.__name__: cls for cls in (CausalVideoAutoencoder, *FOREIGN)}

@@ -85,6 +85,12 @@ SMALL = {
         "layers_per_block": 1,
         "norm_num_groups": 2,
     },
+    "hunyuan 1.5": {
+        "_class_name": "AutoencoderKLHunyuanVideo15",
+        "block_out_channels": [4, 4, 8, 8, 8],
+        "latent_channels": 4,
+        "layers_per_block": 1,
+    },
     "mochi": {
         "_class_name": "AutoencoderKLMochi",
         "encoder_block_out_channels": [32] * 4,
@@ -103,6 +109,7 @@ STRIDES = {
     "ltx": (8, 32),
     "ltx 0.9.5": (8, 32),
     "ltx 2": (8, 32),
+    "hunyuan 1.5": (4, 16),
     "mochi": (6, 8),
 }
 kinds = pytest.mark.parametrize("kind", SMALL)

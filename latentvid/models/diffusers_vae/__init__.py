@@ -2,9 +2,18 @@
 
 from .adapter import DiffusersVae
 from .cogvideox import CogVideoXVae
-from .hunyuan import HunyuanVideoVae
+from .hunyuan import HunyuanVideo15Vae, HunyuanVideoVae
 from .ltx import LTX2VideoVae, LTXVideoVae
 from .mochi import MochiVae
 from .wan import WanVae
 
-__all__ = ["CogVideoXVae", "DiffusersVae", "HunyuanVideoVae", "LTX2VideoVae", "LTXVideoVae", "MochiVae", "WanVae"]
+__all__ = [
+    "CogVideoXVae",
+    "DiffusersVae",
+    "HunyuanVideo15Vae",
+    "HunyuanVideoVae",
+    "LTX2VideoVae",
+    "LTXVideoVae",
+    "MochiVae",
+    "WanVae",
+]

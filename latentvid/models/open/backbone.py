@@ -31,8 +31,10 @@ class Conditions:
     channels: [T,P'] further input features of each token, after the noised ones: masks and latents of given frames.
     pooled: [N,Dp] one state a prompt, of a second text encoder.
     second: [S',D'] token states of a second text encoder; `second_lengths` has the tokens of each sample, 0 among them.
-    image: [N,I,Di] states of an image encoder.
+    image: [N,I,Di] states of an image encoder; where `has_image` is given, of the samples alone that it is true of.
     guidance: [N] guidance scale that the model is told, 1 to 10 or so.
+    whole_extra: where the layout is a piece of a pack, how many tokens of `second` and `image` each sample of the whole
+        pack has.
     """
 
     channels: Tensor | None = None
@@ -40,7 +42,9 @@ class Conditions:
     second: Tensor | None = None
     second_lengths: tuple[int, ...] = ()
     image: Tensor | None = None
+    has_image: tuple[bool, ...] = ()
     guidance: Tensor | None = None
+    whole_extra: tuple[int, ...] = ()
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Conditions:
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -102,6 +106,26 @@ class OpenBackbone(nn.Module):
     @property
     def text_width(self) -> int:
         raise NotImplementedError
+
+    @property
+    def pooled_width(self) -> int:
+        """Dp of `Conditions.pooled`; 0: the family reads none."""
+        return 0
+
+    @property
+    def second_width(self) -> int:
+        """D' of `Conditions.second`; 0: the family reads none."""
+        return 0
+
+    @property
+    def image_width(self) -> int:
+        """Di of `Conditions.image`; 0: the model reads none."""
+        return 0
+
+    @property
+    def takes_guidance(self) -> bool:
+        """It is told a guidance scale in each pass: `Conditions.guidance`."""
+        return False
 
     @property
     def heads(self) -> int:

@@ -24,7 +24,7 @@ from .hub import INDEX, fetch
 from .recipe import Recipe
 from .recipes import PIPELINES, recipe_of
 from .registry import FAMILIES, packed
-from .schedule import SCHEDULERS, read_schedule
+from .schedule import SCHEDULERS, read_guidance, read_schedule
 
 ENCODERS = (
     *("T5EncoderModel", "UMT5EncoderModel", "CLIPTextModel", "LlamaModel", "LlamaForCausalLM"),
@@ -110,7 +110,8 @@ def read_published(source: str | Path) -> Published:
     if (recipe.boundary is not None) != (len(experts) == 2):
         raise UserError(f"{file}: boundary_ratio and transformer_2 belong together: copy the repository again")
     schedule, solver = read_schedule(folder / "scheduler", recipe, pipeline)
-    recipe = replace(recipe, scheduler=schedule, solver=solver)
+    guidance = read_guidance(folder / "guider") if "guider" in classes else {}
+    recipe = replace(recipe, scheduler=schedule, solver=solver, **guidance)
     parts = {part: folder / part for part in classes}
     return Published(
         folder=folder,

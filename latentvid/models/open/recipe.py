@@ -25,7 +25,7 @@ class Recipe:
         sizes are those that the model was trained for.
     boundary: the noise level from which the first of two experts predicts, below which the second; None: one network.
     guidance_low: guidance of the second expert where it has another default.
-    guidance_embedded: the scale that a model with a guidance embedding is told.
+    guidance_embedded, guidance_training: the scale that a model with a guidance embedding is told, and in training.
     lora: endings of the names of the linear layers in the blocks that LoRA changes by default.
     backbone: attributes of the backbone that the pipeline decides and the transformer's configuration does not tell.
     """
@@ -48,5 +48,6 @@ class Recipe:
     boundary: float | None = None
     guidance_low: float | None = None
     guidance_embedded: float | None = None
+    guidance_training: float | None = None
     lora: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     backbone: Mapping[str, Any] = field(default_factory=dict)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...errors import UserError
-from . import cogvideox, ltx, ltx2, mochi, wan
+from . import cogvideox, hunyuan, hunyuan15, ltx, ltx2, mochi, wan
 from .recipe import Recipe
 
 Choice = Callable[[Mapping[str, Any], Mapping[str, Any]], Recipe]  # by model_index.json and the transformer's config
@@ -14,6 +14,8 @@ Choice = Callable[[Mapping[str, Any], Mapping[str, Any]], Recipe]  # by model_in
 
 PIPELINES: dict[str, Recipe | Choice] = {
     **cogvideox.RECIPES,
+    **hunyuan.RECIPES,
+    **hunyuan15.RECIPES,
     **ltx.RECIPES,
     **ltx2.RECIPES,
     **mochi.RECIPES,

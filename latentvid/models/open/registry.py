@@ -7,6 +7,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from .backbone import OpenBackbone
 from .batches import Batches
 from .cogvideox import CogVideoX
+from .hunyuan import Hunyuan
+from .hunyuan15 import Hunyuan15
 from .ltx import LTX
 from .ltx2 import LTX2
 from .mochi import Mochi
@@ -14,6 +16,8 @@ from .wan import Wan
 
 FAMILIES: dict[str, type[OpenBackbone]] = {  # by the class in diffusers
     "CogVideoXTransformer3DModel": CogVideoX,
+    "HunyuanVideo15Transformer3DModel": Hunyuan15,
+    "HunyuanVideoTransformer3DModel": Hunyuan,
     "LTX2VideoTransformer3DModel": LTX2,
     "LTXVideoTransformer3DModel": LTX,
     "MochiTransformer3DModel": Mochi,

@@ -1,4 +1,5 @@
-"""What a published scheduler_config.json means: arguments of `LatentVideoScheduler`, and the name of a solver.
+"""What a published scheduler_config.json means: arguments of `LatentVideoScheduler`, and the name of a solver; and what
+a guider_config.json means.
 
 Defaults of keys that a file leaves out are those of diffusers' classes (diffusers/schedulers).
 """
@@ -30,8 +31,17 @@ def read_schedule(folder: Path, recipe: Recipe, pipeline: str) -> Schedule:
     return SCHEDULERS[name](Config(file, held), recipe, pipeline)
 
 
+def read_guidance(folder: Path) -> dict[str, float]:
+    """Of a repository's folder "guider", a `ClassifierFreeGuidance`: guidance and its rescale, for a `Recipe`."""
+    file = folder / "guider_config.json"
+    config = Config(file, read_object(file))
+    config.want({"use_original_formulation": False, "start": 0.0, "stop": 1.0})
+    scale = config.number("guidance_scale", 7.5) if config.get("enabled", True) else 1.0
+    return {"guidance": float(scale), "guidance_rescale": float(config.number("guidance_rescale", 0.0))}
+
+
 class Config:
-    """A scheduler's file: `get` with a class's default, `want` for what must have one value."""
+    """A scheduler's or guider's file: `get` with a class's default, `want` for what must have one value."""
 
     def __init__(self, file: Path, held: Mapping[str, Any]) -> None:
         self.file, self.held = file, held

@@ -45,6 +45,10 @@ class Wan(OpenBackbone):
         return self.raw.config.text_dim
 
     @property
+    def image_width(self) -> int:
+        return self.raw.config.image_dim or 0
+
+    @property
     def blocks(self) -> nn.ModuleList:
         return self.raw.blocks
 
