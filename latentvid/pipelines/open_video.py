@@ -20,7 +20,7 @@ from ..data.transforms import from_uint8
 from ..diffusion.guidance import Guidance
 from ..diffusion.scheduler import LatentVideoScheduler
 from ..errors import UserError
-from ..models.interchange import Vae, as_vae, load_vae, raw_vae
+from ..models.interchange import Vae, load_vae, raw_vae
 from ..models.open import Conditions, OpenBackbone, Published, load_backbone, read_published
 from ..models.open.conditioning import condition_channels, encode_condition, pixels_to_encode
 from ..models.open.image import ImageReader, load_image_reader
@@ -57,9 +57,6 @@ class OpenVideoPipeline(LatentVideoPipeline):
         if (transformer_2 is None) != (recipe.boundary is None):
             raise UserError("a second transformer and the recipe's boundary belong together: give both, or neither")
         self.recipe, self._reader, self.image_reader = recipe, reader, image_reader
-        if hasattr(transformer, "strides"):  # LTX: positions are in seconds and pixels
-            codec = as_vae(raw_vae(vae))
-            transformer.strides = codec.temporal_stride, codec.spatial_stride
         modules: dict[str, Any] = {"vae": raw_vae(vae), "transformer": transformer, "scheduler": scheduler}
         if transformer_2 is not None:
             modules["transformer_2"] = transformer_2

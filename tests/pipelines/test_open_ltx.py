@@ -1,8 +1,7 @@
 """LTX-Video sampled by our pipeline: latents of 10 steps are those of diffusers' own for the same noise."""
 
 import pytest
-import torch
-from diffusers import DiffusionPipeline, LTXImageToVideoPipeline
+from diffusers import DiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.pipelines.ltx import pipeline_ltx_condition
 from test_open_video import SIZES, compare, image, loaded, picture, sampling, theirs_of
@@ -28,21 +27,6 @@ def test_text_to_video_at_two_frame_rates(repository):
     assert ours.transformer.strides == (2, 8) and ours.scheduler.config.terminal == 0.1
     run = theirs_of(theirs, **TOKENS, guidance_scale=3.0, frame_rate=rate_of)
     compare(ours, run, ASKED, sampling(3.0))
-
-
-def test_from_pictures(repository):
-    """Given noise, its pipeline takes the picture's latent among it."""
-    ours, theirs = loaded(repository("ltx"))
-    parts = {name: getattr(theirs, name) for name in ("tokenizer", "text_encoder", "vae", "scheduler", "transformer")}
-    of_pictures = LTXImageToVideoPipeline(**parts)
-    of_pictures.set_progress_bar_config(disable=True)
-    asked = begun(ours)
-    run = theirs_of(of_pictures, **TOKENS, image=lambda i: image(picture(i)), guidance_scale=3.0, frame_rate=rate_of)
-
-    def with_picture(i: int, latents: Tensor) -> Tensor:
-        return run(i, torch.cat([asked[i]["given"][:, :1], latents[:, 1:]], dim=1))
-
-    compare(ours, with_picture, [{**a, **b} for a, b in zip(asked, ASKED, strict=True)], sampling(3.0))
 
 
 @pytest.mark.parametrize("pictures", [False, True])

@@ -150,8 +150,8 @@ CONDITION = BASE | dict(
     text=(Reading(tokens=256, cut=True),),
     backbone={"causal_positions": True},
 )
-RECIPES: dict[str, Recipe] = {  # by the repository's pipeline
+RECIPES: dict[str, Recipe] = {  # by the repository's pipeline; the last takes pictures or none
     "LTXPipeline": Recipe(task="t2v", **BASE),
     "LTXImageToVideoPipeline": Recipe(task="i2v", **BASE),
-    "LTXConditionPipeline": Recipe(task="i2v", **CONDITION),
+    "LTXConditionPipeline": Recipe(task="t2v", **CONDITION),
 }

@@ -183,8 +183,8 @@ BASE = dict(
     guidance_rescale=0.7,
     lora=LORA,
 )
-RECIPES: dict[str, Recipe] = {  # by the repository's pipeline
+RECIPES: dict[str, Recipe] = {  # by the repository's pipeline; the last takes pictures or none
     "LTX2Pipeline": Recipe(task="t2v", **BASE),
     "LTX2ImageToVideoPipeline": Recipe(task="i2v", **BASE),
-    "LTX2ConditionPipeline": Recipe(task="i2v", **BASE),
+    "LTX2ConditionPipeline": Recipe(task="t2v", **BASE),
 }

@@ -31,17 +31,18 @@ def choose_trained(model: VideoDiT | OpenBackbone, config: DitConfig, usual: Seq
     if config.adapter.kind == "lora":
         add_lora(model, config, usual)
     elif config.trainable:
+        live = {name for name, _ in named(model) if not is_idle(model, name)}
         for pattern in config.trainable:
-            if not any(re.search(pattern, name) for name, _ in named(model)):
+            if not any(re.search(pattern, name) for name in live):
                 raise UserError(f"trainable: {pattern!r} is found in no parameter's name: {_examples(model)}")
         for name, parameter in named(model):
-            parameter.requires_grad_(any(re.search(pattern, name) for pattern in config.trainable))
+            parameter.requires_grad_(name in live and any(re.search(pattern, name) for pattern in config.trainable))
 
 
 def add_lora(model: VideoDiT | OpenBackbone, config: DitConfig, usual: Sequence[str]) -> None:
     settings, raw = config.adapter, raw_of(model)
     raw.requires_grad_(False)
-    layers = [name for name, module in raw.named_modules() if isinstance(module, LAYERS)]
+    layers = [name for name, m in raw.named_modules() if isinstance(m, LAYERS) and not is_idle(model, name)]
     if settings.targets:
         wanted, among = settings.targets, layers
     else:
@@ -77,6 +78,11 @@ def named(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return list(raw_of(model).named_parameters())
 
 
+def is_idle(model: nn.Module, name: str) -> bool:
+    """Whether what has that name takes no part in the pass, such as the sound of LTX-2: nothing there is trained."""
+    return isinstance(model, OpenBackbone) and model.idle(name)
+
+
 def fingerprint(model: nn.Module) -> str:
     """sha256 (hex) over names, types and shapes of the parameters, and some numbers of each, evenly spread: whoever
     trains a model changes them."""
@@ -105,7 +111,8 @@ def _seeded(seed: int) -> Iterator[None]:
 
 def _examples(model: nn.Module) -> str:
     """Of modules that have parameters."""
-    return _few([name.removesuffix(".weight").removesuffix(".bias") for name, _ in named(model)])
+    names = [name for name, _ in named(model) if not is_idle(model, name)]
+    return _few([name.removesuffix(".weight").removesuffix(".bias") for name in names])
 
 
 def _few(names: Sequence[str]) -> str:
