@@ -58,10 +58,8 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     check_trackers(config.log.trackers)
     trackers = [] if config.run.dry_run else list(config.log.trackers)
     deepspeed = parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
-    # gradients live in DDP's buckets (`Strategy.keeps_gradients`), not beside them: 4 bytes a parameter less.
-    # Published models may have weights that no output depends on, such as the last block's for its text.
-    idle = "from" in getattr(config, "model", {})
-    handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True, find_unused_parameters=idle)]
+    # gradients live in DDP's buckets (`Strategy.keeps_gradients`), not beside them: 4 bytes a parameter less
+    handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
     if deepspeed and not torch.cuda.is_available():  # without it DeepSpeed on CPUs leaves each process alone
         handlers.append(InitProcessGroupKwargs(backend="gloo"))
     accelerator = Accelerator(
