@@ -43,23 +43,21 @@ _GEMMA = (*_DECODER, "query_pre_attn_scalar", "hidden_activation", "attn_logit_s
 class Kind:
     """model: what is loaded. keys: of its config, what changes the states and is in no parameter's shape.
 
-    inner: the part of it that reads text, where it reads pictures too. beside: tensors of a folder that it leaves out,
-    by how their names begin.
+    inner: the part of it that reads text, where it reads pictures too.
     """
 
     model: type[PreTrainedModel]
     keys: tuple[str, ...]
     inner: str = ""
-    beside: tuple[str, ...] = ("lm_head.",)
 
     def reader(self, model: PreTrainedModel) -> nn.Module:
         return attrgetter(self.inner)(model) if self.inner else model
 
 
 KINDS = {
-    "t5": Kind(T5EncoderModel, _T5, beside=("decoder.", "lm_head.")),  # ByT5 too
-    "umt5": Kind(UMT5EncoderModel, _T5, beside=("decoder.", "lm_head.")),
-    "clip_text_model": Kind(CLIPTextModel, _CLIP, beside=("text_projection.",)),
+    "t5": Kind(T5EncoderModel, _T5),  # ByT5 too
+    "umt5": Kind(UMT5EncoderModel, _T5),
+    "clip_text_model": Kind(CLIPTextModel, _CLIP),
     "llama": Kind(LlamaModel, _DECODER),
     "qwen2_5_vl_text": Kind(Qwen2_5_VLTextModel, _DECODER),
     "qwen2_5_vl": Kind(Qwen2_5_VLForConditionalGeneration, _DECODER, "model.language_model"),

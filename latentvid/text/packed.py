@@ -5,10 +5,8 @@ Axes: N prompts, S text tokens of all of them, Dt width of the text; S' D' of a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
@@ -51,8 +49,3 @@ class Fit:
     tokens: int
     unknown: str
     share: float
-
-
-def joined(parts: Sequence[Tensor], none: Tensor) -> Tensor:
-    """Tensors one after another; `none` where there are none."""
-    return torch.cat(list(parts)) if parts else none

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 
 import torch
+from tokenizers import Encoding
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -131,7 +132,7 @@ class TextPart:
             for text in chunk:
                 yield Fit(0, "", 0.0) if text is None else self._fit(text, next(found), len(begin))
 
-    def _fit(self, text: str, found, begin: int) -> Fit:
+    def _fit(self, text: str, found: Encoding, begin: int) -> Fit:
         """begin: where the text is in what was tokenized."""
         unknown, lost = self.tokenizer.unk_token_id, ""
         if unknown is not None and unknown in found.ids:

@@ -20,7 +20,7 @@ from torch import nn
 from .connectors import load_connectors
 from .folder import TextError, check_encoder, check_tokenizer
 from .loading import check_quantization, load_encoder, load_tokenizer
-from .packed import Fit, PackedText, joined
+from .packed import Fit, PackedText
 from .part import TextPart, short
 from .policy import Reading
 
@@ -170,7 +170,7 @@ class TextReader:
         try:
             states = part.encode(prompts)
             none = torch.empty(0, part.dim, device=part.encoder.device, dtype=part.encoder.dtype)
-            packed = joined(states, none).to(device)
+            packed = (torch.cat(states) if states else none).to(device)
         finally:
             if self.place == "offload":
                 self._move([part], torch.device("cpu"))
