@@ -37,7 +37,7 @@ def main() -> None:
         raise UserError("--mode inversion needs --source, a prompt for the clip as it is; --mode sdedit does without")
     if args.mode != "inversion" and args.source is not None:
         raise UserError(f"--source is of --mode inversion: --mode {args.mode} does without")
-    pipeline = load_pipeline(args.model, args.device, mixed_precision=args.mixed_precision)
+    pipeline = load_pipeline(args.model, args.device, **arguments.loading(args))
     size = {name: getattr(args, name) for name in ("height", "width", "frames", "large")}
     source = inputs.read_footage(args.clip, pipeline, **size)
     fps = args.fps or source.fps

@@ -42,7 +42,7 @@ def main() -> None:
     from latentvid.pipelines.rollout import rollout
 
     outputs.check_stream(args.output)
-    pipeline = load_pipeline(args.model, args.device, mixed_precision=args.mixed_precision)
+    pipeline = load_pipeline(args.model, args.device, **arguments.loading(args))
     info, sampling = probe(args.clip), command.sampling_of(args, pipeline)
     fps = args.fps or info.fps or pipeline.config.fps
     frames = command.asked_frames(args.frames, args.seconds, fps)

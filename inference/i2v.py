@@ -31,7 +31,7 @@ def main() -> None:
     outputs.check_output(args.output, args.fps, len(args.image))
     if len(args.image) != len(args.prompt):
         raise UserError(f"{len(args.image)} --image and {len(args.prompt)} --prompt: give a prompt for each image")
-    pipeline = load_pipeline(args.model, args.device, mixed_precision=args.mixed_precision)
+    pipeline = load_pipeline(args.model, args.device, **arguments.loading(args))
     sampling = command.sampling_of(args, pipeline)
     fps, size = args.fps or pipeline.config.fps, {"height": args.height, "width": args.width, "large": args.large}
     frames = command.legal_frames(pipeline, args.frames, args.seconds, fps)

@@ -30,7 +30,7 @@ def main() -> None:
     from latentvid.pipelines.loading import load_pipeline
 
     outputs.check_output(args.output, args.fps)
-    pipeline = load_pipeline(args.model, args.device, mixed_precision=args.mixed_precision)
+    pipeline = load_pipeline(args.model, args.device, **arguments.loading(args))
     sampling = command.sampling_of(args, pipeline)
     size = {name: getattr(args, name) for name in ("height", "width", "frames", "large")}
     source = inputs.read_footage(args.clip, pipeline, **size)

@@ -47,7 +47,7 @@ def main() -> None:
     from latentvid.pipelines.loading import load_pipeline
 
     outputs.check_output(args.output, args.fps)
-    pipeline = load_pipeline(args.model, args.device, mixed_precision=args.mixed_precision)
+    pipeline = load_pipeline(args.model, args.device, **arguments.loading(args))
     sampling = command.sampling_of(args, pipeline)
     size = {name: getattr(args, name) for name in ("height", "width", "large")}
     words = {"seed": args.seed, "negative_prompt": args.negative_prompt, "sampling": sampling}

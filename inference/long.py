@@ -45,7 +45,7 @@ def main() -> None:
         for name in names:
             if order != args.order and getattr(args, name) is not None:
                 raise UserError(f"--{name.replace('_', '-')} is for --order {order}: leave it out")
-    pipeline = load_pipeline(args.model, args.device, mixed_precision=args.mixed_precision)
+    pipeline = load_pipeline(args.model, args.device, **arguments.loading(args))
     fps = args.fps or pipeline.config.fps
     frames = command.asked_frames(args.frames, args.seconds, fps)
     sampling = replace(command.sampling_of(args, pipeline), progress=False)

@@ -43,7 +43,7 @@ def main() -> None:
     from latentvid.world import process_state
 
     words = {name: getattr(args, name) for name in ("height", "width", "negative_prompt", "seed")}
-    options = {"compiled": args.compile, "mixed_precision": args.mixed_precision}
+    options = {"compiled": args.compile, **arguments.loading(args)}
     if args.prompts is None:
         outputs.check_output(args.output, args.fps, len(args.prompt))
         pipeline = load_pipeline(args.model, args.device, **options)

@@ -136,6 +136,7 @@ _NAMES: tuple[tuple[Range, str], ...] = (  # of the numbers that have each range
     # sampling
     (_whole(1, 10_000), "steps"),
     (Range(0, 1000), "guidance guidance_low guidance_embedded"),
+    (Range(-100, 100), "lora_scale"),
     (_SHARE, "guidance_rescale guidance_interval strength level"),
     (_whole(0, 10_000), "zero_init"),
     (Range(0, 1e4), "reconstruction_weight"),

@@ -21,6 +21,7 @@ from ..precision import Computed, dtype_of
 from .attention_context import attended_pairs
 from .interchange import Vae, arguments_of, build_vae
 from .open.backbone import OpenBackbone
+from .open.flops import open_flops
 from .transformer import FPS_FEATURES, TIMESTEP_FEATURES, VideoDiT
 
 # a training step over a forward pass: the backward pass makes two products for each of the forward's. Activations
@@ -56,13 +57,11 @@ def dit_flops(config: Mapping[str, Any], grids: Sequence[Grid], text_lengths: Se
 def backbone_flops(model: VideoDiT | OpenBackbone, grids: Sequence[Grid], text_lengths: Sequence[float]) -> int:
     """Forward FLOPs of a backbone for one pack: token grids and text tokens of its segments, as in `dit_flops`.
 
-    Of a published model: each token through the matrices of the blocks, and self-attention.
+    Adapters in a published model do not count.
     """
     if isinstance(model, VideoDiT):
         return dit_flops(model.config, grids, text_lengths)
-    lengths = [f * h * w for f, h, w in grids]
-    matrices = sum(p.numel() for block in model.blocks for p in block.parameters() if p.ndim == 2)
-    return round(2 * matrices * sum(lengths) + 4 * model.width * len(model.blocks) * sum(n * n for n in lengths))
+    return open_flops(model, grids, text_lengths)
 
 
 class GridFlops(NamedTuple):

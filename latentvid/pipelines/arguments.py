@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from .. import precision
 from ..command_line import Parser
+from ..limits import number
 from .defaults import CONDITIONS, RECONSTRUCTION_WEIGHT, SOLVER, SOLVERS
+
+
+class Lora(NamedTuple):
+    """A file of LoRA, or the folder that it is in, and how much of it."""
+
+    file: Path
+    scale: float = 1.0
+
+
+def read_lora(text: str) -> Lora:
+    """FILE, or FILE:SCALE."""
+    file, colon, scale = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return Lora(Path(text))
+    if not file:
+        raise argparse.ArgumentTypeError(f"{text}: give FILE or FILE:SCALE")
+    return Lora(Path(file), number("lora_scale")(scale))
 
 
 def parser_of(doc: str, *, known: bool = False) -> Parser:
@@ -18,6 +38,15 @@ def parser_of(doc: str, *, known: bool = False) -> Parser:
         default=Path("runs/demo/pipeline"),
         help="pipeline folder (the demo's), or a published model's folder or hub name",
     )
+    for option, of in (("--lora", ""), ("--lora-2", ", of Wan 2.2's second network (low noise)")):
+        parser.add_argument(
+            option,
+            type=read_lora,
+            action="append",
+            default=[],
+            metavar="FILE[:SCALE]",
+            help=f"LoRA to put in, of any common format{of}; give it again for more",
+        )
     parser.add_argument(
         "--output", type=Path, default=Path("output.mp4"), help="several clips get -0, -1 ... in the name"
     )
@@ -60,6 +89,11 @@ def parser_of(doc: str, *, known: bool = False) -> Parser:
             "--reconstruction-weight", type=float, default=RECONSTRUCTION_WEIGHT, help="default: %(default)s"
         )
     return parser
+
+
+def loading(args: argparse.Namespace) -> dict[str, Any]:
+    """What of the parsed arguments `loading.load_pipeline` takes."""
+    return {name: getattr(args, name) for name in ("mixed_precision", "lora", "lora_2")}
 
 
 def add_length(parser: Parser, frames: str) -> None:

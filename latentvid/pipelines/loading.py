@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from ..errors import UserError
+from ..models.adapters.lora import load_lora
 from ..models.compiling import compile_blocks
 from ..models.open import is_published, read_published
 from ..precision import MixedPrecision, choose, dtype_of
+from .arguments import Lora
 from .folder import check_index
 from .latent_video import LatentVideoPipeline
 from .open_video import OpenVideoPipeline
@@ -21,12 +25,15 @@ def load_pipeline(
     *,
     compiled: bool = False,
     mixed_precision: MixedPrecision = "auto",
+    lora: Sequence[Lora] = (),
+    lora_2: Sequence[Lora] = (),
 ) -> LatentVideoPipeline:
     """A saved pipeline, or a published model by its folder or hub name, on `device` (by default CUDA where there is
     one). Raises UserError.
 
     compiled: the first step compiles the transformer's blocks, once for clips of all shapes. mixed_precision: weights
-    of published models are read in what they are computed in, those of our own in fp32.
+    of published models are read in what they are computed in, those of our own in fp32. lora: put into the transformer;
+    lora_2: into the second one.
     """
     published = None
     if is_published(folder):
@@ -42,7 +49,19 @@ def load_pipeline(
         pipeline = LatentVideoPipeline.from_pretrained(folder)
     else:
         pipeline = OpenVideoPipeline.of(published, dtype_of(choose(mixed_precision, torch.device(device))))
+    put_lora(pipeline, lora, lora_2)
     if compiled:
         for network in pipeline.experts:
             compile_blocks(network)
     return pipeline.to(device)
+
+
+def put_lora(pipeline: LatentVideoPipeline, first: Sequence[Lora], second: Sequence[Lora] = ()) -> None:
+    """Puts LoRA into the pipeline's networks, and says so on stderr. Raises UserError."""
+    networks = list(pipeline.experts)
+    if second and len(networks) == 1:
+        raise UserError(f"--lora-2 {second[0].file}: this model has one network: give --lora")
+    for network, what, asked in zip(networks, ("", " into the second network"), (first, second), strict=False):
+        for file, scale in asked:
+            load_lora(network, file, scale)
+            print(f"LoRA {file} times {scale:g}{what}", file=sys.stderr, flush=True)

@@ -8,7 +8,7 @@ import torch
 from latentvid.data.plan.plan import Draw, Plan
 from latentvid.models.transformer import VideoDiT
 from latentvid.training.dryrun import preflight as preflight_module
-from latentvid.training.dryrun.estimate import H200, Step, _at_depth, dit_pass_bytes, mfu, peak_bytes, step_seconds
+from latentvid.training.dryrun.estimate import H200, Step, _counted, dit_pass_bytes, mfu, peak_bytes, step_seconds
 from latentvid.training.dryrun.memory import PassBytes, _Peaks, pass_bytes, size, state_bytes
 from latentvid.training.dryrun.preflight import preflight
 from latentvid.training.stages.dit.task import DitTask
@@ -51,7 +51,8 @@ def test_recomputing_takes_less_and_what_two_depths_say_holds_for_another():
     whole, again = (dit_pass_bytes(config, grids, text, way) for way in (False, True))
     assert again.leaving < 0.5 * whole.leaving
     for way, found in ((False, whole), (True, again)):
-        assert tuple(found) == pytest.approx(tuple(_at_depth(config, 8, grids, text, way)), rel=0.03)
+        deep, _ = _counted(lambda depths: VideoDiT(**{**config, **depths}), {"depth": 8}, grids, text, way)
+        assert tuple(found) == pytest.approx(tuple(deep), rel=0.03)
 
 
 def test_sharding_more_holds_less_and_the_largest_part_is_the_pass_or_the_state():

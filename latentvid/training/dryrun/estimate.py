@@ -21,12 +21,14 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ...models.flops import TRAINING
+from ...models.open.flops import blank_inputs
 from ...models.transformer import VideoDiT
-from ...packing import Grid, Packed
-from .memory import PassBytes, StateBytes, pass_bytes, size
+from ...packing import Grid
+from .memory import PassBytes, StateBytes, pass_bytes
 
 UPDATE_BYTES = 52  # norm 4, clipping 8, AdamW 28, average 12: bytes read and written of one fp32 parameter
 ZERO_BUCKET = 4 * 100_000_000  # bytes: reduce_bucket_size of configs/deepspeed/, in fp32
@@ -169,15 +171,17 @@ def peak_bytes(
     block: float,
     packs: int,
     bucket: float = ZERO_BUCKET,
+    weights: float | None = None,
 ) -> float:
     """The most that one device holds in a step, in bytes; frozen networks left out.
 
     Args:
         strategy: a name of `memory.state_bytes`; state: what that says it holds.
         passing: of the largest pack (of this device's piece of it).
-        trained, block: bytes in fp32 of the trained parameters, and of the largest block.
+        trained, block: bytes of the trained parameters, in fp32, and of the largest block.
         packs: that the device works on in a step, one after another.
         bucket: bytes in which ZeRO sums gradients.
+        weights: bytes of all parameters, where some are frozen.
 
     Gradients of the only pack come while its activations leave; those of packs before it are there already. DDP's are
     in its buckets, which it holds from the start. FSDP2 keeps gradients whole between the packs of a step, and in
@@ -199,46 +203,67 @@ def peak_bytes(
         return fixed + bucket + (alone if packs == 1 else later + state.gradients)
     if strategy != "ZeRO-3":
         raise ValueError(UNKNOWN.format(strategy))
-    gathered = 2 * min(LIVE_WEIGHTS, trained) - block  # `state` has one block
+    gathered = 2 * min(LIVE_WEIGHTS, trained if weights is None else weights) - block  # `state` has one block
     return fixed + state.gradients + bucket + gathered + later
 
 
 def dit_pass_bytes(
     config: Mapping[str, Any], grids: Sequence[Grid], text_lengths: Sequence[int], checkpointing: bool
 ) -> PassBytes:
-    """`memory.pass_bytes` in bf16 on a GPU of a `VideoDiT` of this config, whatever its size: counted at two depths.
+    """`backbone_pass_bytes` of a `VideoDiT` of this config."""
 
+    def make(depths: Mapping[str, int]) -> VideoDiT:
+        return VideoDiT(**{**config, **depths})
+
+    return backbone_pass_bytes(make, {"depth": config["depth"]}, grids, text_lengths, checkpointing)
+
+
+def backbone_pass_bytes(
+    make: Callable[[Mapping[str, int]], nn.Module],
+    depths: Mapping[str, int],
+    grids: Sequence[Grid],
+    text_lengths: Sequence[int],
+    checkpointing: bool,
+) -> PassBytes:
+    """`memory.pass_bytes` in bf16 on a GPU of a backbone, whatever its size: counted on few blocks.
+
+    make: the backbone with so many blocks of each kind; what it trains has gradients. depths: how many it really has.
     grids, text_lengths: token grid and text tokens of each sample of the pack (or of one device's piece).
     """
-    shallow, deep = (_at_depth(config, depth, grids, text_lengths, checkpointing) for depth in (3, 5))
-    depth = config["depth"]
+    few = dict.fromkeys(depths, 3)
+    shallow, trained = _counted(make, few, grids, text_lengths, checkpointing)
+    deeper = {kind: _counted(make, few | {kind: 5}, grids, text_lengths, checkpointing) for kind in depths}
+    blocks = {kind: (more - trained) / 2 for kind, (_, more) in deeper.items()}  # gradients of one of each kind
 
-    def at(field: str, blocks: int) -> int:
-        a, b = getattr(shallow, field), getattr(deep, field)
-        return round(a + (blocks - 3) * (b - a) / 2)
+    def at(field: str, counts: Mapping[str, int]) -> int:
+        start = getattr(shallow, field)
+        return round(start + sum((counts[k] - 3) * (getattr(d, field) - start) / 2 for k, (d, _) in deeper.items()))
 
-    with torch.device("meta"):
-        model = VideoDiT(**config)
     # as the backward pass goes on activations leave and gradients come, alike for each block: the most is at its start,
     # or at its end, for which these are two bounds
-    leaving = at("leaving", depth)
-    end = min(at("leaving", 1) + size(model), deep.staying + (depth - 5) * size(model.blocks[0]))
-    return PassBytes(at("forward", depth), leaving, max(leaving, end))
+    leaving, five = at("leaving", depths), dict.fromkeys(depths, 5)
+    every = trained + sum((depth - 3) * blocks[kind] for kind, depth in depths.items())
+    last = at("staying", five) + sum((depth - 5) * blocks[kind] for kind, depth in depths.items())
+    end = min(at("leaving", dict.fromkeys(depths, 1)) + every, last)
+    return PassBytes(at("forward", depths), leaving, round(max(leaving, end)))
 
 
-def _at_depth(
-    config: Mapping[str, Any], depth: int, grids: Sequence[Grid], text_lengths: Sequence[int], checkpointing: bool
-) -> PassBytes:
-    layout, words = Packed.of(grids), Packed.of_lengths(text_lengths)
+def _counted(
+    make: Callable[[Mapping[str, int]], nn.Module],
+    depths: Mapping[str, int],
+    grids: Sequence[Grid],
+    text_lengths: Sequence[int],
+    checkpointing: bool,
+) -> tuple[PassBytes, int]:
+    """What passes take, and the bytes of their gradients."""
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model = VideoDiT(**{**config, "depth": depth})
-        tokens = torch.empty(layout.tokens, model.tokens_in.in_features)
-        text = torch.empty(words.tokens, model.config.text_width)
-        level = torch.empty(layout.frames)
+        model = make(depths)
+    arguments, conditions = blank_inputs(model, grids, text_lengths)
 
     def loss(call: Callable, pack: None, step: int) -> tuple[torch.Tensor, dict]:
-        return (call(tokens, level, text, layout, words) - tokens).square().mean(), {}
+        return (call(*arguments, **conditions) - arguments[0]).square().mean(), {}
 
     train = SimpleNamespace(mixed_precision="bf16", steps=1, compile=False)
     task = SimpleNamespace(model=model, blocks=model.blocks, loss=loss, config=SimpleNamespace(train=train))
-    return pass_bytes(task, None, checkpointing, gpu=True)
+    trained = sum(4 * p.numel() for p in model.parameters() if p.requires_grad)
+    return pass_bytes(task, None, checkpointing, gpu=True), trained

@@ -16,6 +16,7 @@ from ...config.schema import TrainingConfig
 from ...models import transformer
 from ...models.budget import Lifetimes
 from ...models.compiling import compile_blocks, uncompile_blocks
+from ...models.open import backbone as open_backbone
 from ..optim import Part
 from ..task import Pack, Task
 
@@ -34,8 +35,9 @@ def state_bytes(
 ) -> Iterator[tuple[str, int, StateBytes]]:
     """(strategy, processes, what it holds) for all strategies at this world size (8 where that is one process).
 
-    All state is fp32. Sharding is by 1/n: by ZeRO-1 of the moments and the average, with a second, sharded copy of the
-    weights; by ZeRO-2 of the gradients too; by FSDP2 and ZeRO-3 of everything, plus the one block that is gathered.
+    What is trained and its state are fp32. Sharding is by 1/n: by ZeRO-1 of the moments and the average, with a second,
+    sharded copy of the trained weights; by ZeRO-2 of the gradients too; by FSDP2 and ZeRO-3 of everything, plus the one
+    block that is gathered.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     weights, held = size(model), sum(4 * p.numel() for p in trained)
@@ -52,7 +54,7 @@ def state_bytes(
     yield "FSDP2", n, StateBytes(weights / n + block, held / n, moments / n, held / n)
     yield "ZeRO-1", n, StateBytes(weights + held / n, held, moments / n, held / n)
     yield "ZeRO-2", n, StateBytes(weights + held / n, held / n, moments / n, held / n)
-    yield "ZeRO-3", n, StateBytes(2 * weights / n + block, held / n, moments / n, held / n)
+    yield "ZeRO-3", n, StateBytes((weights + held) / n + block, held / n, moments / n, held / n)
 
 
 class Passes(Protocol):
@@ -174,7 +176,13 @@ def _fake(task: Passes, checkpointing: bool, gpu: bool) -> Iterator[list[nn.Para
     try:
         for module, name, p in places:
             module._parameters[name] = made[id(p)]
-        with _set(task.model, settings), _set(transformer, choice), _set(kernels, {"plain": gpu}), mode:
+        with (
+            _set(task.model, settings),
+            _set(transformer, choice),
+            _set(open_backbone, choice),
+            _set(kernels, {"plain": gpu}),
+            mode,
+        ):
             yield [p for p in made.values() if p.requires_grad]
     finally:
         for module, name, p in places:
@@ -225,8 +233,8 @@ def _set(model: Any, settings: dict[str, Any]) -> Iterator[None]:
 
 
 def size(module: nn.Module) -> int:
-    """Bytes of a module's parameters in fp32."""
-    return sum(4 * p.numel() for p in module.parameters())
+    """Bytes of a module's parameters."""
+    return sum(p.numel() * p.element_size() for p in module.parameters())
 
 
 def largest(model: nn.Module, blocks: Sequence[nn.Module]) -> int:

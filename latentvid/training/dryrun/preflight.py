@@ -230,7 +230,8 @@ def _memory_of(
     rows = []
     for strategy, n, held in state_bytes(task.model, task.blocks, config.optim.name, world, task.apart):
         turns = max(1, plan.packs * share // n)
-        most = [peak_bytes(strategy, held, passing, trained, block, turns) for passing in passes]
+        every = size(task.model)
+        most = [peak_bytes(strategy, held, passing, trained, block, turns, weights=every) for passing in passes]
         rows.append((strategy, n, held, most))
     return Memory(kept, rows)
 

@@ -1,0 +1,1 @@
+"""What changes a transformer and is saved apart from it: LoRA."""

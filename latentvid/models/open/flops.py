@@ -1,0 +1,124 @@
+"""Floating-point operations of open transformers, counted once a configuration on passes without storage.
+
+What a packed pass computes is a sum over its samples: a number for each sample, each latent frame, each video and text
+token, and each pair of tokens that attend to each other. These numbers are found from a few small packs at two depths;
+any pack of any depth is their sum. Axes: N samples, R latent frames, T video tokens, S text tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from ...attention import BACKENDS
+from ...packing import Grid, Packed
+from .backbone import Conditions, OpenBackbone, patch_size
+from .registry import packed
+
+DEPTHS = ("num_layers", "num_single_layers")  # of all classes: blocks of a kind, which cost the same
+_PACKS: tuple[tuple[list[Grid], list[int]], ...] = (
+    ([(1, 2, 2)], [2]),
+    ([(2, 3, 4)], [16]),
+    ([(1, 12, 10)], [3]),
+    ([(5, 8, 6)], [32]),
+    ([(1, 4, 4), (3, 6, 4)], [8, 2]),
+    ([(7, 2, 2), (1, 8, 10)], [4, 24]),
+    ([(2, 10, 8)], [48]),
+    ([(9, 4, 4)], [2]),
+    ([(1, 2, 2), (1, 2, 2), (1, 10, 12)], [40, 2, 6]),
+    ([(3, 2, 3)] * 4, [12] * 4),
+)
+
+
+def open_flops(model: OpenBackbone, grids: Sequence[Grid], text_lengths: Sequence[float]) -> int:
+    """Forward FLOPs of a pack; means serve as text lengths for an estimate. Adapters in the model do not count.
+
+    grids: token grid (frames, rows, columns) of each sample. text_lengths: its text tokens.
+    """
+    config = {key: value for key, value in model.config.items() if not key.startswith("_")}
+    numbers = _numbers(type(model.raw).__name__, json.dumps(config, sort_keys=True))
+    return round(float(_sizes(grids, text_lengths) @ numbers))
+
+
+def _sizes(grids: Sequence[Grid], text_lengths: Sequence[float]) -> np.ndarray:
+    """N, R, T, S, and the sums over the samples of T^2, T S and S^2."""
+    tokens, words = np.array([f * h * w for f, h, w in grids], float), np.array(text_lengths, float)
+    frames = sum(f for f, _, _ in grids)
+    pairs = [(tokens**2).sum(), (tokens * words).sum(), (words**2).sum()]
+    return np.array([len(grids), frames, tokens.sum(), words.sum(), *pairs])
+
+
+@lru_cache(maxsize=64)
+def _numbers(cls: str, config: str) -> np.ndarray:
+    """FLOPs for one of each of `_sizes`."""
+    whole = json.loads(config)
+    depths = {key: whole[key] for key in DEPTHS if whole.get(key)}
+    shallow = {key: min(2, depth) for key, depth in depths.items()}
+    base = _counted(cls, whole | shallow)
+    found = base.copy()
+    for key, depth in depths.items():
+        if depth > shallow[key]:
+            deeper = _counted(cls, whole | shallow | {key: shallow[key] + 1})
+            found += (depth - shallow[key]) * (deeper - base)
+    sizes = np.stack([_sizes(*pack) for pack in _PACKS])
+    return np.linalg.lstsq(sizes, found, rcond=None)[0]
+
+
+def _counted(cls: str, config: dict[str, Any]) -> np.ndarray:
+    """FLOPs of each of `_PACKS`."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        model = packed(getattr(diffusers, cls)(**config))
+    found = []
+    with _sample_by_sample():
+        for pack in _PACKS:
+            arguments, conditions = blank_inputs(model, *pack)
+            with mode, torch.no_grad(), FlopCounterMode(display=False) as counter:
+                model(*arguments, **conditions)
+            found.append(counter.get_total_flops())
+    return np.array(found, float)
+
+
+@contextmanager
+def _sample_by_sample() -> Iterator[None]:
+    """Inside, attention is that of `sdpa`, which is counted without reading a tensor."""
+    before = dict(BACKENDS)
+    BACKENDS.update(dict.fromkeys(BACKENDS, BACKENDS["sdpa"]))
+    try:
+        yield
+    finally:
+        BACKENDS.update(before)
+
+
+def blank_inputs(
+    model: nn.Module, grids: Sequence[Grid], text_lengths: Sequence[int]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a backbone's pass over a pack reads, where its numbers do not matter: arguments of `forward`."""
+    layout, words = Packed.of(grids), Packed.of_lengths(text_lengths)
+    tokens = torch.zeros(layout.tokens, model.latent_channels * patch_size(model.patch))
+    text, level = torch.zeros(words.tokens, model.text_width), torch.ones(layout.frames)
+    given = {"conditions": blank_conditions(model, layout)} if isinstance(model, OpenBackbone) else {}
+    return (tokens, level, text, layout, words), given
+
+
+def blank_conditions(model: OpenBackbone, layout: Packed) -> Conditions:
+    """The conditions without which the model's class does not work, of zeros."""
+    config, n = model.config, layout.segments
+    given: dict[str, torch.Tensor] = {}
+    if model.channels:
+        given["channels"] = torch.zeros(layout.tokens, model.channels * patch_size(model.patch))
+    if model.family == "wan" and config.image_dim:
+        given["image"] = torch.zeros(n, 257, config.image_dim)  # of CLIP
+    if config.get("guidance_embeds"):
+        given["guidance"] = torch.ones(n)
+    return Conditions(**given)

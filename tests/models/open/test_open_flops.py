@@ -1,0 +1,33 @@
+"""FLOPs of open transformers equal what torch counts; sizes of the published ones are those of their weights."""
+
+import pytest
+import torch
+from lora_models import FAMILIES
+from torch.utils.flop_counter import FlopCounterMode
+
+from latentvid.models.flops import backbone_flops
+from latentvid.models.open import packed
+from latentvid.models.open.flops import blank_inputs
+from latentvid.models.open.published import PUBLISHED
+from latentvid.models.open.registry import FAMILIES as KNOWN
+
+PACKS = [([(5, 4, 4), (1, 3, 2), (2, 3, 5)], [7, 2, 11]), ([(3, 8, 8)] * 2, [4, 4])]
+HERE = [name for name, family in FAMILIES.items() if family.cls in KNOWN]
+
+
+@pytest.mark.parametrize("family", HERE)
+def test_flops_of_any_pack_are_what_torch_counts(family):
+    model = packed(FAMILIES[family].make(num_layers=4))
+    model.attention_backend = "sdpa"  # each sample by itself, without padding
+    for grids, text in PACKS:
+        arguments, conditions = blank_inputs(model, grids, text)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(*arguments, **conditions)
+        assert backbone_flops(model, grids, text) == pytest.approx(counter.get_total_flops(), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes_have_the_parameters_of_the_published_weights(name):
+    with torch.device("meta"):
+        raw = PUBLISHED[name].make()
+    assert sum(p.numel() for p in raw.parameters()) == pytest.approx(PUBLISHED[name].parameters, rel=0.01)
