@@ -10,7 +10,7 @@ from latentvid.errors import UserError
 from latentvid.models.adapters.lora import adapters_in, save_lora
 from latentvid.models.saved import load_component
 from latentvid.models.transformer import VideoDiT
-from latentvid.pipelines.arguments import parser_of, read_lora
+from latentvid.pipelines.arguments import Lora, parser_of, read_lora
 from latentvid.pipelines.loading import load_pipeline
 from latentvid.pipelines.sampling import Sampling
 
@@ -39,7 +39,7 @@ def test_a_pipeline_of_ours_has_it(tiny_pipeline, tmp_path, capsys):
             if "lora_" in name:
                 p.normal_()
     file = save_lora(dit, tmp_path)
-    asked = {scale: [(file, scale)] for scale in (0.0, 1.0)}
+    asked = {scale: [Lora(file, scale)] for scale in (0.0, 1.0)}
     sampling = Sampling(steps=2, progress=False)
     plain, none, much = (
         load_pipeline(tiny_pipeline, "cpu", lora=lora)("a red 7", seed=1, sampling=sampling).frames[0]
@@ -49,7 +49,7 @@ def test_a_pipeline_of_ours_has_it(tiny_pipeline, tmp_path, capsys):
     assert (much - plain).abs().max() > 1e-3 and f"LoRA {file} times 1" in capsys.readouterr().err
     with pytest.raises(UserError, match="--lora-2.*one network"):
         load_pipeline(tiny_pipeline, "cpu", lora_2=asked[1.0])
-    assert adapters_in(load_pipeline(tiny_pipeline, "cpu", lora=[(tmp_path, 0.5)] * 2).transformer) == [
+    assert adapters_in(load_pipeline(tiny_pipeline, "cpu", lora=[Lora(tmp_path, 0.5)] * 2).transformer) == [
         "pytorch_lora_weights",
         "pytorch_lora_weights_2",
     ]
