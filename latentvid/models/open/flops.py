@@ -1,8 +1,8 @@
 """Floating-point operations of open transformers, counted once a configuration on passes without storage.
 
 What a packed pass computes is a sum over its samples: a number for each sample, each latent frame, each video and text
-token, and each pair of tokens that attend to each other. These numbers are found from a few small packs at two depths;
-any pack of any depth is their sum. Axes: N samples, R latent frames, T video tokens, S text tokens.
+token, and each pair of tokens that attend to each other. These numbers are found from a few small samples at two
+depths; any pack of any depth is their sum. Axes: N samples, R latent frames, T video tokens, S text tokens.
 """
 
 from __future__ import annotations
@@ -26,17 +26,14 @@ from .backbone import Conditions, OpenBackbone, patch_size
 from .registry import packed
 
 DEPTHS = ("num_layers", "num_single_layers")  # of all classes: blocks of a kind, which cost the same
-_PACKS: tuple[tuple[list[Grid], list[int]], ...] = (
-    ([(1, 2, 2)], [2]),
-    ([(2, 3, 4)], [16]),
-    ([(1, 12, 10)], [3]),
-    ([(5, 8, 6)], [32]),
-    ([(1, 4, 4), (3, 6, 4)], [8, 2]),
-    ([(7, 2, 2), (1, 8, 10)], [4, 24]),
-    ([(2, 10, 8)], [48]),
-    ([(9, 4, 4)], [2]),
-    ([(1, 2, 2), (1, 2, 2), (1, 10, 12)], [40, 2, 6]),
-    ([(3, 2, 3)] * 4, [12] * 4),
+_SAMPLES: tuple[tuple[Grid, int], ...] = (  # token grid and text tokens; as many as `_sizes` has numbers
+    ((1, 1, 1), 1),
+    ((9, 2, 2), 2),
+    ((1, 12, 10), 3),
+    ((2, 8, 6), 64),
+    ((2, 2, 3), 64),
+    ((1, 2, 2), 20),
+    ((4, 8, 8), 12),
 )
 
 
@@ -63,26 +60,24 @@ def _numbers(cls: str, config: str) -> np.ndarray:
     """FLOPs for one of each of `_sizes`."""
     whole = json.loads(config)
     depths = {key: whole[key] for key in DEPTHS if whole.get(key)}
-    shallow = {key: min(2, depth) for key, depth in depths.items()}
+    shallow = dict.fromkeys(depths, 1)
     base = _counted(cls, whole | shallow)
     found = base.copy()
     for key, depth in depths.items():
-        if depth > shallow[key]:
-            deeper = _counted(cls, whole | shallow | {key: shallow[key] + 1})
-            found += (depth - shallow[key]) * (deeper - base)
-    sizes = np.stack([_sizes(*pack) for pack in _PACKS])
-    return np.linalg.lstsq(sizes, found, rcond=None)[0]
+        if depth > 1:
+            found += (depth - 1) * (_counted(cls, whole | shallow | {key: 2}) - base)
+    return np.linalg.solve(np.stack([_sizes([grid], [words]) for grid, words in _SAMPLES]), found)
 
 
 def _counted(cls: str, config: dict[str, Any]) -> np.ndarray:
-    """FLOPs of each of `_PACKS`."""
+    """FLOPs of each of `_SAMPLES`."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         model = packed(getattr(diffusers, cls)(**config))
     found = []
     with _sample_by_sample():
-        for pack in _PACKS:
-            arguments, conditions = blank_inputs(model, *pack)
+        for grid, words in _SAMPLES:
+            arguments, conditions = blank_inputs(model, [grid], [words])
             with mode, torch.no_grad(), FlopCounterMode(display=False) as counter:
                 model(*arguments, **conditions)
             found.append(counter.get_total_flops())
