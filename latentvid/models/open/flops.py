@@ -108,12 +108,13 @@ def blank_inputs(
 
 def blank_conditions(model: OpenBackbone, layout: Packed) -> Conditions:
     """The conditions without which the model's class does not work, of zeros."""
-    config, n = model.config, layout.segments
-    given: dict[str, torch.Tensor] = {}
+    n, given = layout.segments, {}
     if model.channels:
         given["channels"] = torch.zeros(layout.tokens, model.channels * patch_size(model.patch))
-    if model.family == "wan" and config.image_dim:
-        given["image"] = torch.zeros(n, 257, config.image_dim)  # of CLIP
-    if config.get("guidance_embeds"):
+    if model.family == "wan" and model.config.image_dim:
+        given["image"] = torch.zeros(n, 257, model.config.image_dim)  # of CLIP
+    if width := getattr(model, "pooled_width", 0):
+        given["pooled"] = torch.zeros(n, width)
+    if getattr(model, "takes_guidance", False):
         given["guidance"] = torch.ones(n)
     return Conditions(**given)
