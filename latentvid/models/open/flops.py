@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
+from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -43,7 +43,7 @@ def open_flops(model: OpenBackbone, grids: Sequence[Grid], text_lengths: Sequenc
     grids: token grid (frames, rows, columns) of each sample. text_lengths: its text tokens.
     """
     config = {key: value for key, value in model.config.items() if not key.startswith("_")}
-    numbers = _numbers(type(model.raw).__name__, json.dumps(config, sort_keys=True))
+    numbers = _numbers(type(model.raw), json.dumps(config, sort_keys=True))
     return round(float(_sizes(grids, text_lengths) @ numbers))
 
 
@@ -56,7 +56,7 @@ def _sizes(grids: Sequence[Grid], text_lengths: Sequence[float]) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
-def _numbers(cls: str, config: str) -> np.ndarray:
+def _numbers(cls: type[ModelMixin], config: str) -> np.ndarray:
     """FLOPs for one of each of `_sizes`."""
     whole = json.loads(config)
     depths = {key: whole[key] for key in DEPTHS if whole.get(key)}
@@ -69,11 +69,11 @@ def _numbers(cls: str, config: str) -> np.ndarray:
     return np.linalg.solve(np.stack([_sizes([grid], [words]) for grid, words in _SAMPLES]), found)
 
 
-def _counted(cls: str, config: dict[str, Any]) -> np.ndarray:
+def _counted(cls: type[ModelMixin], config: dict[str, Any]) -> np.ndarray:
     """FLOPs of each of `_SAMPLES`."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
-        model = packed(getattr(diffusers, cls)(**config))
+        model = packed(cls(**config))
     found = []
     with _sample_by_sample():
         for grid, words in _SAMPLES:

@@ -1,4 +1,4 @@
-"""What a finished training leaves: a published repository with the trained transformer, or a LoRA's file."""
+"""What a finished training of a published model leaves: its repository with the trained transformer."""
 
 from __future__ import annotations
 
@@ -6,22 +6,9 @@ import os
 import shutil
 from pathlib import Path
 
-from diffusers import WanPipeline
-from diffusers.training_utils import _collate_lora_metadata
-from peft import get_peft_model_state_dict
-
 from ....errors import UserError
 from ....models.open import OpenBackbone
 from ....models.open.folder import Published
-from ....models.transformer import VideoDiT
-from .trained import raw_of
-
-
-def export_lora(model: VideoDiT | OpenBackbone, folder: Path) -> None:
-    """A file in diffusers' format, which `load_lora_weights` of its pipelines reads, alpha in its metadata."""
-    raw = raw_of(model)
-    layers, about = get_peft_model_state_dict(raw), _collate_lora_metadata({"transformer": raw})
-    WanPipeline.save_lora_weights(folder, transformer_lora_layers=layers, **about)  # all name their layers so
 
 
 def export_repository(model: OpenBackbone, published: Published, part: str, folder: Path) -> None:

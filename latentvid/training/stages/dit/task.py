@@ -20,6 +20,7 @@ from ....config.schema import DitConfig
 from ....config.sections import UNKNOWN_FPS
 from ....errors import UserError
 from ....evaluation.sheet import Row
+from ....models.adapters.lora import save_lora
 from ....models.attention_context import attended_pairs
 from ....models.flops import GridFlops, backbone_flops, vae_flops
 from ....models.open import OpenBackbone
@@ -35,7 +36,7 @@ from .conditions import ConditionMaker
 from .data import DitPacks
 from .pack import DitPack
 from .parts import compute_dtype, differing_from, load_parts, make_pipeline
-from .product import export_lora, export_repository
+from .product import export_repository
 from .published import load_published, part_of, published_of, settled
 from .sampled_scores import SampledScores
 from .seen import defaults_of, seen_by, seen_in
@@ -275,7 +276,7 @@ class DitTask(DitPacks):
         """The pipeline, which makes by default what it was trained on (`samples` is of the looks at it alone); the
         repository of a published model; or a LoRA's file."""
         if self.config.adapter.kind == "lora":
-            export_lora(model, folder)
+            save_lora(model, folder)
             return
         if self.published is not None:
             export_repository(model, self.published, part_of(self.config, self.published), folder)

@@ -13,6 +13,7 @@ from torch import nn
 
 from ....config.schema import DitConfig
 from ....errors import UserError
+from ....models.adapters.lora import raw_of
 from ....models.open import OpenBackbone
 from ....models.transformer import VideoDiT
 from ....rng import derived_seed
@@ -67,11 +68,6 @@ def add_lora(model: VideoDiT | OpenBackbone, config: DitConfig, usual: Sequence[
     for parameter in raw.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-
-
-def raw_of(model: nn.Module) -> nn.Module:
-    """The module that has the layers' names: diffusers' own of a backbone over one."""
-    return model.raw if isinstance(model, OpenBackbone) else model
 
 
 def named(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
