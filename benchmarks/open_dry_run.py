@@ -16,28 +16,30 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
 
-from latentvid.models.flops import TRAINING, backbone_flops
+from latentvid.models.flops import TRAINING
 from latentvid.models.open import OpenBackbone, packed
-from latentvid.models.open.flops import DEPTHS
+from latentvid.models.open.flops import DEPTHS, flops_of
 from latentvid.models.open.published import PUBLISHED, PublishedSize
+from latentvid.packing import Grid
 from latentvid.training.dryrun.estimate import backbone_pass_bytes, peak_bytes
-from latentvid.training.dryrun.memory import PassBytes, largest, size, state_bytes
+from latentvid.training.dryrun.memory import shared_state
 
 CARDS = {"24 GB": 24e9, "48 GB": 48e9, "80 GB": 80e9, "141 GB": 141e9}
 USABLE = 0.92  # of a card's memory: the rest is the CUDA context's, the libraries' and the allocator's gaps
 DEVICES, RANK = 8, 16
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+TARGETS = (".to_q", ".to_k", ".to_v", ".to_out.0")
 STRATEGIES = ("single", "DDP", "FSDP2", "ZeRO-3")
 
 
 def backbone(published: PublishedSize, lora: bool, depths: Mapping[str, int]) -> OpenBackbone:
-    """As it is trained, in whatever mode of tensors this is called."""
+    """With so many blocks, as it is trained."""
     raw = published.make(**depths)
     if not lora:
         return packed(raw)
     raw.to(torch.bfloat16)
-    inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(TARGETS)), raw)
+    inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=[end[1:] for end in TARGETS]), raw)
     for name, p in raw.named_parameters():
         p.requires_grad_("lora_" in name)
         if p.requires_grad:
@@ -45,23 +47,28 @@ def backbone(published: PublishedSize, lora: bool, depths: Mapping[str, int]) ->
     return packed(raw)
 
 
-def memory(published: PublishedSize, lora: bool, grid: tuple[int, int, int]) -> dict[str, float]:
+def lora_size(raw: nn.Module) -> int:
+    """Parameters of LoRA in the layers that `TARGETS` name."""
+    layers = (m for name, m in raw.named_modules() if isinstance(m, nn.Linear) and f".{name}".endswith(TARGETS))
+    return sum(RANK * (layer.in_features + layer.out_features) for layer in layers)
+
+
+def memory(published: PublishedSize, lora: bool, whole: OpenBackbone, grid: Grid) -> dict[str, float]:
     """Bytes that a device holds at most, by strategy: one clip each."""
-    with torch.device("meta"):
-        whole = backbone(published, lora, {})
     depths = {key: whole.config[key] for key in DEPTHS if whole.config.get(key)}
-
-    def make(few: Mapping[str, int]) -> OpenBackbone:
-        return backbone(published, lora, few)
-
-    passing: PassBytes = backbone_pass_bytes(make, depths, [grid], [published.text], checkpointing=True)
-    trained = sum(4 * p.numel() for p in whole.parameters() if p.requires_grad)
-    block = largest(whole, whole.blocks)
+    each = 2 if lora else 4  # bytes of a frozen weight, and of a trained one
+    every = sum(p.numel() for p in whole.parameters())
+    trained = 4 * (lora_size(whole.raw) if lora else every)
+    weights = each * every + trained * lora
+    block = each * max(sum(p.numel() for p in b.parameters()) for b in whole.blocks)
+    passing = backbone_pass_bytes(
+        lambda few: backbone(published, lora, few), depths, [grid], [published.text], checkpointing=True
+    )
     found: dict[str, float] = {"trained": trained / 4}
     for world in (1, DEVICES):
-        for strategy, n, state in state_bytes(whole, whole.blocks, "adamw", world):
+        for strategy, n, state in shared_state(weights, trained, 2 * trained, block, world):
             if n == world and strategy in STRATEGIES:
-                found[strategy] = peak_bytes(strategy, state, passing, trained, block, packs=1, weights=size(whole))
+                found[strategy] = peak_bytes(strategy, state, passing, trained, block, packs=1, weights=weights)
     return found
 
 
@@ -70,12 +77,13 @@ def figures(name: str) -> dict[str, Any]:
     with torch.device("meta"):
         model = packed(published.make())
     grid = published.grid(model.patch)
+    config = {key: value for key, value in model.config.items() if not key.startswith("_")}
     return {
         "parameters": sum(p.numel() for p in model.raw.parameters()),
         "grid": grid,
-        "flops": TRAINING * backbone_flops(model, [grid], [published.text]),
-        "full": memory(published, False, grid),
-        "lora": memory(published, True, grid),
+        "flops": TRAINING * flops_of(type(model.raw), config, grid, published.text),
+        "full": memory(published, False, model, grid),
+        "lora": memory(published, True, model, grid),
     }
 
 

@@ -8,7 +8,7 @@ depths; any pack of any depth is their sum. Axes: N samples, R latent frames, T 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -55,28 +55,38 @@ def _sizes(grids: Sequence[Grid], text_lengths: Sequence[float]) -> np.ndarray:
     return np.array([len(grids), frames, tokens.sum(), words.sum(), *pairs])
 
 
+def flops_of(cls: type[ModelMixin], config: Mapping[str, Any], grid: Grid, words: int) -> int:
+    """Forward FLOPs of one sample alone, without what `open_flops` finds for all others."""
+    return round(float(_at_depth(cls, config, [(grid, words)])[0]))
+
+
 @lru_cache(maxsize=64)
 def _numbers(cls: type[ModelMixin], config: str) -> np.ndarray:
     """FLOPs for one of each of `_sizes`."""
-    whole = json.loads(config)
-    depths = {key: whole[key] for key in DEPTHS if whole.get(key)}
-    shallow = dict.fromkeys(depths, 1)
-    base = _counted(cls, whole | shallow)
+    sizes = np.stack([_sizes([grid], [words]) for grid, words in _SAMPLES])
+    return np.linalg.solve(sizes, _at_depth(cls, json.loads(config), _SAMPLES))
+
+
+def _at_depth(cls: type[ModelMixin], config: Mapping[str, Any], samples: Sequence[tuple[Grid, int]]) -> np.ndarray:
+    """FLOPs of each sample, from one block of each kind and from two."""
+    depths = {key: config[key] for key in DEPTHS if config.get(key)}
+    shallow = {**config, **dict.fromkeys(depths, 1)}
+    base = _counted(cls, shallow, samples)
     found = base.copy()
     for key, depth in depths.items():
         if depth > 1:
-            found += (depth - 1) * (_counted(cls, whole | shallow | {key: 2}) - base)
-    return np.linalg.solve(np.stack([_sizes([grid], [words]) for grid, words in _SAMPLES]), found)
+            found += (depth - 1) * (_counted(cls, {**shallow, key: 2}, samples) - base)
+    return found
 
 
-def _counted(cls: type[ModelMixin], config: dict[str, Any]) -> np.ndarray:
-    """FLOPs of each of `_SAMPLES`."""
+def _counted(cls: type[ModelMixin], config: Mapping[str, Any], samples: Sequence[tuple[Grid, int]]) -> np.ndarray:
+    """FLOPs of each sample."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         model = packed(cls(**config))
     found = []
     with _sample_by_sample():
-        for grid, words in _SAMPLES:
+        for grid, words in samples:
             arguments, conditions = blank_inputs(model, [grid], [words])
             with mode, torch.no_grad(), FlopCounterMode(display=False) as counter:
                 model(*arguments, **conditions)

@@ -44,13 +44,18 @@ def state_bytes(
     beside = {id(p) for part in apart for p in model.get_submodule(part.name).parameters()}  # which AdamW steps
     matrices = sum(4 * p.numel() for p in trained if p.ndim >= 2 and id(p) not in beside)
     moments = 2 * held - (matrices if optimizer == "muon" else 0)  # Muon keeps one moment of a matrix, AdamW two
-    block = largest(model, blocks)
+    rows = shared_state(weights, held, moments, largest(model, blocks), world)
+    return (row for row in rows if optimizer != "muon" or row[0] in ("single", "DDP"))  # which needs whole matrices
+
+
+def shared_state(
+    weights: float, held: float, moments: float, block: float, world: int
+) -> Iterator[tuple[str, int, StateBytes]]:
+    """`state_bytes` of so many bytes of weights, of trained ones in fp32, of moments, and of the largest block."""
     if world == 1:
         yield "single", 1, StateBytes(weights, held, moments, held)
     n = world if world > 1 else 8
     yield "DDP", n, StateBytes(weights, held, moments, held)
-    if optimizer == "muon":  # needs whole matrices
-        return
     yield "FSDP2", n, StateBytes(weights / n + block, held / n, moments / n, held / n)
     yield "ZeRO-1", n, StateBytes(weights + held / n, held, moments / n, held / n)
     yield "ZeRO-2", n, StateBytes(weights + held / n, held / n, moments / n, held / n)
