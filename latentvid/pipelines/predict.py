@@ -144,11 +144,11 @@ def _branches(
     n, split = len(prompts), sum(found.lengths[: len(prompts)])
     words = Packed.of_lengths(found.lengths[:n]).to(device)
     states = found.states.to(device)
-    one = Branch((TextContext(states[:split]), layout, words), _with_text(given, found, n))
+    one = Branch((TextContext(states[:split]), layout, words), _with_text(given, found, n).to(device))
     if not guided:
         return one, one
     both = Packed.of(layout.grid * 2).to(device), Packed.of_lengths(found.lengths).to(device)
-    return one, Branch((TextContext(states), *both), _with_text(_twice(given), found, 2 * n))
+    return one, Branch((TextContext(states), *both), _with_text(_twice(given), found, 2 * n).to(device))
 
 
 def _twice(given: Conditions) -> Conditions:

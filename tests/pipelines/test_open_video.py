@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import CogVideoXDPMScheduler, DiffusionPipeline, LTXImageToVideoPipeline, WanImageToVideoPipeline
+from diffusers import CogVideoXDPMScheduler, DiffusionPipeline, WanImageToVideoPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.pipelines.wan import pipeline_wan_i2v
 from diffusers.schedulers import scheduling_dpm_cogvideox
@@ -199,29 +199,6 @@ def test_mochi(repository, kind, monkeypatch):
     sizes = [(13, 32, 64), (7, 64, 32)]
     assert ours.solver == "euler" and ours.scheduler.config.spacing == "linear_quadratic"
     compare(ours, theirs_of(theirs, sizes=sizes, guidance_scale=4.5), [{}, {}], sampling(4.5), sizes)
-
-
-LTX = {"into": "C f h w -> 1 (f h w) C", "back": "1 (f h w) C -> C f h w"}
-
-
-def test_ltx(repository):
-    """Its shift grows with the tokens of each sample of a pack."""
-    ours, theirs = loaded(repository("ltx"))
-    compare(ours, theirs_of(theirs, **LTX, guidance_scale=3.0, frame_rate=24), [{"fps": 24.0}] * 2, sampling(3.0))
-
-
-def test_ltx_from_pictures(repository):
-    """Its pipeline is given the picture's latent as the first frame of the noise."""
-    ours, theirs = loaded(repository("ltx"))
-    of_pictures = LTXImageToVideoPipeline(**theirs.components)
-    of_pictures.set_progress_bar_config(disable=True)
-    begun = ours.begin_with([picture(0), picture(1)], [ours.latent_grid(*size) for size in SIZES])
-    run = theirs_of(of_pictures, **LTX, image=lambda i: image(picture(i)), guidance_scale=3.0)
-
-    def begun_with(i: int, latents: Tensor) -> Tensor:
-        return run(i, torch.cat([begun[i]["given"][:, :1], latents[:, 1:]], dim=1))
-
-    compare(ours, begun_with, [more | {"fps": 25.0} for more in begun], sampling(3.0))
 
 
 def test_a_model_of_pictures_wants_one(repository):
