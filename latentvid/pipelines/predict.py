@@ -152,7 +152,7 @@ def _branches(
 
 
 def _twice(given: Conditions) -> Conditions:
-    return given.map(lambda x: x.repeat(2, *[1] * (x.ndim - 1)))
+    return replace(given.map(lambda x: x.repeat(2, *[1] * (x.ndim - 1))), has_image=given.has_image * 2)
 
 
 def _with_text(given: Conditions, found: PackedText, samples: int) -> Conditions:

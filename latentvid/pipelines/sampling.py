@@ -189,11 +189,13 @@ def rates_of(requests: Sequence[Request]) -> Tensor:
 
 
 def _given(requests: Sequence[Request], patch: Patch) -> Conditions:
-    """Further channels [T,P'] and image states [N,I,Di] of the requests that have them, which are all or none."""
+    """Further channels [T,P'], which all requests have or none, and image states [N,I,Di] of those that have them."""
     channels = [r.channels.float().cpu() for r in requests if r.channels is not None]
-    images = [r.image for r in requests if r.image is not None]
+    images, has_image = [r.image for r in requests if r.image is not None], tuple(r.image is not None for r in requests)
     return Conditions(
-        channels=patchify(channels, patch)[0] if channels else None, image=torch.stack(images) if images else None
+        channels=patchify(channels, patch)[0] if channels else None,
+        image=torch.stack(images) if images else None,
+        has_image=has_image if any(has_image) and not all(has_image) else (),
     )
 
 

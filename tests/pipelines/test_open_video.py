@@ -201,6 +201,17 @@ def test_mochi(repository, kind, monkeypatch):
     compare(ours, theirs_of(theirs, sizes=sizes, guidance_scale=4.5), [{}, {}], sampling(4.5), sizes)
 
 
+def test_with_a_picture_and_without_in_one_pack(repository):
+    """HunyuanVideo 1.5 takes both: zeros in further channels and no image tokens."""
+    ours, grids = load_pipeline(repository("hunyuan15_image"), "cpu", mixed_precision="no"), [(2, 2, 4), (1, 4, 2)]
+    begun = ours.begin_with([picture(0)], grids[:1])[0]
+    asked = [Request(prompt="a 7", grid=grids[0], **begun), Request(prompt="a red 3", grid=grids[1], seed=1)]
+    quick = Sampling(steps=2, precision=torch.float32, progress=False)
+    together = ours.sample(asked, quick)
+    for request, latent in zip(asked, together, strict=True):
+        torch.testing.assert_close(latent, ours.sample([request], quick)[0], rtol=0, atol=1e-4)
+
+
 def test_a_model_of_pictures_wants_one(repository):
     ours = load_pipeline(repository("wan_image"), "cpu", mixed_precision="no")
     with pytest.raises(UserError, match="makes videos from pictures alone: give it one, with inference/i2v.py"):
