@@ -51,3 +51,17 @@ def condition_run(theirs: DiffusionPipeline, monkeypatch, **more):
         return run(i, latents)
 
     return with_noise
+
+
+def test_ltx2s_video_where_sound_is_isolated(repository):
+    """Its pipeline, told to isolate the halves in its one pass, and without its other kinds of guidance; what it shows
+    is not normalised."""
+    ours, theirs = loaded(repository("ltx2"))
+    sizes = [(9, 64, 96), (17, 64, 64)]
+    inner = theirs.transformer.forward
+    theirs.transformer.forward = lambda **given: inner(**given | {"isolate_modalities": True})
+    scales = dict(guidance_scale=3.0, stg_scale=0.0, modality_scale=1.0, guidance_rescale=0.0)
+    scales |= {f"audio_{name}": value for name, value in scales.items()}
+    shape = {"into": TOKENS["into"], "back": "1 C f h w -> C f h w"}
+    run = theirs_of(theirs, **shape, **scales, sizes=sizes, frame_rate=lambda i: RATES[i] or 24.0)
+    compare(ours, lambda i, z: ours.codec.normalise(run(i, z)[None])[0], ASKED, sampling(3.0), sizes)
