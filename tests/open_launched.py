@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import torch
 from accelerate.state import AcceleratorState
-from open_models import INSTANCES, Sample, grids_of, together, tokens_of
+from open_models import INSTANCES, Sample, beside_text, grids_of, together, tokens_of
 from torch import Tensor
 
 from latentvid.config.sections import Optim, Train
@@ -53,8 +53,10 @@ def piece(made: Sequence[Sample], patch: tuple[int, int, int], group: SequenceGr
     span = spans(layout.lengths, group.size)[group.rank]
     tokens, here = slice(span.start, span.stop), made[span.first : span.last]
     given = together(here, patch)
-    if given is not None and given.channels is not None:
-        given = replace(given, channels=whole["conditions"].channels[tokens])
+    if given is not None:
+        given = replace(given, whole_extra=beside_text(made))
+        if given.channels is not None:
+            given = replace(given, channels=whole["conditions"].channels[tokens])
     words = replace(Packed.of_lengths([len(s.text) for s in here]), whole=all_words)
     return {
         "tokens": whole["tokens"][tokens],

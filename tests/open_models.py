@@ -10,7 +10,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
-from diffusers import CogVideoXTransformer3DModel, MochiTransformer3DModel, WanTransformer3DModel
+from diffusers import (
+    CogVideoXTransformer3DModel,
+    HunyuanVideo15Transformer3DModel,
+    HunyuanVideoTransformer3DModel,
+    MochiTransformer3DModel,
+    WanTransformer3DModel,
+)
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -94,21 +100,6 @@ def run_packed(
     return list(out.split(layout.lengths))
 
 
-def gathered(made: Sequence[Sample], patch: tuple[int, int, int]) -> Conditions:
-    """Of a pack, out of those of each sample."""
-
-    def of(name: str) -> Tensor | None:
-        parts = [getattr(s.given, name) for s in made if getattr(s.given, name) is not None]
-        return torch.cat([tokens_of(x, patch) if name == "channels" else x for x in parts]) if parts else None
-
-    images = tuple(s.given.image is not None for s in made)
-    return Conditions(
-        **{name: of(name) for name in ("channels", "pooled", "second", "image", "guidance")},
-        second_lengths=tuple(0 if s.given.second is None else len(s.given.second) for s in made),
-        has_image=images if any(images) else (),
-    )
-
-
 class PieceGroup:
     """In the place of a `SequenceGroup`, of threads that take turns: one runs at a time, and hands over where it
     exchanges rows with the others."""
@@ -143,10 +134,6 @@ def run_in_pieces(
     """As `run_packed`, of a pack that processes share: each has a piece of its tokens."""
     whole = Packed.of(grids_of(made, patch))
     prompts = Packed.of_lengths([len(s.text) for s in made])
-    given = [
-        (0 if c.second is None else len(c.second)) + (0 if c.image is None else c.image.shape[1])
-        for c in (s.given for s in made)
-    ]
     tokens, parts = torch.cat([tokens_of(s.latent, patch) for s in made]), spans(whole.lengths, pieces)
     barrier, baton, board = threading.Barrier(pieces, timeout=60), threading.Lock(), [None] * pieces
 
@@ -155,7 +142,7 @@ def run_in_pieces(
         here = made[span.first : span.last]
         own = packed(model.raw)
         own.sequence = PieceGroup(rank, board, barrier, baton)
-        conditions = replace(gathered(here, patch), whole_extra=tuple(given))
+        conditions = replace(together(here, patch) or Conditions(), whole_extra=beside_text(made))
         if conditions.channels is not None:
             start = span.start - sum(whole.lengths[: span.first])
             conditions = replace(conditions, channels=conditions.channels[start : start + span.stop - span.start])
@@ -217,12 +204,20 @@ def together(made: Sequence[Sample], patch: tuple[int, int, int]) -> Conditions 
     """The conditions of a pack of these samples, by those of each alone (whose channels are latents)."""
     found = {}
     for key in ("channels", "pooled", "second", "image", "guidance"):
-        parts = [getattr(s.given, key) for s in made]
-        if parts[0] is not None:
+        parts = [getattr(s.given, key) for s in made if getattr(s.given, key) is not None]
+        if parts:
             found[key] = torch.cat([tokens_of(x, patch) for x in parts] if key == "channels" else parts)
     if "second" in found:
-        found["second_lengths"] = tuple(len(s.given.second) for s in made)
+        found["second_lengths"] = tuple(0 if s.given.second is None else len(s.given.second) for s in made)
+    if "image" in found and len(found["image"]) < len(made):
+        found["has_image"] = tuple(s.given.image is not None for s in made)
     return Conditions(**found) if found else None
+
+
+def beside_text(made: Sequence[Sample]) -> tuple[int, ...]:
+    """`Conditions.whole_extra` of a pack of these samples."""
+    of = [(s.given.second, s.given.image) for s in made]
+    return tuple((0 if x is None else len(x)) + (0 if y is None else y.shape[1]) for x, y in of)
 
 
 # --- a small instance of each family and variant, for tests of all of them: even heads, no weight at its beginning ---
@@ -233,6 +228,14 @@ WAN = dict(num_attention_heads=4, attention_head_dim=24, text_dim=24, freq_dim=3
 COGVIDEOX = dict(
     num_attention_heads=4, attention_head_dim=16, out_channels=4, time_embed_dim=16, text_embed_dim=24, num_layers=2,
     sample_width=14, sample_height=10, sample_frames=9,
+)  # fmt: skip
+HUNYUAN = dict(
+    in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=2, num_single_layers=2,
+    num_refiner_layers=2, text_embed_dim=24, pooled_projection_dim=12, rope_axes_dim=(4, 6, 6),
+)  # fmt: skip
+HUNYUAN15 = dict(
+    in_channels=9, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=2, num_refiner_layers=2,
+    patch_size=1, text_embed_dim=24, text_embed_2_dim=20, image_embed_dim=12, rope_axes_dim=(4, 6, 6),
 )  # fmt: skip
 MOCHI = dict(
     num_attention_heads=2, attention_head_dim=16, num_layers=3, pooled_projection_dim=24, in_channels=4,
@@ -264,6 +267,25 @@ def cogvideox(channels: int = 0, **changes) -> Instance:
     return lively(raw), with_conditions(samples(4, patch, 24, words=WORDS if turns else [6] * 4), channels)
 
 
+def hunyuan(levels: Sequence = LEVELS, **changes) -> Instance:
+    made, rand = samples(4, (1, 2, 2), 24, levels=levels), torch.Generator().manual_seed(3)
+    for s in made:
+        s.given = Conditions(pooled=torch.randn(1, 12, generator=rand), guidance=torch.tensor([6.0]))
+    return lively(HunyuanVideoTransformer3DModel(**HUNYUAN, **changes)), made
+
+
+def hunyuan15() -> Instance:
+    """Of the samples some have an image, and some quoted texts."""
+    made, rand = samples(4, (1, 1, 1), 24), torch.Generator().manual_seed(3)
+    for s, second, image in zip(made, (2, 0, 3, 1), (5, 0, 5, 0), strict=True):
+        s.given = Conditions(
+            channels=torch.randn(5, *s.latent.shape[1:], generator=rand),
+            second=torch.randn(second, 20, generator=rand) if second else None,
+            image=torch.randn(1, image, 12, generator=rand) if image else None,
+        )
+    return lively(HunyuanVideo15Transformer3DModel(**HUNYUAN15)), made
+
+
 def mochi() -> Instance:
     return lively(MochiTransformer3DModel(**MOCHI)), samples(4, (1, 2, 2), 32)
 
@@ -277,5 +299,12 @@ INSTANCES: dict[str, Callable[[], Instance]] = {
     "cogvideox": partial(cogvideox, **V1),
     "cogvideox-2b": partial(cogvideox, max_text_seq_length=6),
     "cogvideox-1.5-i2v": partial(cogvideox, channels=4, **V15),
+    "hunyuan": hunyuan,
+    "hunyuan-i2v": partial(
+        hunyuan,
+        levels=[(0.0, 0.9, 0.9), (0.25,), (0.0, 0.5), (0.0, 0.125, 0.125)],
+        image_condition_type="token_replace",
+    ),
+    "hunyuan15": hunyuan15,
     "mochi": mochi,
 }

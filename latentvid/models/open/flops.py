@@ -123,8 +123,8 @@ def blank_conditions(model: OpenBackbone, layout: Packed) -> Conditions:
         given["channels"] = torch.zeros(layout.tokens, model.channels * patch_size(model.patch))
     if model.family == "wan" and model.config.image_dim:
         given["image"] = torch.zeros(n, 257, model.config.image_dim)  # of CLIP
-    if width := getattr(model, "pooled_width", 0):
+    if width := model.pooled_width:
         given["pooled"] = torch.zeros(n, width)
-    if getattr(model, "takes_guidance", False):
+    if model.takes_guidance:
         given["guidance"] = torch.ones(n)
     return Conditions(**given)

@@ -6,32 +6,20 @@ import pytest
 import torch
 from diffusers import HunyuanVideoPipeline, HunyuanVideoTransformer3DModel
 from diffusers.pipelines.hunyuan_video import pipeline_hunyuan_video
-from open_models import Sample, check_packed_equals_alone, gathered, lively, run_packed, samples
+from open_models import HUNYUAN, Sample, check_packed_equals_alone, lively, run_packed, samples, together
 from torch import nn
 
 from latentvid.errors import UserError
 from latentvid.models.open import Conditions, packed
 from latentvid.models.open.recipes import recipe_of
 
-SMALL = dict(
-    in_channels=4,
-    out_channels=4,
-    num_attention_heads=2,
-    attention_head_dim=16,
-    num_layers=2,
-    num_single_layers=2,
-    num_refiner_layers=2,
-    text_embed_dim=24,
-    pooled_projection_dim=12,
-    rope_axes_dim=(4, 6, 6),
-)
 PATCH = (1, 2, 2)
 GIVEN_FIRST = [(0.0, 0.9, 0.9), (0.25,), (0.0, 0.5), (0.0, 0.125, 0.125)]
 
 
 def build(**options):
     torch.manual_seed(0)
-    return HunyuanVideoTransformer3DModel(**{**SMALL, **options})
+    return HunyuanVideoTransformer3DModel(**{**HUNYUAN, **options})
 
 
 def made(guided: bool = True, channels: int = 0, **options) -> list[Sample]:
@@ -59,14 +47,14 @@ def alone(raw, s: Sample):
 @pytest.mark.parametrize("guided", [True, False])
 def test_text_to_video(guided, pieces):
     pack = made(guided)
-    check_packed_equals_alone(build(guidance_embeds=guided), alone, pack, gathered(pack, PATCH), pieces=pieces)
+    check_packed_equals_alone(build(guidance_embeds=guided), alone, pack, together(pack, PATCH), pieces=pieces)
 
 
 def test_image_to_video_by_channels():
     """33 channels in the published model: 16 noised, 16 of the image's latent and a mask."""
     raw = build(guidance_embeds=False, in_channels=9, image_condition_type="latent_concat")
     pack = made(False, channels=5)
-    check_packed_equals_alone(raw, alone, pack, gathered(pack, PATCH))
+    check_packed_equals_alone(raw, alone, pack, together(pack, PATCH))
     model = packed(raw)
     assert (model.latent_channels, model.channels, model.levels_by_frame) == (4, 5, False)
 
@@ -77,7 +65,7 @@ def test_image_to_video_by_a_given_first_frame(pieces):
     raw = build(image_condition_type="token_replace")
     keep = [0, 2, 3]
     pack = [made(levels=GIVEN_FIRST)[i] for i in keep]
-    check_packed_equals_alone(raw, alone, pack, gathered(pack, PATCH), pieces=pieces)
+    check_packed_equals_alone(raw, alone, pack, together(pack, PATCH), pieces=pieces)
     assert packed(raw).levels_by_frame
 
 
@@ -86,7 +74,7 @@ def test_without_given_frames_tokens_are_not_replaced():
     replacing, plain = build(image_condition_type="token_replace"), build()
     plain.load_state_dict(lively(replacing).state_dict())
     pack = made()
-    outputs = [run_packed(packed(raw.eval()), pack, PATCH, gathered(pack, PATCH)) for raw in (replacing, plain)]
+    outputs = [run_packed(packed(raw.eval()), pack, PATCH, together(pack, PATCH)) for raw in (replacing, plain)]
     for a, b in zip(*outputs, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
@@ -94,13 +82,13 @@ def test_without_given_frames_tokens_are_not_replaced():
 def test_recomputation_changes_nothing():
     pack = made()
     check_packed_equals_alone(
-        build(), alone, pack, gathered(pack, PATCH), change=lambda model: model.enable_gradient_checkpointing()
+        build(), alone, pack, together(pack, PATCH), change=lambda model: model.enable_gradient_checkpointing()
     )
 
 
 def test_conditions_that_do_not_fit_are_said():
     pack = made()
-    given = gathered(pack, PATCH)
+    given = together(pack, PATCH)
     with pytest.raises(ValueError, match="give conditions.pooled"):
         run_packed(packed(build()), pack, PATCH, Conditions(guidance=given.guidance))
     with pytest.raises(ValueError, match="told a guidance scale: give conditions.guidance"):

@@ -9,32 +9,19 @@ import pytest
 import torch
 from diffusers import HunyuanVideo15Pipeline, HunyuanVideo15Transformer3DModel
 from diffusers.pipelines.hunyuan_video1_5.image_processor import HunyuanVideo15ImageProcessor
-from open_models import Sample, check_packed_equals_alone, gathered, run_packed, samples
+from open_models import HUNYUAN15, Sample, check_packed_equals_alone, run_packed, samples, together
 
 from latentvid.errors import UserError
 from latentvid.models.open import Conditions, packed, read_published
 from latentvid.models.open.recipes import recipe_of
 
-SMALL = dict(
-    in_channels=9,
-    out_channels=4,
-    num_attention_heads=2,
-    attention_head_dim=16,
-    num_layers=2,
-    num_refiner_layers=2,
-    patch_size=1,
-    text_embed_dim=24,
-    text_embed_2_dim=20,
-    image_embed_dim=12,
-    rope_axes_dim=(4, 6, 6),
-)
 PATCH = (1, 1, 1)
 PICTURE = 5  # tokens
 
 
 def build(**options):
     torch.manual_seed(0)
-    return HunyuanVideo15Transformer3DModel(**{**SMALL, **options})
+    return HunyuanVideo15Transformer3DModel(**{**HUNYUAN15, **options})
 
 
 def made(quoted=(2, 0, 3, 1), images=(False,) * 4) -> list[Sample]:
@@ -85,19 +72,19 @@ def alone(raw, s: Sample):
 )
 def test_texts_and_images(quoted, images, pieces):
     pack = made(quoted, images)
-    check_packed_equals_alone(build(), alone, pack, gathered(pack, PATCH), pieces=pieces)
+    check_packed_equals_alone(build(), alone, pack, together(pack, PATCH), pieces=pieces)
 
 
 def test_recomputation_changes_nothing():
     pack = made(images=(True,) * 4)
     check_packed_equals_alone(
-        build(), alone, pack, gathered(pack, PATCH), change=lambda model: model.enable_gradient_checkpointing()
+        build(), alone, pack, together(pack, PATCH), change=lambda model: model.enable_gradient_checkpointing()
     )
 
 
 def test_what_takes_no_part_is_frozen_and_the_rest_has_a_gradient():
     model, pack = packed(build()), made(quoted=(0,) * 4)
-    sum(y.sum() for y in run_packed(model, pack, PATCH, gathered(pack, PATCH))).backward()
+    sum(y.sum() for y in run_packed(model, pack, PATCH, together(pack, PATCH))).backward()
     idle = [name for name, p in model.raw.named_parameters() if not p.requires_grad]
     assert idle and all(model.idle(name) for name in idle)
     assert [name for name, p in model.raw.named_parameters() if p.grad is None] == idle
@@ -105,7 +92,7 @@ def test_what_takes_no_part_is_frozen_and_the_rest_has_a_gradient():
 
 def test_conditions_that_do_not_fit_are_said():
     pack = made(images=(True,) * 4)
-    model, given = packed(build()), gathered(pack, PATCH)
+    model, given = packed(build()), together(pack, PATCH)
     with pytest.raises(ValueError, match="second_lengths .* give 4 numbers"):
         run_packed(model, pack, PATCH, Conditions(channels=given.channels, second=given.second))
     with pytest.raises(ValueError, match="image is of 4 samples"):

@@ -47,10 +47,8 @@ class ConditionMaker:
         self.of_images, self.stride = recipe.task == "i2v", stride
         self.reads_images = self.of_images and reads_images
         self.latent_channels, self.channels, self.patch = model.latent_channels, model.channels, model.patch
-        embedded = bool(getattr(model.config, "guidance_embeds", False))
-        training = getattr(recipe, "guidance_training", None)
-        scale = recipe.guidance_embedded if training is None else training
-        self.guidance = scale if embedded else None
+        scale = recipe.guidance_embedded if recipe.guidance_training is None else recipe.guidance_training
+        self.guidance = scale if model.takes_guidance else None
         if model.channels and recipe.image is None:
             raise UserError(
                 f"model.from: the transformer reads {model.channels} channels beside the latents, and how it is given "
@@ -216,6 +214,7 @@ def traded(sequence: SequenceGroup, whole: Sequence[int], given: Conditions) -> 
     here = spans(whole, sequence.size)[sequence.rank]
     some = next(x for x in (given.channels, given.pooled, given.second, given.image) if x is not None)
     blank = some.new_zeros(sum(made), 1)
+    extra = [0] * len(whole)  # of each sample of the pack, image and second text
     if given.channels is not None:
         channels, _, _ = sequence.redistribute(whole, given.channels, blank[:0], [0] * len(made))
         given = replace(given, channels=channels)
@@ -226,7 +225,9 @@ def traded(sequence: SequenceGroup, whole: Sequence[int], given: Conditions) -> 
         states = given.image.shape[1]
         _, image, _ = sequence.redistribute(whole, blank, given.image.flatten(0, 1), [states] * len(made))
         given = replace(given, image=image.unflatten(0, (-1, states)))
+        extra = [n + states for n in extra]
     if given.second is not None:
         _, second, words = sequence.redistribute(whole, blank, given.second, given.second_lengths)
         given = replace(given, second=second, second_lengths=tuple(words[here.first : here.last]))
-    return given
+        extra = [n + more for n, more in zip(extra, words, strict=True)]
+    return replace(given, whole_extra=tuple(extra))
