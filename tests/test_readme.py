@@ -25,8 +25,14 @@ def commands(section: str) -> Iterator[list[str]]:
     """The words of each command in a section of the README."""
     text = (ROOT / "README.md").read_text(encoding="utf-8").split(f"\n## {section}\n")[1].split("\n## ")[0]
     for line in re.sub(r"\\\n", " ", text).splitlines():
-        if line.startswith("       .venv/bin/"):
+        if line.strip().startswith(".venv/bin/"):
             yield shlex.split(line)
+
+
+OF_WAN = {
+    "train/train_dit.py": "--model.dtype=fp32 --train.mixed_precision=no --train.steps=2 --data.tokens_per_pack=1024",
+    "inference/t2v.py": "--frames 5 --height 32 --width 32 --steps 2",
+}
 
 
 def test_no_line_of_the_readme_is_too_long():
@@ -69,3 +75,23 @@ def test_clips_of_ones_own_become_a_pipeline(run, my_clips, tiny_t5, monkeypatch
     model = ("--model", "runs/mine/dit_run/pipeline", "--prompt", "a red 7", "--output", output)
     assert run("inference/t2v.py", *model, "--frames", 9, "--height", 64, "--width", 96, "--steps", 1)[0] == 0
     assert (probe(output).frames, probe(output).width) == (9, 96)
+
+
+def test_wan_is_tuned_on_clips_of_ones_own(run, my_clips, repository, monkeypatch):
+    """On a small random Wan in the place of the one that the first command fetches; clips of 16 frames a second."""
+    (my_clips / "wan").symlink_to(repository("wan"))
+    for file in sorted((my_clips / "my_clips").glob("*.mp4")):
+        write_video(file, torch.randint(0, 255, (9, 64, 96, 3), dtype=torch.uint8), 16)
+    for _, *words in commands("Tune Wan on your clips"):
+        if words[0] == "-m":
+            monkeypatch.setattr(sys, "argv", words[1:])
+            with pytest.raises(SystemExit) as stop:
+                runpy.run_module(words[1], run_name="__main__")
+            assert not stop.value.code
+            continue
+        status, _, said = run(*words, *OF_WAN.get(words[0], "").split())
+        assert status == 0, said
+        begun = (my_clips / "runs/wan/tuned").exists()
+        assert begun == (words[0] != "vae/encode_latents.py" and "--dry-run" not in words)
+    assert (my_clips / "runs/wan/tuned/lora/pytorch_lora_weights.safetensors").is_file()
+    assert (probe(my_clips / "wan.mp4").frames, probe(my_clips / "wan.mp4").width) == (5, 32)
