@@ -35,7 +35,7 @@ def test_t2v(repository, monkeypatch, tmp_path):
     assert (info.frames, info.height, info.width, info.fps) == (5, 32, 48, 16.0)
 
 
-@pytest.mark.parametrize("kind", ["wan_image", "wan_clip", "wan"])
+@pytest.mark.parametrize("kind", ["wan_image", pytest.param("wan_clip", marks=pytest.mark.slow), "wan"])
 def test_i2v(repository, monkeypatch, tmp_path, pictures, kind):
     """A model of text alone is led to the picture."""
     words = ["--image", pictures[0], "--prompt", "a red 7", "--frames", 5, "--output", tmp_path / "a.mp4"]
@@ -49,7 +49,10 @@ def test_interpolate_with_a_model_of_both_pictures(repository, monkeypatch, tmp_
     assert probe(tmp_path / "a.mp4").frames == 5 and "nearest in time" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("program", ["t2v.py", "long.py", "inpaint.py", "edit.py"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("long.py", "inpaint.py", "edit.py")]
+
+
+@pytest.mark.parametrize("program", ["t2v.py", *SLOW])
 def test_what_a_model_of_pictures_does_not_do_is_said(repository, monkeypatch, tmp_path, pictures, program, capsys):
     words = {
         "t2v.py": ["--frames", 5, "--height", 32, "--width", 32],
@@ -58,7 +61,7 @@ def test_what_a_model_of_pictures_does_not_do_is_said(repository, monkeypatch, t
         "edit.py": ["--clip", pictures[0], "--mode", "sdedit"],
     }[program]
     if program == "inpaint.py":
-        Image.new("RGB", (48, 32), "white").crop((0, 0, 48, 32)).save(pictures[1])
+        Image.new("RGB", (48, 32), "white").save(pictures[1])
     with pytest.raises(SystemExit):
         run(
             monkeypatch,

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +30,7 @@ from latentvid.rng import generator
 PROMPTS, NEGATIVE = ["a red 7 moves up", "a blue 3 moves down and to the left"], "a green 5"
 SIZES = [(9, 32, 64), (5, 64, 32)]  # frames, height, width: mixed
 STEPS = 10
+SLOW = partial(pytest.param, marks=pytest.mark.slow)  # what others test too, in parts
 
 
 def sampling(scale: float, **more: Any) -> Sampling:
@@ -103,6 +105,7 @@ def loaded(folder: Path) -> tuple[OpenVideoPipeline, DiffusionPipeline]:
     return load_pipeline(folder, "cpu", mixed_precision="no"), theirs
 
 
+@pytest.mark.slow  # the two experts' test is this and more
 def test_wan(repository):
     ours, theirs = loaded(repository("wan"))
     assert isinstance(ours, OpenVideoPipeline) and ours.solver == "unipc" and ours.config.frames == 81
@@ -127,7 +130,7 @@ def test_wan_of_one_network_for_text_and_pictures(repository):
     compare(ours, theirs_of(of_pictures, image=lambda i: image(picture(i)), guidance_scale=5.0), begun, sampling(5.0))
 
 
-@pytest.mark.parametrize("kind, lasts", [("wan_image", False), ("wan_clip", False), ("wan_ends", True)])
+@pytest.mark.parametrize("kind, lasts", [SLOW("wan_image", False), ("wan_clip", False), ("wan_ends", True)])
 def test_wan_from_pictures(repository, kind, lasts):
     """Two experts; one network with CLIP tokens; first and last picture."""
     ours, theirs = loaded(repository(kind))
@@ -150,7 +153,7 @@ def test_cogvideox(repository, kind, patch):
     compare(ours, theirs_of(theirs, **COG, guidance_scale=6.0), [{}, {}], sampling(6.0))
 
 
-@pytest.mark.parametrize("kind", ["cogvideox_image", "cogvideox_newer_image"])
+@pytest.mark.parametrize("kind", [SLOW("cogvideox_image"), "cogvideox_newer_image"])
 def test_cogvideox_from_pictures(repository, kind, monkeypatch):
     """Its pipeline draws the picture's latent from the posterior; ours takes the mean."""
     monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mean)
@@ -191,7 +194,7 @@ def test_cogvideox_by_its_stochastic_solver(repository, tmp_path, monkeypatch):
     compare(ours, replayed, [{}, {}], sampling(6.0))
 
 
-@pytest.mark.parametrize("kind", ["mochi", "mochi_zeros"])
+@pytest.mark.parametrize("kind", [SLOW("mochi"), "mochi_zeros"])
 def test_mochi(repository, kind, monkeypatch):
     """Its class counts time and predicts the other way round; the empty prompt has one token, or none."""
     monkeypatch.setattr(sys.modules[__name__], "NEGATIVE", "")
