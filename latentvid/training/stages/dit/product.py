@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from ....errors import UserError
 from ....models.open import OpenBackbone
 from ....models.open.folder import Published
+
+SMALL = 2**20  # bytes: configurations and the like
 
 
 def export_repository(model: OpenBackbone, published: Published, part: str, folder: Path) -> None:
@@ -26,11 +29,12 @@ def export_repository(model: OpenBackbone, published: Published, part: str, fold
 
 
 def _linked(found: Path, place: Path) -> None:
-    """The same file under another name, which needs no room; a copy where that cannot be."""
+    """Weights under another name, which needs no room; a copy where that cannot be, and of what people change."""
     try:
-        os.link(found, place)
-    except OSError:
-        try:
-            shutil.copyfile(found, place)
-        except OSError as error:
-            raise UserError(f"{found} could not be copied to {place} ({error}): make room, and export again") from error
+        if found.stat().st_size >= SMALL:
+            with suppress(OSError):
+                os.link(found, place)
+                return
+        shutil.copyfile(found, place)
+    except OSError as error:
+        raise UserError(f"{found} could not be copied to {place} ({error}): make room, and export again") from error
