@@ -38,12 +38,11 @@ def backbone(published: PublishedSize, lora: bool, depths: Mapping[str, int]) ->
     raw = published.make(**depths)
     if not lora:
         return packed(raw)
-    raw.to(torch.bfloat16)
     inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=[end[1:] for end in TARGETS]), raw)
-    for name, p in raw.named_parameters():
-        p.requires_grad_("lora_" in name)
-        if p.requires_grad:
-            p.data = p.data.float()
+    for module in raw.modules():
+        for key, p in module._parameters.items():
+            if p is not None and not p.requires_grad:  # `to` cannot change tensors without storage
+                module._parameters[key] = nn.Parameter(p.detach().to(torch.bfloat16), requires_grad=False)
     return packed(raw)
 
 

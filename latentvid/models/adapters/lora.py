@@ -47,6 +47,8 @@ def load_lora(model: nn.Module, file: str | Path, scale: float = 1.0, name: str 
     result = set_peft_model_state_dict(raw, state, name, low_cpu_mem_usage=True)
     if result.unexpected_keys:
         raise RuntimeError(f"peft has no place for {result.unexpected_keys[0]}")
+    if hasattr(raw, "_hf_peft_config_loaded"):
+        raw._hf_peft_config_loaded = True  # what diffusers' own functions for adapters look at
     for p in raw.parameters():
         p.requires_grad_(before.get(p, False))
     for _, layer in lora_layers(raw):
