@@ -11,12 +11,12 @@ trained, its moments and its average are fp32; the frozen base of LoRA is bf16.
 import argparse
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from torch import nn
+from torch import Tensor, nn
 
 from latentvid.models.flops import TRAINING
 from latentvid.models.open import OpenBackbone, packed
@@ -33,23 +33,40 @@ TARGETS = (".to_q", ".to_k", ".to_v", ".to_out.0")
 STRATEGIES = ("single", "DDP", "FSDP2", "ZeRO-3")
 
 
+class WithLora(nn.Module):
+    """A layer with LoRA beside it, as peft's computes it; peft's own cannot be made without storage."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+        self.a = nn.Linear(layer.in_features, RANK, bias=False)
+        self.b = nn.Linear(RANK, layer.out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + self.b(self.a(x.to(self.a.weight.dtype)))
+
+
 def backbone(published: PublishedSize, lora: bool, depths: Mapping[str, int]) -> OpenBackbone:
     """With so many blocks, as it is trained."""
     raw = published.make(**depths)
     if not lora:
         return packed(raw)
-    inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=[end[1:] for end in TARGETS]), raw)
     for module in raw.modules():
         for key, p in module._parameters.items():
-            if p is not None and not p.requires_grad:  # `to` cannot change tensors without storage
+            if p is not None:  # `to` cannot change tensors without storage
                 module._parameters[key] = nn.Parameter(p.detach().to(torch.bfloat16), requires_grad=False)
+    for name, layer in adapted(raw):
+        raw.set_submodule(name, WithLora(layer))
     return packed(raw)
 
 
+def adapted(raw: nn.Module) -> list[tuple[str, nn.Linear]]:
+    """The layers that `TARGETS` name."""
+    return [(n, m) for n, m in raw.named_modules() if isinstance(m, nn.Linear) and f".{n}".endswith(TARGETS)]
+
+
 def lora_size(raw: nn.Module) -> int:
-    """Parameters of LoRA in the layers that `TARGETS` name."""
-    layers = (m for name, m in raw.named_modules() if isinstance(m, nn.Linear) and f".{name}".endswith(TARGETS))
-    return sum(RANK * (layer.in_features + layer.out_features) for layer in layers)
+    return sum(RANK * (layer.in_features + layer.out_features) for _, layer in adapted(raw))
 
 
 def memory(published: PublishedSize, lora: bool, whole: OpenBackbone, grid: Grid) -> dict[str, float]:
@@ -106,6 +123,11 @@ def fits(needed: float) -> str:
     return f"{needed / 1e9:,.0f} GB ({card or 'more than one has'})"
 
 
+def one_of(published: PublishedSize) -> PublishedSize:
+    """The size of one of its networks: two experts cost what one does, as one is trained at a time."""
+    return replace(published, experts=1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PUBLISHED, default=list(PUBLISHED))
@@ -114,7 +136,8 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = {}
     for name in arguments.only:
-        rows[name] = figures(name)
+        alike = (other for other in rows if one_of(PUBLISHED[other]) == one_of(PUBLISHED[name]))
+        rows[name] = rows.get(next(alike, "")) or figures(name)
         print(name, json.dumps(rows[name]), flush=True)
     text = table(rows)
     print(text)
