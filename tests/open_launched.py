@@ -42,6 +42,7 @@ def arguments(made: Sequence[Sample], patch: tuple[int, int, int]) -> dict:
         "text": torch.cat([s.text for s in made]),
         "layout": Packed.of(grids_of(made, patch)),
         "text_layout": Packed.of_lengths([len(s.text) for s in made]),
+        "fps": torch.tensor([s.fps for s in made]),
         "conditions": together(made, patch),
     }
 
@@ -64,6 +65,7 @@ def piece(made: Sequence[Sample], patch: tuple[int, int, int], group: SequenceGr
         "text": torch.cat([s.text for s in here]),
         "layout": layout.piece(span),
         "text_layout": words,
+        "fps": torch.tensor([s.fps for s in here]),
         "conditions": given,
     }, tokens
 

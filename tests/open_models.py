@@ -14,6 +14,8 @@ from diffusers import (
     CogVideoXTransformer3DModel,
     HunyuanVideo15Transformer3DModel,
     HunyuanVideoTransformer3DModel,
+    LTX2VideoTransformer3DModel,
+    LTXVideoTransformer3DModel,
     MochiTransformer3DModel,
     WanTransformer3DModel,
 )
@@ -241,6 +243,13 @@ MOCHI = dict(
     num_attention_heads=2, attention_head_dim=16, num_layers=3, pooled_projection_dim=24, in_channels=4,
     text_embed_dim=32, time_embed_dim=16, max_sequence_length=8,
 )  # fmt: skip
+LTX = dict(
+    in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=20, cross_attention_dim=40, num_layers=2
+)  # fmt: skip
+LTX2 = dict(
+    audio_in_channels=3, audio_out_channels=3, audio_num_attention_heads=2, audio_attention_head_dim=8,
+    audio_cross_attention_dim=16,
+)  # fmt: skip
 
 
 def with_conditions(made: list[Sample], channels: int = 0, image: tuple[int, int] = (0, 0)) -> list[Sample]:
@@ -286,11 +295,31 @@ def hunyuan15() -> Instance:
     return lively(HunyuanVideo15Transformer3DModel(**HUNYUAN15)), made
 
 
+def with_rates(made: list[Sample]) -> list[Sample]:
+    """Frames a second; the first has none."""
+    for s, rate in zip(made, (0.0, 24.0, 30.0, 12.5), strict=True):
+        s.fps = rate
+    return made
+
+
+def ltx() -> Instance:
+    return lively(LTXVideoTransformer3DModel(**LTX, caption_channels=24)), with_rates(samples(4, (1, 1, 1), 24))
+
+
+def ltx2(**changes) -> Instance:
+    raw = LTX2VideoTransformer3DModel(**LTX, **LTX2, **changes, caption_channels=24)
+    return lively(raw), with_rates(samples(4, (1, 1, 1), 24 if raw.config.use_prompt_embeddings else 40))
+
+
 def mochi() -> Instance:
     return lively(MochiTransformer3DModel(**MOCHI)), samples(4, (1, 2, 2), 32)
 
 
 V1 = dict(use_rotary_positional_embeddings=True, max_text_seq_length=5)
+LTX23 = dict(
+    gated_attn=True, audio_gated_attn=True, cross_attn_mod=True, audio_cross_attn_mod=True, rope_type="split",
+    use_prompt_embeddings=False,
+)  # fmt: skip
 V15 = dict(V1, patch_size_t=2, ofs_embed_dim=16)
 INSTANCES: dict[str, Callable[[], Instance]] = {
     "wan": wan,
@@ -306,5 +335,8 @@ INSTANCES: dict[str, Callable[[], Instance]] = {
         image_condition_type="token_replace",
     ),
     "hunyuan15": hunyuan15,
+    "ltx": ltx,
+    "ltx2": ltx2,
+    "ltx2.3": partial(ltx2, **LTX23),
     "mochi": mochi,
 }
