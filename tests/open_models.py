@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 
 import torch
 from diffusers import (
@@ -23,7 +24,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from latentvid.models.open import Conditions, OpenBackbone, packed
-from latentvid.packing import Packed, spans
+from latentvid.packing import Packed, cuts, spans
 
 SHAPES = [(3, 4, 5), (1, 6, 3), (2, 2, 7), (3, 4, 5)]  # token grids: mixed, two of them equal
 WORDS = [7, 3, 5, 1]
@@ -123,6 +124,12 @@ class PieceGroup:
         finally:
             self.baton.acquire()
 
+    def gather(self, x: Tensor, tokens: int) -> Tensor:
+        return self.gather_rows(x, ())
+
+    def shard(self, x: Tensor) -> Tensor:
+        return self.shard_rows(x, [stop - start for start, stop in pairwise(cuts(x.shape[0], self.size))])
+
     def gather_rows(self, x: Tensor, rows: Sequence[int]) -> Tensor:
         return torch.cat([y.chunk(self.size, dim=-2)[self.rank] for y in self._exchange(x)])
 
@@ -156,6 +163,7 @@ def run_in_pieces(
                 torch.cat([s.text for s in here]),
                 whole.piece(span),
                 text_layout,
+                fps=torch.tensor([s.fps for s in here]),
                 conditions=conditions,
             )
 

@@ -63,6 +63,10 @@ def test_image_to_video_is_a_first_frame_at_level_0():
     check_packed_equals_alone(small(), alone, made(levels=levels))
 
 
+def test_a_pack_in_pieces():
+    check_packed_equals_alone(small(), alone, made(), pieces=2)
+
+
 def test_recomputation_changes_nothing():
     check_packed_equals_alone(small(), alone, made(), change=lambda m: m.enable_gradient_checkpointing())
 

@@ -68,6 +68,10 @@ def test_a_level_each_frame(form):
     check_packed_equals_alone(small(form), alone, made(form, levels=LEVELS))
 
 
+def test_a_pack_in_pieces():
+    check_packed_equals_alone(small("2.3"), alone, made("2.3", levels=LEVELS), pieces=2)
+
+
 @pytest.mark.parametrize("form", ["2.0 split", "2.3"])
 def test_recomputation_changes_nothing(form):
     check_packed_equals_alone(
