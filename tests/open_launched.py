@@ -1,6 +1,6 @@
 """What each process of a launch runs: small published models through the strategy that `accelerate launch` chose.
 
-    python tests/open_launched.py NAME...      # of open_models.INSTANCES; two processes
+    python tests/open_launched.py NAME...      # of open_instances.INSTANCES; two processes
 
 Each model passes twice forward and backward: the processes have packs of their own, and then share one by Ulysses, with
 recomputed blocks. Outputs, and the gradients that the optimiser is given, are compared with one process's.
@@ -15,7 +15,8 @@ from types import SimpleNamespace
 
 import torch
 from accelerate.state import AcceleratorState
-from open_models import INSTANCES, Sample, beside_text, grids_of, together, tokens_of
+from open_instances import INSTANCES
+from open_models import Sample, beside_text, grids_of, together, tokens_of
 from torch import Tensor
 
 from latentvid.config.sections import Optim, Train
@@ -53,11 +54,9 @@ def piece(made: Sequence[Sample], patch: tuple[int, int, int], group: SequenceGr
     layout, all_words = whole["layout"], whole["text_layout"]
     span = spans(layout.lengths, group.size)[group.rank]
     tokens, here = slice(span.start, span.stop), made[span.first : span.last]
-    given = together(here, patch)
-    if given is not None:
-        given = replace(given, whole_extra=beside_text(made))
-        if given.channels is not None:
-            given = replace(given, channels=whole["conditions"].channels[tokens])
+    given = replace(together(here, patch), whole_extra=beside_text(made))
+    if given.channels is not None:
+        given = replace(given, channels=whole["conditions"].channels[tokens])
     words = replace(Packed.of_lengths([len(s.text) for s in here]), whole=all_words)
     return {
         "tokens": whole["tokens"][tokens],

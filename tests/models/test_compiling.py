@@ -6,7 +6,8 @@ import pickle
 import pytest
 import torch
 import torch.nn.attention.varlen as varlen
-from open_models import INSTANCES, run_packed, together
+from open_instances import INSTANCES
+from open_models import run_packed, together
 from test_attention_layouts import make
 from test_transformer import assert_close
 from test_without_a_gpu import attend, attend_back

@@ -19,6 +19,7 @@ from ...attention import resolve_backend
 from ...packing import Packed, patch_size
 from ...sequence import SequenceGroup
 from ..block_pass import pass_of  # noqa: F401 - for the families
+from ..layers import per_token
 from ..text_context import TextContext
 
 Patch = tuple[int, int, int]  # latent frames, rows and columns of a token
@@ -233,7 +234,7 @@ def heads_of(x: Tensor, heads: int) -> Tensor:
 
 def of_each(values: Tensor, index: Tensor) -> Tensor:
     """values[index] along the first axis: of each frame or sample -> of each token."""
-    return values.index_select(0, index)
+    return per_token(values, index) if values.requires_grad and values.ndim == 2 else values.index_select(0, index)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, index: Tensor) -> Tensor:

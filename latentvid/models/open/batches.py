@@ -167,6 +167,8 @@ class Batches(OpenBackbone):
                 f"{self.family} takes one noise level a sample: given frames, and noise levels by frame, need a model "
                 "with a packed pass of its own"
             )
+        if given.has_image and not all(given.has_image):
+            raise UserError(f"{self.family} takes images for all samples of a pack, or for none")
         asked = {f.name for f in fields(given) if isinstance(getattr(given, f.name), Tensor)}
         if wrong := asked - self.takes.keys() - {"channels"}:
             raise UserError(f"{self.family} has no input for {', '.join(sorted(wrong))}")

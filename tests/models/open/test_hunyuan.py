@@ -6,7 +6,8 @@ import pytest
 import torch
 from diffusers import HunyuanVideoPipeline, HunyuanVideoTransformer3DModel
 from diffusers.pipelines.hunyuan_video import pipeline_hunyuan_video
-from open_models import HUNYUAN, Sample, check_packed_equals_alone, lively, run_packed, samples, together
+from open_instances import HUNYUAN
+from open_models import Sample, check_packed_equals_alone, lively, run_packed, samples, together
 from torch import nn
 
 from latentvid.errors import UserError

@@ -9,7 +9,8 @@ import pytest
 import torch
 from diffusers import HunyuanVideo15Pipeline, HunyuanVideo15Transformer3DModel
 from diffusers.pipelines.hunyuan_video1_5.image_processor import HunyuanVideo15ImageProcessor
-from open_models import HUNYUAN15, Sample, check_packed_equals_alone, run_packed, samples, together
+from open_instances import HUNYUAN15
+from open_models import Sample, check_packed_equals_alone, run_packed, samples, together
 
 from latentvid.errors import UserError
 from latentvid.models.open import Conditions, packed, read_published
