@@ -20,7 +20,7 @@ from open_models import Sample, beside_text, grids_of, together, tokens_of
 from torch import Tensor
 
 from latentvid.config.sections import Optim, Train
-from latentvid.models.open import OpenBackbone, packed
+from latentvid.models.open import Conditions, OpenBackbone, packed
 from latentvid.packing import Packed, spans
 from latentvid.sequence import SequenceGroup, make_sequence_group
 from latentvid.training.launch import make_accelerator
@@ -54,7 +54,7 @@ def piece(made: Sequence[Sample], patch: tuple[int, int, int], group: SequenceGr
     layout, all_words = whole["layout"], whole["text_layout"]
     span = spans(layout.lengths, group.size)[group.rank]
     tokens, here = slice(span.start, span.stop), made[span.first : span.last]
-    given = replace(together(here, patch), whole_extra=beside_text(made))
+    given = replace(together(here, patch) or Conditions(), whole_extra=beside_text(made))
     if given.channels is not None:
         given = replace(given, channels=whole["conditions"].channels[tokens])
     words = replace(Packed.of_lengths([len(s.text) for s in here]), whole=all_words)
