@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--clips", type=number("digits.train"), default=300, help="to tune on")
     parser.add_argument("--steps", type=number("train.steps"), default=200, help="of the tuned run")
     parser.add_argument("--scratch", type=number("step"), default=1000, help="steps of the run from scratch; 0: none")
-    parser.add_argument("--lr", type=number("lr"), default=1e-3, help="peak learning rate of the tuned run")
+    parser.add_argument("--lr", type=number("lr"), default=3e-3, help="peak learning rate of the tuned run")
     arguments = parser.parse_args()
     demo, out = arguments.demo.resolve(), arguments.out.resolve()
     if not (out / "data/train.jsonl").exists():
