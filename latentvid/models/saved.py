@@ -77,11 +77,17 @@ def _left_over(cls: type[ModelMixin], name: str) -> bool:
     return any(re.search(pattern, name) for pattern in getattr(cls, "_keys_to_ignore_on_load_unexpected", None) or ())
 
 
-def class_name(folder: Path, wanted: str) -> str | None:
+def class_name(folder: Path, wanted: str) -> str:
     """The `_class_name` in the folder's config.json; raises UserError, which names what was `wanted`, without one."""
     if not (folder / "config.json").exists():
         need(folder / "config.json", f"{folder} holds no {wanted} (config.json is missing)")
-    return read_object(folder / "config.json").get("_class_name")
+    config = read_object(folder / "config.json")
+    name = config.get("_class_name")
+    if isinstance(name, str):
+        return name
+    others = config.get("architectures")  # as transformers say it: a text encoder's folder
+    held = f"a {others[0]}" if isinstance(others, list) and others else "a model without _class_name in config.json"
+    raise UserError(f"{folder} holds {held}, not a {wanted}: give the folder of the right model")
 
 
 def read_arguments(function: Callable, file: Path) -> dict[str, Any]:

@@ -224,6 +224,7 @@ def test_nothing_is_not_a_beginning(dit_config, tmp_path):
         ("someone/nothing", "is neither a folder nor to be had from the hub"),
         ("{tmp}", "holds no weights: give a pipeline's folder"),
         ("{old}/pipeline/vae", "holds a CausalVideoAutoencoder, not a VideoDiT"),
+        ("{old}/pipeline/text_encoder", "holds a T5EncoderModel, not a VideoDiT"),
         ("{broken}", r"is damaged: ema\.safetensors does not match its sha256"),
         ("{vae}", "is of a run of stage vae, not dit"),
     ],
