@@ -13,40 +13,13 @@ from typing import Any, Generic, TypeVar
 
 from ..errors import UserError
 from .conversion import build
-from .entries import flat, names_of
+from .entries import flat, is_of_the_run, names_of
 from .parsing import check_keys, to_dict
 from .yaml_files import ConfigError, merge
 
 C = TypeVar("C")
 
 MOST = 100
-# what all stages have in common: the run, the model, what it learns to predict, and the optimiser whose state goes on
-OF_THE_RUN = (
-    "stage",
-    "run",
-    "model",
-    "adapter",
-    "trainable",
-    "vae",
-    "text_encoder",
-    "text",
-    "init",
-    "init_partial",
-    "init_weights",
-    "freeze_encoder",
-    "scheduler.path",
-    "scheduler.target",
-    "scheduler.betas",
-    "scheduler.beta_start",
-    "scheduler.beta_end",
-    "scheduler.num_train_timesteps",
-    "scheduler.zero_terminal_snr",
-    "scheduler.snr_shift_scale",
-    "optim.name",
-    "train.mixed_precision",
-    "loss.critic",
-    "log",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +91,6 @@ def _laid_over(cls: type[C], whole: Mapping[str, Any], entry: Mapping[str, Any])
     if "stages" in entry:
         raise ConfigError("stages cannot lie within each other")
     for key in flat(entry):
-        if any(f"{key}.".startswith(f"{same}.") for same in OF_THE_RUN):
+        if is_of_the_run(key):
             raise ConfigError(f"{key} is the same in all stages: set it once, above them")
     return build(cls, merge(whole, entry), "")

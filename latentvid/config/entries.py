@@ -11,6 +11,33 @@ from .conversion import Text
 from .yaml_files import RENAMED, ConfigError, parse_yaml
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
+# what all stages have in common: the run, the model, what it learns to predict, and the optimiser whose state goes on
+OF_THE_RUN = (
+    "stage",
+    "run",
+    "model",
+    "adapter",
+    "trainable",
+    "vae",
+    "text_encoder",
+    "text",
+    "init",
+    "init_partial",
+    "init_weights",
+    "freeze_encoder",
+    "scheduler.path",
+    "scheduler.target",
+    "scheduler.betas",
+    "scheduler.beta_start",
+    "scheduler.beta_end",
+    "scheduler.num_train_timesteps",
+    "scheduler.zero_terminal_snr",
+    "scheduler.snr_shift_scale",
+    "optim.name",
+    "train.mixed_precision",
+    "loss.critic",
+    "log",
+)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -59,11 +86,17 @@ def _below(at: Any, key: str, override: str) -> Any:
     return at[key]
 
 
+def is_of_the_run(key: str) -> bool:
+    """Whether all stages have the same there, so that no entry may name it."""
+    return any(f"{key}.".startswith(f"{same}.") for same in OF_THE_RUN)
+
+
 def _check_seen(stages: Any, key: str, override: str) -> None:
     if not isinstance(stages, list) or key.partition(".")[0] == "stages":
         return
     for name, entry in zip(names_of(stages), stages, strict=True):
-        hidden = [own for own in flat(entry) if f"{own}.".startswith(f"{key}.") or f"{key}.".startswith(f"{own}.")]
+        own_keys = [own for own in flat(entry) if not is_of_the_run(own)]  # those are refused wherever they stand
+        hidden = [own for own in own_keys if f"{own}.".startswith(f"{key}.") or f"{key}.".startswith(f"{own}.")]
         if hidden:
             raise ConfigError(
                 f"--{override.removeprefix('--')} would change nothing in the stage {name}, which sets {hidden[0]} "

@@ -39,6 +39,9 @@ def check_keys(cls: type, raw: Mapping[str, Any], prefix: str, root: type) -> No
             continue
         siblings = sorted(f"{prefix}.{n}" if prefix else n for n in names)
         every = [k for k, *_ in _walk(root, "")]
+        if key in every:  # with its dots, as the command line has it
+            section, _, last = key.removeprefix(f"{prefix}.").rpartition(".")
+            raise ConfigError(f"unknown key {key} (value {shown(value)}): in a file write {last} below {section}:")
         near = (
             difflib.get_close_matches(key, siblings, 1, 0.8)
             or [k for k in every if k.rsplit(".", 1)[-1] == name]

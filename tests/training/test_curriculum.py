@@ -218,6 +218,7 @@ def test_an_export_is_of_the_stage_that_made_its_step(whole, tmp_path):
 WRONG = {
     "stages=[{name: a, data: {max_are: 3}}]": "stages: in a: unknown key data.max_are",
     "stages=[{data: {max_area: -3}}]": "stages: in stage1: data.max_area=-3",
+    "stages=[{name: a, train.steps: 3}]": "stages: in a: unknown key train.steps (value 3): in a file write steps",
     "stages=[{optim: {lr: fast}}]": "stages: in stage1: optim.lr='fast'",
     "stages=[{name: a}, {name: b, model: {width: 64}}]": "stages: in b: model.width is the same in all stages",
     "stages=[{name: a}, {name: b, run: {seed: 1}}]": "stages: in b: run.seed is the same in all stages",
@@ -258,6 +259,14 @@ def test_the_command_line_reaches_into_stages_and_is_never_lost(dit_config, tmp_
         with pytest.raises(ConfigError, match="stage") as error:
             load_config(DitConfig, path, [override])
         assert said in str(error.value)
+
+
+def test_a_key_of_the_run_in_a_stage_is_refused_whatever_the_command_line_says(dit_config, tmp_path):
+    path = tmp_path / "c.yaml"
+    save_config(dit_config(tmp_path), path)
+    path.write_text(path.read_text().replace("stages: []", "stages: [{name: a, run: {dir: x}}]"))
+    with pytest.raises(ConfigError, match=r"stages: in a: run\.dir is the same in all stages: set it once, above"):
+        curriculum(load_config(DitConfig, path, ["--run.dir=y"]))
 
 
 def test_a_critic_is_there_in_all_stages_or_in_none(vae_config, tmp_path):
