@@ -17,6 +17,7 @@ from .source import Source, Stream, single
 if TYPE_CHECKING:
     from .plan import Plan
 
+APPENDED = " (there are more than there were: data.may_grow takes in those that stand after all that were there)"
 PACKS = ("data.tokens_per_pack", "data.packs_per_step")
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import UserError
-from .going_on import PACKS, first_of, plan_as_it_was, samples_then, take_over, unfinished
+from .going_on import APPENDED, PACKS, first_of, plan_as_it_was, samples_then, take_over, unfinished
 from .placing import place
 from .saved import check_whole, identify, numbers_before, others, refuse_other
 from .source import STEPS, Source, Stream, numbered
@@ -290,7 +290,10 @@ class Plan:
         if grown or any(state["packing"].get(key) != self._identity["packing"][key] for key in PACKS):
             known = first_of(self.parts, then) if grown else np.arange(len(self.tokens))
             was = plan_as_it_was(self, state, known)
-            was.load_state_dict(state)
+            try:
+                was.load_state_dict(state)
+            except UserError as error:
+                raise UserError(f"{error}{APPENDED if grown else ''}") from None
             self.carried = take_over(self, was, known)
             self._window, self._start = was._window, {}
             self._start, self._steps, self._place = self._counters(), [], 0
