@@ -98,7 +98,7 @@ def test_the_page_tells_all_of_a_run(run):
     assert {"Score: fvd", "Shares of the time", "Square error of the clean latents", "Over the bins"} <= charts
     assert "last, step 30 (ema)" in page.text and "best, step 20 (ema)" in page.text and "0.75 to 1" in page.text
     assert page.row("optim.lr") == ["0.001", "0.0001"] and page.row("model.width")[0] == "48"
-    assert page.row("text_encoder") == ["t5", "none"] and not any(row[0] == "optim.clip" for row in page.rows)
+    assert page.row("text_encoder") == ["t5", "null"] and not any(row[0] == "optim.clip" for row in page.rows)
     assert (
         page.row("5 x 8 x 8") == ["3", " 48.0%"]
         and "other shapes: 42.1%" in page.text

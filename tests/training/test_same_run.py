@@ -134,7 +134,9 @@ def test_the_table_is_what_is_done(dit_config, vae_config, tmp_path):
     free, said = (
         next(row for row in rows if row.startswith(f"| {begin}")) for begin in ("`checkpoint`", "`optim` but")
     )
-    dit = dit_config(tmp_path, "scheduler.shift=2", "scheduler.base_tokens=16")
+    levels = ("shift=2", "base_tokens=16", "log_shift=[0.5, 1.0]", "shift_tokens=[16, 64]", "spacing=even")
+    levels += ("lowest=0.0", "terminal=0.1", "whole_steps=1000")
+    dit = dit_config(tmp_path, *(f"scheduler.{level}" for level in levels))
     keys = {key for config in (dit, vae_config(tmp_path)) for key in flat(to_dict(config))}
     for row, expected in ((free, FREE), (said, SAID)):
         named = re.findall(r"`([a-z_0-9.]+)`", row.rpartition("|")[0].rpartition("|")[0])

@@ -84,7 +84,8 @@ def is_published(folder: str | Path) -> bool:
     if not path.is_dir():
         return not path.exists() and str(folder).count("/") == 1 and not path.parent.is_dir()
     index = path / INDEX
-    return index.is_file() and read_object(index).get("_class_name") in PIPELINES
+    found = read_object(index).get("_class_name") if index.is_file() else None
+    return isinstance(found, str) and found in PIPELINES
 
 
 def read_published(source: str | Path) -> Published:
