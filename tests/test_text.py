@@ -162,7 +162,7 @@ def test_weights_that_lack_tensors_or_are_pickled_are_refused(copy):
 
 def test_a_missing_folder_is_told_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(latentvid.text.folder, "HfApi", lambda: pytest.fail("asked the network"))
-    for name in (tmp_path / "none", "runs/demo/none", "./none", f"{SCRIPT.parent.name}/none"):
+    for name in (tmp_path / "none", "runs/demo/none", "./none", f"{SCRIPT.parent.name}/none", "-1/none"):
         with pytest.raises(TextError, match="none does not exist: give a transformers T5 folder or a hub name"):
             TextEncoder.from_pretrained(name)
 
@@ -175,6 +175,8 @@ def test_an_unreachable_hub_is_one_message(monkeypatch):
     monkeypatch.setattr(latentvid.text.folder, "HfApi", Hub)
     with pytest.raises(TextError, match=r"someone/no-such-t5 is neither a folder nor .*\(name not known\)"):
         TextEncoder.from_pretrained("someone/no-such-t5")
+    with pytest.raises(TextError, match=r"text encoder 3- is neither a folder nor"):  # no name of the hub
+        TextEncoder.from_pretrained("3-")
 
 
 def test_a_tokenizer_of_another_model_is_refused(encoder):

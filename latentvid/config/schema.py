@@ -227,7 +227,7 @@ class DitValidation(Validation):
 
     @property
     def _data(self) -> bool:
-        return self.manifest is not None or self.latents is not None
+        return self.manifest is not None or self.latents not in (None, ())
 
 
 @dataclass(kw_only=True)

@@ -135,15 +135,22 @@ def hub_options(name: str) -> dict[str, bool]:
 
     :class:`TextError` at once when neither has it, and for what can only be a missing folder.
     """
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) or ("/" in name and Path(name).parent.is_dir()):
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) or ("/" in name and Path(name).parent.is_dir()):
         raise TextError(f"text encoder folder {name} does not exist: give a transformers T5 folder or a hub name")
     try:
         HfApi().model_info(name, timeout=10)
     except Exception as error:  # the hub's client raises its HTTP library's own errors, which differ by version
-        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+        if not _cached(name):
             raise TextError(
                 f"text encoder {name} is neither a folder nor to be had from the hub ({str(error).strip()[:200]}): "
                 "give a transformers T5 folder, or fetch it where there is a network"
             ) from error
         return {"local_files_only": True}
     return {"local_files_only": False}
+
+
+def _cached(name: str) -> bool:
+    try:
+        return isinstance(try_to_load_from_cache(name, "config.json"), str)
+    except ValueError:  # no name that the hub could have
+        return False

@@ -219,6 +219,7 @@ def test_scores_are_those_of_clips_made_one_by_one(dit_config, digits_data, tiny
     ("changes", "message"),
     [
         (("validation.every=2",), "every=2, but there is no held-out data: give its manifest or latents"),
+        (("validation.every=2", "validation.latents=[]"), "every=2, but there is no held-out data: give its manifest"),
         (("validation.latents=/no/cache",), "validation: /no/cache holds no finished latent cache"),
         (("validation.best=psnr",), "validation.best is 'psnr': one of loss, x_mse"),
         (("validation.weights=[ema,ema]",), "name ema, raw or both"),

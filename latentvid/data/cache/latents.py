@@ -203,6 +203,8 @@ class LatentCaches:
     """
 
     def __init__(self, folders: Sequence[Path], patience_s: float = PATIENCE_S) -> None:
+        if not folders:
+            raise UserError("a list of latent caches is empty: name the folder of one at least, in data.latents")
         self.caches = [LatentCache(folder, patience_s) for folder in folders]
         self.grids = [grid for cache in self.caches for grid in cache.grids]
         self.sources = tuple(str(folder) for folder in folders)

@@ -21,7 +21,7 @@ def fetch(name: str, wanted: Callable[[Mapping[str, Any]], list[str]]) -> Path:
 
     wanted: which of its folders, by its index. Pickled weights are not fetched. Raises UserError.
     """
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) or Path(name).parent.is_dir():
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) or Path(name).parent.is_dir():
         raise UserError(f"there is no model folder {name}: give a published model's folder or its name on the hub")
     try:
         return _fetch(name, wanted, offline=False)
