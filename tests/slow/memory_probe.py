@@ -21,6 +21,8 @@ from latentvid.packing import Packed
 from latentvid.training.stages.dit.task import DitTask
 from latentvid.training.trainer import train
 
+OF_DEEPSPEED = ("functorch.compile", "torch._inductor.compile_fx")  # which its engine imports when it is made
+
 
 def resident() -> tuple[int, int]:
     """Bytes: the most that there ever were, and now."""
@@ -52,7 +54,8 @@ def warm_up() -> None:
 def main(folder: Path, config: Path) -> None:
     importlib.import_module("diffusers.pipelines.pipeline_utils")
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        importlib.import_module("deepspeed")
+        for name in ("deepspeed", *OF_DEEPSPEED):
+            importlib.import_module(name)
     warm_up()
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from now
     ProbedTask.before, ProbedTask.folder = resident()[1], folder
