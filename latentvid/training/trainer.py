@@ -23,6 +23,7 @@ from .checkpoint.saver import newest_state
 from .compute import settle
 from .dryrun.run import dry_run
 from .export import export_checkpoint
+from .feed.loader import start_server
 from .launch import make_accelerator, make_plan, start_trackers, warn_of_missing_data
 from .machine import take_threads
 from .monitor.about import write_about
@@ -47,6 +48,8 @@ def train(config: TrainingConfig, make_task: MakeTask) -> None:
         accelerator = make_accelerator(config)
         config = make_task.settled(config)
         threads = take_threads(accelerator.device)
+        if config.data.workers:
+            start_server(make_task.__module__)
         with run_folder(config, accelerator.is_main_process) as (check_folder, changed):
             start_trackers(accelerator, config)
             settled, compute = settle(config, accelerator.device)

@@ -112,15 +112,31 @@ def _next(packs: Iterator[Any]) -> tuple[Sequence[Draw], Any]:
     return found
 
 
-def _start(loader: DataLoader) -> Iterator[Any]:
-    """Starts the loader's processes out of reach of what asks the run to stop: a launcher sends it to the trainer's
-    whole process group, and the step that is being made still needs them."""
-    if not loader.num_workers:
-        return iter(loader)
+def start_server(module: str) -> None:
+    """Starts the process that loader processes are forked from, once: it imports `module`, which makes the packs, in
+    their place and while this process goes on.
+
+    It is out of reach of what asks the run to stop: a launcher sends that to the trainer's whole process group, and the
+    step that is being made still needs loaders. Raises UserError where the machine's limits do not allow it.
+    """
     resource_tracker.ensure_running()  # its start unblocks SIGTERM, so it comes first
     held = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # inherited by the fork server, without which they end
     try:
+        forkserver.set_forkserver_preload([module])
         forkserver.ensure_running()
+    except OSError as error:
+        raise _explained(error) from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+
+def _start(loader: DataLoader) -> Iterator[Any]:
+    """Starts the loader's processes."""
+    if not loader.num_workers:
+        return iter(loader)
+    start_server(loader.dataset.make_pack.__module__)
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
         return iter(loader)
     except OSError as error:  # its locks lie in shared memory
         raise _explained(error) from error
