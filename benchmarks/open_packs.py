@@ -15,6 +15,7 @@ the same turn.
 
 import argparse
 import copy
+import itertools
 import json
 import os
 import statistics
@@ -208,15 +209,16 @@ def measure(name: str, width: int, depth: int, scale: int, turns: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
-    parser.add_argument("--width", type=int, default=384)
-    parser.add_argument("--depth", type=int, default=4)
-    parser.add_argument("--scales", type=int, nargs="+", default=[1, 2], help="of rows, columns: 1: 24 to 252 tokens")
-    parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--widths", type=int, nargs="+", default=[128, 192, 384])
+    parser.add_argument("--depth", type=int, default=2)
+    parser.add_argument("--scales", type=int, nargs="+", default=[1], help="of rows, columns: 1: 24 to 252 tokens")
+    parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--json", type=Path, help="where the figures go")
     args = parser.parse_args()
     torch.set_num_threads(1)
     load = os.getloadavg()[0]
-    rows = [measure(name, args.width, args.depth, scale, args.turns) for name in args.families for scale in args.scales]
+    cases = itertools.product(args.families, args.widths, args.scales)
+    rows = [measure(name, width, args.depth, scale, args.turns) for name, width, scale in cases]
     if args.json:
         known = {"date": str(date.today()), "torch": torch.__version__, "load_before": load, "rows": rows}
         args.json.write_text(json.dumps(known, indent=1) + "\n")

@@ -55,6 +55,11 @@ def norm_rotary(x: Tensor, weight: Tensor, rotary: Rotary | None, eps: float = 1
     return rematerialised(turned, _turn, x, inverse, weight.detach().clone(), cos, sin)
 
 
+def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """As products of complex numbers, one pass over x."""
+    return _TurnPairs.apply(x, torch.complex(cos[..., ::2], sin[..., ::2]))
+
+
 def _as_given(run: Callable) -> Callable:
     """A pass in the dtypes of what it is given: autocast would run some of its operators in another."""
 
@@ -106,7 +111,9 @@ class _ModulatedNorm(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, frame = ctx.saved_tensors
         normed, *statistics = _layer_norm(x, ctx.eps)
-        shifts, scales = (_frame_sums(g, frame, len(scale)).to(scale.dtype) for g in (grad, grad * normed))
+        shifts = scales = None
+        if any(ctx.needs_input_grad[1:3]):  # not where all but adapters is frozen
+            shifts, scales = (_frame_sums(g, frame, len(scale)).to(scale.dtype) for g in (grad, grad * normed))
         grad = grad * (1 + scale).index_select(0, frame)
         backward = torch.ops.aten.native_layer_norm_backward
         dx = backward(grad, x, x.shape[-1:], *statistics, *_affine(x), [True, False, False])[0]
@@ -125,7 +132,8 @@ class _GatedResidual(torch.autograd.Function):
     @_as_given
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         y, gate, frame = ctx.saved_tensors
-        return grad, grad * gate.index_select(0, frame), _frame_sums(grad * y, frame, len(gate)).to(gate.dtype), None
+        gates = _frame_sums(grad * y, frame, len(gate)).to(gate.dtype) if ctx.needs_input_grad[2] else None
+        return grad, grad * gate.index_select(0, frame), gates, None
 
 
 # --- SwiGLU ----------------------------------------------------------------------------------------------------------
@@ -218,3 +226,20 @@ class _NormRotary(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         dx, d_weight = _turn_backward(grad, *ctx.saved_tensors)
         return dx, None, d_weight, None, None
+
+
+class _TurnPairs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, table: Tensor) -> Tensor:
+        ctx.save_for_backward(table)
+        return _turned(x, table)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return _turned(grad, ctx.saved_tensors[0].conj()), None
+
+
+def _turned(x: Tensor, table: Tensor) -> Tensor:
+    pairs = x.to(_wide(x)).unflatten(-1, (-1, 2)).contiguous()
+    return torch.view_as_real(torch.view_as_complex(pairs) * table).flatten(-2).to(x.dtype)

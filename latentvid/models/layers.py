@@ -93,15 +93,24 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
 
 
 @or_cpu_kernel
-def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, frame: Tensor) -> Tensor:
+def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, frame: Tensor, eps: float = 1e-6) -> Tensor:
     """AdaLN (Peebles & Xie 2023): x [T,D], shift and scale [R,D] of each frame, frame of each token [T] -> [T,D]."""
-    return modulate(layer_norm(x), per_token(shift, frame), per_token(scale, frame))
+    return modulate(layer_norm(x, eps=eps), per_token(shift, frame), per_token(scale, frame))
 
 
 @or_cpu_kernel
 def gated_residual(x: Tensor, y: Tensor, gate: Tensor, frame: Tensor) -> Tensor:
     """x and y [T,D], gate [R,D] of each frame, frame of each token [T] -> [T,D]."""
     return x + per_token(gate, frame) * y
+
+
+@or_cpu_kernel
+def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions of neighbouring pairs (x_2i, x_2i+1) in fp32: x [T,A,K], cos and sin [T,1,K] or [T,A,K], each
+    angle twice. Source: RoFormer (Su et al. 2021), equation 34."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    a, b = wide.unflatten(-1, (-1, 2)).unbind(-1)
+    return (wide * cos + torch.stack([-b, a], dim=-1).flatten(-2) * sin).to(x.dtype)
 
 
 @or_cpu_kernel

@@ -1,5 +1,7 @@
 """What runs on CPUs equals the formulas of the model, forward and backward, and keeps no more than it says."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,7 @@ from latentvid.cpu import grouped
 from latentvid.models import layers
 from latentvid.models.attention_context import make_contexts
 from latentvid.models.layers import Block, SwiGLU, rotary_table
+from latentvid.models.open.backbone import norm_modulated
 from latentvid.packing import Packed
 
 T, D, A, K, H = 13, 8, 2, 6, 10
@@ -54,6 +57,22 @@ def plain_attention(q, k, v, weight_q, weight_k, of_k, rotary):
     return attended(normed_and_turned(q, weight_q, *turn), normed_and_turned(k, weight_k, *turn), v, LENGTHS, of_k)
 
 
+def norm_of(weight: Tensor, bias: Tensor) -> SimpleNamespace:
+    return SimpleNamespace(weight=weight, bias=bias, eps=1e-3)
+
+
+def pair_table(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    angle = torch.linspace(-7, 7, T * K // 2, dtype=torch.float64).reshape(T, 1, K // 2).repeat_interleave(2, dim=-1)
+    wide = torch.promote_types(dtype, torch.float32)
+    return angle.cos().to(wide), angle.sin().to(wide)
+
+
+def pairs_turned(x: Tensor) -> Tensor:
+    cos, sin = (t[..., ::2] for t in pair_table(x.dtype))
+    a, b = x[..., ::2], x[..., 1::2]
+    return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2).to(x.dtype)
+
+
 HEADS, WORDS_HEADS = (T, A, K), (sum(WORDS), A, K)
 CASES = {  # shapes of the inputs; ours; the formula by hand (dtype: of the table)
     "layer_norm": (
@@ -66,6 +85,14 @@ CASES = {  # shapes of the inputs; ours; the formula by hand (dtype: of the tabl
         lambda x, shift, scale: layers.modulated_norm(x, shift, scale, FRAME),
         lambda x, shift, scale: F.layer_norm(x, (D,), eps=1e-6) * (1 + scale[FRAME]) + shift[FRAME],
     ),
+    "modulated_norm, with weights": (
+        [(T, D), (4, D), (4, D), (D,), (D,)],
+        lambda x, shift, scale, weight, bias: norm_modulated(norm_of(weight, bias), x, shift, scale, FRAME),
+        lambda x, shift, scale, weight, bias: (
+            F.layer_norm(x, (D,), weight, bias, 1e-3) * (1 + scale[FRAME]) + shift[FRAME]
+        ),
+    ),
+    "turn_pairs": ([HEADS], lambda x: layers.turn_pairs(x, *pair_table(x.dtype)), pairs_turned),
     "gated_residual": (
         [(T, D), (T, D), (4, D)],
         lambda x, y, gate: layers.gated_residual(x, y, gate, FRAME),
@@ -233,6 +260,15 @@ def test_sums_of_frames_are_wide_inside(dtype):
 
 
 TOLERANCE = {torch.float32: {"rtol": 1e-5, "atol": 1e-4}, torch.bfloat16: {"rtol": 1e-2, "atol": 1e-2}}
+
+
+def test_what_is_frozen_gets_no_sums(monkeypatch):
+    """Where adapters alone train, modulations need no gradient: no sums over the tokens of frames."""
+    monkeypatch.setattr(fused, "_frame_sums", lambda *_: pytest.fail("summed"))
+    x, y = torch.randn(T, D, requires_grad=True), torch.randn(T, D, requires_grad=True)
+    shift, scale, gate = torch.randn(3, 4, D).unbind()
+    layers.gated_residual(layers.modulated_norm(x, shift, scale, FRAME), y, gate, FRAME).sum().backward()
+    assert x.grad is not None and y.grad is not None
 
 
 def swiglu_gradients(net: nn.Module, x: Tensor, call=None) -> list[Tensor]:

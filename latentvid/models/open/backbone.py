@@ -19,7 +19,7 @@ from ...attention import resolve_backend
 from ...packing import Packed, patch_size
 from ...sequence import SequenceGroup
 from ..block_pass import pass_of  # noqa: F401 - for the families
-from ..layers import per_token
+from ..layers import modulated_norm, per_token, turn_pairs  # noqa: F401 - the last for the families
 from ..text_context import TextContext
 
 Patch = tuple[int, int, int]  # latent frames, rows and columns of a token
@@ -242,11 +242,12 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor, index: Tensor) -> Tensor:
     return x * (1 + of_each(scale, index)) + of_each(shift, index)
 
 
-def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions of neighbouring pairs (x_2i, x_2i+1): x [T,A,K], cos and sin [T,1,K], each angle twice."""
-    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack([-b, a], dim=-1).flatten(-2)
-    return (x.float() * cos + turned.float() * sin).to(x.dtype)
+def norm_modulated(norm: nn.LayerNorm, x: Tensor, shift: Tensor, scale: Tensor, index: Tensor) -> Tensor:
+    """`modulate` of the norm of x [T,D], whose weights, where it has any, go into what is of each frame or sample."""
+    if norm.weight is not None:
+        shift = torch.addcmul(shift, norm.bias, 1 + scale)
+        scale = norm.weight * (1 + scale) - 1
+    return modulated_norm(x, shift, scale, index, norm.eps)
 
 
 def turn_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -18,7 +18,18 @@ from ...errors import UserError
 from ...packing import Grid, Packed
 from ...text.policy import Reading
 from ..attention_context import Rotary
-from .backbone import Conditions, OpenBackbone, Patch, heads_of, modulate, of_each, pass_of, sample_level, turn_pairs
+from ..layers import gated_residual
+from .backbone import (
+    Conditions,
+    OpenBackbone,
+    Patch,
+    heads_of,
+    norm_modulated,
+    of_each,
+    pass_of,
+    sample_level,
+    turn_pairs,
+)
 from .joint import JointContext, make_joint_context
 from .recipe import Recipe
 
@@ -69,7 +80,7 @@ class CogVideoX(OpenBackbone):
             x = self._run(block, x, time, rows, context)
         x = raw.norm_final(x[: layout.tokens])
         shift, scale = raw.norm_out.linear(raw.norm_out.silu(time)).chunk(2, dim=-1)  # [N,D] each
-        return raw.proj_out(modulate(raw.norm_out.norm(x), shift, scale, layout.segment))
+        return raw.proj_out(norm_modulated(raw.norm_out.norm, x, shift, scale, layout.segment))
 
     def _time(self, level: Tensor, dtype: torch.dtype) -> Tensor:
         """Noise levels [N] -> [N,E]."""
@@ -131,16 +142,16 @@ class CogVideoX(OpenBackbone):
 def cogvideox_block(self: nn.Module, x: Tensor, time: Tensor, rows: Tensor, context: JointContext) -> Tensor:
     """`CogVideoXBlock`: x [T+S,D], time [N,E], rows [T+S] -> [T+S,D]."""
     y, gate = _norm(self.norm1, x, time, rows)
-    x = x + gate * _attention(self.attn1, y, context)
+    x = gated_residual(x, _attention(self.attn1, y, context), gate, rows)
     y, gate = _norm(self.norm2, x, time, rows)
-    return x + gate * self.ff(y)
+    return gated_residual(x, self.ff(y), gate, rows)
 
 
 def _norm(norm: nn.Module, x: Tensor, time: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """`CogVideoXLayerNormZero`: x modulated, and the gate, [T+S,D] each."""
+    """`CogVideoXLayerNormZero`: x [T+S,D] modulated, and the gates [2N,D]."""
     of_both = norm.linear(norm.silu(time)).unflatten(-1, (2, 3, -1))  # [N,2,3,D]: of video and of text
     shift, scale, gate = of_both.transpose(0, 1).flatten(0, 1).unbind(1)  # [2N,D] each
-    return modulate(norm.norm(x), shift, scale, rows), of_each(gate, rows)
+    return norm_modulated(norm.norm, x, shift, scale, rows), gate
 
 
 def _attention(attention: nn.Module, x: Tensor, context: JointContext) -> Tensor:

@@ -18,6 +18,7 @@ from ...errors import UserError
 from ...packing import Packed
 from ...text.policy import Reading
 from ..attention_context import AttentionContext, Rotary, make_contexts
+from ..layers import gated_residual
 from .backbone import Conditions, OpenBackbone, Patch, heads_of, modulate, of_each, pass_of, turn_pairs
 from .recipe import Recipe
 
@@ -89,10 +90,10 @@ def ltx_block(self: nn.Module, x: Tensor, text: Tensor, rows: Tensor, context: A
     """`LTXVideoTransformerBlock`: x [T,D], text [S,D], rows [R,6,D] -> [T,D]."""
     shift1, scale1, gate1, shift2, scale2, gate2 = (self.scale_shift_table + rows).unbind(1)  # [R,D] each
     y = modulate(self.norm1(x), shift1, scale1, context.frame)
-    x = x + _self_attention(self.attn1, y, context) * of_each(gate1, context.frame)
+    x = gated_residual(x, _self_attention(self.attn1, y, context), gate1, context.frame)
     x = x + _cross_attention(self.attn2, x, text, context)
     y = modulate(self.norm2(x), shift2, scale2, context.frame)
-    return x + self.ff(y) * of_each(gate2, context.frame)
+    return gated_residual(x, self.ff(y), gate2, context.frame)
 
 
 def _self_attention(attention: nn.Module, x: Tensor, context: AttentionContext) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ...packing import Packed
 from ...text.policy import Reading
 from ..attention_context import AttentionContext, Rotary, make_contexts
+from ..layers import gated_residual
 from .backbone import (
     Conditions,
     OpenBackbone,
@@ -126,7 +127,7 @@ def ltx2_block(
     vectors = (self.scale_shift_table + rows).unbind(1)  # [R,D] each
     shift1, scale1, gate1, shift2, scale2, gate2 = vectors[:6]
     y = modulate(self.norm1(x), shift1, scale1, frame)
-    x = x + _self_attention(self.attn1, y, context) * of_each(gate1, frame)
+    x = gated_residual(x, _self_attention(self.attn1, y, context), gate1, frame)
     y = self.norm2(x)
     if self.video_cross_attn_adaln:
         y = modulate(y, vectors[6], vectors[7], frame)
@@ -140,7 +141,7 @@ def ltx2_block(
     read = _cross_attention(self.attn2, y, text, context)
     x = x + (read * of_each(vectors[8], frame) if self.video_cross_attn_adaln else read)
     y = modulate(self.norm3(x), shift2, scale2, frame)
-    return x + self.ff(y) * of_each(gate2, frame)
+    return gated_residual(x, self.ff(y), gate2, frame)
 
 
 def _self_attention(attention: nn.Module, x: Tensor, context: AttentionContext) -> Tensor:

@@ -16,7 +16,18 @@ from ...errors import UserError
 from ...packing import Packed, Segments
 from ...text.policy import Reading
 from ..attention_context import AttentionContext, Rotary, make_contexts
-from .backbone import Conditions, OpenBackbone, Patch, channels_first, heads_of, modulate, of_each, pass_of, turn_pairs
+from ..layers import gated_residual
+from .backbone import (
+    Conditions,
+    OpenBackbone,
+    Patch,
+    channels_first,
+    heads_of,
+    norm_modulated,
+    of_each,
+    pass_of,
+    turn_pairs,
+)
 from .recipe import Recipe
 
 
@@ -74,7 +85,7 @@ class Wan(OpenBackbone):
         for block in raw.blocks:
             x = self._run(block, x, words, rows, context, images)
         shift, scale = (raw.scale_shift_table + level[:, None]).unbind(1)  # [R,D] each
-        x = modulate(raw.norm_out(x.float()), shift, scale, layout.frame).type_as(x)
+        x = norm_modulated(raw.norm_out, x.float(), shift, scale, layout.frame).type_as(x)
         return channels_first(raw.proj_out(x), self.patch)
 
     def _pictures(self, states: Tensor | None) -> Tensor | None:
@@ -95,11 +106,12 @@ def wan_block(
 ) -> Tensor:
     """`WanTransformerBlock`: x [T,D], text [S,D], rows [R,6,D] -> [T,D]."""
     shift1, scale1, gate1, shift2, scale2, gate2 = (self.scale_shift_table + rows.float()).unbind(1)  # [R,D] each
-    y = modulate(self.norm1(x.float()), shift1, scale1, context.frame).type_as(x)
-    x = (x.float() + _self_attention(self.attn1, y, context) * of_each(gate1, context.frame)).type_as(x)
+    frame = context.frame
+    y = norm_modulated(self.norm1, x.float(), shift1, scale1, frame).type_as(x)
+    x = gated_residual(x.float(), _self_attention(self.attn1, y, context).float(), gate1, frame).type_as(x)
     x = x + _cross_attention(self.attn2, self.norm2(x.float()).type_as(x), text, context, images)
-    y = modulate(self.norm3(x.float()), shift2, scale2, context.frame).type_as(x)
-    return (x.float() + self.ffn(y).float() * of_each(gate2, context.frame)).type_as(x)
+    y = norm_modulated(self.norm3, x.float(), shift2, scale2, frame).type_as(x)
+    return gated_residual(x.float(), self.ffn(y).float(), gate2, frame).type_as(x)
 
 
 def _self_attention(attention: nn.Module, x: Tensor, context: AttentionContext) -> Tensor:
