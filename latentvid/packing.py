@@ -14,6 +14,7 @@ from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -75,16 +76,17 @@ class Packed(Segments):
     def _of(cls, grids: Sequence[Grid]) -> Packed:
         grids = tuple((int(f), int(h), int(w)) for f, h, w in grids)
         lengths = [f * h * w for f, h, w in grids]
-        frame_segment = torch.repeat_interleave(torch.tensor([f for f, _, _ in grids]))
-        frame_tokens = torch.tensor([h * w for _, h, w in grids])[frame_segment]
+        # by numpy: a pass whose tensors have no storage, as FLOPs are counted, may make a layout too
+        frame_segment = np.repeat(np.arange(len(grids)), [f for f, _, _ in grids])
+        frame_tokens = np.array([h * w for _, h, w in grids])[frame_segment]
         return cls(
             cu_seqlens=_cu_seqlens(lengths),
             max_len=max(lengths),
-            position=torch.cat([_positions(grid) for grid in grids]),
-            segment=torch.repeat_interleave(torch.tensor(lengths)),
-            frame=torch.repeat_interleave(frame_tokens),
-            frame_segment=frame_segment,
-            frame_tokens=frame_tokens,
+            position=torch.from_numpy(np.concatenate([_positions(grid) for grid in grids])),
+            segment=torch.from_numpy(np.repeat(np.arange(len(grids)), lengths)),
+            frame=torch.from_numpy(np.repeat(np.arange(len(frame_tokens)), frame_tokens)),
+            frame_segment=torch.from_numpy(frame_segment),
+            frame_tokens=torch.from_numpy(frame_tokens),
             grid=grids,
             lengths=lengths,
         )
@@ -181,12 +183,12 @@ def overlaps(lengths: Sequence[int], span: Span) -> list[int]:
 
 
 def _cu_seqlens(lengths: Sequence[int]) -> Tensor:
-    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    return torch.from_numpy(np.array([0, *accumulate(lengths)], dtype=np.int32))
 
 
 @lru_cache(maxsize=4096)
-def _positions(grid: Grid) -> Tensor:
-    return torch.cartesian_prod(*(torch.arange(side) for side in grid)).reshape(-1, 3)
+def _positions(grid: Grid) -> np.ndarray:
+    return np.ascontiguousarray(np.indices(grid).reshape(3, -1).T)
 
 
 def sides_of(patch: Patch) -> tuple[int, int, int]:

@@ -101,7 +101,9 @@ class Hunyuan15(OpenBackbone):
         parts = zip(image.split(pictures), second.split(quoted), prompts.split(text_layout.lengths), strict=True)
         words = torch.cat([x for part in parts for x in part])
         counts = [count for sample in zip(pictures, quoted, text_layout.lengths, strict=True) for count in sample]
-        kinds = torch.tensor([IMAGE, QUOTED, PROMPT] * n).repeat_interleave(torch.tensor(counts))
+        kinds = torch.tensor([IMAGE, QUOTED, PROMPT] * n).repeat_interleave(
+            torch.tensor(counts), output_size=sum(counts)
+        )
         lengths = [sum(counts[i : i + 3]) for i in range(0, 3 * n, 3)]
         words_layout = Packed.of_lengths(lengths)
         if layout.whole is not None:

@@ -13,7 +13,7 @@ from latentvid.models.open.registry import FAMILIES as KNOWN
 
 PACKS = [([(5, 4, 4), (1, 3, 2), (2, 3, 5)], [7, 2, 11]), ([(3, 8, 8)] * 2, [4, 4])]
 HERE = [
-    pytest.param(name, marks=[pytest.mark.slow] * (name != "wan"))  # some seconds each
+    pytest.param(name, marks=[pytest.mark.slow] * (name not in ("wan", "hunyuan15")))  # some seconds each
     for name, family in FAMILIES.items()
     if family.cls in KNOWN
 ]
