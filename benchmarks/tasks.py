@@ -22,11 +22,13 @@ from latentvid.demo.judge import STILL, Judge, Verdict
 from latentvid.demo.scoring import DemoConfig, read_labelled, run_demo
 from latentvid.errors import user_errors
 from latentvid.evaluation.sheet import Row, draw_sheet
+from latentvid.pipelines.defaults import STRENGTH
+from latentvid.pipelines.edits import edit
 from latentvid.pipelines.latent_video import LatentVideoPipeline
 from latentvid.pipelines.loading import load_pipeline
 from latentvid.pipelines.rollout import rollout
 from latentvid.pipelines.sampling import Sampling
-from latentvid.pipelines.tasks import STRENGTH, edit, image_to_video, interpolate
+from latentvid.pipelines.tasks import image_to_video, interpolate
 
 FRAMES = 17
 GIVEN = 5  # frames of a clip that is extended: two of five latent frames

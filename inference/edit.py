@@ -29,7 +29,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     # after the options are read: --help and wrong ones are answered at once
-    from latentvid.pipelines import command, inputs, outputs, tasks
+    from latentvid.pipelines import command, edits, inputs, outputs
     from latentvid.pipelines.loading import load_pipeline
 
     outputs.check_output(args.output, args.fps)
@@ -43,7 +43,7 @@ def main() -> None:
     fps = args.fps or source.fps
     command.note_rate(pipeline, fps, args.fps)
     clip = command.in_windows(
-        tasks.edit_windows,
+        edits.edit_windows,
         pipeline,
         source,
         args.source or "",

@@ -26,7 +26,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     # after the options are read: --help and wrong ones are answered at once
-    from latentvid.pipelines import command, inputs, outputs, tasks
+    from latentvid.pipelines import command, edits, inputs, outputs
     from latentvid.pipelines.loading import load_pipeline
 
     outputs.check_output(args.output, args.fps)
@@ -39,7 +39,7 @@ def main() -> None:
     fps = args.fps or source.fps
     command.note_rate(pipeline, fps, args.fps)
     clip = command.in_windows(
-        tasks.inpaint_windows,
+        edits.inpaint_windows,
         pipeline,
         source,
         mask,

@@ -19,10 +19,12 @@ from ..data.transforms import first_frames
 from ..errors import UserError
 from ..limits import check
 from ..rng import derived_seed
+from .defaults import TOKENS_PER_PACK
 from .latent_video import LatentVideoPipeline
 from .limit import trained_rates
+from .packs import packs, tokens_of
 from .sampling import Request, Sampling
-from .tasks import TOKENS_PER_PACK, check_ends, interpolate, packs, tokens_of
+from .tasks import check_ends, interpolate
 
 
 def nuwa_xl(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,26 +18,25 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
-from ..data.transforms import from_uint8, to_uint8
 from ..diffusion.guidance import Guidance, reconstruction_guided
 from ..diffusion.inversion import ITERATIONS, invert
 from ..diffusion.scheduler import LatentVideoScheduler
 from ..diffusion.solvers import Predict, solve
 from ..errors import UserError
 from ..files import follow_umask
-from ..limits import check, check_values
-from ..models.interchange import Vae, as_vae, raw_vae
+from ..limits import check
+from ..models.interchange import Vae, raw_vae
 from ..models.key_value_cache import KeyValueCache
 from ..models.open import Conditions
 from ..models.transformer import VideoDiT
-from ..packing import Grid, patch_stride, unpatchify
-from ..precision import choose, dtype_of
+from ..packing import Grid, unpatchify
 from ..text import TextEncoder, TextReader
+from .codec import CodecMixin
 from .defaults import SOLVER
 from .folder import CLASSES, check_index, read_parts
-from .limit import Kind, check_cost, check_room
+from .limit import Kind, check_cost
 from .predict import SecondExpert, make_predict, record
-from .sampling import Batch, Request, Sampling, by_shape, condition_of, with_frames
+from .sampling import Batch, Request, Sampling, condition_of, with_frames
 
 
 @dataclass
@@ -50,7 +48,7 @@ class VideoOutput(BaseOutput):
     fps: float | list[float]
 
 
-class LatentVideoPipeline(DiffusionPipeline):
+class LatentVideoPipeline(CodecMixin, DiffusionPipeline):
     """VAE, transformer, scheduler and text encoder, saved together; use `LatentVideoPipeline.from_pretrained`.
 
     The VAE is ours or one of diffusers' (`latentvid.models.interchange`): `vae` is what diffusers saves, `codec` the
@@ -124,11 +122,6 @@ class LatentVideoPipeline(DiffusionPipeline):
         """As diffusers has it, with files that others may read as far as the umask lets them."""
         super().save_pretrained(save_directory, **options)
         follow_umask(save_directory)
-
-    @property
-    def codec(self) -> Vae:
-        """The VAE behind the interface of ours."""
-        return as_vae(self.vae)
 
     @property
     def negative_prompt(self) -> str:
@@ -325,26 +318,6 @@ class LatentVideoPipeline(DiffusionPipeline):
         """Whether whole frames that are known act by having noise level 0. Raises UserError."""
         return condition_of(self.config.given, None if sampling is None else sampling.condition) == "levels"
 
-    @torch.no_grad()
-    def encode(self, clips: Sequence[Tensor], precision: torch.dtype | None = None) -> list[Tensor]:
-        """Clips uint8 [F,H,W,3] -> normalised latents [C,f,h,w], the posterior's means; equal shapes go together."""
-
-        def each(videos: Tensor) -> Sequence[Tensor]:
-            return self.codec.normalise(self.codec.encode(from_uint8(videos)).latent_dist.mean)
-
-        with self._autocast(precision):
-            return by_shape([clip.to(self._execution_device) for clip in clips], each)
-
-    @torch.no_grad()
-    def decode(self, latents: Sequence[Tensor], precision: torch.dtype | None = None) -> list[Tensor]:
-        """Normalised latents [C,f,h,w] -> uint8 [F,H,W,3] on the CPU; equal shapes go through the VAE together."""
-
-        def each(z: Tensor) -> Sequence[Tensor]:
-            return [to_uint8(video).cpu() for video in self.codec.decode(self.codec.denormalise(z)).sample]
-
-        with self._autocast(precision):
-            return by_shape(latents, each)
-
     @property
     def reader(self) -> TextEncoder | TextReader:
         """What reads prompts."""
@@ -355,31 +328,11 @@ class LatentVideoPipeline(DiffusionPipeline):
         """The networks that predict, from high noise levels to low."""
         return (self.transformer,)
 
-    def latent_grid(self, frames: int, height: int, width: int) -> Grid:
-        """(f,h,w) of the latent of such a clip. Raises UserError for sizes that the model cannot make."""
-        check_values("", {"frames": frames, "height": height, "width": width})
-        vae = self.codec
-        stride = vae.spatial_stride * patch_stride(self.transformer.patch)
-        if any(side < stride or side % stride for side in (height, width)):
-            near = " x ".join(str(max(1, round(side / stride)) * stride) for side in (height, width))
-            raise UserError(f"{height} x {width} pixels: this model makes multiples of {stride}, such as {near}")
-        grid = vae.latent_grid(frames, height, width)
-        check_room(frames, height, width)
-        return grid
-
     def rate(self, fps: float | None, grid: Grid) -> float:
         """The `fps` of a request for a whole clip whose latent is (f,h,w): the model's where it is None, and 0 of a
         picture, as in training. Raises UserError for a number that is no rate."""
         found = check("fps", self.config.fps if fps is None else fps)
         return 0.0 if grid[0] == 1 else found
-
-    def _autocast(self, precision: torch.dtype | None):
-        device, held = self._execution_device.type, self.transformer.dtype
-        if held != torch.float32:  # weights that are kept in a narrow type, whose sums with fp32 need it
-            precision = held
-        elif precision is None:
-            precision = dtype_of(choose("auto", self._execution_device))
-        return nullcontext() if precision == torch.float32 else torch.autocast(device, precision)
 
 
 def _one_each(value, count: int, name: str) -> list:

@@ -34,8 +34,8 @@ from .defaults import ENDINGS, TOKENS_PER_PACK
 from .latent_video import LatentVideoPipeline
 from .limit import check_cost
 from .outputs import MOST_GIF, write
+from .packs import packs, tokens_of
 from .sampling import Request, Sampling
-from .tasks import packs, tokens_of
 
 INDEX = "results.jsonl"
 COLUMNS = ("prompt", "negative_prompt", "seed", "frames", "height", "width", "fps", "name")

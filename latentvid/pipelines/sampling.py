@@ -157,6 +157,12 @@ class Batch:
         return lambda: draw_noise(self.sources, self.layout, self.z.shape[1]).to(self.z.device)
 
 
+def same_number(**lists: Sequence) -> None:
+    """Raises ValueError where lists are not of one length."""
+    if len({len(values) for values in lists.values()}) != 1:
+        raise ValueError("one of each is needed: " + ", ".join(f"{len(v)} {name}" for name, v in lists.items()))
+
+
 def with_frames(grid: Grid, places: Mapping[int, Tensor]) -> dict[str, Tensor]:
     """`given` and `known` of a request whose latent frames at these places are known, each [C,1,h,w]."""
     first = next(iter(places.values()))

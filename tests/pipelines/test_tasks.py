@@ -8,10 +8,11 @@ from einops import repeat
 
 from latentvid.diffusion.guidance import Guidance
 from latentvid.errors import UserError
-from latentvid.pipelines import tasks
+from latentvid.pipelines import edits, tasks
 from latentvid.pipelines.hierarchy import nuwa_xl
 from latentvid.pipelines.latent_video import LatentVideoPipeline
 from latentvid.pipelines.loading import load_pipeline
+from latentvid.pipelines.packs import packs, tokens_of
 from latentvid.pipelines.sampling import Sampling
 
 FAST = Sampling(steps=2, progress=False)
@@ -109,7 +110,7 @@ def test_a_clip_at_a_higher_rate_has_its_pairs_joined_once(factor, pipeline):
     slow = clip(4)
     whole = tasks.raise_rate(pipeline, slow, factor, RED, seed=3, sampling=FAST)
     assert len(whole) == 3 * factor + 1
-    tokens = tasks.tokens_of(pipeline, pipeline.latent_grid(9, 16, 24))
+    tokens = tokens_of(pipeline, pipeline.latent_grid(9, 16, 24))
     assert close(
         whole, tasks.raise_rate(pipeline, slow, factor, RED, seed=3, sampling=FAST, tokens_per_pack=2 * tokens)
     )
@@ -127,23 +128,23 @@ def test_known_pixels_stay_and_masked_ones_change(condition, frames, pipeline):
     source, mask = clip(frames), torch.zeros(frames, 16, 24, dtype=torch.bool)
     mask[:, 3:9, 10:20] = True
     sampling = Sampling(steps=2, progress=False, condition=condition)
-    (made,) = tasks.inpaint(pipeline, [source], [mask], [RED], sampling=sampling)
+    (made,) = edits.inpaint(pipeline, [source], [mask], [RED], sampling=sampling)
     assert made.shape == source.shape and torch.equal(made[~mask], source[~mask])
     assert (made[mask] != source[mask]).float().mean() > 0.9
-    (same,) = tasks.inpaint(pipeline, [source], [mask[0].byte() * 200], [RED], sampling=sampling)  # a picture, in grey
+    (same,) = edits.inpaint(pipeline, [source], [mask[0].byte() * 200], [RED], sampling=sampling)  # a picture, in grey
     assert close(same, made)
 
 
 def test_known_latents_are_those_without_a_masked_pixel(pipeline, sampled):
     source, mask = clip(9, 32, 32), torch.zeros(9, 32, 32, dtype=torch.bool)
     mask[6, 17, 2] = True  # one pixel of the third latent frame
-    tasks.inpaint(
+    edits.inpaint(
         pipeline, [source], [mask], [RED], sampling=Sampling(steps=2, progress=False, condition="replacement")
     )
     (want,) = pipeline.encode([source])
     changed = (sampled[0][0] - want).abs().amax(0) > 1e-5  # [f,h,w]
     assert changed.nonzero().tolist() == [[2, y, x] for y in (4, 5) for x in (0, 1)]  # its token of 2 x 2 latents
-    known = tasks.known_latents(~mask, 4, 4)
+    known = edits.known_latents(~mask, 4, 4)
     assert (~known).nonzero().tolist() == [[2, 4, 0]]
 
 
@@ -157,11 +158,11 @@ def test_known_latents_are_those_without_a_masked_pixel(pipeline, sampled):
 )
 def test_masks_that_do_not_fit_are_refused(mask, message, pipeline):
     with pytest.raises(UserError, match=message):
-        tasks.inpaint(pipeline, [clip(5)], [mask], [RED], sampling=FAST)
+        edits.inpaint(pipeline, [clip(5)], [mask], [RED], sampling=FAST)
 
 
 def test_all_of_a_clip_may_be_painted(pipeline):
-    (made,) = tasks.inpaint(pipeline, [clip(5)], [torch.ones(16, 24, dtype=torch.bool)], [RED], sampling=FAST)
+    (made,) = edits.inpaint(pipeline, [clip(5)], [torch.ones(16, 24, dtype=torch.bool)], [RED], sampling=FAST)
     assert close(made, pipeline(RED, frames=5, height=16, width=24, sampling=FAST).frames[0])
 
 
@@ -169,11 +170,11 @@ def test_inverted_noise_leads_back_to_the_clip(pipeline):
     """With the same prompt and no guidance an edit changes little."""
     sampling = Sampling(steps=8, progress=False, guidance=Guidance(scale=1.0))
     sources = [clip(6), clip(1, 32, 16)]
-    want = pipeline.decode(pipeline.encode([tasks.whole_groups(x, 4) for x in sources]))
-    made = tasks.edit(pipeline, sources, [RED, BLUE], [RED, BLUE], strength=0.2, sampling=sampling)
+    want = pipeline.decode(pipeline.encode([edits.whole_groups(x, 4) for x in sources]))
+    made = edits.edit(pipeline, sources, [RED, BLUE], [RED, BLUE], strength=0.2, sampling=sampling)
     for new, old, source in zip(made, want, sources, strict=True):
         assert new.shape == source.shape and (new.int() - old[: len(new)].int()).abs().float().mean() < 2
-    (other,) = tasks.edit(pipeline, sources[:1], [RED], [BLUE], strength=0.9, sampling=sampling)
+    (other,) = edits.edit(pipeline, sources[:1], [RED], [BLUE], strength=0.9, sampling=sampling)
     assert not close(other, made[0])
 
 
@@ -184,7 +185,7 @@ def test_the_noise_is_found_without_guidance(pipeline, monkeypatch):
         "invert",
         lambda self, z, requests, sampling, iterations: asked.append((requests, sampling)) or z,
     )
-    tasks.edit(pipeline, [clip(5)], [RED], [BLUE], negative_prompt="dark", sampling=FAST)
+    edits.edit(pipeline, [clip(5)], [RED], [BLUE], negative_prompt="dark", sampling=FAST)
     ((requests, sampling),) = asked
     assert (requests[0].prompt, sampling.guidance.scale, sampling.steps) == (RED, 1.0, FAST.steps)
 
@@ -200,7 +201,7 @@ def test_an_edit_begins_at_its_modes_level_and_guides_an_inversion_below_another
         LatentVideoPipeline, "sample", lambda self, r, sampling: asked.append((r, sampling)) or [r[0].start]
     )
     sampling = replace(FAST, guidance=Guidance(scale=2.0, interval=own))
-    tasks.edit(pipeline, [clip(5)], [RED], [BLUE], mode, negative_prompt="dark", seed=4, sampling=sampling)
+    edits.edit(pipeline, [clip(5)], [RED], [BLUE], mode, negative_prompt="dark", seed=4, sampling=sampling)
     ((requests, sampling),) = asked
     assert (requests[0].prompt, requests[0].negative_prompt, requests[0].seed) == (BLUE, "dark", 4)
     assert requests[0].level == strength
@@ -209,10 +210,10 @@ def test_an_edit_begins_at_its_modes_level_and_guides_an_inversion_below_another
 
 def test_sdedit_keeps_more_of_the_clip_the_weaker_it_is(pipeline):
     source = clip(6)
-    want = pipeline.decode(pipeline.encode([tasks.whole_groups(source, 4)]))[0][:6].int()
+    want = pipeline.decode(pipeline.encode([edits.whole_groups(source, 4)]))[0][:6].int()
 
     def change(strength: float) -> float:
-        (made,) = tasks.edit(pipeline, [source], [""], [RED], "sdedit", strength, sampling=FAST)
+        (made,) = edits.edit(pipeline, [source], [""], [RED], "sdedit", strength, sampling=FAST)
         assert made.shape == source.shape
         return (made.int() - want).abs().float().mean().item()
 
@@ -222,17 +223,17 @@ def test_sdedit_keeps_more_of_the_clip_the_weaker_it_is(pipeline):
 def test_an_edit_does_not_depend_on_what_it_is_made_with(pipeline):
     sources = [clip(5), clip(5, 32, 16, seed=1)]
     for mode in ("sdedit", "inversion"):
-        both = tasks.edit(pipeline, sources, [RED, RED], [BLUE, RED], mode, 0.3, seed=2, sampling=FAST)
-        (alone,) = tasks.edit(pipeline, sources[1:], [RED], [RED], mode, 0.3, seed=3, sampling=FAST)
+        both = edits.edit(pipeline, sources, [RED, RED], [BLUE, RED], mode, 0.3, seed=2, sampling=FAST)
+        (alone,) = edits.edit(pipeline, sources[1:], [RED], [RED], mode, 0.3, seed=3, sampling=FAST)
         assert close(alone, both[1])
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda p: tasks.edit(p, [clip(5)], [RED], [RED], "swap"), "mode 'swap': one of inversion, sdedit"),
-        (lambda p: tasks.edit(p, [clip(5)], [RED], [RED], strength=0.0), "strength 0.0"),
-        (lambda p: tasks.edit(p, [clip(5, 20)], [RED], [RED], sampling=FAST), "20 x 24 pixels: .* multiples of 8"),
+        (lambda p: edits.edit(p, [clip(5)], [RED], [RED], "swap"), "mode 'swap': one of inversion, sdedit"),
+        (lambda p: edits.edit(p, [clip(5)], [RED], [RED], strength=0.0), "strength 0.0"),
+        (lambda p: edits.edit(p, [clip(5, 20)], [RED], [RED], sampling=FAST), "20 x 24 pixels: .* multiples of 8"),
         (lambda p: tasks.interpolate(p, [clip(1)[0]], [clip(1, 24)[0]], [RED], 4), "first .* 16 x 24 .* last 24 x 24"),
         (lambda p: tasks.interpolate(p, [clip(1)[0]], [clip(1)[0]], [RED], 0), "between=0: must be a whole number"),
         (lambda p: tasks.raise_rate(p, clip(1), 2), "1 frames at 2 times"),
@@ -255,8 +256,8 @@ def test_models_trained_without_given_frames_do_it_without_levels(plain, sampled
 
 
 def test_packs_keep_order_and_budget():
-    assert tasks.packs([4, 4, 4, 9, 1, 2], 8) == [[0, 1], [2], [3], [4, 5]]
-    assert tasks.packs([5, 5], 5) == [[0], [1]] and tasks.packs([], 5) == []
+    assert packs([4, 4, 4, 9, 1, 2], 8) == [[0, 1], [2], [3], [4, 5]]
+    assert packs([5, 5], 5) == [[0], [1]] and packs([], 5) == []
 
 
 def test_a_model_that_never_saw_a_last_frame_given_is_not_interpolated_with(pipeline):

@@ -1,0 +1,204 @@
+"""Clips from other clips: painted anew within a mask, or as another prompt says.
+
+Axes: F frames, H height, W width; clips are uint8 [F,H,W,3], pictures uint8 [H,W,3]; C channels, f h w of the latents.
+What is asked for together is sampled as one pack, and the i-th clip has the noise of `seed + i`, whatever is with it.
+`fps`: frames a second that all are made for, by models that know of it (None: the model's).
+Each function raises UserError for sizes that the model cannot make.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor
+
+from ..diffusion.guidance import Guidance
+from ..errors import UserError
+from ..rng import derived_seed, generator
+from .defaults import STRENGTH
+from .latent_video import LatentVideoPipeline
+from .sampling import Request, Sampling, same_number
+
+GUIDED_BELOW = 0.7  # above, the noise that was found decides where things are: guidance would move them
+
+
+def inpaint(
+    pipeline: LatentVideoPipeline,
+    clips: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    prompts: Sequence[str],
+    *,
+    fps: float | None = None,
+    seed: int = 0,
+    negative_prompt: str | None = None,
+    sampling: Sampling | None = None,
+) -> list[Tensor]:
+    """The clips, of any lengths, with what their masks show painted anew; all other pixels are the input's own.
+
+    masks: bool (True: paint) or uint8 (128 and more: paint), [F,H,W] or [H,W] for all frames.
+    A latent position is known where none of its pixels are painted, over all the frames that it stands for.
+    """
+    same_number(clips=clips, masks=masks, prompts=prompts)
+    sampling, vae = sampling or Sampling(), pipeline.codec
+    paint = [_mask(i, mask, clip) for i, (mask, clip) in enumerate(zip(masks, clips, strict=True))]  # [F,H,W]
+    latents = _encode_whole(pipeline, clips, sampling)
+    requests = []
+    for i, (latent, mask, prompt) in enumerate(zip(latents, paint, prompts, strict=True)):
+        grid = tuple(latent.shape[1:])
+        keep = whole_groups(~mask, vae.temporal_stride)
+        known = known_latents(keep, vae.temporal_stride, vae.spatial_stride)
+        words = {"prompt": prompt, "negative_prompt": negative_prompt, "seed": seed + i}
+        requests.append(Request(**words, grid=grid, fps=pipeline.rate(fps, grid), given=latent, known=known))
+    made = pipeline.decode(pipeline.sample(requests, sampling), sampling.precision)
+    return [
+        torch.where(mask[..., None], new[: len(old)], old.cpu())
+        for new, old, mask in zip(made, clips, paint, strict=True)
+    ]
+
+
+def inpaint_windows(
+    pipeline: LatentVideoPipeline,
+    clip: Tensor,
+    mask: Tensor,
+    prompt: str,
+    *,
+    window: int,
+    fps: float | None = None,
+    seed: int = 0,
+    negative_prompt: str | None = None,
+    sampling: Sampling | None = None,
+) -> Tensor:
+    """`inpaint` of a clip of any length, by windows of so many frames. Each begins with the last frame of the one
+    before as that was painted, so that it goes on from it; the noise of window k is that of a seed of its own."""
+    paint, made = _mask(0, mask, clip), clip.cpu().clone()
+    for k, start in enumerate(range(0, max(1, len(clip) - 1), max(1, window - 1))):
+        part = slice(start, start + window)
+        here = paint[part].clone()
+        if k and window > 1:
+            here[0] = False
+        if here.any():
+            words = {
+                "seed": _window_seed(seed, k),
+                "negative_prompt": negative_prompt,
+                "sampling": sampling,
+                "fps": fps,
+            }
+            made[part] = inpaint(pipeline, [made[part]], [here], [prompt], **words)[0]
+    return made
+
+
+def edit_windows(
+    pipeline: LatentVideoPipeline,
+    clip: Tensor,
+    source: str,
+    target: str,
+    *how: str | float | None,
+    window: int,
+    seed: int = 0,
+    **words: Any,
+) -> Tensor:
+    """`edit` of a clip of any length, by windows of so many frames, each by itself."""
+    return torch.cat(
+        [
+            edit(pipeline, [part], [source], [target], *how, seed=_window_seed(seed, k), **words)[0]
+            for k, part in enumerate(clip.split(window))
+        ]
+    )
+
+
+def _window_seed(seed: int, window: int) -> int:
+    return derived_seed(seed, window, "window") if window else seed
+
+
+def edit(
+    pipeline: LatentVideoPipeline,
+    clips: Sequence[Tensor],
+    sources: Sequence[str],
+    targets: Sequence[str],
+    mode: Literal["inversion", "sdedit"] = "inversion",
+    strength: float | None = None,
+    *,
+    fps: float | None = None,
+    seed: int = 0,
+    negative_prompt: str | None = None,
+    sampling: Sampling | None = None,
+) -> list[Tensor]:
+    """The clips, of any lengths, as their target prompts say; the stronger, the less is left of them.
+
+    inversion: the noise that leads to the clip with its source prompt and no guidance, at noise level `strength`
+    (DDIM inversion, Song et al. 2020), is sampled anew with the target, guided at levels below `GUIDED_BELOW` alone
+    unless the guidance has an interval of its own. sdedit: the clip with random noise of that level is (SDEdit, Meng et
+    al. 2022; `sources` are not used). strength: in (0,1]; None is the mode's in `STRENGTH`.
+    """
+    same_number(clips=clips, sources=sources, targets=targets)
+    if mode not in STRENGTH:
+        raise UserError(f"mode {mode!r}: one of {', '.join(STRENGTH)}")
+    strength = STRENGTH[mode] if strength is None else strength
+    if not 0 < strength <= 1:
+        raise UserError(f"strength {strength}: give a noise level above 0, up to 1")
+    sampling = sampling or Sampling()
+    if mode == "inversion" and sampling.solver is None:
+        sampling = replace(sampling, solver="euler")  # the one that is inverted
+    latents = _encode_whole(pipeline, clips, sampling)
+    grids = [tuple(z.shape[1:]) for z in latents]
+    common = [
+        {"grid": grid, "fps": pipeline.rate(fps, grid), "seed": seed + i, "level": strength}
+        for i, grid in enumerate(grids)
+    ]
+    if mode == "inversion":
+        back = [Request(prompt=source, **words) for source, words in zip(sources, common, strict=True)]
+        # no iterations: they bring the very clip back more exactly, by noise that another prompt can use less
+        starts = pipeline.invert(latents, back, replace(sampling, guidance=Guidance()), iterations=0)
+        guidance = pipeline.guidance(sampling)
+        if guidance.interval is None:
+            sampling = replace(sampling, guidance=replace(guidance, interval=(0.0, GUIDED_BELOW)))
+    else:
+        starts = [noised(pipeline, z, words["seed"], strength) for z, words in zip(latents, common, strict=True)]
+    requests = [
+        Request(prompt=target, negative_prompt=negative_prompt, start=start, **words)
+        for target, start, words in zip(targets, starts, common, strict=True)
+    ]
+    made = pipeline.decode(pipeline.sample(requests, sampling), sampling.precision)
+    return [new[: len(old)] for new, old in zip(made, clips, strict=True)]
+
+
+def noised(pipeline: LatentVideoPipeline, latent: Tensor, seed: int, level: float) -> Tensor:
+    """A latent [C,f,h,w] at the noise level nearest to `level` that the model's path has."""
+    eps = torch.randn(latent.shape, generator=generator(seed, 0, "noised")).to(latent)
+    return pipeline.scheduler.mix(latent, eps, pipeline.scheduler.path.snap(torch.tensor(level)).to(latent.device))
+
+
+def whole_groups(frames: Tensor, stride: int) -> Tensor:
+    """[F, ...] with its last frame repeated up to the next 1 + k * stride frames, which a causal VAE represents."""
+    return torch.cat([frames, *[frames[-1:]] * (-(len(frames) - 1) % stride)])
+
+
+def _encode_whole(pipeline: LatentVideoPipeline, clips: Sequence[Tensor], sampling: Sampling) -> list[Tensor]:
+    """Latents [C,f,h,w] of clips of any lengths. Raises UserError for a size that the model does not make."""
+    whole = [whole_groups(clip, pipeline.codec.temporal_stride) for clip in clips]
+    for clip in whole:
+        pipeline.latent_grid(*clip.shape[:3])
+    return pipeline.encode(whole, sampling.precision)
+
+
+def known_latents(keep: Tensor, temporal: int, spatial: int) -> Tensor:
+    """Pixels bool [1 + k * temporal,H,W] -> bool [f,h,w]: positions all of whose pixels are kept."""
+    keep = torch.cat([repeat(keep[:1], "1 h w -> t h w", t=temporal), keep[1:]])  # the first stands for one frame
+    return rearrange(keep, "(f t) (h p) (w q) -> f h w (t p q)", t=temporal, p=spatial, q=spatial).all(-1)
+
+
+def _mask(i: int, mask: Tensor, clip: Tensor) -> Tensor:
+    """bool [F,H,W], True where to paint. Raises UserError for another size, and where nothing is to paint."""
+    white = (mask if mask.dtype == torch.bool else mask >= 128).cpu()
+    if white.shape not in (clip.shape[:3], clip.shape[1:3]):
+        raise UserError(
+            f"mask {i} is {' x '.join(map(str, white.shape))}, its clip {' x '.join(map(str, clip.shape[:3]))} "
+            "(frames, height, width): give one of that size, or one picture of that height and width"
+        )
+    if not white.any():
+        raise UserError(f"mask {i} is black all over: paint white what is to be made anew")
+    return white.expand(clip.shape[:3])
