@@ -16,16 +16,18 @@ from diffusers import (
     CogVideoXTransformer3DModel,
     LTXVideoTransformer3DModel,
     MochiTransformer3DModel,
+    WanImageToVideoPipeline,
     WanTransformer3DModel,
 )
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
+from PIL import Image
 from transformers import AutoTokenizer, T5EncoderModel, UMT5EncoderModel
 
 from latentvid.config.parsing import ConfigError, load_config
 from latentvid.config.schema import DitConfig
 from latentvid.data.cache.latents import LatentCache
 from latentvid.data.plan.plan import Draw
-from latentvid.data.transforms import from_uint8
+from latentvid.data.transforms import from_uint8, to_uint8
 from latentvid.errors import UserError
 from latentvid.packing import unpatchify
 from latentvid.rng import generator
@@ -113,6 +115,29 @@ def test_wan_image_to_video_reads_mask_and_latents_of_the_first_frame(repository
         return (prediction - (noise - x)).square().mean()
 
     check(task_of(published_config(tmp_path, folder, "model.expert=low")), reference)
+
+
+def test_wan_of_a_first_and_a_last_picture_reads_both(repository, published_config, tmp_path):
+    """Mask, latents and CLIP's states of both ends of the clip."""
+    folder = repository("wan_ends")
+    pipe = WanImageToVideoPipeline.from_pretrained(folder)
+    task = task_of(published_config(tmp_path, folder))
+
+    def reference(video, caption, posterior, noise, levels):
+        x, t = wan_latent(pipe.vae, video, posterior), levels[0]
+        still = torch.cat([video[:, :1], torch.zeros_like(video[:, 1:])], dim=1)
+        still[:, -1] = video[:, -1]
+        mask = torch.zeros(4, *x.shape[1:])
+        mask[:, 0] = 1
+        mask[-1, -1] = 1
+        seen = torch.cat([(1 - t) * x + t * noise, mask, wan_latent(pipe.vae, still, torch.zeros_like(posterior))])
+        ends = [Image.fromarray(to_uint8(video)[i].numpy()) for i in (0, -1)]
+        prediction = pipe.transformer(
+            seen[None], 1000 * t[None], wan_text(folder, caption), pipe.encode_image(ends, "cpu"), return_dict=False
+        )[0][0]
+        return (prediction - (noise - x)).square().mean()
+
+    check(task, reference)
 
 
 def test_wan_with_a_level_each_frame_is_given_the_first(repository, published_config, tmp_path):

@@ -124,6 +124,11 @@ class OpenBackbone(nn.Module):
         return 0
 
     @property
+    def of_two_images(self) -> bool:
+        """`Conditions.image` has the states of a first and of a last picture, one after the other."""
+        return False
+
+    @property
     def takes_guidance(self) -> bool:
         """It is told a guidance scale in each pass: `Conditions.guidance`."""
         return False

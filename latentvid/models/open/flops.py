@@ -122,8 +122,7 @@ def blank_conditions(model: OpenBackbone, layout: Packed) -> Conditions:
     if model.channels:
         given["channels"] = torch.zeros(layout.tokens, model.channels * patch_size(model.patch))
     if model.family == "wan" and model.config.image_dim:
-        embedder = model.raw.condition_embedder.image_embedder
-        states = 257 if embedder.pos_embed is None else embedder.pos_embed.shape[1]  # of CLIP, of one picture or two
+        states = model.config.pos_embed_seq_len if model.of_two_images else 257  # of CLIP
         given["image"] = torch.zeros(n, states, model.config.image_dim)
     if width := model.pooled_width:
         given["pooled"] = torch.zeros(n, width)

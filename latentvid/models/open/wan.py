@@ -60,6 +60,11 @@ class Wan(OpenBackbone):
         return self.raw.config.image_dim or 0
 
     @property
+    def of_two_images(self) -> bool:
+        embedder = self.raw.condition_embedder.image_embedder
+        return embedder is not None and embedder.pos_embed is not None
+
+    @property
     def blocks(self) -> nn.ModuleList:
         return self.raw.blocks
 
@@ -91,10 +96,9 @@ class Wan(OpenBackbone):
     def _pictures(self, states: Tensor | None) -> Tensor | None:
         """States [N,I,Di] as the class takes them: of models that know places among them, a row each of the first and
         the last picture."""
-        embedder = self.raw.condition_embedder.image_embedder
-        if states is None or embedder.pos_embed is None:
+        if states is None or not self.of_two_images:
             return states
-        if states.shape[1] != embedder.pos_embed.shape[1]:
+        if states.shape[1] != self.raw.condition_embedder.image_embedder.pos_embed.shape[1]:
             raise UserError(
                 "this Wan model reads a first and a last picture: give both (inference/interpolate.py --first --last)"
             )

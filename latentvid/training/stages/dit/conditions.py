@@ -33,8 +33,8 @@ from ....text import PackedText, TextReader
 
 
 class ConditionMaker:
-    """By a model's recipe. The first frame is the image of a model that makes videos of images; loader processes have
-    a copy of this, so it holds no network."""
+    """By a model's recipe. The first frame is the image of a model that makes videos of images, and the last frame the
+    second image of one that reads two; loader processes have a copy of this, so it holds no network."""
 
     def __init__(
         self, recipe: Recipe, model: OpenBackbone, text: TextReader, stride: int, reads_images: bool = False
@@ -46,6 +46,7 @@ class ConditionMaker:
         self.kind = recipe.image if model.channels else None  # given as channels
         self.of_images, self.stride = recipe.task == "i2v", stride
         self.reads_images = self.of_images and reads_images
+        self.of_two = self.reads_images and model.of_two_images
         self.latent_channels, self.channels, self.patch = model.latent_channels, model.channels, model.patch
         scale = recipe.guidance_embedded if recipe.guidance_training is None else recipe.guidance_training
         self.guidance = scale if model.takes_guidance else None
@@ -99,7 +100,7 @@ class ConditionMaker:
         """For `Encoded.image` of a held-out clip [3,F,H,W] in [-1,1]: nothing is drawn."""
         if self.kind is None or not self.of_images:
             return None
-        return encode_condition(self.kind, vae, pixels_to_encode(self.kind, video[:, 0], video.shape[1])).float().cpu()
+        return encode_condition(self.kind, vae, self._pixels(video[:, 0], video)).float().cpu()
 
     def of_clips(
         self,
@@ -121,23 +122,31 @@ class ConditionMaker:
             channels = self._tokens(made).to(text.states.device)
         image = None
         if self.reads_images:
-            image = states_of([video[0] for video in videos], reader, text.states.device)
+            ends = (0, -1) if self.of_two else (0,)
+            image = states_of([[video[end] for end in ends] for video in videos], len(ends), reader, text.states.device)
         given = Conditions(channels=channels, image=image, **of_text(text))
         return _or_none(given)
 
     def _encoded(self, vae: Vae, video: Tensor, latent: Tensor, number: int, seed: int) -> Tensor:
-        image, noise = from_uint8(video[:1])[:, 0], None  # [3,H,W]
+        video, noise = from_uint8(video), None  # [3,F,H,W]
+        image = video[:, 0]
         if self.kind == "cogvideox":
             image = noised_image(image.cpu(), generator(seed, number, "image-noise")).to(image.device)
             noise = torch.randn(len(latent), 1, *latent.shape[2:], generator=generator(seed, number, "image-posterior"))
-        return encode_condition(self.kind, vae, pixels_to_encode(self.kind, image, len(video)), noise)
+        return encode_condition(self.kind, vae, self._pixels(image, video), noise)
+
+    def _pixels(self, image: Tensor, video: Tensor) -> Tensor:
+        """What the VAE makes the condition of, by the image [3,H,W] of a clip [3,F,H,W]."""
+        last = video[:, -1] if self.of_two else None
+        return pixels_to_encode(self.kind, image, video.shape[1], last)
 
     def _channels(self, encoded: Tensor | None, latent: Tensor) -> Tensor:
         encoded = encoded if self.of_images else None
         f, h, w = latent.shape[1:]
         grid = (-(-f // self.patch[0]) * self.patch[0], h, w)  # with the frames that patches put in front
         sizes = {"channels": self.latent_channels, "stride": self.stride}
-        return condition_channels(self.kind, encoded, grid, **sizes).to(latent.device)
+        given = (0, (grid[0] - 1) * self.stride) if self.of_two else (0,)
+        return condition_channels(self.kind, encoded, grid, given=given, **sizes).to(latent.device)
 
     def _tokens(self, channels: Sequence[Tensor]) -> Tensor:
         """[C',f,h,w] each -> [T,P']."""
@@ -165,12 +174,12 @@ def _or_none(given: Conditions) -> Conditions | None:
     return given if any(getattr(given, f.name) is not None for f in fields(given) if f.default is None) else None
 
 
-def states_of(pictures: Sequence[Tensor], reader: ImageReader, device: torch.device) -> Tensor:
-    """uint8 [H,W,3] each -> [N,I,Di]."""
+def states_of(pictures: Sequence[Sequence[Tensor]], each: int, reader: ImageReader, device: torch.device) -> Tensor:
+    """So many pictures uint8 [H,W,3] of each sample -> [N,I,Di]."""
     if not pictures:  # of a process that makes none for its group: sizes that the others' have
         blank = torch.zeros(16, 16, 3, dtype=torch.uint8)
-        return reader.read([blank], device)[None][:0]
-    return torch.stack([reader.read([picture], device) for picture in pictures])
+        return reader.read([blank] * each, device)[None][:0]
+    return torch.stack([reader.read(of_sample, device) for of_sample in pictures])
 
 
 def encoded_texts(text: TextReader, captions: Sequence[str], dtype: torch.dtype | None = None) -> list[EncodedText]:

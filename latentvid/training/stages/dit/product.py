@@ -10,18 +10,22 @@ from pathlib import Path
 from ....errors import UserError
 from ....models.open import OpenBackbone
 from ....models.open.folder import Published
+from ....weights import read_object
 
 SMALL = 2**20  # bytes: configurations and the like
 
 
 def export_repository(model: OpenBackbone, published: Published, part: str, folder: Path) -> None:
-    """The repository with the transformer that was trained in its place: diffusers' own pipeline loads it."""
+    """The repository with the transformer that was trained in its place: diffusers' own pipeline loads it, with parts
+    that nothing here reads, such as the sound's of LTX-2."""
     folder.mkdir(parents=True)
+    index = read_object(published.folder / "model_index.json")
+    parts = {name for name, value in index.items() if isinstance(value, list) and value[0] is not None}
     for found in sorted(published.folder.rglob("*")):
         place = found.relative_to(published.folder)
         if place.parts[0] == part or place.parts[0].startswith(".") or found.is_dir():
             continue
-        if place.parts[0] not in published.parts and len(place.parts) > 1:
+        if place.parts[0] not in parts | published.parts.keys() and len(place.parts) > 1:
             continue  # folders that are no parts of it
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         _linked(found.resolve(), folder / place)
