@@ -55,6 +55,13 @@ def check_name(path: Path, option: str, more: int = 0) -> None:
         raise UserError(f"{option} {str(path)!a}: give a name in UTF-8, without control characters")
 
 
+def check_parts(path: Path, key: str) -> None:
+    """Raises UserError where a part of the path is longer than a name can be."""
+    for part in path.parts:
+        if (length := len(os.fsencode(part))) > LONGEST_NAME:
+            raise UserError(f"{key}={part[:40]}...: a name of {length} bytes, and at most {LONGEST_NAME} can be")
+
+
 def check_target(path: Path, option: str = "--output") -> None:
     """Raises UserError unless a file can be written under that name: before the work, not after it."""
     check_name(path, option)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 from ..errors import UserError
+from ..files import check_parts
 from ..limits import check, shown
 from .yaml_files import ConfigError, merge, parse_yaml
 
@@ -119,6 +120,8 @@ def _convert(value: Any, hint: Any, key: str, default: Any = MISSING) -> Any:
         value = _scalar(value, hint)
     except (ValueError, OverflowError):
         raise wrong from None
+    if hint is Path:
+        check_parts(value, key)
     return check(key, value, whole=hint is int) if hint in (int, float) else value
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from ..diffusion.masks import GivenFrames
 from ..diffusion.objective import Weighting
 from ..diffusion.timesteps import TimestepSampling
+from ..files import check_parts
 from ..limits import check_fields
 from ..limits import setting as _help
 from .curriculum import curriculum
@@ -298,6 +299,9 @@ class DitConfig(TrainingConfig):
                     raise ValueError(
                         f"{name} is required: set it in the YAML file or with --{name}=VALUE, or model.from"
                     )
+        for name, value in (("text_encoder", self.text_encoder), ("model.from", self.model.get("from"))):
+            if value is not None:
+                check_parts(Path(value), name)
         if self.adapter.kind != "none" and self.trainable:
             raise ValueError("trainable and adapter both say what is trained: leave one out")
         if (self.adapter.kind != "none" or self.trainable) and "from" not in self.model and self.init is None:

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -313,3 +314,13 @@ def test_user_errors_are_one_line_and_status_2(capsys):
     assert stop.value.code == 2 and capsys.readouterr().err == "error: no such clip: a.mp4\n"
     with pytest.raises(KeyError), user_errors():
         raise KeyError("a bug keeps its traceback")
+
+
+@pytest.mark.parametrize("key", ["text_encoder", "data.latents", "model.from", "vae", "run.dir"])
+def test_a_name_that_no_file_can_have_is_named_by_its_key(key, tmp_path):
+    others = {"text_encoder": "t5", "vae": "vae", "data.manifest": "clips.jsonl", "run.dir": "out"}
+    if key == "model.from":
+        del others["vae"], others["text_encoder"]
+    lines = [f"{k}={v}" for k, v in {**others, key: "x" * 300}.items()]
+    with pytest.raises(UserError, match=rf"{re.escape(key)}.*x{{20}}.*300 bytes, and at most 255"):
+        load_config(DitConfig, None, lines)
