@@ -40,10 +40,10 @@ def train(config: TrainingConfig, make_task: MakeTask) -> None:
     With `stages` each is trained for its own steps, from what the one before it left. SIGTERM, SIGUSR1 and Ctrl-C save
     after the step that is being made and end the process with status 75 (`Preempted`).
     """
+    if config.run.dry_run:
+        dry_run(config, make_task)
+        return
     with StopRequest() as stop:
-        if config.run.dry_run:
-            dry_run(config, make_task)
-            return
         check_writable(config.run.dir, "give another run.dir")
         accelerator = make_accelerator(config)
         config = make_task.settled(config)

@@ -10,6 +10,7 @@ import pytest
 from launching import ROOT
 
 from latentvid.config.parsing import save_config
+from latentvid.training import trainer
 from latentvid.training.checkpoint.checkpoint import CheckpointStore
 from latentvid.training.monitor.metrics import read_metrics
 from latentvid.training.signals import INTERRUPTED, PREEMPTED, TWICE, StopRequest
@@ -59,6 +60,14 @@ def test_handlers_are_there_only_inside_and_take_every_signal():
         assert ended == [True]
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_dry_run_ends_when_it_is_told_to(dit_config, monkeypatch, tmp_path):
+    """It has nothing to save."""
+    seen, before = [], signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(trainer, "dry_run", lambda *_: seen.append(signal.getsignal(signal.SIGTERM)))
+    train(dit_config(tmp_path, "run.dry_run=true"), DitTask)
+    assert seen == [before]
 
 
 def test_ctrl_c_saves_only_where_there_are_steps_to_lose():
