@@ -55,6 +55,26 @@ class Conditions:
         return self.map(lambda x: x.to(*args, **kwargs))
 
 
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What a family's pass over a pack reads.
+
+    tokens: [T,P] noised latent patches; [T,P+P'] with `given.channels` after them.
+    timestep: [R] noise level of each latent frame, in [0,1]; 0 is clean.
+    text: [S,Dt] text states, one segment a sample.
+    fps: [N] frames a second of each sample; 0: it has none, or it is not known.
+    given: what some families read besides.
+    """
+
+    tokens: Tensor
+    timestep: Tensor
+    text: Tensor
+    layout: Packed
+    text_layout: Packed
+    fps: Tensor
+    given: Conditions
+
+
 class OpenBackbone(nn.Module):
     """A family's packed pass over `raw`, diffusers' own module: its weights, names and `save_pretrained` stay.
 
@@ -146,17 +166,8 @@ class OpenBackbone(nn.Module):
         """Those that are compiled, gathered and recomputed one by one, in the order in which they run."""
         return self.raw.transformer_blocks
 
-    def predict(
-        self,
-        tokens: Tensor,
-        timestep: Tensor,
-        text: Tensor,
-        layout: Packed,
-        text_layout: Packed,
-        fps: Tensor,
-        given: Conditions,
-    ) -> Tensor:
-        """What `forward` returns; its arguments are checked, the tokens have the further channels' features."""
+    def predict(self, inputs: Inputs) -> Tensor:
+        """What `forward` returns, of inputs that are checked."""
         raise NotImplementedError
 
     # --- what is the same ---
@@ -205,7 +216,7 @@ class OpenBackbone(nn.Module):
         self._check(tokens, timestep, layout, text_layout, given)
         if given.channels is not None:
             tokens = torch.cat([tokens, given.channels], dim=-1)
-        return self.predict(tokens, timestep, states, layout, text_layout, fps, given)
+        return self.predict(Inputs(tokens, timestep, states, layout, text_layout, fps, given))
 
     def _check(self, tokens: Tensor, timestep: Tensor, layout: Packed, text_layout: Packed, given: Conditions) -> None:
         if layout.segments != text_layout.segments:

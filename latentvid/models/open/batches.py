@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ...errors import UserError
 from ...packing import Grid, Packed
-from .backbone import Conditions, OpenBackbone, Patch, sample_level
+from .backbone import Conditions, Inputs, OpenBackbone, Patch, sample_level
 
 logger = logging.getLogger(__name__)
 
@@ -100,25 +100,17 @@ class Batches(OpenBackbone):
     def disable_gradient_checkpointing(self) -> None:
         self.raw.disable_gradient_checkpointing()
 
-    def predict(
-        self,
-        tokens: Tensor,
-        timestep: Tensor,
-        text: Tensor,
-        layout: Packed,
-        text_layout: Packed,
-        fps: Tensor,
-        given: Conditions,
-    ) -> Tensor:
-        self._refuse(timestep, layout, given)
-        given = replace(given, channels=None)  # they are in the tokens
-        level = 1000.0 * sample_level(timestep, layout)  # [N]
+    def predict(self, inputs: Inputs) -> Tensor:
+        layout, text_layout = inputs.layout, inputs.text_layout
+        self._refuse(inputs.timestep, layout, inputs.given)
+        given = replace(inputs.given, channels=None)  # they are in the tokens
+        level = 1000.0 * sample_level(inputs.timestep, layout)  # [N]
         if self.family in STEPS:
             level = (level - 1.0).clamp_min(0.0)
-        videos, texts = tokens.split(layout.lengths), text.split(text_layout.lengths)
+        videos, texts = inputs.tokens.split(layout.lengths), inputs.text.split(text_layout.lengths)
         parts: list[Tensor | None] = [None] * layout.segments
         for grid, members in self._groups(layout.grid, text_layout.lengths):
-            of_batch = torch.tensor(members, device=tokens.device)
+            of_batch = torch.tensor(members, device=level.device)
             out = self._call(
                 torch.stack([videos[i] for i in members]),
                 grid,

@@ -20,7 +20,7 @@ from ...text.policy import Reading
 from ..attention_context import Rotary
 from ..layers import gated_residual
 from .backbone import (
-    Conditions,
+    Inputs,
     OpenBackbone,
     Patch,
     heads_of,
@@ -55,26 +55,18 @@ class CogVideoX(OpenBackbone):
     def text_width(self) -> int:
         return self.raw.config.text_embed_dim
 
-    def predict(
-        self,
-        tokens: Tensor,
-        timestep: Tensor,
-        text: Tensor,
-        layout: Packed,
-        text_layout: Packed,
-        fps: Tensor,
-        given: Conditions,
-    ) -> Tensor:
-        raw, samples = self.raw, layout.segments
+    def predict(self, inputs: Inputs) -> Tensor:
+        raw, tokens = self.raw, inputs.tokens
+        layout, text_layout = inputs.layout, inputs.text_layout
         if raw.config.patch_size_t is None:
             tokens = tokens.unflatten(-1, (-1, *self.patch[1:]))  # the map of 1.0 is a convolution
-        x, words = raw.patch_embed.proj(tokens).flatten(1), raw.patch_embed.text_proj(text)  # [T,D], [S,D]
+        x, words = raw.patch_embed.proj(tokens).flatten(1), raw.patch_embed.text_proj(inputs.text)  # [T,D], [S,D]
         x, words = self._with_added_positions(x, words, layout, text_layout)
         context, own = make_joint_context(layout, text_layout, None, self._backend(x), self.sequence)
         words = own.of(words)
         context = replace(context, rotary=self._rotary(layout, len(words)))
-        time = self._time(sample_level(timestep, layout), x.dtype)  # [N,E]
-        rows = torch.cat([layout.segment, samples + context.sample])  # [T+S], of [2N,...]: video's, then text's
+        time = self._time(sample_level(inputs.timestep, layout), x.dtype)  # [N,E]
+        rows = torch.cat([layout.segment, layout.segments + context.sample])  # [T+S], of [2N,...]: video's, then text's
         x = raw.embedding_dropout(torch.cat([x, words]))
         for block in raw.transformer_blocks:
             x = self._run(block, x, time, rows, context)

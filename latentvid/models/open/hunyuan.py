@@ -18,7 +18,7 @@ from ...packing import Packed
 from ...text.policy import Reading
 from ..attention_context import Rotary
 from ..layers import gated_residual, modulated_norm
-from .backbone import Conditions, OpenBackbone, Patch, heads_of, of_each, pass_of, sample_level, turn_pairs
+from .backbone import Inputs, OpenBackbone, Patch, heads_of, of_each, pass_of, sample_level, turn_pairs
 from .joint import JointContext, make_joint_context
 from .recipe import Recipe
 
@@ -58,21 +58,12 @@ class Hunyuan(OpenBackbone):
         """Given frames have level 0 in models that replace tokens; the others have one level in all frames."""
         return self.raw.config.image_condition_type == "token_replace"
 
-    def predict(
-        self,
-        tokens: Tensor,
-        timestep: Tensor,
-        text: Tensor,
-        layout: Packed,
-        text_layout: Packed,
-        fps: Tensor,
-        given: Conditions,
-    ) -> Tensor:
-        raw = self.raw
-        x = patches(raw, tokens)  # [T,D]
-        backend, level = self._backend(x), sample_level(timestep, layout)
-        frames, samples = self._levels(timestep, level, layout, given, x.dtype)  # [R,D], [N,D]
-        words = raw.context_embedder(text, level, text_layout, backend)  # [S,D]
+    def predict(self, inputs: Inputs) -> Tensor:
+        raw, layout, text_layout = self.raw, inputs.layout, inputs.text_layout
+        x = patches(raw, inputs.tokens)  # [T,D]
+        backend, level = self._backend(x), sample_level(inputs.timestep, layout)
+        frames, samples = self._levels(inputs, level, x.dtype)  # [R,D], [N,D]
+        words = raw.context_embedder(inputs.text, level, text_layout, backend)  # [S,D]
         rotary = rotary_of(raw.rope, layout.position)
         context, own = make_joint_context(layout, text_layout, rotary, backend, self.sequence)
         words = own.of(words)
@@ -82,14 +73,13 @@ class Hunyuan(OpenBackbone):
         last = of_each(samples, layout.frame_segment) if self.levels_by_frame else frames
         return features_of(raw, x, last, layout.frame)
 
-    def _levels(
-        self, timestep: Tensor, level: Tensor, layout: Packed, given: Conditions, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor]:
+    def _levels(self, inputs: Inputs, level: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """What modulates the video tokens of each latent frame [R,D] and the text of each sample [N,D].
 
         The class tells no guidance to the given frames of models that replace tokens.
         """
         embed, guided = self.raw.time_text_embed, self.takes_guidance
+        timestep, layout, given = inputs.timestep, inputs.layout, inputs.given
         if given.pooled is None:
             raise ValueError("hunyuan reads a pooled state of each prompt: give conditions.pooled [N,Dp]")
         if guided != (given.guidance is not None):

@@ -19,7 +19,7 @@ from torch import Tensor
 from ...errors import UserError
 from ...packing import Packed
 from ...text.policy import Reading
-from .backbone import Conditions, OpenBackbone, Patch, pass_of, sample_level
+from .backbone import Conditions, Inputs, OpenBackbone, Patch, pass_of, sample_level
 from .hunyuan import dual_block, features_of, level_states, patch_of, patches, prepare_refiner, rotary_of
 from .joint import make_joint_context
 from .recipe import Recipe
@@ -61,23 +61,14 @@ class Hunyuan15(OpenBackbone):
         last = f"transformer_blocks.{len(self.raw.transformer_blocks) - 1}"
         return name.startswith((f"{last}.attn.to_add_out", f"{last}.ff_context"))
 
-    def predict(
-        self,
-        tokens: Tensor,
-        timestep: Tensor,
-        text: Tensor,
-        layout: Packed,
-        text_layout: Packed,
-        fps: Tensor,
-        given: Conditions,
-    ) -> Tensor:
-        raw = self.raw
-        x = patches(raw, tokens)  # [T,D]
-        backend, level = self._backend(x), sample_level(timestep, layout)
-        frames = level_states(raw.time_embed, timestep, x.dtype)  # [R,D]
+    def predict(self, inputs: Inputs) -> Tensor:
+        raw, layout, text_layout = self.raw, inputs.layout, inputs.text_layout
+        x = patches(raw, inputs.tokens)  # [T,D]
+        backend, level = self._backend(x), sample_level(inputs.timestep, layout)
+        frames = level_states(raw.time_embed, inputs.timestep, x.dtype)  # [R,D]
         samples = level_states(raw.time_embed, level, x.dtype)  # [N,D]
-        words = raw.context_embedder(text, level, text_layout, backend)  # [S,D]
-        words, words_layout = self._words(words, layout, text_layout, given)  # [W,D]
+        words = raw.context_embedder(inputs.text, level, text_layout, backend)  # [S,D]
+        words, words_layout = self._words(words, inputs)  # [W,D]
         rotary = rotary_of(raw.rope, layout.position)
         context, own = make_joint_context(layout, words_layout, rotary, backend, self.sequence)
         words = own.of(words)
@@ -85,12 +76,13 @@ class Hunyuan15(OpenBackbone):
             x, words = self._run(block, x, words, frames, samples, context)
         return features_of(raw, x, frames, layout.frame)
 
-    def _words(self, prompts: Tensor, layout: Packed, text_layout: Packed, given: Conditions) -> tuple[Tensor, Packed]:
+    def _words(self, prompts: Tensor, inputs: Inputs) -> tuple[Tensor, Packed]:
         """All text tokens of each sample in turn, [W,D], and their layout. prompts: [S,D].
 
         Where there is no image or quoted text its layers run on no tokens, so that they have a gradient, of zero.
         """
-        raw, n = self.raw, layout.segments
+        raw, layout, text_layout, given = self.raw, inputs.layout, inputs.text_layout, inputs.given
+        n = layout.segments
         none = prompts.new_zeros(0, self.second_width), prompts.new_zeros(0, 1, self.image_width)
         second, image = (x if y is None else y for x, y in zip(none, (given.second, given.image), strict=True))
         quoted = given.second_lengths or (0,) * n

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import UserError
-from ...packing import Packed
 from ...text.policy import Reading
 from ..attention_context import AttentionContext, Rotary, make_contexts
 from ..layers import gated_residual
-from .backbone import Conditions, OpenBackbone, Patch, heads_of, modulate, of_each, pass_of, turn_pairs
+from .backbone import Inputs, OpenBackbone, Patch, heads_of, modulate, of_each, pass_of, turn_pairs
 from .recipe import Recipe
 
 
@@ -48,41 +47,34 @@ class LTX(OpenBackbone):
     def text_width(self) -> int:
         return self.raw.config.caption_channels
 
-    def predict(
-        self,
-        tokens: Tensor,
-        timestep: Tensor,
-        text: Tensor,
-        layout: Packed,
-        text_layout: Packed,
-        fps: Tensor,
-        given: Conditions,
-    ) -> Tensor:
-        raw = self.raw
-        x = raw.proj_in(tokens)  # [T,D]
-        rows, level = raw.time_embed(1000.0 * timestep, hidden_dtype=x.dtype)  # [R,6D], [R,D]
-        words = raw.caption_projection(text)  # [S,D]
-        rotary = self._rotary(tokens, layout, fps)
-        (context,) = make_contexts("full", layout, text_layout, rotary, self._backend(x), self.sequence)
+    def predict(self, inputs: Inputs) -> Tensor:
+        raw, layout = self.raw, inputs.layout
+        x = raw.proj_in(inputs.tokens)  # [T,D]
+        rows, level = raw.time_embed(1000.0 * inputs.timestep, hidden_dtype=x.dtype)  # [R,6D], [R,D]
+        words = raw.caption_projection(inputs.text)  # [S,D]
+        rotary = self._rotary(inputs)
+        (context,) = make_contexts("full", layout, inputs.text_layout, rotary, self._backend(x), self.sequence)
         rows = rows.unflatten(1, (6, -1))  # [R,6,D]
         for block in raw.transformer_blocks:
             x = self._run(block, x, words, rows, context)
         shift, scale = (raw.scale_shift_table + level[:, None]).unbind(1)  # [R,D] each
         return raw.proj_out(modulate(raw.norm_out(x), shift, scale, layout.frame))
 
-    def _rotary(self, tokens: Tensor, layout: Packed, fps: Tensor) -> Rotary:
+    def _rotary(self, inputs: Inputs) -> Rotary:
         """`LTXVideoRotaryPosEmbed` in seconds and pixels: two tables [T,A,K].
 
         The highest frequencies turn 15,700 radians over the range, so the order of the class's roundings is kept.
         """
-        time, size = self.strides
+        layout, (time, size) = inputs.layout, self.strides
         frame, row, column = layout.position.float().unbind(-1)  # [T] each
-        rate = rates(fps, self.default_fps)  # [N]
+        rate = rates(inputs.fps, self.default_fps)  # [N]
         if self.causal_positions:
             seconds = (time * frame + 1 - time).clamp_min(0.0) * of_each((1.0 / rate).float(), layout.segment)
         else:
             seconds = frame * of_each((time / rate).float(), layout.segment)
-        tables = self.raw.rope(tokens[None], video_coords=torch.stack([seconds, size * row, size * column])[None])
+        tables = self.raw.rope(
+            inputs.tokens[None], video_coords=torch.stack([seconds, size * row, size * column])[None]
+        )
         return tuple(heads_of(table[0], self.heads) for table in tables)
 
 

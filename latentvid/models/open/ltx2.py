@@ -23,7 +23,7 @@ from ...text.policy import Reading
 from ..attention_context import AttentionContext, Rotary, make_contexts
 from ..layers import gated_residual
 from .backbone import (
-    Conditions,
+    Inputs,
     OpenBackbone,
     Patch,
     heads_of,
@@ -64,26 +64,18 @@ class LTX2(OpenBackbone):
         config = self.raw.config
         return config.caption_channels if config.use_prompt_embeddings else config.cross_attention_dim
 
-    def predict(
-        self,
-        tokens: Tensor,
-        timestep: Tensor,
-        text: Tensor,
-        layout: Packed,
-        text_layout: Packed,
-        fps: Tensor,
-        given: Conditions,
-    ) -> Tensor:
+    def predict(self, inputs: Inputs) -> Tensor:
         raw, config = self.raw, self.raw.config
-        x = raw.proj_in(tokens)  # [T,D]
-        timestep = config.timestep_scale_multiplier * timestep
+        text, layout, text_layout = inputs.text, inputs.layout, inputs.text_layout
+        x = raw.proj_in(inputs.tokens)  # [T,D]
+        timestep = config.timestep_scale_multiplier * inputs.timestep
         rows, level = raw.time_embed(timestep, hidden_dtype=x.dtype)  # [R,MD], [R,D]
         words = raw.caption_projection(text) if config.use_prompt_embeddings else text  # [S,D]
         prompts = None  # [N,2,D], where the text is modulated by its sample's level
         if raw.prompt_modulation and config.use_prompt_adaln_single:
             prompts, _ = raw.prompt_adaln(sample_level(timestep, layout), hidden_dtype=x.dtype)
             prompts = prompts.unflatten(1, (2, -1))
-        rotary = self._rotary(layout, fps)
+        rotary = self._rotary(layout, inputs.fps)
         (context,) = make_contexts("full", layout, text_layout, rotary, self._backend(x), self.sequence)
         rows = rows.unflatten(1, (-1, level.shape[1]))  # [R,M,D]
         for block in raw.transformer_blocks:

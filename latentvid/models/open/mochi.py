@@ -17,7 +17,7 @@ from ...packing import Packed, Segments
 from ...text.policy import Reading
 from ..attention_context import Rotary
 from .backbone import (
-    Conditions,
+    Inputs,
     OpenBackbone,
     Patch,
     channels_first,
@@ -48,19 +48,11 @@ class Mochi(OpenBackbone):
     def text_width(self) -> int:
         return self.raw.config.text_embed_dim
 
-    def predict(
-        self,
-        tokens: Tensor,
-        timestep: Tensor,
-        text: Tensor,
-        layout: Packed,
-        text_layout: Packed,
-        fps: Tensor,
-        given: Conditions,
-    ) -> Tensor:
+    def predict(self, inputs: Inputs) -> Tensor:
         raw, embed = self.raw, self.raw.time_embed
-        x = raw.patch_embed.proj(tokens.unflatten(-1, (-1, *self.patch[1:]))).flatten(1)  # [T,D]
-        time = embed.time_proj(1000.0 * (1.0 - sample_level(timestep, layout)))
+        text, layout, text_layout = inputs.text, inputs.layout, inputs.text_layout
+        x = raw.patch_embed.proj(inputs.tokens.unflatten(-1, (-1, *self.patch[1:]))).flatten(1)  # [T,D]
+        time = embed.time_proj(1000.0 * (1.0 - sample_level(inputs.timestep, layout)))
         condition = embed.timestep_embedder(time.to(x.dtype)) + pooled(embed.pooler, text, text_layout)  # [N,D]
         context, own = make_joint_context(layout, text_layout, rotary_of(raw, layout), self._backend(x), self.sequence)
         words = embed.caption_proj(own.of(text))  # [S,E]

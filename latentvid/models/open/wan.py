@@ -18,7 +18,7 @@ from ...text.policy import Reading
 from ..attention_context import AttentionContext, Rotary, make_contexts
 from ..layers import gated_residual
 from .backbone import (
-    Conditions,
+    Inputs,
     OpenBackbone,
     Patch,
     channels_first,
@@ -68,22 +68,13 @@ class Wan(OpenBackbone):
     def blocks(self) -> nn.ModuleList:
         return self.raw.blocks
 
-    def predict(
-        self,
-        tokens: Tensor,
-        timestep: Tensor,
-        text: Tensor,
-        layout: Packed,
-        text_layout: Packed,
-        fps: Tensor,
-        given: Conditions,
-    ) -> Tensor:
-        raw = self.raw
-        x = raw.patch_embedding(tokens.unflatten(-1, (-1, *self.patch))).flatten(1)  # [T,D]
+    def predict(self, inputs: Inputs) -> Tensor:
+        raw, layout, pictures = self.raw, inputs.layout, self._pictures(inputs.given.image)
+        x = raw.patch_embedding(inputs.tokens.unflatten(-1, (-1, *self.patch))).flatten(1)  # [T,D]
         # [R,D], [R,6D], [S,D], [N,I,D]
-        level, rows, words, images = raw.condition_embedder(1000.0 * timestep, text, self._pictures(given.image))
+        level, rows, words, images = raw.condition_embedder(1000.0 * inputs.timestep, inputs.text, pictures)
         rotary = rotary_of(raw.rope, layout.position)
-        (context,) = make_contexts("full", layout, text_layout, rotary, self._backend(x), self.sequence)
+        (context,) = make_contexts("full", layout, inputs.text_layout, rotary, self._backend(x), self.sequence)
         if images is not None:
             images = ImageTokens(images.flatten(0, 1), Packed.of_lengths([images.shape[1]] * len(images)).to(x.device))
         rows = rows.unflatten(1, (6, -1))  # [R,6,D]
