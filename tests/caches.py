@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from latentvid.data.cache.shards import Encoded, EncodedText, tensor_hash, write_shard
-from latentvid.data.cache.writing import INDEX, Row, write_index
+from latentvid.data.cache.shards import Encoded, EncodedText, Shard, tensor_hash, write_shard
+from latentvid.data.cache.writing import INDEX, Row, cache_key, write_index
 
+KEY = cache_key("vae-1", "t5-1", {"max_frames": 17, "sides": (8, 8)})
+GRIDS = {0: (1, 4, 4), 1: (3, 4, 6), 3: (5, 6, 4), 4: (1, 4, 4), 6: (3, 4, 6)}  # 2 and 5 could not be read
 NULL_TEXT = torch.ones(1, 8)
 NULL = EncodedText(NULL_TEXT)
 
@@ -72,3 +74,26 @@ def write_index_of_before(
     more = {"channels": 4, "text_width": 8, "fps": 8.0, "dropped": []} | more
     index = {"key": key, "shard_size": shard_size, "grids": {str(i): list(g) for i, g in grids.items()}} | more
     (folder / INDEX).write_text(json.dumps(index))
+
+
+def entry(i: int) -> Encoded:
+    """Of window i of `GRIDS`."""
+    source = torch.Generator().manual_seed(i)
+    return Encoded(
+        torch.randn(4, *GRIDS[i], generator=source),
+        torch.rand(4, *GRIDS[i], generator=source),
+        torch.randn(3 + i, 8, generator=source),
+    )
+
+
+def write_five(folder: Path) -> Path:
+    """Those of seven windows that could be read, three to a shard of latents."""
+    write_cache(folder, KEY, {i: entry(i) for i in GRIDS}, 3)
+    return folder
+
+
+def shard_of(folder: Path, window: int) -> Path:
+    """That of its latent; -1: that of the texts."""
+    if window < 0:
+        return next(folder.glob("texts-*.safetensors"))
+    return next(p for p in folder.glob("latents-*.safetensors") if f"latent{window}" in Shard(p).latents)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from diffusers import CogVideoXImageToVideoPipeline, WanImageToVideoPipeline
-from open_repository import cogvideox_image, wan_image
+from open_cogvideox import cogvideox_image
+from open_wan import wan_image
 
 from latentvid.models.interchange import as_vae
 from latentvid.models.open.conditioning import (
