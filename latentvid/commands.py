@@ -6,6 +6,7 @@ torch, and what needs it, is imported once the options are read: --help and wron
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from . import precision
@@ -67,6 +68,47 @@ def export() -> None:
 
     checkpoint = export_run(args.run, args.out, STAGES, args.step, args.raw, args.best)
     print(f"wrote {args.out} from {checkpoint.name}")
+
+
+@user_errors()
+def adapters() -> None:
+    prog = "python -m latentvid.adapters"
+    what = {"merge": "a model with adapters in its weights", "show": "what a file of an adapter holds"}
+    if sys.argv[1:2] == ["merge"]:
+        _merge_adapters(Parser(prog=f"{prog} merge", description=f"Writes {what['merge']}, as a folder of its own."))
+    elif sys.argv[1:2] == ["show"]:
+        _show_adapter(Parser(prog=f"{prog} show", description=f"Prints {what['show']}."))
+    else:  # --help, and what is wrong
+        parser = Parser(prog=prog, description="Files of LoRA, DoRA, LoHa and LoKr (docs/adapters.md).")
+        choices = ", ".join(f"{name}: {text}" for name, text in what.items())
+        parser.add_argument("command", choices=tuple(what), help=f"{choices}; its options: {prog} COMMAND --help")
+        parser.parse_args()
+
+
+def _merge_adapters(parser: Parser) -> None:
+    from .pipelines.arguments import add_lora
+
+    parser.add_argument("model", metavar="MODEL_FOLDER", help="pipeline folder, or a published model's or hub name")
+    add_lora(parser)
+    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument(
+        "--dtype", choices=("fp32", "bf16", "fp16"), help="type of the merged weights (default: as they are stored)"
+    )
+    args = parser.parse_args(sys.argv[2:])
+    if not args.lora and not args.lora_2:
+        parser.error("--lora is required: FILE, or FILE:SCALE")
+    from .adapters import merge_folder
+
+    merge_folder(args.model, args.out, args.lora, args.lora_2, args.dtype)
+    print(f"wrote {args.out}")
+
+
+def _show_adapter(parser: Parser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="the file, or the folder that it is in")
+    args = parser.parse_args(sys.argv[2:])
+    from .models.adapters.facts import describe
+
+    print(describe(args.file))
 
 
 @user_errors()

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from .errors import UserError
 
 LONGEST_NAME = 255  # bytes, of most file systems
 MOST_JSON = 2**28  # bytes
+SMALL = 2**20  # bytes: configurations and the like
 
 
 @contextmanager
@@ -131,6 +132,31 @@ def kept_beside(path: Path, copy: bool = False) -> Path:
     else:
         os.rename(path, kept)
     return kept
+
+
+def linked_copy(folder: Path, out: Path, wanted: Callable[[Path], bool]) -> None:
+    """Copies the files of a folder whose places in it are wanted into `out`.
+
+    Weights come under a second name (a hard link) where that can be, which needs no room; what people change is a copy.
+    Raises UserError.
+    """
+    for found in sorted(folder.rglob("*")):
+        place = found.relative_to(folder)
+        if found.is_dir() or not wanted(place):
+            continue
+        (out / place).parent.mkdir(parents=True, exist_ok=True)
+        _linked(found.resolve(), out / place)
+
+
+def _linked(found: Path, place: Path) -> None:
+    try:
+        if found.stat().st_size >= SMALL:
+            with contextlib.suppress(OSError):
+                os.link(found, place)
+                return
+        shutil.copyfile(found, place)
+    except OSError as error:
+        raise UserError(f"{found} could not be copied to {place} ({error}): make room, and do it again") from error
 
 
 def leads_out(path: Path, root: Path) -> bool:

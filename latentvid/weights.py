@@ -22,6 +22,7 @@ WEIGHTS = "*.safetensors"
 LARGEST_JSON = 16 * 2**20
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 NAMED = 3  # tensors that a message names
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -96,6 +97,16 @@ def shapes_in(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
             raise UserError(
                 f"{file} cannot be loaded ({brief(error)}): it is damaged or its copy is not finished; copy it again"
             ) from None
+    return found
+
+
+def types_in(files: Iterable[Path]) -> dict[str, torch.dtype]:
+    """The type of each floating-point tensor in safetensors files, by their headers; of files that can be read."""
+    found: dict[str, torch.dtype] = {}
+    for file in files:
+        with safe_open(file, "pt") as held:
+            kinds = {name: held.get_slice(name).get_dtype() for name in held.keys()}  # noqa: SIM118
+        found |= {name: FLOATS[kind] for name, kind in kinds.items() if kind in FLOATS}
     return found
 
 

@@ -43,6 +43,7 @@ MAY_IMPORT = {
     "diffusion": BASE - {"world"} | {"diffusion"},
     "config": BASE - {"world"} | {"config", "diffusion"},
     "data": BASE - {"world"} | {"data"},
+    "adapters": BASE | {"commands", "models", "pipelines"},
     "pipelines": BASE | {"command_line", "attention", "text", "models", "diffusion", "data", "pipelines"},
 }
 # config <- data <- parallel <- checkpoint <- monitor <- trainer; stages import the protocol, and the trainer no stage
@@ -183,7 +184,7 @@ def test_the_library_never_imports_a_script(file):
 SCRIPTS = [path for folder in ("inference", "train", "vae") for path in sorted((ROOT / folder).glob("*.py"))]
 PROGRAMS = [
     *(path.relative_to(ROOT).as_posix() for path in SCRIPTS),
-    *(f"-m latentvid.{name}" for name in ("evaluation", "report", "data.manifest", "training.export")),
+    *(f"-m latentvid.{name}" for name in ("evaluation", "report", "data.manifest", "training.export", "adapters")),
     *(
         f"-m latentvid.{name}"
         for name in ("evaluation.compare", "data.digits", "demo.digits", "demo.scoring", "demo.judge")

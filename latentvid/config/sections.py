@@ -227,18 +227,33 @@ class TextEncoders:
 class Adapter:
     """What is trained beside a model that stays as it is."""
 
-    kind: Literal["none", "lora"] = _help(
-        "lora: matrices of low rank beside linear layers (Hu et al. 2021), and nothing else, are trained",
+    kind: Literal["none", "lora", "dora", "loha", "lokr"] = _help(
+        "small matrices beside linear layers, and nothing else, are trained: their product (lora), with the size of "
+        "each row learned apart (dora), two products multiplied by elements (loha), a Kronecker product (lokr)",
         default="none",
     )
-    rank: int = _help("rank of the matrices", default=16)
-    alpha: float | None = _help("they are scaled by alpha / rank; null is the rank, so by 1", default=None)
+    rank: int = _help(
+        "rank of the matrices; lokr: of the second one, which is whole where the rank is half of its sides", default=16
+    )
+    alpha: float | None = _help("what they make is times alpha / rank; null is the rank, so times 1", default=None)
     targets: tuple[str, ...] = _help(
         "endings of the names of the linear layers; empty: those that are usual for the model", default=()
     )
-    dropout: float = _help("share of a layer's inputs that its matrices do not see", default=0.0)
+    init: Path | None = _help(
+        "file of an adapter to begin with, of any common format: its layers and ranks are trained", default=None
+    )
+    dropout: float = _help(
+        "lora, dora: share of a layer's inputs that its matrices do not see; loha, lokr: of its outputs that they "
+        "leave alone",
+        default=0.0,
+    )
 
     def __post_init__(self) -> None:
         check_fields(self, "adapter")
-        if self.kind == "none" and any(getattr(self, f.name) != f.default for f in fields(self)):
-            raise ValueError("rank, alpha, targets and dropout are of an adapter: set kind=lora, or leave them out")
+        told = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
+        if self.kind == "none" and told:
+            raise ValueError(
+                "rank, alpha, targets, init and dropout are of an adapter: set kind=lora, or another, or leave them out"
+            )
+        if self.init is not None and (own := [key for key in told if key in ("rank", "alpha", "targets")]):
+            raise ValueError(f"init: {self.init} says {own[0]} itself: leave {own[0]} out")

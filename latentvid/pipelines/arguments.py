@@ -13,7 +13,7 @@ from .defaults import CONDITIONS, RECONSTRUCTION_WEIGHT, SOLVER, SOLVERS
 
 
 class Lora(NamedTuple):
-    """A file of LoRA, or the folder that it is in, and how much of it."""
+    """A file of an adapter, or the folder that it is in, and how much of it."""
 
     file: Path
     scale: float = 1.0
@@ -38,15 +38,7 @@ def parser_of(doc: str, *, known: bool = False) -> Parser:
         default=Path("runs/demo/pipeline"),
         help="pipeline folder (the demo's), or a published model's folder or hub name",
     )
-    for option, of in (("--lora", ""), ("--lora-2", ", of Wan 2.2's second network (low noise)")):
-        parser.add_argument(
-            option,
-            type=read_lora,
-            action="append",
-            default=[],
-            metavar="FILE[:SCALE]",
-            help=f"LoRA to put in, of any common format{of}; give it again for more",
-        )
+    add_lora(parser)
     parser.add_argument(
         "--output", type=Path, default=Path("output.mp4"), help="several clips get -0, -1 ... in the name"
     )
@@ -89,6 +81,19 @@ def parser_of(doc: str, *, known: bool = False) -> Parser:
             "--reconstruction-weight", type=float, default=RECONSTRUCTION_WEIGHT, help="default: %(default)s"
         )
     return parser
+
+
+def add_lora(parser: Parser) -> None:
+    """Adds --lora and --lora-2."""
+    for option, of in (("--lora", ""), ("--lora-2", ", of Wan 2.2's second network (low noise)")):
+        parser.add_argument(
+            option,
+            type=read_lora,
+            action="append",
+            default=[],
+            metavar="FILE[:SCALE]",
+            help=f"LoRA, DoRA, LoHa or LoKr to put in, of any common format{of}; give it again for more",
+        )
 
 
 def loading(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How files of LoRA call the layers of published transformers, beside diffusers' own names.
+"""How files of adapters call the layers of published transformers, beside diffusers' own names.
 
 The names are made from the layers that a model has. So a name without dots, as kohya's and musubi's files have them, is
 looked up and never taken apart, and what is not found is not there.
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+
+from .layer import Adapted
 
 # Of each class in diffusers: the name that the model's authors and ComfyUI give a layer, and the layers of diffusers
 # whose outputs follow one another in its rows. `*` is a number, `...` any ending. Before a name: `~` the halves of the
@@ -162,9 +164,9 @@ def layers_of(raw: nn.Module) -> dict[str, nn.Module]:
     for name, module in raw.named_modules():
         if wrapped and name.startswith(wrapped):
             continue
-        if isinstance(module, BaseTunerLayer):
+        if isinstance(module, BaseTunerLayer | Adapted):
             wrapped = (*wrapped, f"{name}.")
-            module = module.get_base_layer()
+            module = module.layer if isinstance(module, Adapted) else module.get_base_layer()
         if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
             found[name] = module
     return found

@@ -1,27 +1,25 @@
-"""Files of LoRA: any that is met for a known transformer is read whole or refused; ours are written for all to read.
+"""Files of adapters: any that is met for a known transformer is read whole or refused.
 
-Axes: r rank, i inputs of a layer, o its outputs. A LoRA adds B (A x) to a layer's output, A [r,i] and B [o,r], times
-alpha / r where its file says alpha. Here alpha is in B already.
+Axes: r rank, i inputs of a layer, o its outputs. What is read has alpha / r in it.
 
-| format        | a layer's tensors                                                    | alpha                     |
-|---------------|----------------------------------------------------------------------|---------------------------|
-| diffusers     | `transformer.NAME.lora_A.weight`, `lora_B`; older: `lora.down`, `up` | the file's metadata, or r |
-| peft          | `base_model.model.NAME.lora_A.weight`, `lora_B`                      | adapter_config.json, or r |
-| ComfyUI       | `diffusion_model.NAME.lora_A.weight`, `lora_B`, `lora_down`, `up`    | `NAME.alpha`, or r        |
-|               | `diffusion_model.NAME.diff`, `diff_b`                                | none                      |
-| kohya, musubi | `lora_unet_NA_ME.lora_down.weight`, `lora_up`                        | `lora_unet_NA_ME.alpha`   |
+| format        | a layer's tensors (pieces: keys.py)        | alpha                     |
+|---------------|--------------------------------------------|---------------------------|
+| diffusers     | `transformer.NAME.PIECE`                   | the file's metadata, or r |
+| peft          | `base_model.model.NAME.PIECE`              | adapter_config.json, or r |
+| ComfyUI       | `diffusion_model.NAME.PIECE`               | `NAME.alpha`, or r        |
+| kohya, musubi | `lora_unet_NA_ME.PIECE`; `lycoris_NA_ME`   | `lora_unet_NA_ME.alpha`   |
 
-NAME is diffusers' or one of layer_names.py. `diff` and `diff_b` are changes of a weight and a bias themselves.
+NAME is diffusers' or one of layer_names.py. Of a LoKr whose two matrices are whole LyCORIS leaves alpha out, which has
+no rank to stand over; peft has that of its configuration.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,67 +31,48 @@ from torch import Tensor, nn
 from ...errors import UserError, brief
 from ...files import file_fault
 from ...weights import read_object
+from .changes import Change, Hadamard, Kronecker, LayerChange, as_lora, both
+from .keys import HADAMARD, fault_of, kind_of, other_kind, parsed, rank_of, without_prefix
 from .layer_names import Place, layers_of, places
 
 FILE = "pytorch_lora_weights.safetensors"  # as diffusers calls it
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 METADATA = "lora_adapter_metadata"  # of diffusers, in the file's header
-PREFIXES = (
-    *("base_model.model.", "transformer.", "model.diffusion_model.", "diffusion_model.", "pipe.dit.", "model.", "dit."),
-    *("lora_unet_", "lora_transformer_", "lycoris_", "unet.", "module."),
-)
 NAMED = 3  # tensors that a message names
 
-_MATRIX = re.compile(r"(.+)\.(lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up)(?:\.[^.]+)?\.(weight|bias)")
-_OTHER = re.compile(r"(.+)\.(alpha|diff|diff_b)")
-_DOWN = ("lora_A", "lora_down", "lora.down")
 
-
-@dataclass(frozen=True, eq=False)
-class Change:
-    """Of one layer: B (A x), and what is added to its bias.
-
-    a: [r,i], of a convolution [r,i,kt,kh,kw]. b: [o,r]. bias: [o], or None. All float32.
-    """
-
-    a: Tensor
-    b: Tensor
-    bias: Tensor | None = None
-
-    @property
-    def rank(self) -> int:
-        return self.a.shape[0]
-
-
-def read_lora(raw: nn.Module, file: str | Path) -> dict[str, Change]:
-    """The changes that a file makes to the layers of `raw`, by their names in it.
+def read_lora(raw: nn.Module, file: str | Path) -> dict[str, LayerChange]:
+    """The changes that a file makes to the layers of `raw`, by their names in it, whatever their kind.
 
     file: or the folder in which it is the only one. Raises UserError, which names the first ones, where a tensor that
     is not all zeros has no place in the model, or does not fit there.
     """
     file = find_file(file)
-    tensors, metadata = _open(file)
+    tensors, metadata = open_adapter(file)[:2]
     known, pieces, lost = places(raw), defaultdict(dict), []
     where: dict[str, Place] = {}
     for key, tensor in tensors.items():
-        layer, what = _parsed(key)
-        place = None if layer is None else _place(known, layer)
-        if place is None:
-            if what != "alpha" and tensor.any():  # what is all zeros changes nothing, alpha alone neither
+        layer, piece = parsed(key)
+        name = None if layer is None else without_prefix(known, layer)
+        if name is None:
+            if piece != "alpha" and tensor.any():  # what is all zeros changes nothing, alpha alone neither
                 lost.append(key)
             continue
-        where[layer] = place
-        if what in pieces[layer]:
-            raise UserError(f"{file} has {what} of {layer} twice: it is not a LoRA of one model")
-        pieces[layer][what] = tensor
-    lost += _halves(pieces)
+        where[layer] = known[name]
+        if piece in pieces[layer]:
+            raise UserError(f"{file} has {piece} of {layer} twice: it is not a LoRA of one model")
+        pieces[layer][piece] = tensor
+    lost += [fault for layer, of_layer in pieces.items() if (fault := fault_of(layer, of_layer))]
     if lost:
         raise UserError(_refusal(file, lost, len(tensors), raw))
     alphas = _Alphas(file, metadata)
     layers, found = layers_of(raw), {}
     for layer, of_layer in pieces.items():
         for name, change in _changes(file, layer, of_layer, where[layer], layers, alphas).items():
-            found[name] = _both(found[name], change) if name in found else change
+            sum_of_both = both(found[name], change) if name in found else change
+            if sum_of_both is None:
+                raise UserError(f"{file} changes {name} by two names, and not by LoRA alone: it is not of one model")
+            found[name] = sum_of_both
     if not found:
         raise UserError(f"{file} holds no LoRA: give the file that a trainer of LoRA wrote")
     return found
@@ -113,69 +92,35 @@ def find_file(file: str | Path) -> Path:
     return file
 
 
-def _open(file: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """The tensors, and what diffusers noted of the adapter."""
+def open_adapter(file: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None, dict[str, str]]:
+    """The tensors, the configuration of peft that diffusers or peft noted, and the file's header."""
     if file.suffix != ".safetensors":
         raise UserError(f"{file} can hold code that runs as it is read: give a LoRA as .safetensors")
     try:
         with safe_open(file, "pt") as held:
             tensors = {key: held.get_tensor(key) for key in held.keys()}  # noqa: SIM118
-            noted = (held.metadata() or {}).get(METADATA)
+            header = held.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read ({brief(error)}): it is damaged, copy it again") from None
     bad = [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if bad:
         raise UserError(f"{file} has numbers that are nan or infinite in {bad[0]}: it is of no use")
-    if noted is not None:
+    if (noted := header.get(METADATA)) is not None:
         try:
             found = json.loads(noted)
         except ValueError:
             found = None
         if not isinstance(found, dict):
             raise UserError(f"{file}: {METADATA} in its header is no JSON object: it is damaged, copy it again")
-        return tensors, {key.partition(".")[2]: value for key, value in found.items()}  # of `transformer.`
+        return tensors, {key.partition(".")[2]: value for key, value in found.items()}, header  # of `transformer.`
     if file.name == PEFT_FILE and (file.parent / PEFT_CONFIG).is_file():
-        return tensors, read_object(file.parent / PEFT_CONFIG)
-    return tensors, None
-
-
-def _parsed(key: str) -> tuple[str | None, str]:
-    """The layer as the file names it, and what of it the tensor is: a, b, bias, alpha, diff or diff_b."""
-    if match := _MATRIX.fullmatch(key):
-        layer, matrix, kind = match.groups()
-        down = matrix in _DOWN
-        if kind == "bias":
-            return (None, key) if down else (layer, "bias")
-        return layer, "a" if down else "b"
-    if match := _OTHER.fullmatch(key):
-        return match[1], match[2]
-    return None, key
-
-
-def _place(known: Mapping[str, Place], layer: str) -> Place | None:
-    """The layer's place, with as few of the prefixes taken off as need be."""
-    while layer not in known:
-        prefix = next((prefix for prefix in PREFIXES if layer.startswith(prefix)), None)
-        if prefix is None:
-            return None
-        layer = layer.removeprefix(prefix)
-    return known[layer]
-
-
-def _halves(pieces: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
-    """Matrices whose other one is missing, and biases without them."""
-    wholes = {"a", "b"}
-    return [
-        f"{layer}: {' and '.join(sorted(of_layer.keys() & {'a', 'b', 'bias'}))} alone"
-        for layer, of_layer in pieces.items()
-        if of_layer.keys() & {"a", "b", "bias"} and not wholes <= of_layer.keys()
-    ]
+        return tensors, read_object(file.parent / PEFT_CONFIG), header
+    return tensors, None, header
 
 
 def _refusal(file: Path, lost: list[str], count: int, raw: nn.Module) -> str:
-    kinds = {"DoRA": ("dora_scale", "magnitude"), "LoKr": ("lokr_",), "LoHa": ("hada_",), "Tucker": ("lora_mid",)}
-    kind = next((kind for kind, signs in kinds.items() if any(sign in key for key in lost for sign in signs)), None)
-    fix = f"it is of the kind {kind}; LoRA alone is read" if kind else "it was made for another model"
+    kind = other_kind(lost)
+    fix = f"it is of the kind {kind}, which is not read" if kind else "it was made for another model"
     few = ", ".join(lost[:NAMED]) + (", ..." if len(lost) > NAMED else "")
     return f"{file}: {len(lost)} of its {count} tensors find no place in this {type(raw).__name__} ({few}): {fix}"
 
@@ -184,19 +129,24 @@ class _Alphas:
     """alpha / r of layers whose file says it for all at once."""
 
     def __init__(self, file: Path, config: Mapping[str, Any] | None) -> None:
-        self.config = config
-        if config is not None and not isinstance(config.get("lora_alpha", 1), int | float):
-            raise UserError(f"{file}: lora_alpha is {config['lora_alpha']!r}, not a number: it is damaged")
-        if config is not None and config.get("use_dora"):
-            raise UserError(f"{file} is of the kind DoRA; LoRA alone is read")
+        self.file, self.config = file, config or {}
+        for key in ("lora_alpha", "alpha", "r"):
+            if not isinstance(self.config.get(key, 1), int | float):
+                raise UserError(f"{file}: {key} is {self.config[key]!r}, not a number: it is damaged")
 
-    def scale(self, layer: str, rank: int) -> float:
-        """layer: its name here."""
-        if self.config is None or "lora_alpha" not in self.config:
+    def scale(self, layer: str, rank: int | None, lora: bool) -> float:
+        """layer: its name here. rank: None where its matrices are whole."""
+        key = "lora_alpha" if lora else "alpha"
+        if key not in self.config:
             return 1.0
-        pattern = self.config.get("alpha_pattern") or {}
-        alpha = pattern.get(get_pattern_key(list(pattern), layer), self.config["lora_alpha"])
+        alpha = self._of(layer, "alpha_pattern", key)
+        if rank is None:
+            rank = self._of(layer, "rank_pattern", "r") if "r" in self.config else alpha
         return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+
+    def _of(self, layer: str, pattern: str, key: str) -> float:
+        patterns = self.config.get(pattern) or {}
+        return patterns.get(get_pattern_key(list(patterns), layer), self.config[key])
 
 
 def _changes(
@@ -206,47 +156,123 @@ def _changes(
     place: Place,
     layers: Mapping[str, nn.Module],
     alphas: _Alphas,
-) -> dict[str, Change]:
+) -> dict[str, LayerChange]:
     """Of each of our layers that one of the file's stands for."""
     rows = [layers[name].weight.shape[0] for name in place.layers]
-    into = tuple(layers[place.layers[0]].weight.shape[1:])
-    found: dict[str, Change] = {}
-    for a, b, bias, learned in _matrices(pieces, into, sum(rows)):
-        if tuple(a.shape[1:]) != into or b.shape != (sum(rows), len(a)) or bias.shape != (sum(rows),):
-            raise UserError(
-                f"{file}: {layer} has {list(a.shape)} and {list(b.shape)}, and the model's is {[sum(rows), *into]}: it "
-                "was made for a model of another size"
-            )
-        if place.swapped:
-            b, bias = (torch.cat([x[len(x) // 2 :], x[: len(x) // 2]]) for x in (b, bias))
-        for name, of_b, of_bias in zip(place.layers, b.split(rows), bias.split(rows), strict=True):
-            scale = 1.0
-            if learned:
-                scale = float(pieces["alpha"].max()) / len(a) if "alpha" in pieces else alphas.scale(name, len(a))
-            change = Change(a, of_b * scale, of_bias * scale if bias.any() else None)
-            if len(place.layers) > 1:
-                change = _without_idle(change)
-            found[name] = _both(found[name], change) if name in found else change
+    into, tensors = tuple(layers[place.layers[0]].weight.shape[1:]), {k: t.float() for k, t in pieces.items()}
+    size = (sum(rows), *into)
+    change, direct = _matrices(file, layer, tensors, size), _direct(file, layer, tensors, size)
+    if change is not None and change.kind == "lora" and alphas.config.get("use_dora"):
+        raise UserError(f"{file}: its configuration says DoRA, and {layer} has no magnitudes: copy it again")
+    of_rows = torch.arange(size[0])
+    if place.swapped:
+        of_rows = torch.cat(list(reversed(of_rows.chunk(2))))
+    found: dict[str, LayerChange] = {}
+    for name, mine in zip(place.layers, of_rows.split(rows), strict=True):
+        if change is not None:
+            alpha, rank = tensors.get("alpha"), rank_of(tensors)
+            if alpha is not None:
+                scale = 1.0 if rank is None else float(alpha.max()) / rank
+            else:
+                scale = alphas.scale(name, rank, "a" in tensors)
+            # rows of a LoKr that are no whole blocks of it can be said by P itself alone
+            part = change.take(mine) or as_lora(change.product(), change.bias, change.magnitude).take(mine)
+            part = part.times(scale)
+            found[name] = _without_idle(part) if len(place.layers) > 1 and part.kind == "lora" else part
+        for also in direct:
+            mine_too = also.take(mine)
+            found[name] = _beside(file, layer, found[name], mine_too) if name in found else mine_too
     return found
 
 
-def _matrices(
-    pieces: Mapping[str, Tensor], into: tuple[int, ...], rows: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor, bool]]:
-    """A, B, the bias's change, and whether alpha / r is still to be put in; changes of the weight as products too."""
-    tensors = {key: tensor.float() for key, tensor in pieces.items()}
-    none = torch.zeros(rows)
-    if "a" in tensors:
+def _matrices(file: Path, layer: str, tensors: Mapping[str, Tensor], size: tuple[int, ...]) -> LayerChange | None:
+    """What the matrices say, alpha left out; None where there are none. size: of the layer's weight in the file."""
+    kind, more = kind_of(tensors), {}
+    if kind is None:
+        return None
+    if kind in ("lora", "dora"):
         a, b = tensors["a"], tensors["b"].flatten(1)  # B of a convolution has kernels of 1
-        if len(into) == 1:
-            a = a.flatten(1)  # as kohya's of linear layers may have
-        yield a, b, tensors.get("bias", none), True
+        if "mid" in tensors:
+            a = torch.einsum("rs...,si->ri...", tensors["mid"], a.flatten(1))
+        a = a.flatten(1) if len(size) == 2 else a  # as kohya's of linear layers may have kernels
+        change: LayerChange = Change(a, b)
+        fits = tuple(change.a.shape[1:]) == size[1:] and b.shape == (size[0], len(a))
+        said = f"{list(a.shape)} and {list(b.shape)}"
+    else:
+        change, said, fits = (_loha if kind == "loha" else _lokr)(tensors, size)
+    if "bias" in tensors:
+        more["bias"] = tensors["bias"]
+    if "magnitude" in tensors:
+        more["magnitude"] = tensors["magnitude"].flatten()
+        if tensors["magnitude"].ndim == 2 and tensors["magnitude"].shape[0] == 1 and size[0] != 1 and len(size) == 2:
+            raise UserError(f"{file}: dora_scale of {layer} is of the layer's inputs; that of its outputs is read")
+    if not fits or any(x.shape != (size[0],) for x in more.values()):
+        raise _of_another_size(file, layer, said, size)
+    return replace(change, **more)
+
+
+def _of_another_size(file: Path, layer: str, said: str, size: tuple[int, ...]) -> UserError:
+    return UserError(
+        f"{file}: {layer} has {said}, and the model's is {list(size)}: it was made for a model of another size"
+    )
+
+
+def _loha(tensors: Mapping[str, Tensor], size: tuple[int, ...]) -> tuple[LayerChange, str, bool]:
+    """The change, its matrices in words, and whether they fit the weight."""
+    parts = [tensors[name] for name in HADAMARD]
+    said = " and ".join(str(list(part.shape)) for part in parts)
+    if "hada_t1" in tensors:
+        product = _tucker(tensors["hada_t1"], *parts[:2]) * _tucker(tensors["hada_t2"], *parts[2:])
+        return as_lora(product), said, product.shape == size
+    change = Hadamard(*parts)
+    shapes = (parts[0].shape[0], parts[1].shape[1]), (parts[2].shape[0], parts[3].shape[1])
+    if not shapes[0] == shapes[1] == (size[0], math.prod(size[1:])) or parts[0].shape[1] != parts[1].shape[0]:
+        return change, said, False
+    return (change if len(size) == 2 else as_lora(change.product().reshape(size))), said, True
+
+
+def _lokr(tensors: Mapping[str, Tensor], size: tuple[int, ...]) -> tuple[LayerChange, str, bool]:
+    pairs = []
+    for name in ("lokr_w1", "lokr_w2"):
+        pairs.append(tuple(tensors[key] for key in (name, f"{name}_a", f"{name}_b") if key in tensors))
+    said = " and ".join(str(list(part.shape)) for pair in pairs for part in pair)
+    if "lokr_t2" in tensors:
+        pairs[1] = (_tucker(tensors["lokr_t2"], *pairs[1]),)
+    change = Kronecker(*pairs)
+    if len(size) == 2:
+        return change, said, change.shape == size
+    w1, w2 = pairs[0][0] if len(pairs[0]) == 1 else pairs[0][0] @ pairs[0][1], pairs[1]
+    w2 = w2[0] if len(w2) == 1 else w2[0] @ w2[1]
+    if w1.shape[0] * w2.shape[0] != size[0] or w1.numel() * w2.numel() != math.prod(size):
+        return change, said, False
+    w2 = w2.reshape(w2.shape[0], size[1] // w1.shape[1], *size[2:])
+    return as_lora(torch.kron(w1.reshape(*w1.shape, *[1] * len(size[2:])), w2)), said, True
+
+
+def _tucker(kernel: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """[r,s,...], a [r,o] and b [s,i] -> [o,i,...], as LyCORIS has a convolution (its functional/general.py)."""
+    return torch.einsum("rs...,ro,si->oi...", kernel, a, b)
+
+
+def _direct(file: Path, layer: str, tensors: Mapping[str, Tensor], size: tuple[int, ...]) -> list[Change]:
+    """The changes of the weight and of the bias themselves."""
+    found = []
+    for name, wanted in (("diff", size), ("diff_b", size[:1])):
+        if name in tensors and tensors[name].any() and tensors[name].shape != wanted:
+            raise _of_another_size(file, f"{layer}.{name}", str(list(tensors[name].shape)), wanted)
     if "diff" in tensors and tensors["diff"].any():
-        diff = tensors["diff"]
-        wide = len(into) > 1 or len(diff) <= diff.shape[-1]
-        yield (diff, torch.eye(len(diff)), none, False) if wide else (torch.eye(diff.shape[1]), diff, none, False)
+        found.append(as_lora(tensors["diff"]))
     if "diff_b" in tensors and tensors["diff_b"].any():
-        yield torch.zeros(1, *into), torch.zeros(rows, 1), tensors["diff_b"], False
+        found.append(Change(torch.zeros(1, *size[1:]), torch.zeros(size[0], 1), tensors["diff_b"]))
+    return found
+
+
+def _beside(file: Path, layer: str, change: LayerChange, direct: Change) -> LayerChange:
+    if (sum_of_both := both(change, direct)) is not None:
+        return sum_of_both
+    if direct.bias is None:
+        raise UserError(f"{file} changes {layer} by {change.kind} and by diff: it is not a LoRA of one model")
+    return replace(change, bias=direct.bias if change.bias is None else change.bias + direct.bias)
 
 
 def _without_idle(change: Change) -> Change:
@@ -254,10 +280,3 @@ def _without_idle(change: Change) -> Change:
     used = change.b.any(dim=0)
     used[0] |= ~used.any()
     return change if used.all() else Change(change.a[used], change.b[:, used], change.bias)
-
-
-def _both(one: Change, other: Change) -> Change:
-    """The sum of two changes of a layer."""
-    biases = [change.bias for change in (one, other) if change.bias is not None]
-    a, b = torch.cat([one.a, other.a]), torch.cat([one.b, other.b], dim=1)
-    return Change(a, b, sum(biases) if biases else None)

@@ -15,6 +15,7 @@ import diffusers
 import torch
 
 from ...errors import UserError
+from ...files import linked_copy
 from ...limits import shown
 from ...weights import check_folder, read_object
 from ..interchange import FOREIGN as VAES
@@ -144,6 +145,21 @@ def _classes(file: Path, index: Mapping[str, Any]) -> dict[str, str]:
     if missing := [part for part in NEEDED if part not in found]:
         raise UserError(f"{file}: {missing[0]} is missing: {pipeline} needs it; copy the repository again")
     return found
+
+
+def copy_repository(published: Published, out: Path, without: Collection[str]) -> None:
+    """The repository's own files and those of its parts, but for some, in a new folder; with parts that nothing here
+    reads, such as the sound's of LTX-2. Raises UserError."""
+    index = read_object(published.folder / INDEX)
+    named = {part for part, value in index.items() if isinstance(value, list) and value and value[0] is not None}
+
+    def wanted(place: Path) -> bool:
+        first = place.parts[0]
+        of_a_part = len(place.parts) == 1 or first in named | published.parts.keys()
+        return of_a_part and first not in without and not first.startswith(".")
+
+    out.mkdir(parents=True)
+    linked_copy(published.folder, out, wanted)
 
 
 def load_backbone(published: Published, part: str = "transformer", dtype: torch.dtype = torch.float32) -> OpenBackbone:

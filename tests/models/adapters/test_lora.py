@@ -87,7 +87,7 @@ def test_comfyuis_names_come_back(family, tmp_path):
 
 
 def test_comfyuis_names_are_the_authors():
-    from latentvid.models.adapters.lora import _for_comfyui
+    from latentvid.models.adapters.writing import _for_comfyui
 
     for family, name in (
         ("wan", "blocks.0.self_attn.q"),
@@ -107,7 +107,7 @@ def test_several_at_once_with_scales_merged_and_unloaded(tmp_path):
     want = added(added(model("wan"), scaled(one, 0.5)), scaled(two, -1.5))
     names = [load_lora(raw, tmp_path / "one", 0.5), load_lora(raw, tmp_path / "two", -1.5)]
     assert names == adapters_in(raw) == ["pytorch_lora_weights", "pytorch_lora_weights_2"]
-    assert all(p.requires_grad == ("lora_" not in n) for n, p in raw.named_parameters())
+    assert all(p.requires_grad == (".adapters." not in n) for n, p in raw.named_parameters())
     with torch.no_grad():
         plain, wanted = run(model("wan")), run(want)
         close(run(raw), wanted, 1e-5)
@@ -129,7 +129,7 @@ def test_on_a_backbone_and_in_the_layers_type(tmp_path):
     save_lora(trained("wan"), tmp_path)
     backbone = packed(model("wan").to(torch.bfloat16))
     name = load_lora(backbone, tmp_path)
-    lora = [p for n, p in backbone.named_parameters() if "lora_" in n]
+    lora = [p for n, p in backbone.named_parameters() if ".adapters." in n]
     assert lora and all(p.dtype == torch.bfloat16 for p in lora) and adapters_in(backbone) == [name]
     with pytest.raises(UserError, match="no LoRA 'default' to save: it has pytorch_lora_weights"):
         save_lora(backbone, tmp_path)

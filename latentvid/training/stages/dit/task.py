@@ -100,7 +100,7 @@ class DitTask(DitPacks):
 
     @property
     def product(self) -> str:
-        return "lora" if self.config.adapter.kind == "lora" else "pipeline"
+        return "pipeline" if self.config.adapter.kind == "none" else "lora"
 
     @property
     def ragged(self) -> bool:
@@ -170,8 +170,8 @@ class DitTask(DitPacks):
         """Where the weights are from that the run begins with."""
         if self.published is not None and not goes_on(self.config.run.dir):
             total = sum(p.numel() for p in self.model.parameters())
-            lora = self.config.adapter.kind == "lora"
-            new = sum(p.numel() for p in self.model.parameters() if p.requires_grad) if lora else 0
+            beside = self.config.adapter.kind != "none"
+            new = sum(p.numel() for p in self.model.parameters() if p.requires_grad) if beside else 0
             return Origin(self._where, total - new, total)
         if self.weights is None or self.base is not None:
             return self.origin if not goes_on(self.config.run.dir) else None
@@ -274,8 +274,8 @@ class DitTask(DitPacks):
 
     def export(self, model: VideoDiT | OpenBackbone, folder: Path) -> None:
         """The pipeline, which makes by default what it was trained on (`samples` is of the looks at it alone); the
-        repository of a published model; or a LoRA's file."""
-        if self.config.adapter.kind == "lora":
+        repository of a published model; or an adapter's file."""
+        if self.config.adapter.kind != "none":
             save_lora(model, folder)
             return
         if self.published is not None:
