@@ -1,12 +1,18 @@
 """Runs with compiled blocks, launched for real: the losses, measurements and weights of an eager run."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from accelerate.utils import DistributedType
 from comparing import assert_measured_alike, difference, losses
 from launching import ROOT, launch
+from torch import nn
 
 from latentvid.config.parsing import save_config
+from latentvid.errors import UserError
+from latentvid.training.optim import make_optimizer
+from latentvid.training.parallel.zero import make_strategy
 from latentvid.training.stages.dit.task import DitTask
 from latentvid.training.trainer import train
 
@@ -52,6 +58,15 @@ def test_a_compiled_run_equals_an_eager_one(recipe, eager, options, dit_config, 
     assert len(losses(tmp_path / "run")) == 4
 
 
+def test_zero_3_refuses_compiled_blocks_before_anything_is_spread(dit_config, tmp_path):
+    state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=3))
+    accelerator = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED, state=state)
+    config, model = dit_config(tmp_path, "train.compile=true"), nn.Linear(2, 2)
+    with pytest.raises(UserError, match=r"train\.compile=true: ZeRO-3 gathers weights module by module"):
+        make_strategy(accelerator, config, model, make_optimizer(model, config.optim), False)
+
+
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_zero_3_refuses_compiled_blocks_by_name(options, dit_config, tmp_path):
     save_config(dit_config(tmp_path / "run", *options, "train.compile=true"), tmp_path / "config.yaml")

@@ -19,6 +19,7 @@ from latentvid.training.stages.dit.task import DitTask
 from latentvid.training.trainer import train
 
 FAST, SLOW = precision.Speed(2.8, 1.4), precision.Speed(0.02, 0.08)
+SHORT = ("data.tokens_per_pack=64", "data.packs_per_step=1", "train.steps=2", "checkpoint.every=1")  # bf16 is slow
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
@@ -38,9 +39,9 @@ def told(caplog) -> str:
 def test_auto_goes_on_in_what_the_run_began_with(first, then, kept, speed, dit_config, tmp_path, caplog):
     """Begun on one machine and gone on with on the other kind, it is the run that stayed on the first."""
     moved, stayed = tmp_path / "moved", tmp_path / "stayed"
-    auto = ("train.mixed_precision=auto", "optim.schedule=constant")
+    auto = ("train.mixed_precision=auto", "optim.schedule=constant", *SHORT)
     speed(first)
-    train(dit_config(moved, *auto, "train.steps=3"), DitTask)
+    train(dit_config(moved, *auto, "train.steps=1"), DitTask)
     train(dit_config(stayed, *auto), DitTask)
     assert json.loads((moved / "run.json").read_text())["computes_in"]["passes"] == kept
     assert not told(caplog)
@@ -49,25 +50,25 @@ def test_auto_goes_on_in_what_the_run_began_with(first, then, kept, speed, dit_c
     assert f"began in {'fp32' if kept == 'no' else 'bf16'} and goes on in it" in (said := told(caplog))
     assert f"{then.both:.2g} times as fast as fp32" in said
     assert [r["loss"] for r in read_metrics(moved)] == [r["loss"] for r in read_metrics(stayed)]
-    state = json.loads((moved / "checkpoints/step-00000006/state.json").read_text())
+    state = json.loads((moved / "checkpoints/step-00000002/state.json").read_text())
     assert state["computes_in"] == {"passes": kept, "newton_schulz": kept}
     assert "mixed_precision: auto" in (moved / "config.yaml").read_text()  # what was asked, for another machine
 
 
 def test_another_type_by_name_is_taken_and_said(speed, dit_config, tmp_path, caplog):
     speed(SLOW)
-    flat = "optim.schedule=constant"
-    train(dit_config(tmp_path, "train.mixed_precision=bf16", flat, "train.steps=3"), DitTask)
+    flat = ("optim.schedule=constant", *SHORT)
+    train(dit_config(tmp_path, "train.mixed_precision=bf16", *flat, "train.steps=1"), DitTask)
     assert told(caplog).count("mixed_precision=bf16, but bf16 is on this cpu 0.04 times as fast") == 1
-    train(dit_config(tmp_path, "train.mixed_precision=no", flat), DitTask)
+    train(dit_config(tmp_path, "train.mixed_precision=no", *flat), DitTask)
     assert "the steps so far were computed in bf16, those from here on are in fp32" in told(caplog)
     assert kept_in(tmp_path) == {"passes": "no", "newton_schulz": "no"}
 
 
 def test_a_run_of_before_goes_on_in_what_its_configuration_said(speed, dit_config, tmp_path):
     speed(SLOW)
-    train(dit_config(tmp_path, "train.mixed_precision=bf16", "train.steps=3"), DitTask)
-    file = tmp_path / "checkpoints/step-00000003/state.json"
+    train(dit_config(tmp_path, "train.mixed_precision=bf16", *SHORT, "train.steps=1"), DitTask)
+    file = tmp_path / "checkpoints/step-00000001/state.json"
     state = json.loads(file.read_text())
     del state["computes_in"]
     file.write_text(json.dumps(state))
