@@ -1,7 +1,8 @@
 """The one sequence layout: whole samples (images and clips of any shape) laid end to end, without padding.
 
 Axes: T tokens in a pack, N segments (samples), R latent frames, C latent channels, f h w the latent's
-frames, height and width, t p q a patch's, P token features. Token order within a sample is (f, h, w), row-major.
+frames, height and width, t p q a patch's, P token features. Token order within a sample is (f, h, w), row-major; the
+tokens of a sample's references follow its own, one reference after another, in the same order.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +24,47 @@ from .errors import UserError
 
 Grid = tuple[int, int, int]
 Patch = int | tuple[int, int, int]  # latent frames, rows and columns of a token; a whole number p is (1, p, p)
+Place = Literal["beside", "aligned"]
+BETWEEN_ROLES = 8  # latent frames by which the first positions of roles that stand beside lie apart
+
+
+class Reference(NamedTuple):
+    """A picture or clip that a sample is shown: tokens of its own, at noise level 0, in the sample's segment.
+
+    grid: (frames, rows, columns) of its tokens. place: its positions: "beside", in time after the sample's own, apart
+    from all others; "aligned", over the sample's own, scaled where the sizes differ. role: the number of its role among
+    those beside; each begins at the same place in time whether the roles before it are there or not, as far as they
+    leave room.
+    """
+
+    grid: Grid
+    place: Place = "beside"
+    role: int = 0
+
+
+class Shape(NamedTuple):
+    """What a sample puts into a pack: the token grid of its own, and its references."""
+
+    grid: Grid
+    references: tuple[Reference, ...] = ()
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        return self.grid, *(reference.grid for reference in self.references)
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(math.prod, self.grids))
+
+    @property
+    def frames(self) -> int:
+        return sum(f for f, _, _ in self.grids)
+
+
+def shapes_of(grids: Sequence[Grid], references: Sequence[Sequence[Reference]] = ()) -> list[Shape]:
+    """Of samples with these token grids, and these references of each (empty: none has any)."""
+    each = references or [()] * len(grids)
+    return [Shape(grid, tuple(shown)) for grid, shown in zip(grids, each, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,13 +89,16 @@ class Packed(Segments):
     frames of the samples that they are of. In a piece everything is numbered from the first token, frame and sample of
     the piece.
 
-    position: int64 [T,3], each token's (frame, row, column) in its sample's token grid.
+    position: int64 [T,3], each token's (frame, row, column) in its sample's token grid; float32 where a reference has
+        some between whole numbers.
     segment: int64 [T], the sample a token belongs to.
     frame: int64 [T], the latent frame (counted over all samples) a token belongs to.
     frame_segment: int64 [R], the sample a latent frame belongs to.
     frame_tokens: int64 [R], tokens of each latent frame in the whole sample.
-    grid: (frames, rows, columns) of each segment's whole sample; host only, as `lengths` are, which count the tokens
-        that are here.
+    grid: (frames, rows, columns) of each segment's whole sample, without its references; host only, as `lengths` are,
+        which count the tokens that are here.
+    references: of each segment's whole sample; empty where none has any. Each has latent frames of its own among the R,
+        after its sample's.
     whole: the pack that this is a piece of; None where this is a whole pack.
     """
 
@@ -63,31 +108,44 @@ class Packed(Segments):
     frame_segment: Tensor
     frame_tokens: Tensor
     grid: tuple[Grid, ...]
+    references: tuple[tuple[Reference, ...], ...] = ()
     whole: Packed | None = None
 
     @classmethod
-    def of(cls, grids: Sequence[Grid]) -> Packed:
-        """The layout of samples whose token grids are (frames, rows, columns), in this order."""
-        if not grids or any(side < 1 for grid in grids for side in grid):
+    def of(cls, grids: Sequence[Grid], references: Sequence[Sequence[Reference]] = ()) -> Packed:
+        """The layout of samples whose token grids are (frames, rows, columns), in this order.
+
+        references: of each sample, in the order of their tokens; empty: none has any.
+        """
+        sides = [side for grid in (*grids, *(r.grid for each in references for r in each)) for side in grid]
+        if not grids or min(sides) < 1:
             raise ValueError(f"a pack needs at least one sample and sides of at least 1, got {list(grids)}")
-        return cls._of(grids)
+        if references and len(references) != len(grids):
+            raise ValueError(f"{len(grids)} samples and references of {len(references)}: give a list of each")
+        return cls._of(grids, references)
 
     @classmethod
-    def _of(cls, grids: Sequence[Grid]) -> Packed:
+    def _of(cls, grids: Sequence[Grid], references: Sequence[Sequence[Reference]] = ()) -> Packed:
         grids = tuple((int(f), int(h), int(w)) for f, h, w in grids)
-        lengths = [f * h * w for f, h, w in grids]
+        references = tuple(map(tuple, references)) if any(references) else ()
+        shapes = shapes_of(grids, references)
+        lengths, sides = [shape.tokens for shape in shapes], [grid for shape in shapes for grid in shape.grids]
         # by numpy: a pass whose tensors have no storage, as FLOPs are counted, may make a layout too
-        frame_segment = np.repeat(np.arange(len(grids)), [f for f, _, _ in grids])
-        frame_tokens = np.array([h * w for _, h, w in grids])[frame_segment]
+        frame_tokens = np.repeat([h * w for _, h, w in sides], [f for f, _, _ in sides])
+        places = [positions_of(shape) for shape in shapes]
+        if any(each.dtype == np.float32 for each in places):
+            places = [each.astype(np.float32) for each in places]
+        numbers = np.arange(len(shapes))
         return cls(
             cu_seqlens=_cu_seqlens(lengths),
             max_len=max(lengths),
-            position=torch.from_numpy(np.concatenate([_positions(grid) for grid in grids])),
-            segment=torch.from_numpy(np.repeat(np.arange(len(grids)), lengths)),
+            position=torch.from_numpy(np.concatenate(places)),
+            segment=torch.from_numpy(np.repeat(numbers, lengths)),
             frame=torch.from_numpy(np.repeat(np.arange(len(frame_tokens)), frame_tokens)),
-            frame_segment=torch.from_numpy(frame_segment),
+            frame_segment=torch.from_numpy(np.repeat(numbers, [shape.frames for shape in shapes])),
             frame_tokens=torch.from_numpy(frame_tokens),
             grid=grids,
+            references=references,
             lengths=lengths,
         )
 
@@ -98,7 +156,8 @@ class Packed(Segments):
 
     def piece(self, span: Span) -> Packed:
         """The layout of the tokens of `span`, one of `spans(self.lengths, n)`."""
-        here = Packed.of(self.grid[span.first : span.last])  # its samples in full: rows and segments are the piece's
+        samples = slice(span.first, span.last)  # in full: rows and segments are the piece's
+        here = Packed.of(self.grid[samples], self.references[samples])
         offset = sum(self.lengths[: span.first])
         tokens = slice(span.start - offset, span.stop - offset)
         lengths = overlaps(self.lengths, span)[span.first : span.last]
@@ -127,9 +186,24 @@ class Packed(Segments):
         return self.frame_segment.shape[0]
 
     @property
+    def shapes(self) -> list[Shape]:
+        """Of each segment's whole sample."""
+        return shapes_of(self.grid, self.references)
+
+    @property
     def sample_lengths(self) -> list[int]:
-        """Tokens of each segment's whole sample; in a whole pack these are `lengths`."""
-        return [f * h * w for f, h, w in self.grid]
+        """Tokens of each segment's whole sample, its references' too; in a whole pack these are `lengths`."""
+        return [shape.tokens for shape in self.shapes]
+
+    def repeated(self, times: int) -> Packed:
+        """The layout of all samples so many times, one time after another, on the CPU."""
+        return Packed.of(self.grid * times, self.references * times)
+
+    def own(self, x: Tensor) -> list[Tensor]:
+        """x [T, ...] -> of each sample what is of its own tokens, without those of its references."""
+        if self.whole is not None:
+            raise ValueError("a piece of a pack holds no whole latents: put the pieces together first")
+        return [part[: math.prod(grid)] for part, grid in zip(x.split(self.lengths), self.grid, strict=True)]
 
     def _map(self, change) -> Packed:
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -191,6 +265,34 @@ def _positions(grid: Grid) -> np.ndarray:
     return np.ascontiguousarray(np.indices(grid).reshape(3, -1).T)
 
 
+@lru_cache(maxsize=4096)
+def positions_of(shape: Shape) -> np.ndarray:
+    """[n,3] of a sample's own tokens and those of its references: int64, or float32 where some are no whole numbers.
+    Not to be written to."""
+    grid, references = shape
+    parts, after = [_positions(grid)], grid[0]
+    for reference in references:
+        if reference.place == "aligned":
+            parts.append(_scaled(reference.grid, grid))
+        else:
+            after = max(after, grid[0] + BETWEEN_ROLES * reference.role)
+            parts.append(_positions(reference.grid) + np.array([after, 0, 0]))
+            after += reference.grid[0]
+    found = np.concatenate(parts)
+    return found if found.dtype == np.int64 else found.astype(np.float32)
+
+
+def _scaled(grid: Grid, onto: Grid) -> np.ndarray:
+    """Positions [n,3] of a grid's tokens in another one, over which it lies: middles of rows and columns keep their
+    places in the picture; the first frame is at the first, the last at the last."""
+    numbers = _positions(grid)
+    frames, wanted = max(1, grid[0] - 1), np.array(onto)
+    time = numbers[:, :1] * ((onto[0] - 1) / frames)
+    found = np.concatenate([time, (numbers[:, 1:] + 0.5) * (wanted / np.array(grid))[1:] - 0.5], axis=1)
+    whole = np.round(found)
+    return whole.astype(np.int64) if np.array_equal(found, whole) else found
+
+
 def sides_of(patch: Patch) -> tuple[int, int, int]:
     """Latent frames, rows and columns of a patch; a whole number p is (1, p, p)."""
     return (1, patch, patch) if isinstance(patch, int) else tuple(patch)
@@ -231,16 +333,14 @@ def patchify(latents: Sequence[Tensor], patch: Patch) -> tuple[Tensor, list[Grid
 
 
 def unpatchify(tokens: Tensor, layout: Packed, patch: Patch, frames: Sequence[int] | None = None) -> list[Tensor]:
-    """Tokens [T, C t p q] -> latents [C,f,h,w], one a segment: the inverse of `patchify`.
+    """Tokens [T, C t p q] -> latents [C,f,h,w], one a segment, without those of references: the inverse of `patchify`.
 
     frames: of each latent, to leave out what `lead` put in front; None: all that the tokens stand for.
     """
-    if layout.whole is not None:
-        raise ValueError("a piece of a pack holds no whole latents: put the pieces together first")
     t, p, q = sides_of(patch)
     form = "(f h w) (C t p q) -> C (f t) (h p) (w q)"
     latents = [
         rearrange(part, form, f=f, h=h, w=w, t=t, p=p, q=q)
-        for part, (f, h, w) in zip(tokens.split(layout.lengths), layout.grid, strict=True)
+        for part, (f, h, w) in zip(layout.own(tokens), layout.grid, strict=True)
     ]
     return latents if frames is None else [z[:, -n:] for z, n in zip(latents, frames, strict=True)]

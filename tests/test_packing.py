@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from latentvid.errors import UserError
-from latentvid.packing import Packed, overlaps, patchify, spans, token_grid, unpatchify
+from latentvid.packing import Packed, Reference, overlaps, patchify, spans, token_grid, unpatchify
 
 quick = settings(max_examples=30, deadline=None, database=None, derandomize=True)
 side = st.integers(1, 4)
@@ -156,3 +156,50 @@ def test_latents_that_patches_do_not_cover_are_refused():
         patchify([torch.zeros(1, 1, 4, 5)], 2)
     with pytest.raises(ValueError, match="latent 4 x 5 is not a multiple of the patch 2 x 3"):
         token_grid((1, 4, 5), (1, 2, 3))
+
+
+references = st.lists(
+    st.builds(Reference, st.tuples(side, side, side), st.sampled_from(["beside", "aligned"]), st.integers(0, 2)),
+    max_size=3,
+).map(tuple)
+
+
+@quick
+@given(st.lists(st.tuples(st.tuples(side, side, side), references), min_size=1, max_size=4), st.integers(1, 4))
+def test_references_follow_their_samples_tokens(samples, pieces):
+    """Each with latent frames of its own; a piece of the pack is that run of its tokens."""
+    grids, shown = zip(*samples, strict=True)
+    layout = Packed.of(grids, shown)
+    token = row = 0
+    for n, (grid, of_sample) in enumerate(samples):
+        for f, h, w in (grid, *(reference.grid for reference in of_sample)):
+            for _ in range(f):
+                assert (layout.frame[token : token + h * w] == row).all()
+                assert (layout.segment[token : token + h * w] == n).all()
+                assert layout.frame_segment[row] == n and layout.frame_tokens[row] == h * w
+                token, row = token + h * w, row + 1
+        assert layout.cu_seqlens[n + 1] == token
+    assert layout.tokens == token and layout.frames == row and layout.sample_lengths == layout.lengths
+    own = layout.own(layout.position)
+    assert all(torch.equal(a.long(), Packed.of([g]).position) for a, g in zip(own, grids, strict=True))
+    assert layout.repeated(2).lengths == layout.lengths * 2
+    assume(layout.tokens >= pieces)
+    for span in spans(layout.lengths, pieces):
+        piece, here = layout.piece(span), slice(span.start, span.stop)
+        rows = (layout.frame_segment >= span.first) & (layout.frame_segment < span.last)
+        assert torch.equal(piece.position.float(), layout.position[here].float())
+        assert torch.equal(piece.frame + int(rows.nonzero()[0]), layout.frame[here])
+        assert torch.equal(piece.frame_tokens, layout.frame_tokens[rows])
+        assert piece.sample_lengths == layout.lengths[span.first : span.last]
+
+
+def test_latents_of_a_pack_are_those_of_its_samples():
+    latents = [torch.randn(2, f, 4, 4) for f in (3, 1, 2)]
+    tokens, (first, *rest) = patchify(latents, 2)
+    layout = Packed.of([first], [[Reference(rest[0]), Reference(rest[1], "aligned")]])
+    (back,) = unpatchify(tokens, layout, 2)
+    assert torch.equal(back, latents[0])
+    with pytest.raises(ValueError, match="1 samples and references of 2"):
+        Packed.of([first], [(), ()])
+    with pytest.raises(ValueError, match="sides of at least 1"):
+        Packed.of([first], [[Reference((1, 0, 1))]])

@@ -10,7 +10,8 @@ a sample's token grid is (f, h, w).
 |              | 1, 3, 5... | its row and column in all frames       | h w f^2                        |
 | `causal`     | all        | the frames of its sample up to its own | (h w)^2 f (f+1)/2              |
 
-`factorised` is variant 1 of Latte (Ma et al. 2024), "divided" attention block by block.
+`factorised` is variant 1 of Latte (Ma et al. 2024), "divided" attention block by block. Tokens of a sample's references
+(packing.py) are of its sample, in `full` attention alone.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..attention import packed_attention
-from ..packing import Grid, Packed, Segments
+from ..packing import Grid, Packed, Reference, Segments, Shape
 from ..sequence import SequenceGroup
 from .key_value_cache import BlockCache
 
@@ -98,7 +99,7 @@ def make_contexts(
 
     sequence: the processes to share a pack with, where the layout is of a piece of one.
     past: cached tokens of each sample, which stand before the pack's as keys of causal attention; None: no tokens.
-    Raises ValueError for a piece of a pack under other than full attention.
+    Raises ValueError for a piece of a pack, and for references, under other than full attention.
     """
     whole = layout if layout.whole is None else layout.whole
     context = AttentionContext(layout.frame, layout, text_layout, whole, whole, rotary, backend)
@@ -109,14 +110,19 @@ def make_contexts(
             f"{attention} attention takes whole packs, and this is a piece of one: set train.sequence_parallel to 1, "
             "or attention to full"
         )
+    if layout.references:
+        raise ValueError(f"{attention} attention has no place for references: they need full attention")
     if attention == "causal":
         return (_causal(context, layout, past or [0] * layout.segments),)
     frames = _frames(layout)
     return replace(context, queries=frames, keys=frames), _along_time(context, layout)
 
 
-def attended_pairs(attention: str, depth: int, grid: Grid) -> int:
-    """(Query, key) pairs of self-attention for one sample in a model of so many blocks."""
+def attended_pairs(attention: str, depth: int, grid: Grid, references: Sequence[Reference] = ()) -> int:
+    """(Query, key) pairs of self-attention for one sample in a model of so many blocks. references: under full
+    attention, which alone takes them."""
+    if references:
+        return depth * Shape(grid, tuple(references)).tokens ** 2
     f, h, w = grid
     space, time, causal = f * (h * w) ** 2, h * w * f**2, (h * w) ** 2 * f * (f + 1) // 2
     in_turn = {"full": [(f * h * w) ** 2], "factorised": [space, time], "causal": [causal]}[attention]

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..packing import Grid
+from ..packing import Grid, Reference, shapes_of
 from ..precision import Computed, dtype_of
 from .attention_context import attended_pairs
 from .interchange import Vae, arguments_of, build_vae
@@ -29,23 +29,30 @@ from .transformer import FPS_FEATURES, TIMESTEP_FEATURES, VideoDiT
 TRAINING = 3
 
 
-def dit_flops(config: Mapping[str, Any], grids: Sequence[Grid], text_lengths: Sequence[float]) -> int:
+def dit_flops(
+    config: Mapping[str, Any],
+    grids: Sequence[Grid],
+    text_lengths: Sequence[float],
+    references: Sequence[Sequence[Reference]] = (),
+) -> int:
     """Forward FLOPs of a `VideoDiT` with this config for one pack, without cached frames.
 
     Args:
         config: the model's config.
         grids: token grid (frames, rows, columns) of each of the N segments.
         text_lengths: text tokens of each segment; means serve for an estimate.
+        references: of each segment; empty: none has any.
     """
+    shapes = shapes_of(grids, references)
     width, text_width = config["width"], config["text_width"]
     features, hidden = config["latent_channels"] * config["patch"] ** 2, int(config["mlp_ratio"] * width)
-    lengths = [f * h * w for f, h, w in grids]
-    tokens, text, rows = sum(lengths), sum(text_lengths), sum(f for f, _, _ in grids)
+    lengths = [shape.tokens for shape in shapes]
+    tokens, text, rows = sum(lengths), sum(text_lengths), sum(shape.frames for shape in shapes)
     square = width * width
     block = tokens * (8 * square + 4 * square + 6 * width * hidden)  # self-attention, cross query and out, SwiGLU
     block += text * 4 * square + rows * 12 * square  # cross key and value, modulation
     block += sum(4 * width * n * s for n, s in zip(lengths, text_lengths, strict=True))  # cross q k^T and p v
-    pairs = sum(attended_pairs(config["attention"], config["depth"], grid) for grid in grids)
+    pairs = sum(attended_pairs(config["attention"], config["depth"], *shape) for shape in shapes)
     outside = tokens * 4 * features * width + rows * 4 * square  # tokens in and out, last modulation
     outside += rows * 2 * width * (TIMESTEP_FEATURES + width)
     outside += (text + len(lengths)) * 2 * width * (text_width + width)  # states, and their means
@@ -54,14 +61,20 @@ def dit_flops(config: Mapping[str, Any], grids: Sequence[Grid], text_lengths: Se
     return round(config["depth"] * block + 4 * width * pairs + outside)
 
 
-def backbone_flops(model: VideoDiT | OpenBackbone, grids: Sequence[Grid], text_lengths: Sequence[float]) -> int:
-    """Forward FLOPs of a backbone for one pack: token grids and text tokens of its segments, as in `dit_flops`.
+def backbone_flops(
+    model: VideoDiT | OpenBackbone,
+    grids: Sequence[Grid],
+    text_lengths: Sequence[float],
+    references: Sequence[Sequence[Reference]] = (),
+) -> int:
+    """Forward FLOPs of a backbone for one pack: token grids, text tokens and references of its segments, as in
+    `dit_flops`.
 
     Adapters in a published model do not count.
     """
     if isinstance(model, VideoDiT):
-        return dit_flops(model.config, grids, text_lengths)
-    return open_flops(model, grids, text_lengths)
+        return dit_flops(model.config, grids, text_lengths, references)
+    return open_flops(model, grids, text_lengths, references)
 
 
 class GridFlops(NamedTuple):

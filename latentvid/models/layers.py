@@ -41,10 +41,11 @@ def time_positions(frame: Tensor, stride: int, rate: Tensor) -> Tensor:
     """Where latent frames of number `frame` [T] stand in time, in latent frames of a reference rate: float32 [T].
 
     rate: [T], that reference rate over the clip's. The first latent frame is one frame of the clip, at time 0; a later
-    one stands for the next `stride` frames and is placed at their middle: frame k at k - (stride - 1) / 2 stride.
+    one stands for the next `stride` frames and is placed at their middle: frame k at k - (stride - 1) / 2 stride. What
+    lies between the first and the second is placed on a line between them.
     """
-    middle = frame - (stride - 1) / (2 * stride)
-    return torch.where(frame == 0, 0.0, middle) * rate
+    back = (stride - 1) / (2 * stride)
+    return torch.where(frame < 1, frame * (1 - back), frame - back) * rate
 
 
 def rotary_table(position: Tensor, head_width: int, theta: float) -> Rotary:

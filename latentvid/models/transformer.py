@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..attention import resolve_backend
-from ..packing import Packed, Patch
+from ..packing import Packed, Patch, Shape
 from ..sequence import SequenceGroup
 from .attention_context import ATTENTIONS, AttentionContext, make_contexts
 from .key_value_cache import KeyValueCache
@@ -111,6 +111,15 @@ class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
     channels = 0  # further input channels, of masks and latents of given frames
 
     @property
+    def no_references(self) -> str | None:
+        """Why no sample can have references (packing.py); None: they can."""
+        kind = self.config.attention
+        return None if kind == "full" else f"model.attention is {kind}, and references need full attention"
+
+    def check_references(self, shapes: Sequence[Shape]) -> None:
+        """Any positions will do."""
+
+    @property
     def patch(self) -> Patch:
         """Latent frames, rows and columns of a token."""
         return 1, self.config.patch, self.config.patch
@@ -162,6 +171,7 @@ class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
         the positions that it was recorded with: give a sample the same rate in every pass.
 
         With a cache (causal attention only) the layout is of each sample's new frames, which follow those in the cache.
+        Tokens of references (full attention only) are of noise level 0, and what is predicted for them has no meaning.
         A text context is for passes of other noise levels or tokens with the same prompts, in the same precision.
         """
         fps = tokens.new_zeros(layout.segments, dtype=torch.float32) if fps is None else fps
@@ -191,6 +201,8 @@ class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
         if layout.whole is not None and self.sequence is None:
             raise ValueError("this is a piece of a pack, but the model has no group of processes to see the rest with")
         if cache is not None:
+            if layout.references:
+                raise ValueError("a cache of past frames has no place for references: sample whole clips with them")
             if self.config.attention != "causal":
                 raise ValueError(
                     f"a cache of past frames needs causal attention; this model's is {self.config.attention}"

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...attention import resolve_backend
-from ...packing import Packed, patch_size
+from ...errors import UserError
+from ...packing import Packed, Shape, patch_size
 from ...sequence import SequenceGroup
 from ..block_pass import pass_of  # noqa: F401 - for the families
 from ..layers import modulated_norm, per_token, turn_pairs  # noqa: F401 - the last for the families
@@ -87,6 +88,7 @@ class OpenBackbone(nn.Module):
     # frames and pixels of a latent position, of the autoencoder: for families whose positions count them
     strides: tuple[int, int] | None = None
     reads_fps: ClassVar[bool] = False  # what it makes depends on the frame rate
+    takes_references: ClassVar[bool] = False  # its pass is exact for tokens of references (packing.py) too
 
     def __init__(self, raw: ModelMixin) -> None:
         super().__init__()
@@ -152,6 +154,18 @@ class OpenBackbone(nn.Module):
     def takes_guidance(self) -> bool:
         """It is told a guidance scale in each pass: `Conditions.guidance`."""
         return False
+
+    @property
+    def no_references(self) -> str | None:
+        """Why no sample can have references; None: they can."""
+        if not self.takes_references:
+            return f"{self.family} has no noise levels, or no positions, for the tokens of references"
+        if self.channels:
+            return f"this {self.family} model reads {self.channels} channels beside the latents, which references lack"
+        return None
+
+    def check_references(self, shapes: Sequence[Shape]) -> None:
+        """Raises UserError for references at positions that the model does not have."""
 
     @property
     def heads(self) -> int:
@@ -225,6 +239,10 @@ class OpenBackbone(nn.Module):
             raise ValueError(f"timestep has shape {tuple(timestep.shape)}, the layout has {layout.frames} frames")
         if layout.whole is not None and self.sequence is None:
             raise ValueError("this is a piece of a pack, but the model has no group of processes to see the rest with")
+        if layout.references:
+            if (why := self.no_references) is not None:
+                raise UserError(f"{why}: leave them out, or take another model")
+            self.check_references(layout.shapes)
         wanted = self.latent_channels * patch_size(self.patch), self.channels * patch_size(self.patch)
         held = tokens.shape[-1], 0 if given.channels is None else given.channels.shape[-1]
         if wanted != held:

@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...attention import BACKENDS
-from ...packing import Grid, Packed
+from ...packing import Grid, Packed, Reference, Shape, shapes_of
 from .backbone import Conditions, OpenBackbone, patch_size
 from .registry import packed
 
@@ -37,22 +37,28 @@ _SAMPLES: tuple[tuple[Grid, int], ...] = (  # token grid and text tokens; as man
 )
 
 
-def open_flops(model: OpenBackbone, grids: Sequence[Grid], text_lengths: Sequence[float]) -> int:
+def open_flops(
+    model: OpenBackbone,
+    grids: Sequence[Grid],
+    text_lengths: Sequence[float],
+    references: Sequence[Sequence[Reference]] = (),
+) -> int:
     """Forward FLOPs of a pack; means serve as text lengths for an estimate. Adapters in the model do not count.
 
-    grids: token grid (frames, rows, columns) of each sample. text_lengths: its text tokens.
+    grids: token grid (frames, rows, columns) of each sample. text_lengths: its text tokens. references: of each; empty:
+    none has any.
     """
     config = {key: value for key, value in model.config.items() if not key.startswith("_")}
     numbers = _numbers(type(model.raw), json.dumps(config, sort_keys=True))
-    return round(float(_sizes(grids, text_lengths) @ numbers))
+    return round(float(_sizes(shapes_of(grids, references), text_lengths) @ numbers))
 
 
-def _sizes(grids: Sequence[Grid], text_lengths: Sequence[float]) -> np.ndarray:
+def _sizes(shapes: Sequence[Shape], text_lengths: Sequence[float]) -> np.ndarray:
     """N, R, T, S, and the sums over the samples of T^2, T S and S^2."""
-    tokens, words = np.array([f * h * w for f, h, w in grids], float), np.array(text_lengths, float)
-    frames = sum(f for f, _, _ in grids)
+    tokens, words = np.array([shape.tokens for shape in shapes], float), np.array(text_lengths, float)
+    frames = sum(shape.frames for shape in shapes)
     pairs = [(tokens**2).sum(), (tokens * words).sum(), (words**2).sum()]
-    return np.array([len(grids), frames, tokens.sum(), words.sum(), *pairs])
+    return np.array([len(shapes), frames, tokens.sum(), words.sum(), *pairs])
 
 
 def flops_of(cls: type[ModelMixin], config: Mapping[str, Any], grid: Grid, words: int) -> int:
@@ -63,7 +69,7 @@ def flops_of(cls: type[ModelMixin], config: Mapping[str, Any], grid: Grid, words
 @lru_cache(maxsize=64)
 def _numbers(cls: type[ModelMixin], config: str) -> np.ndarray:
     """FLOPs for one of each of `_sizes`."""
-    sizes = np.stack([_sizes([grid], [words]) for grid, words in _SAMPLES])
+    sizes = np.stack([_sizes([Shape(grid)], [words]) for grid, words in _SAMPLES])
     return np.linalg.solve(sizes, _at_depth(cls, json.loads(config), _SAMPLES))
 
 

@@ -30,6 +30,7 @@ class LTX(OpenBackbone):
     family = "ltx"
     levels_by_frame = True
     reads_fps = True
+    takes_references = True
     causal_positions: bool = False
     strides: tuple[int, int] = (8, 32)  # of the published autoencoder; whoever has another at hand says it
     default_fps: float = 25.0  # of the pipelines, for samples that have no rate

@@ -14,11 +14,13 @@ Axes: T tokens, N samples, R latent frames, S text tokens, D width, A heads, K h
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ...packing import Packed
+from ...errors import UserError
+from ...packing import Packed, Shape
 from ...text.policy import Reading
 from ..attention_context import AttentionContext, Rotary, make_contexts
 from ..layers import gated_residual
@@ -45,6 +47,7 @@ class LTX2(OpenBackbone):
     family = "ltx2"
     levels_by_frame = True
     reads_fps = True
+    takes_references = True
     default_fps: float = 24.0  # of the pipelines, for samples that have no rate
 
     def prepare(self) -> None:
@@ -63,6 +66,16 @@ class LTX2(OpenBackbone):
     def text_width(self) -> int:
         config = self.raw.config
         return config.caption_channels if config.use_prompt_embeddings else config.cross_attention_dim
+
+    def check_references(self, shapes: Sequence[Shape]) -> None:
+        """Positions are the middles of tokens as large as the clip's."""
+        for (frames, *sides), references in shapes:
+            aligned = [r.grid for r in references if r.place == "aligned"]
+            if any(rest != sides or f not in (1, frames) for f, *rest in aligned):
+                raise UserError(
+                    "ltx2 has positions of tokens of one size alone: give a reference that is aligned with the clip "
+                    "the clip's own size (max_area: null)"
+                )
 
     def predict(self, inputs: Inputs) -> Tensor:
         raw, config = self.raw, self.raw.config

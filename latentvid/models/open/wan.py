@@ -5,7 +5,7 @@ Axes: T tokens, R latent frames, S text tokens, I image tokens of a sample, D wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import UserError
-from ...packing import Packed, Segments
+from ...packing import Packed, Segments, Shape, positions_of
 from ...text.policy import Reading
 from ..attention_context import AttentionContext, Rotary, make_contexts
 from ..layers import gated_residual
@@ -42,6 +42,7 @@ class ImageTokens:
 class Wan(OpenBackbone):
     family = "wan"
     levels_by_frame = True
+    takes_references = True
 
     def prepare(self) -> None:
         for block in self.raw.blocks:
@@ -67,6 +68,19 @@ class Wan(OpenBackbone):
     @property
     def blocks(self) -> nn.ModuleList:
         return self.raw.blocks
+
+    def check_references(self, shapes: Sequence[Shape]) -> None:
+        """Positions are rows of a table."""
+        rows = self.raw.rope.max_seq_len
+        for shape in shapes:
+            positions = positions_of(shape)
+            if positions.dtype.kind == "f":
+                raise UserError(
+                    "wan has positions of whole numbers alone: give a reference that is aligned with the clip the "
+                    "clip's own size (max_area: null)"
+                )
+            if int(positions.max()) >= rows:
+                raise UserError(f"wan has {rows} positions along an axis: give fewer, or shorter, references")
 
     def predict(self, inputs: Inputs) -> Tensor:
         raw, layout, pictures = self.raw, inputs.layout, self._pictures(inputs.given.image)
