@@ -19,6 +19,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prompt", action="append", required=True, help="what happens from there; one for each image")
     arguments.add_length(parser, "1 + 4k, by the VAE's stride in time (default: the model's)")
     arguments.add_sizes(parser)
+    arguments.add_references(parser)
     return parser.parse_args()
 
 
@@ -27,6 +28,7 @@ def main() -> None:
     # after the options are read: --help and wrong ones are answered at once
     from latentvid.pipelines import command, inputs, outputs, tasks
     from latentvid.pipelines.loading import load_pipeline
+    from latentvid.pipelines.references import read_references
 
     outputs.check_output(args.output, args.fps, len(args.image))
     if len(args.image) != len(args.prompt):
@@ -36,6 +38,8 @@ def main() -> None:
     fps, size = args.fps or pipeline.config.fps, {"height": args.height, "width": args.width, "large": args.large}
     frames = command.legal_frames(pipeline, args.frames, args.seconds, fps)
     pictures = [inputs.read_picture(path, pipeline, **size) for path in args.image]
+    length = frames or pipeline.config.frames
+    shown = [read_references(pipeline, args.reference, length, *picture.size) for picture in pictures]
     command.note_condition(pipeline, sampling, "first", "prefix", "random")
     command.note_size(pipeline, frames or 1)
     command.note_rate(pipeline, fps, args.fps)
@@ -47,6 +51,7 @@ def main() -> None:
         fps=fps,
         seed=args.seed,
         negative_prompt=args.negative_prompt,
+        references=shown,
         sampling=sampling,
     )
     outputs.write_all(args.output, clips, fps, args.prompt)

@@ -26,10 +26,13 @@ def parse() -> argparse.Namespace:
     arguments.add_length(parser, "1 + 4k, by the VAE's stride in time (default: the model's)")
     parser.add_argument("--height", type=int, help="pixels (default: the model's)")
     parser.add_argument("--width", type=int, help="pixels (default: the model's)")
+    arguments.add_references(parser)
     parser.add_argument("--compile", action="store_true", help="compile the network: for runs of several minutes")
     args = parser.parse_args()
     if args.prompts is None and args.tokens_per_pack:
         parser.error("--tokens-per-pack is of --prompts: several --prompt are one pack")
+    if args.prompts is not None and args.reference:
+        parser.error("--reference is with --prompt: clips of --prompts are made without references")
     args.tokens_per_pack = args.tokens_per_pack or defaults.TOKENS_PER_PACK
     return args
 
@@ -40,6 +43,7 @@ def main() -> None:
     from latentvid.pipelines import command, outputs
     from latentvid.pipelines.loading import load_pipeline
     from latentvid.pipelines.prompts import read_prompts, sample_prompts
+    from latentvid.pipelines.references import read_references
     from latentvid.world import process_state
 
     words = {name: getattr(args, name) for name in ("height", "width", "negative_prompt", "seed")}
@@ -52,7 +56,9 @@ def main() -> None:
         command.note_size(pipeline, frames or 1, args.height, args.width)
         command.note_rate(pipeline, fps, args.fps)
         sampling = command.sampling_of(args, pipeline)
-        result = pipeline(args.prompt, frames=frames, fps=fps, sampling=sampling, **words)
+        size = frames or pipeline.config.frames, *(words[side] or pipeline.config[side] for side in ("height", "width"))
+        shown = read_references(pipeline, args.reference, *size)
+        result = pipeline(args.prompt, frames=frames, fps=fps, references=shown, sampling=sampling, **words)
         outputs.write_all(args.output, result.frames, fps, args.prompt)
         return
     if args.output.suffix.lower() in defaults.ENDINGS:

@@ -15,7 +15,8 @@ PACKAGE = ROOT / "latentvid"
 FILES = sorted(PACKAGE.rglob("*.py"))
 SCRIPT_FOLDERS = ("vae", "train", "inference", "benchmarks", "tests")
 
-BASE = {"errors", "files", "progress", "limits", "lock", "rng", "packing", "precision", "versions", "weights", "world"}
+BASE = {"errors", "files", "progress", "limits", "lock", "rng", "packing", "precision", "references", "versions"}
+BASE |= {"weights", "world"}
 # What a part of the package may import, by the start of dotted names; the longest name that fits a module is its own.
 # What is not listed may import all.
 MAY_IMPORT = {
@@ -26,6 +27,7 @@ MAY_IMPORT = {
     "limits": {"errors"},
     "command_line": {"limits"},
     "weights": {"errors", "files", "limits"},
+    "references": {"errors", "limits"},
     "rng": set(),
     "versions": set(),
     "precision": {"errors"},

@@ -109,6 +109,8 @@ def _convert(value: Any, hint: Any, key: str, default: Any = MISSING) -> Any:
         if not isinstance(value, dict) or not all(isinstance(k, str) for k in value):
             raise wrong
         inner = args[1] if args else Any
+        for name, each in value.items() if dataclasses.is_dataclass(inner) else ():
+            _check_known(inner, each, f"{key}.{name}")
         kept = default if isinstance(default, dict) else {}
         plain = {k: _convert(v, inner, f"{key}.{k}") for k, v in value.items()}
         return merge(kept, plain)
@@ -123,6 +125,16 @@ def _convert(value: Any, hint: Any, key: str, default: Any = MISSING) -> Any:
     if hint is Path:
         check_parts(value, key)
     return check(key, value, whole=hint is int) if hint in (int, float) else value
+
+
+def _check_known(section: type, value: Any, key: str) -> None:
+    """Raises ConfigError for a key that a section of a mapping has not."""
+    names = [f.name for f in dataclasses.fields(section) if f.init]
+    for name in value if isinstance(value, dict) else ():
+        if name not in names:
+            near = difflib.get_close_matches(str(name), names, 1)
+            fix = f"did you mean {key}.{near[0]}?" if near else f"valid keys here: {', '.join(names)}"
+            raise ConfigError(f"unknown key {key}.{name} (value {shown(value[name])}): {fix}")
 
 
 def _convert_union(value: Any, hint: Any, key: str, default: Any, wrong: ConfigError) -> Any:

@@ -14,7 +14,9 @@ from ..diffusion.timesteps import TimestepSampling
 from ..files import check_parts
 from ..limits import check_fields
 from ..limits import setting as _help
+from ..references import ReferenceColumn
 from .curriculum import curriculum
+from .entries import NAME
 from .sections import (
     Adapter,
     Checkpointing,
@@ -149,9 +151,21 @@ class DitData(Data):
     fps_dropout: float = _help(
         "share of samples trained without their frame rate, where model.fps_condition tells it", default=0.1
     )
+    references: dict[str, ReferenceColumn] = _help(
+        "pictures and clips that samples are shown beside their own, by the names of their roles: {NAME: {column, "
+        "place, dropout, max_area, max_frames}} (docs/conditions.md)",
+        default_factory=dict,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if wrong := [name for name in self.references if not NAME.fullmatch(name)]:
+            raise ValueError(f"references.{wrong[0]}: name a role by letters, digits and _, beginning with a letter")
+        if self.references and self.latents is not None:
+            raise ValueError(
+                "references are read from files as it trains, which a cache does not hold: set data.manifest, and "
+                "--data.latents=null"
+            )
         cache = ", ".join(map(str, several(self.latents)))
         for name, value in (("manifest", self.manifest), ("flip", self.flip or None)):
             if self.latents is not None and value is not None:
@@ -182,6 +196,10 @@ class DitSamples(Samples):
     """What the looks show."""
 
     prompts: tuple[str, ...] = _help("a clip each", default=())
+    references: tuple[dict[str, Path | tuple[Path, ...]], ...] = _help(
+        "what each prompt is shown, {ROLE: FILE} by the roles of data.references, {} of nothing; empty: none is",
+        default=(),
+    )
     frames: int = _help("frames", default=17)
     height: int = _help("pixels", default=256)
     width: int = _help("pixels", default=256)
@@ -192,6 +210,8 @@ class DitSamples(Samples):
         super().__post_init__()
         if self.every and not self.prompts:
             raise ValueError("every is set but prompts is empty: say what to show")
+        if self.references and len(self.references) != len(self.prompts):
+            raise ValueError(f"{len(self.references)} references for {len(self.prompts)} prompts: give a mapping each")
 
 
 @dataclass(kw_only=True)

@@ -6,17 +6,19 @@ Axes: F frames, H height, W width of a window after resizing.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from ..errors import UserError
+from ..references import ReferenceColumn
 from .manifest.columns import Lookup, Made
 from .manifest.identity import identify
 from .manifest.manifest import Manifest
 from .manifest.samples import Dropped, Samples, dropped_by_reason
+from .references import References
 from .shared import share_arrays
 from .video.view import View
 from .windows import REASONS, Transform, cut_windows, drawn_caption
@@ -25,10 +27,16 @@ from .windows import REASONS, Transform, cut_windows, drawn_caption
 class ClipTable:
     """The windows of one or several manifests.
 
-    windows, shapes: of each window, `Window` and (F, H, W) as it is loaded. Raises UserError where there is no window.
+    windows, shapes: of each window, `Window` and (F, H, W) as it is loaded. references: what windows are shown beside
+    their own, where `roles` ask for it. Raises UserError where there is no window.
     """
 
-    def __init__(self, manifests: Manifest | Sequence[Manifest], transform: Transform) -> None:
+    def __init__(
+        self,
+        manifests: Manifest | Sequence[Manifest],
+        transform: Transform,
+        roles: Mapping[str, ReferenceColumn] | None = None,
+    ) -> None:
         manifests = [manifests] if isinstance(manifests, Manifest) else manifests
         self.samples = Samples.joined([manifest.samples for manifest in manifests]).shared()
         self.transform = transform
@@ -47,8 +55,11 @@ class ClipTable:
             dropped = Dropped(chain(manifest.dropped, rows))
             self._parts.append((manifest.source, len(manifest.samples), dropped, manifest.notes))
         self.samples.rest()
+        self.references: References | None = None
         if not len(self.windows):
             raise UserError(f"no clip is left to train on; mend these and try again\n{self.summary()}")
+        if roles:
+            self.references = References(manifests, roles, self.samples, self.windows, transform)
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -119,6 +130,8 @@ class ClipTable:
         for count, (name, samples, dropped, notes) in zip(windows, self._parts, strict=True):
             lines += [f"{name}: {count} windows of {samples} clips and images", *dropped_by_reason(dropped)]
             lines += [f"  {note}" for note in notes]
+        if self.references is not None:
+            lines += ["references:", *self.references.summary()]
         rates = self.rates.astype(np.float32) if len(self) else np.zeros(0)
         timed = np.flatnonzero(rates)
         if len(timed):
@@ -137,6 +150,8 @@ class ClipTable:
             return paths[used[n]].removeprefix(folders[samples.source[used[n]]]) + samples.segment_name(used[n])
 
         columns = {"names": Made(len(used), name), "captions": Made(len(used), lambda n: texts[used[n]])}
+        if self.references is not None:
+            columns["references"] = self.references.texts(used)
         parts = np.bincount(samples.source[used], minlength=len(samples.folders)).tolist()
         found = identify(columns, parts, first)
         samples.rest()

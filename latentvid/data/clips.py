@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 
@@ -16,12 +16,15 @@ import torch
 from torch import Tensor
 
 from ..errors import ClipError, StorageError, UserError
+from ..references import ReferenceColumn
 from ..rng import generator
 from .clip_table import ClipTable
+from .manifest.columns import paired
 from .manifest.manifest import USUAL, Columns, Manifest, read_manifest
 from .plan.plan import Draw
 from .plan.reads import group, runs
 from .quarantine import Quarantine, Watched
+from .references import Reading
 from .storage import CERTAIN, PATIENCE_S, patiently, read_plainly
 from .transforms import from_uint8
 from .video.reading import read_windows
@@ -51,8 +54,9 @@ class ClipSource(ClipTable):
         *,
         timeout_s: float = TIMEOUT_S,
         patience_s: float = PATIENCE_S,
+        roles: Mapping[str, ReferenceColumn] | None = None,
     ) -> None:
-        super().__init__(manifests, transform)
+        super().__init__(manifests, transform, roles)
         self.quarantine = Quarantine()
         self._watched, self.patience_s = Watched(timeout_s), patience_s
 
@@ -104,6 +108,7 @@ class ClipSource(ClipTable):
             change = partial(self.transform.augment, seed, number)
             try:
                 pixels = self._decode(at, [self.start(at, seed, number)], [change], believed=bool(failed))[0]
+                shown = self._shown(at, seed, number, believed=bool(failed))
             except ClipError as error:
                 failed[self.windows.sample[at]] = error
                 if error.reason not in CERTAIN and sum(e.reason not in CERTAIN for e in failed.values()) == MOST_BAD:
@@ -114,7 +119,7 @@ class ClipSource(ClipTable):
                 return self._load(index, seed, number)
             for error in failed.values():
                 self._set_aside(error)
-            return Clip(pixels, self.drawn_caption(at, seed, number), at, replaced=at != index)
+            return Clip(pixels, self.drawn_caption(at, seed, number), at, at != index, shown)
         faults = "; ".join(str(error) for error in [*failed.values()][:3])
         raise UserError(f"no readable clip of shape {self.shapes[index]} is left: {faults}")
 
@@ -126,11 +131,30 @@ class ClipSource(ClipTable):
             changes = [partial(self.transform.augment, seed, numbers[i]) for i in run]
             together = self._read_together([indices[i] for i in run], [starts[i] for i in run], changes)
             for place, i in enumerate(run):
-                if together is None:
+                shown = None if together is None else self._shown_or_none(indices[i], seed, numbers[i])
+                if shown is None:
                     yield self.load(indices[i], seed, numbers[i])
-                else:
-                    yield Clip(together[place], self.drawn_caption(indices[i], seed, numbers[i]), indices[i])
+                    continue
+                yield Clip(together[place], self.drawn_caption(indices[i], seed, numbers[i]), indices[i], False, shown)
         self.samples.rest()
+        if self.references is not None:
+            self.references.rest()
+
+    def _shown(self, index: int, seed: int, number: int, believed: bool = True) -> tuple[Tensor, ...]:
+        """uint8 [F,H,W,3] of each reference that global sample number `number` is shown; raises as `_decode` does."""
+        if self.references is None:
+            return ()
+        start, sample = self.start(index, seed, number), int(self.windows.sample[index])
+        kept = self.references.kept(index, seed, number)
+        read = self.references.readings(sample, index, start, self.view(index), kept)
+        change = partial(self.transform.augment, seed, number)
+        return tuple(self._decode_file(one, [one.start], [change], believed)[0] for one in read)
+
+    def _shown_or_none(self, index: int, seed: int, number: int) -> tuple[Tensor, ...] | None:
+        try:
+            return self._shown(index, seed, number)
+        except ClipError:
+            return None
 
     def _runs(self, indices: Sequence[int], starts: Sequence[int], most: int | None = None) -> Iterator[range]:
         """Places in `indices` that are to be decoded in one go, of at most so many frames."""
@@ -138,10 +162,11 @@ class ClipSource(ClipTable):
         return runs(self.windows.sample[list(indices)], starts, frames, most)
 
     def _candidates(self, index: int, failed: Container[int]) -> Iterator[int]:
-        """The window, then the next ones of its shape, around the end: those of its rate first, which is what the pack
-        says of it. Those of files that have failed come last."""
+        """The window, then the next ones of its shape and its references', around the end: those of its rate first,
+        which is what the pack says of it. Those of files that have failed come last."""
         yield index
-        same = np.flatnonzero(self.shapes.of == self.shapes.of[index])
+        alike = self.shapes if self.references is None else paired(self.shapes, self.references.shapes)
+        same = np.flatnonzero(alike.of == alike.of[index])
         place = np.searchsorted(same, index)
         order = np.concatenate([same[place + 1 :], same[:place]])
         rates = self.rates
@@ -159,15 +184,23 @@ class ClipSource(ClipTable):
     ) -> list[Tensor]:
         """uint8 [F,H,W,3] for each start, in the file of window `index`, after its change; raises ClipError, whose
         fault is certain, or `believed` at the first try, and StorageError."""
-        w, path = self.windows[index], self.path(index)
+        w = self.windows[index]
         told = int(self.samples.height[w.sample]), int(self.samples.width[w.sample])
+        window = Reading(self.path(index), told, self.view(index), w.start, (w.frames, w.height, w.width))
+        return self._decode_file(window, starts, changes, believed)
+
+    def _decode_file(
+        self, one: Reading, starts: Sequence[int], changes: Sequence[Change], believed: bool
+    ) -> list[Tensor]:
+        """`_decode` of windows like this one of its file."""
+        path, (frames, *size) = one.path, one.shape
         self.quarantine.check(path)
 
         def change(place: int, pixels: Tensor) -> Tensor:
             return changes[place](pixels)
 
-        windows = partial(read_windows, told=told, view=self.view(index))
-        read = partial(self._watched, windows, path, starts, w.frames, change, (w.height, w.width))
+        windows = partial(read_windows, told=one.told, view=one.view)
+        read = partial(self._watched, windows, path, starts, frames, change, tuple(size))
         plainly, known = partial(self._watched, read_plainly), path in self.quarantine.reasons
         return patiently(read, path, self.patience_s, believed=believed or known, plainly=plainly)
 
@@ -208,10 +241,13 @@ def open_sources(
     patience_s: float = PATIENCE_S,
     columns: Columns = USUAL,
     check: Callable[[Manifest], Manifest] = lambda manifest: manifest,
+    roles: Mapping[str, ReferenceColumn] | None = None,
 ) -> ClipSource:
     """All windows of several manifests, one manifest after another; `source_of` tells which came from which.
 
-    check: what each manifest goes through, such as a look at its captions.
+    check: what each manifest goes through, such as a look at its captions. roles: of references, in columns of the
+    manifests.
     """
-    manifests = [check(read_manifest(path, columns=columns)) for path in paths]
-    return ClipSource(manifests, transform, timeout_s=timeout_s, patience_s=patience_s)
+    extra = {role.column for role in (roles or {}).values()}
+    manifests = [check(read_manifest(path, columns=columns, extra=extra)) for path in paths]
+    return ClipSource(manifests, transform, timeout_s=timeout_s, patience_s=patience_s, roles=roles)

@@ -95,13 +95,15 @@ class Window:
 class Clip:
     """pixels: uint8 [F,H,W,3]; a quarter of the memory, and of the way to the device, that floats would take.
 
-    index: the window it was read from; `replaced`: that is not the one that was asked for.
+    index: the window it was read from; `replaced`: that is not the one that was asked for. references: uint8 [F,H,W,3]
+    each, of those that it is shown.
     """
 
     pixels: Tensor
     caption: str
     index: int
     replaced: bool = False
+    references: tuple[Tensor, ...] = ()
 
     @property
     def video(self) -> Tensor:

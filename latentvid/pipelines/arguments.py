@@ -29,6 +29,21 @@ def read_lora(text: str) -> Lora:
     return Lora(Path(file), number("lora_scale")(scale))
 
 
+class ReferenceFile(NamedTuple):
+    """A picture or clip that is shown in a role."""
+
+    role: str
+    file: Path
+
+
+def read_reference(text: str) -> ReferenceFile:
+    """ROLE=FILE."""
+    role, equals, file = text.partition("=")
+    if not (role and equals and file):
+        raise argparse.ArgumentTypeError(f"{text}: give ROLE=FILE")
+    return ReferenceFile(role, Path(file))
+
+
 def parser_of(doc: str, *, known: bool = False) -> Parser:
     """A parser with the arguments of every script; `known`: also those of tasks in which a part is given."""
     parser = Parser(description=doc)
@@ -106,6 +121,19 @@ def add_length(parser: Parser, frames: str) -> None:
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--frames", type=int, help=frames)
     length.add_argument("--seconds", type=float, help="the same in seconds, to the nearest length that it makes")
+
+
+def add_references(parser: Parser) -> None:
+    """Adds --reference, for `references.read_references`."""
+    parser.add_argument(
+        "--reference",
+        type=read_reference,
+        action="append",
+        default=[],
+        metavar="ROLE=FILE",
+        help="picture or clip that is shown beside what is made, in a role that the model was trained with; give it "
+        "again for more",
+    )
 
 
 def add_sizes(parser: Parser) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data.transforms import from_uint8, to_uint8
 from ..errors import UserError
-from ..limits import check_values
+from ..limits import check, check_values
 from ..models.interchange import Vae, as_vae
 from ..packing import Grid, patch_stride
 from ..precision import choose, dtype_of
@@ -61,6 +61,12 @@ class CodecMixin:
         grid = vae.latent_grid(frames, height, width)
         check_room(frames, height, width)
         return grid
+
+    def rate(self, fps: float | None, grid: Grid) -> float:
+        """The `fps` of a request for a whole clip whose latent is (f,h,w): the model's where it is None, and 0 of a
+        picture, as in training. Raises UserError for a number that is no rate."""
+        found = check("fps", self.config.fps if fps is None else fps)
+        return 0.0 if grid[0] == 1 else found
 
     def _autocast(self, precision: torch.dtype | None) -> AbstractContextManager:
         device, held = self._execution_device.type, self.transformer.dtype

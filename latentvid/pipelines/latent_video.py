@@ -30,13 +30,15 @@ from ..models.key_value_cache import KeyValueCache
 from ..models.open import Conditions
 from ..models.transformer import VideoDiT
 from ..packing import Grid, unpatchify
+from ..references import Role, as_json, read_roles
 from ..text import TextEncoder, TextReader
 from .codec import CodecMixin
 from .defaults import SOLVER
 from .folder import CLASSES, check_index, read_parts
 from .limit import Kind, check_cost
 from .predict import SecondExpert, make_predict, record
-from .sampling import Batch, Request, Sampling, condition_of, with_frames
+from .references import Given, encoded, shown_to
+from .sampling import Batch, Request, Sampling, condition_of, one_each, with_frames
 
 
 @dataclass
@@ -56,7 +58,8 @@ class LatentVideoPipeline(CodecMixin, DiffusionPipeline):
 
     `frames, height, width, fps` are those of most of the training's tokens and, with `steps, guidance`, the defaults of
     a call; `given` names the frames that were given in training (`diffusion.masks.GivenFrames`), `given_shares` has how
-    often each. `trained` lists the kinds of clips that training saw (`limit.Kind`).
+    often each. `trained` lists the kinds of clips that training saw (`limit.Kind`). `references` are the roles in which
+    clips are shown others (`references.Role`, as JSON).
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -77,6 +80,7 @@ class LatentVideoPipeline(CodecMixin, DiffusionPipeline):
         given: list[str] | tuple[str, ...] = ("plain",),  # diffusers warns of types that it does not know
         trained: list | None = None,
         given_shares: dict | None = None,
+        references: dict | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -96,6 +100,7 @@ class LatentVideoPipeline(CodecMixin, DiffusionPipeline):
             given=tuple(given),
             trained=None if trained is None else [Kind.of(kind).as_json() for kind in trained],
             given_shares=given_shares,
+            references=as_json(read_roles(references, "the pipeline")),
         )
 
     @classmethod
@@ -124,6 +129,11 @@ class LatentVideoPipeline(CodecMixin, DiffusionPipeline):
         follow_umask(save_directory)
 
     @property
+    def roles(self) -> dict[str, Role]:
+        """In which clips can be shown references, by their names."""
+        return read_roles(self.config.references, "the pipeline")
+
+    @property
     def negative_prompt(self) -> str:
         """What it steers away from where nothing is said."""
         return ""
@@ -148,6 +158,7 @@ class LatentVideoPipeline(CodecMixin, DiffusionPipeline):
         height: int | Sequence[int] | None = None,
         width: int | Sequence[int] | None = None,
         fps: float | Sequence[float] | None = None,
+        references: Given | Sequence[Given | None] | None = None,
         seed: int = 0,
         sampling: Sampling | None = None,
     ) -> VideoOutput:
@@ -159,25 +170,29 @@ class LatentVideoPipeline(CodecMixin, DiffusionPipeline):
             frames, height, width: of each clip, one for all or one a prompt.
             fps: frames a second at which each is to be shown, and, for a model of `fps_condition` or `rope_fps`, at
                 which it is made to move; one for all or one a prompt.
+            references: of each role (`roles`) a clip uint8 [F,H,W,3] or picture uint8 [H,W,3], or several; one mapping
+                for all, or one a prompt.
             seed: the i-th prompt has the noise of `seed + i`, whatever it is packed with.
             sampling: steps, solver, guidance; None is the model's defaults.
 
-        Raises UserError for sizes that the model cannot make, a prompt that is too long, and lists of unequal length.
+        Raises UserError for sizes that the model cannot make, roles that it does not know, a prompt that is too long,
+        and lists of unequal length.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         sizes = (
-            _one_each(given if given is not None else self.config[name], len(prompts), name)
+            one_each(given if given is not None else self.config[name], len(prompts), name)
             for name, given in (("frames", frames), ("height", height), ("width", width))
         )
         grids = [self.latent_grid(*size) for size in zip(*sizes, strict=True)]
-        negatives = _one_each(negative_prompt, len(prompts), "negative_prompt")
-        rates = _one_each(self.config.fps if fps is None else fps, len(prompts), "fps")
+        negatives = one_each(negative_prompt, len(prompts), "negative_prompt")
+        rates = one_each(self.config.fps if fps is None else fps, len(prompts), "fps")
+        sampling = sampling or Sampling()
+        shown = encoded(self, one_each(references, len(prompts), "references"), sampling.precision)
         words = [
-            {"prompt": prompt, "negative_prompt": negative, "grid": grid, "fps": self.rate(rate, grid)}
-            for prompt, negative, grid, rate in zip(prompts, negatives, grids, rates, strict=True)
+            dict(prompt=text, negative_prompt=negative, grid=grid, fps=self.rate(rate, grid), references=each)
+            for text, negative, grid, rate, each in zip(prompts, negatives, grids, rates, shown, strict=True)
         ]
         requests = [Request(**each, seed=check("seed", seed + i)) for i, each in enumerate(words)]
-        sampling = sampling or Sampling()
         clips = self.decode(self.sample(requests, sampling), sampling.precision)
         return VideoOutput(frames=clips, fps=rates if isinstance(fps, Sequence) else rates[0])
 
@@ -259,7 +274,10 @@ class LatentVideoPipeline(CodecMixin, DiffusionPipeline):
             raise UserError("0 prompts: at least one is needed")
         requests = self._complete(requests)
         self.reader.check(text for request in requests for text in (request.prompt, request.negative_prompt))
-        check_cost(self, [request.grid for request in requests], sampling.large)
+        shown = shown_to(requests, self)
+        if cache is not None and shown:
+            raise UserError("a rollout with a cache has no place for references: leave them out, or sample whole clips")
+        check_cost(self, [request.grid for request in requests], sampling.large, shown)
         condition = condition_of(self.config.given, sampling.condition)
         scheduler = self.scheduler
         batch = Batch.of(
@@ -271,6 +289,7 @@ class LatentVideoPipeline(CodecMixin, DiffusionPipeline):
             condition == "levels",
             self._execution_device,
             None if cache is None else [len(held) for held in cache.frames[: len(requests)]],
+            shown,
         )
         batch.given = self._tell(batch.given, len(requests), sampling)
         predict = make_predict(self.transformer, self.reader, batch, guidance, scheduler, cache, second)
@@ -327,16 +346,3 @@ class LatentVideoPipeline(CodecMixin, DiffusionPipeline):
     def experts(self) -> tuple[nn.Module, ...]:
         """The networks that predict, from high noise levels to low."""
         return (self.transformer,)
-
-    def rate(self, fps: float | None, grid: Grid) -> float:
-        """The `fps` of a request for a whole clip whose latent is (f,h,w): the model's where it is None, and 0 of a
-        picture, as in training. Raises UserError for a number that is no rate."""
-        found = check("fps", self.config.fps if fps is None else fps)
-        return 0.0 if grid[0] == 1 else found
-
-
-def _one_each(value, count: int, name: str) -> list:
-    values = [value] * count if value is None or isinstance(value, str | int | float) else list(value)
-    if len(values) != count:
-        raise UserError(f"{name}: {len(values)} values for {count} prompts; give one, or one a prompt")
-    return values

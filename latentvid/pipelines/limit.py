@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,8 @@ from ..models.attention_context import attended_pairs
 from ..models.budget import free_bytes
 from ..models.open import OpenBackbone
 from ..models.transformer import VideoDiT
-from ..packing import Grid, token_grid
+from ..packing import Grid, Reference, Shape, token_grid
+from .references import usual_references
 
 if TYPE_CHECKING:
     from .latent_video import LatentVideoPipeline
@@ -85,13 +85,13 @@ def attention_of(model: VideoDiT | OpenBackbone) -> str:
     return model.config.attention if isinstance(model, VideoDiT) else "full"
 
 
-def cost(pipeline: LatentVideoPipeline, grid: Grid) -> float:
-    """Of a step over a clip whose latent is (f,h,w), in tokens: a block's attention costs 4 D a pair, its linear layers
-    about 24 D^2 a token."""
+def cost(pipeline: LatentVideoPipeline, grid: Grid, references: Sequence[Reference] = ()) -> float:
+    """Of a step over a clip whose latent is (f,h,w), with these references, in tokens: a block's attention costs 4 D a
+    pair, its linear layers about 24 D^2 a token."""
     model = pipeline.transformer
-    tokens, depth = token_grid(grid, model.patch), len(model.blocks)
-    pairs = attended_pairs(attention_of(model), depth, tokens)
-    return math.prod(tokens) + pairs / depth / (6 * model.width)
+    shape, depth = Shape(token_grid(grid, model.patch), tuple(references)), len(model.blocks)
+    pairs = attended_pairs(attention_of(model), depth, *shape)
+    return shape.tokens + pairs / depth / (6 * model.width)
 
 
 def check_room(frames: int, height: int, width: int) -> None:
@@ -104,15 +104,23 @@ def check_room(frames: int, height: int, width: int) -> None:
         )
 
 
-def check_cost(pipeline: LatentVideoPipeline, grids: Sequence[Grid], large: bool) -> None:
-    """Raises UserError where a clip costs more than `TIMES` the dearest of training, and `large` is not asked for."""
+def check_cost(
+    pipeline: LatentVideoPipeline,
+    grids: Sequence[Grid],
+    large: bool,
+    shown: Sequence[Sequence[tuple[Reference, Any]]] = (),
+) -> None:
+    """Raises UserError where a clip costs more than `TIMES` the dearest of training, and `large` is not asked for; one
+    that is shown references, than a clip of training with one of each role."""
     if large:
         return
     made = pipeline.codec
     dearest = max((kind for kind in kinds_of(pipeline)), key=lambda k: k.frames * k.height * k.width)
-    usual = cost(pipeline, made.latent_grid(dearest.frames, dearest.height, dearest.width))
-    for grid in grids:
-        times = cost(pipeline, grid) / usual
+    size = dearest.frames, dearest.height, dearest.width
+    plain = cost(pipeline, made.latent_grid(*size))
+    for grid, each in zip(grids, shown or [()] * len(grids), strict=True):
+        usual = cost(pipeline, made.latent_grid(*size), usual_references(pipeline, *size)) if each else plain
+        times = cost(pipeline, grid, [reference for reference, _ in each]) / usual
         if times > TIMES:
             f, h, w = grid
             side = made.spatial_stride

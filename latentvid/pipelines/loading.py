@@ -10,13 +10,16 @@ import torch
 
 from ..errors import UserError
 from ..models.adapters.lora import load_lora
+from ..models.adapters.lora_files import header_of
 from ..models.compiling import compile_blocks
 from ..models.open import is_published, read_published
 from ..precision import MixedPrecision, choose, dtype_of
+from ..references import roles_in
 from .arguments import Lora
 from .folder import check_index
 from .latent_video import LatentVideoPipeline
 from .open_video import OpenVideoPipeline
+from .references import add_roles
 
 
 def load_pipeline(
@@ -64,4 +67,5 @@ def put_lora(pipeline: LatentVideoPipeline, first: Sequence[Lora], second: Seque
     for network, what, asked in zip(networks, ("", " into the second network"), (first, second), strict=False):
         for file, scale in asked:
             load_lora(network, file, scale)
+            add_roles(pipeline, roles_in(header_of(file), str(file)), file)
             print(f"LoRA {file} times {scale:g}{what}", file=sys.stderr, flush=True)

@@ -6,7 +6,7 @@ Axes: latents are [C,f,h,w], frames uint8 [F,H,W,3], pictures uint8 [H,W,3]; N s
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from ..models.open.conditioning import condition_channels, encode_condition, pix
 from ..models.open.image import ImageReader, load_image_reader
 from ..models.open.recipe import Recipe
 from ..packing import Grid
+from ..references import Role, as_json, saved_roles
 from ..text import TextReader, load_reader
 from .latent_video import LatentVideoPipeline
 from .predict import SecondExpert
@@ -52,6 +53,7 @@ class OpenVideoPipeline(LatentVideoPipeline):
         recipe: Recipe,
         transformer_2: OpenBackbone | None = None,
         image_reader: ImageReader | None = None,
+        references: Mapping[str, Role] | None = None,
     ) -> None:
         DiffusionPipeline.__init__(self)
         if (transformer_2 is None) != (recipe.boundary is None):
@@ -75,6 +77,7 @@ class OpenVideoPipeline(LatentVideoPipeline):
             given=tuple(recipe.given) or ("plain",),
             trained=None,
             given_shares=dict(recipe.given) or None,
+            references=as_json(references or {}),
         )
 
     @classmethod
@@ -113,7 +116,7 @@ class OpenVideoPipeline(LatentVideoPipeline):
         for name in published.experts:
             if name not in parts:
                 parts[name] = load_backbone(published, name, dtype)
-        pipeline = cls(recipe=recipe, **parts)
+        pipeline = cls(recipe=recipe, references=saved_roles(published.folder), **parts)
         pipeline.register_to_config(_name_or_path=str(published.folder))
         return pipeline
 

@@ -147,7 +147,7 @@ def _branches(
     one = Branch((TextContext(states[:split]), layout, words), _with_text(given, found, n).to(device))
     if not guided:
         return one, one
-    both = Packed.of(layout.grid * 2).to(device), Packed.of_lengths(found.lengths).to(device)
+    both = layout.repeated(2).to(device), Packed.of_lengths(found.lengths).to(device)
     return one, Branch((TextContext(states), *both), _with_text(_twice(given), found, 2 * n).to(device))
 
 

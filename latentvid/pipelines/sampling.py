@@ -5,10 +5,11 @@ Axes: T tokens of a pack, P token features, R latent frames, N samples, K steps;
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from einops import rearrange, repeat
@@ -19,7 +20,7 @@ from ..diffusion.scheduler import LatentVideoScheduler
 from ..diffusion.solvers import Noise
 from ..errors import UserError
 from ..models.open import Conditions
-from ..packing import Grid, Packed, Patch, lead, patch_size, patchify, sides_of, token_grid
+from ..packing import Grid, Packed, Patch, Reference, lead, patch_size, patchify, sides_of, token_grid
 from ..rng import generator
 from .defaults import RECONSTRUCTION_WEIGHT
 
@@ -33,6 +34,7 @@ class Request:
     given: latent [C,f,h,w], and known: bool [f,h,w] or [f,1,1], which of it is kept (token by token; a token is known
     where all of its latent positions are).
     start: latent [C,f,h,w] at noise level `level`, where sampling begins in place of noise at level 1.
+    references: latents [C,f',h',w'] that it is shown beside its own, by the roles of the model (`pipeline.roles`).
     channels: further input channels [C',f,h,w], and image: states [I,Di] of an image encoder; of models that take them.
     negative_prompt: None is the model's.
     """
@@ -46,6 +48,7 @@ class Request:
     known: Tensor | None = None
     start: Tensor | None = None
     level: float = 1.0
+    references: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
     channels: Tensor | None = None
     image: Tensor | None = None
 
@@ -114,17 +117,21 @@ class Batch:
         by_levels: bool,
         device: torch.device,
         past: Sequence[int] | None = None,
+        shown: Sequence[Sequence[tuple[Reference, Tensor]]] = (),
     ) -> Batch:
-        """With `by_levels` latent frames that are wholly known have noise level 0 throughout.
+        """With `by_levels` latent frames that are wholly known have noise level 0 throughout, as references have.
 
         past: latent frames before each request's that the network has in a cache; they count as tokens of its clip.
+        shown: references of each request with their latents; empty: none has any.
         """
-        layout = Packed.of([token_grid(r.grid, patch) for r in requests])
+        shown = shown or [()] * len(requests)
+        grids = [token_grid(r.grid, patch) for r in requests]
+        layout = Packed.of(grids, [[reference for reference, _ in each] for each in shown])
         sources = [generator(r.seed, 0, "sample") for r in requests]
         eps = draw_noise(sources, layout, channels * patch_size(patch))
         columns, known, clean, z = [], [], [], []
         past = past or [0] * len(requests)
-        for r, grid, noise, before in zip(requests, layout.grid, eps.split(layout.lengths), past, strict=True):
+        for r, grid, noise, before, each in zip(requests, layout.grid, layout.own(eps), past, shown, strict=True):
             f, h, w = grid
             mask = _known_tokens(r, grid, patch)  # [f,h,w]
             given = mask.flatten(1).all(1) if by_levels else torch.zeros(f, dtype=torch.bool)
@@ -136,6 +143,12 @@ class Batch:
             z.append(torch.where(rows, values, begin))
             known.append(rearrange(mask, "f h w -> (f h w) 1") & ~rows)
             clean.append(values)
+            for reference, latent in each:
+                tokens = patchify([latent.float().cpu()], patch)[0]
+                columns.append(level.new_zeros(len(level), reference.grid[0]))
+                z.append(tokens)
+                known.append(torch.zeros(len(tokens), 1, dtype=torch.bool))
+                clean.append(tokens)
         levels = torch.cat(columns, 1)
         tokens = (torch.cat(parts) for parts in (z, known, clean))
         batch = cls(requests, layout, rates_of(requests), levels, *tokens, eps, _given(requests, patch), sources)
@@ -183,10 +196,23 @@ def by_shape(items: Sequence[Tensor], each: Callable[[Tensor], Sequence[Tensor]]
     return [results[i] for i in range(len(items))]
 
 
+def one_each(value: Any, count: int, name: str) -> list:
+    """One value for each of so many prompts: the one that is given for all, or those of a list. Raises UserError."""
+    values = [value] * count if value is None or isinstance(value, str | int | float | Mapping) else list(value)
+    if len(values) != count:
+        raise UserError(f"{name}: {len(values)} values for {count} prompts; give one, or one a prompt")
+    return values
+
+
 def draw_noise(sources: Sequence[torch.Generator], layout: Packed, features: int) -> Tensor:
-    """[T,P] on the CPU, each segment from its own source."""
-    draws = zip(layout.lengths, sources, strict=True)
-    return torch.cat([torch.randn(n, features, generator=source) for n, source in draws])
+    """[T,P] on the CPU, each segment from its own source; 0 of references."""
+    parts = []
+    for shape, source in zip(layout.shapes, sources, strict=True):
+        own = math.prod(shape.grid)
+        parts.append(torch.randn(own, features, generator=source))
+        if shape.references:
+            parts.append(torch.zeros(shape.tokens - own, features))
+    return torch.cat(parts)
 
 
 def rates_of(requests: Sequence[Request]) -> Tensor:

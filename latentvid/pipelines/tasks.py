@@ -20,7 +20,8 @@ from ..limits import check
 from .defaults import TOKENS_PER_PACK
 from .latent_video import LatentVideoPipeline
 from .packs import packs, tokens_of
-from .sampling import Request, Sampling, same_number, with_frames
+from .references import Given, encoded
+from .sampling import Request, Sampling, one_each, same_number, with_frames
 
 
 def image_to_video(
@@ -32,16 +33,21 @@ def image_to_video(
     fps: float | None = None,
     seed: int = 0,
     negative_prompt: str | None = None,
+    references: Given | Sequence[Given | None] | None = None,
     sampling: Sampling | None = None,
 ) -> list[Tensor]:
-    """Clips of `frames` frames (None: the model's) that begin with the pictures, as the VAE shows them."""
+    """Clips of `frames` frames (None: the model's) that begin with the pictures, as the VAE shows them.
+
+    references: as in a call of the pipeline, for all of them or one each.
+    """
     same_number(images=images, prompts=prompts)
     sampling = sampling or Sampling()
     grids = [pipeline.latent_grid(frames or pipeline.config.frames, *image.shape[:2]) for image in images]
     begun = pipeline.begin_with(images, grids, sampling.precision)
+    shown = encoded(pipeline, one_each(references, len(prompts), "references"), sampling.precision)
     requests = []
     for i, (grid, known, prompt) in enumerate(zip(grids, begun, prompts, strict=True)):
-        words = {"prompt": prompt, "negative_prompt": negative_prompt, "seed": seed + i}
+        words = {"prompt": prompt, "negative_prompt": negative_prompt, "seed": seed + i, "references": shown[i]}
         requests.append(Request(**words, grid=grid, fps=pipeline.rate(fps, grid), **known))
     return pipeline.decode(pipeline.sample(requests, sampling), sampling.precision)
 

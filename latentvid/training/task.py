@@ -19,7 +19,7 @@ from ..evaluation.sheet import Row
 from ..limits import check_arguments
 from ..models.building import check_memory
 from ..models.flops import GridFlops
-from ..packing import Grid
+from ..packing import Grid, Reference, Shape
 from .optim import Part
 from .origin import Base, Origin
 
@@ -58,6 +58,7 @@ class Task(Protocol):
     # --- the data ---
 
     grids: Lookup[Grid]  # in tokens, of each sample
+    shapes: Lookup[Shape]  # the same with the references that a sample is shown at most
     tokens: np.ndarray  # of each sample, for the plan
     costs: np.ndarray  # of each sample, in any unit: what balances packs
     sources: tuple[str, ...]  # names of the manifests or caches, also of those that no sample is left of
@@ -85,8 +86,9 @@ class Task(Protocol):
     def make_pack(self, draws: Sequence[Draw]) -> Pack:
         """The inputs of a pack; runs in loader processes."""
 
-    def blank_pack(self, grids: Sequence[Grid]) -> Pack:
-        """A pack of such samples, ready for `loss`, to count its memory: its numbers do not matter."""
+    def blank_pack(self, grids: Sequence[Grid], references: Sequence[Sequence[Reference]] = ()) -> Pack:
+        """A pack of such samples, ready for `loss`, to count its memory: its numbers do not matter. references: of each
+        sample; empty: none has any."""
 
     # --- a step ---
 
@@ -99,8 +101,8 @@ class Task(Protocol):
     def flops(self, pack: Pack) -> float:
         """Of the model's forward pass over the samples that this process made of the pack, from their real sizes."""
 
-    def grid_flops(self, grid: Grid) -> GridFlops:
-        """Of the forward pass over one sample."""
+    def grid_flops(self, grid: Grid, references: Sequence[Reference] = ()) -> GridFlops:
+        """Of the forward pass over one sample with these references."""
 
     # --- what it shows and leaves ---
 

@@ -12,7 +12,7 @@ from latentvid.config.parsing import load_config
 from latentvid.config.schema import DitConfig
 from latentvid.training.dryrun.estimate import peak_bytes
 from latentvid.training.dryrun.memory import PassBytes, pass_bytes, size, state_bytes
-from latentvid.training.dryrun.preflight import simulate
+from latentvid.training.dryrun.preflight import blank_pack, simulate
 from latentvid.training.launch import make_plan
 from latentvid.training.stages.dit.task import DitTask
 
@@ -58,7 +58,7 @@ def estimate(path: Path, strategy: str, processes: int) -> float:
     config = load_config(DitConfig, path)
     task = DitTask(config, torch.device("cpu"))
     simulation = simulate(task, make_plan(config, task), processes, steps=3)
-    passes = [pass_bytes(task, task.blank_pack(g), config.train.gradient_checkpointing) for g in simulation.packs]
+    passes = [pass_bytes(task, blank_pack(task, g), config.train.gradient_checkpointing) for g in simulation.packs]
     passing = PassBytes(*map(max, zip(*passes, strict=True)))
     state = next(
         s

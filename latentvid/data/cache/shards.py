@@ -55,7 +55,7 @@ class Encoded:
     """One window's entry: mean and std [C,f,h,w] of the normalised latent, text states [S,Dt].
 
     pooled, second: as in `EncodedText`. image: [C,f',h,w], latents that an image-to-video model is given, where they
-    are no part of the clip's.
+    are no part of the clip's. references: latents [C,f',h',w'] that the clip is shown; a cache holds none.
     """
 
     mean: Tensor
@@ -64,6 +64,7 @@ class Encoded:
     pooled: Tensor | None = None
     second: Tensor | None = None
     image: Tensor | None = None
+    references: tuple[Tensor, ...] = ()
 
     @property
     def words(self) -> EncodedText:

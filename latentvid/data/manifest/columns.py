@@ -99,6 +99,11 @@ def distinct_rows(*columns: np.ndarray) -> Lookup[tuple[int, ...]]:
     return Lookup(table, _narrow(of, len(first)))
 
 
+def paired(one: Lookup[T], other: Lookup[Any]) -> Lookup[tuple[T, Any]]:
+    """Value i of the one, and value i of the other."""
+    return distinct_rows(one.of, other.of).map(lambda at: (one.table[at[0]], other.table[at[1]]))
+
+
 def _narrow(numbers: np.ndarray, end: int) -> np.ndarray:
     """Whole numbers from 0 to before `end`, in as few bytes as hold them."""
     return numbers.astype(np.min_scalar_type(max(end - 1, 0)))

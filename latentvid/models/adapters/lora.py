@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -205,12 +205,13 @@ def save_lora(
     naming: Naming | None = None,
     dtype: torch.dtype = torch.float32,
     name: str = FILE,
+    note: Mapping[str, str] | None = None,
 ) -> Path:
     """Writes an adapter of the model as a file of its own in `folder`, and returns its path.
 
     naming: `diffusers`, with diffusers' names and metadata, for `load_lora_weights`: LoRA and DoRA, and their default.
     `comfyui`: with the names of ComfyUI, and LyCORIS' tensors of LoHa and LoKr, whose default it is. Alpha is in the
-    matrices and equals r. Wan 2.2's two experts have a file each.
+    matrices and equals r. Wan 2.2's two experts have a file each. note: what else the file's header says.
     """
     changes = changes_in(model, adapter)
     if naming is None:
@@ -220,6 +221,6 @@ def save_lora(
     check_name(path, "name", more=40)
     tensors = {key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in tensors.items()}
     with written_whole(path) as beside:
-        save_file(tensors, beside, metadata={"format": "pt", **header})
+        save_file(tensors, beside, metadata={"format": "pt", **header, **(note or {})})
         follow_umask(beside)
     return path

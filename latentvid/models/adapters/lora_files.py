@@ -92,6 +92,16 @@ def find_file(file: str | Path) -> Path:
     return file
 
 
+def header_of(file: str | Path) -> dict[str, str]:
+    """What a LoRA's file says beside its tensors. Raises UserError."""
+    file = find_file(file)
+    try:
+        with safe_open(file, "pt") as held:
+            return held.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({brief(error)}): it is damaged, copy it again") from None
+
+
 def open_adapter(file: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None, dict[str, str]]:
     """The tensors, the configuration of peft that diffusers or peft noted, and the file's header."""
     if file.suffix != ".safetensors":

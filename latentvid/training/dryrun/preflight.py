@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -15,9 +14,9 @@ from ...config.schema import TrainingConfig
 from ...data.plan.plan import Plan
 from ...errors import UserError
 from ...models.flops import TRAINING, GridFlops, peak_flops
-from ...packing import Grid
+from ...packing import Shape
 from ..monitor.efficiency import rank_balance
-from ..task import Task
+from ..task import Pack, Task
 from .estimate import H200, Step, peak_bytes, step_seconds
 from .memory import PassBytes, StateBytes, activation_bytes, largest, pass_bytes, size, state_bytes
 from .words import count, duration, in_bytes, indented, si
@@ -33,7 +32,7 @@ class Simulation:
 
     steps: how many were simulated. samples, tokens: a step. fill: tokens over what the packs hold. balance: mean cost
     of a rank over the largest, and its lowest value. epochs: passes over each source of the data, a step. flops: of
-    forward and backward; encode: of the frozen VAE. packs: token grids of the packs with the most tokens and with the
+    forward and backward; encode: of the frozen VAE. packs: token shapes of the packs with the most tokens and with the
     most FLOPs.
     """
 
@@ -46,7 +45,7 @@ class Simulation:
     epochs: list[float]
     flops: float
     encode: float
-    packs: list[list[Grid]]
+    packs: list[list[Shape]]
 
 
 @dataclass(frozen=True)
@@ -109,8 +108,8 @@ def simulate(task: Task, plan: Plan, ranks: int, steps: int = SIMULATED_STEPS) -
         )
     plan, before = copy.deepcopy(plan), plan.epochs
     taken, flops, encode, balances = [], 0, 0, []
-    most: dict[str, tuple[float, list[Grid]]] = {"tokens": (0, []), "flops": (0, [])}
-    work: dict[Grid, GridFlops] = {}
+    most: dict[str, tuple[float, list[Shape]]] = {"tokens": (0, []), "flops": (0, [])}
+    work: dict[Shape, GridFlops] = {}
     seen = 0
     while not taken or (len(taken) < steps and seen < len(task.grids)):
         step = plan.next()
@@ -118,14 +117,14 @@ def simulate(task: Task, plan: Plan, ranks: int, steps: int = SIMULATED_STEPS) -
         seen += step.samples
         balances.append(rank_balance(step.costs, ranks))
         for pack in step.packs:
-            grids = [task.grids[draw.index] for draw in pack]
-            for grid in grids:
-                if grid not in work:
-                    work[grid] = task.grid_flops(grid)
-            pack_flops = sum(work[grid].model for grid in grids)
-            flops, encode = flops + pack_flops, encode + sum(work[grid].encode for grid in grids)
-            for key, much in (("tokens", sum(map(math.prod, grids))), ("flops", pack_flops)):
-                most[key] = max(most[key], (much, grids), key=lambda pair: pair[0])
+            shapes = [task.shapes[draw.index] for draw in pack]
+            for shape in shapes:
+                if shape not in work:
+                    work[shape] = task.grid_flops(*shape) if shape.references else task.grid_flops(shape.grid)
+            pack_flops = sum(work[shape].model for shape in shapes)
+            flops, encode = flops + pack_flops, encode + sum(work[shape].encode for shape in shapes)
+            for key, much in (("tokens", sum(shape.tokens for shape in shapes)), ("flops", pack_flops)):
+                most[key] = max(most[key], (much, shapes), key=lambda pair: pair[0])
     n = len(taken)
     tokens = sum(step.tokens for step in taken) / n
     return Simulation(
@@ -138,7 +137,7 @@ def simulate(task: Task, plan: Plan, ranks: int, steps: int = SIMULATED_STEPS) -
         epochs=[(late - early) / n for late, early in zip(plan.epochs, before, strict=True)],
         flops=TRAINING * flops / n,
         encode=encode / n,
-        packs=[list(grids) for grids in {tuple(grids) for _, grids in most.values()}],
+        packs=[list(shapes) for shapes in {tuple(shapes) for _, shapes in most.values()}],
     )
 
 
@@ -147,16 +146,16 @@ def simulate(task: Task, plan: Plan, ranks: int, steps: int = SIMULATED_STEPS) -
 
 def _shapes(task: Task) -> str:
     """Table of the samples' shapes, by their share of the tokens."""
-    counts = task.grids.counts()
-    total = sum(math.prod(grid) * n for grid, n in counts.items())
-    ordered = sorted(counts.items(), key=lambda item: -math.prod(item[0]) * item[1])
+    counts = task.shapes.counts()
+    total = sum(shape.tokens * n for shape, n in counts.items())
+    ordered = sorted(counts.items(), key=lambda item: -item[0].tokens * item[1])
     rows = [("frames x height x width", "samples", "tokens each", "share of tokens")]
-    for grid, n in ordered[:SHAPES_SHOWN]:
-        tokens = math.prod(grid)
-        rows.append((" x ".join(map(str, task.pixels(grid))), f"{n:,}", f"{tokens:,}", f"{tokens * n / total:.1%}"))
+    for shape, n in ordered[:SHAPES_SHOWN]:
+        sizes = [" x ".join(map(str, task.pixels(grid))) for grid in shape.grids]
+        rows.append((" + ".join(sizes), f"{n:,}", f"{shape.tokens:,}", f"{shape.tokens * n / total:.1%}"))
     rest = ordered[SHAPES_SHOWN:]
     if rest:
-        tokens = sum(math.prod(grid) * n for grid, n in rest)
+        tokens = sum(shape.tokens * n for shape, n in rest)
         rows.append((f"{len(rest):,} other shapes", f"{sum(n for _, n in rest):,}", "", f"{tokens / total:.1%}"))
     return indented(rows)
 
@@ -220,7 +219,7 @@ def _memory_of(
     config: TrainingConfig, task: Task, plan: Plan, simulation: Simulation, world: int, device: torch.device
 ) -> Memory:
     share = config.train.sequence_parallel
-    packs = [task.blank_pack(grids) for grids in simulation.packs]
+    packs = [blank_pack(task, shapes) for shapes in simulation.packs]
     ways = (False, True) if task.recomputes else (False,)
     gpu = device.type == "cuda" and config.train.mixed_precision == "bf16"
     kept = max(activation_bytes(task, pack, gpu).kept for pack in packs) / share
@@ -234,6 +233,12 @@ def _memory_of(
         most = [peak_bytes(strategy, held, passing, trained, block, turns, weights=every) for passing in passes]
         rows.append((strategy, n, held, most))
     return Memory(kept, rows)
+
+
+def blank_pack(task: Task, shapes: Sequence[Shape]) -> Pack:
+    """`Task.blank_pack`; stages that know no references are asked for none."""
+    grids, references = zip(*shapes, strict=True)
+    return task.blank_pack(grids, references) if any(references) else task.blank_pack(grids)
 
 
 def _memory(config: TrainingConfig, task: Task, memory: Memory, device: torch.device) -> str:

@@ -18,23 +18,37 @@ import torch
 from torch import Tensor, nn
 
 from ....config.schema import DitConfig
-from ....config.sections import Data, several
+from ....config.sections import several
 from ....data.cache.latents import LatentCaches, module_fingerprint
 from ....data.clips import ClipSource, Transform
-from ....data.manifest.columns import Lookup
+from ....data.manifest.columns import Lookup, paired
 from ....data.plan.plan import PER_SAMPLE, Draw
+from ....data.references import Shown
 from ....data.stacks import Stacks
 from ....data.transforms import from_uint8
 from ....data.windows import drawn_caption
 from ....diffusion.objective import loss_per_sample
 from ....errors import UserError
 from ....models.interchange import Vae
-from ....packing import Grid, Packed, Patch, patch_size, patch_stride, patchify, spans, token_grid
+from ....packing import (
+    Grid,
+    Packed,
+    Patch,
+    Reference,
+    Shape,
+    patch_size,
+    patch_stride,
+    patchify,
+    spans,
+    token_grid,
+)
+from ....pipelines.sampling import by_shape
+from ....references import numbers_of
 from ....rng import generator
 from ....sequence import makers
 from ....text import TextEncoder
-from ....world import from_main
 from ...feed.manifests import open_manifests
+from .cache_check import check_cache
 from .captions import check_captions
 from .conditions import ConditionMaker, traded
 from .pack import DitPack
@@ -56,7 +70,7 @@ def open_clips(
         fps_slack=data.fps_slack,
     )
     check = partial(check_captions, text=parts.text, rules=config.caption, drop_unknown=drop_unknown)
-    return open_manifests(paths, transform, data, check)
+    return open_manifests(paths, transform, data, check, data.references)
 
 
 class DitPacks:
@@ -113,8 +127,21 @@ class DitPacks:
             self.grids = latent_grids.map(lambda grid: token_grid(grid, self.patch))
         except ValueError as error:
             raise UserError(f"{error}: encode again with --patch {self.patch[1]}, or set another model.patch") from None
+        self.shapes = self.grids.map(Shape)
+        if self.source is not None and self.source.references is not None:
+            self.shapes = paired(self.grids, self.source.references.shapes.map(self._references)).map(
+                lambda pair: Shape(*pair)
+            )
         if self.conditions is not None and self.cache is not None:
             self.conditions.check_cache(self.cache)
+
+    def _references(self, shown: Sequence[Shown]) -> tuple[Reference, ...]:
+        """In tokens."""
+        roles, numbers = self.config.data.references, numbers_of(self.config.data.references)
+        return tuple(
+            Reference(token_grid(self.vae.latent_grid(*shape), self.patch), roles[role].place, numbers[role])
+            for role, shape in shown
+        )
 
     def summary(self) -> str:
         return self.source.summary() if self.cache is None else "\n".join([self.cache.summary(), *self.cache_notes])
@@ -133,17 +160,24 @@ class DitPacks:
         """The pack of these draws; where processes share it, this one's piece and what it makes for all."""
         seed = self.config.run.seed
         draws = sorted(draws, key=lambda draw: (self.grids[draw.index], draw.number))  # equal shapes side by side
-        whole = Packed.of([self.grids[draw.index] for draw in draws])
+        whole = Packed.of([self.grids[draw.index] for draw in draws], [self._shown(draw) for draw in draws])
         rank, size = (0, 1) if self.sequence is None else (self.sequence.rank, self.sequence.size)
         span = spans(whole.lengths, size)[rank]
         layout = whole if size == 1 else whole.piece(span)
         noise, skip = [], span.start - int(whole.cu_seqlens[span.first])
-        for draw, grid, length in zip(draws[span.first : span.last], layout.grid, layout.lengths, strict=True):
-            tokens = torch.randn(math.prod(grid), self.features, generator=generator(seed, draw.number, "noise"))
+        for draw, shape, length in zip(draws[span.first : span.last], layout.shapes, layout.lengths, strict=True):
+            own = math.prod(shape.grid)
+            tokens = torch.randn(own, self.features, generator=generator(seed, draw.number, "noise"))
+            if shape.references:
+                tokens = torch.cat([tokens, tokens.new_zeros(shape.tokens - own, self.features)])
             noise.append(tokens[skip : skip + length])
             skip = 0
         levels = [self._noise_levels(draw, grid) for draw, grid in zip(draws, whole.grid, strict=True)]
         counted = [int((level > 0).sum()) * h * w for level, (_, h, w) in zip(levels, whole.grid, strict=True)]
+        levels = [  # with those of references' latent frames, which are 0
+            torch.cat([level, level.new_zeros(shape.frames - len(level))])
+            for level, shape in zip(levels, whole.shapes, strict=True)
+        ]
         made = [draw for draw, maker in zip(draws, makers(whole.lengths, size), strict=True) if maker == rank]
         make = self._from_clips if self.cache is None else self._from_cache
         return DitPack(
@@ -158,8 +192,16 @@ class DitPacks:
             **make(made),
         )
 
+    def _shown(self, draw: Draw) -> tuple[Reference, ...]:
+        """The references of a sample, without the roles that are dropped."""
+        references = self.shapes[draw.index].references
+        if not references:
+            return ()
+        kept = self.source.references.kept(draw.index, self.config.run.seed, draw.number)
+        return tuple(references[i] for i in kept)
+
     def _noise_levels(self, draw: Draw, grid: Grid) -> Tensor:
-        """Of each latent frame [f]; 0 where it is given."""
+        """Of each latent frame [f] of its own; 0 where it is given."""
         seed, frames = self.config.run.seed, grid[0]
         given, independent = self.config.given.draw(generator(seed, draw.number, "given"), frames)
         source = generator(seed, draw.number, "timestep")
@@ -182,6 +224,7 @@ class DitPacks:
         words = [self.null if self._drops(draw) else e.words for draw, e in zip(draws, entries, strict=True)]
         texts = [each.states if self.conditions is None else self.conditions.filled(each.states) for each in words]
         given = None if self.conditions is None else self.conditions.of_entries(entries, words)
+        latents = [z for latent, e in zip(latents, entries, strict=True) for z in (latent, *e.references)]
         return {
             "clean": patchify(latents, self.patch)[0] if latents else torch.empty(0, self.features),
             "conditions": given,
@@ -191,8 +234,10 @@ class DitPacks:
 
     def _from_clips(self, draws: Sequence[Draw]) -> dict[str, Any]:
         videos, captions, replaced = Stacks(self.source.shapes[draw.index] for draw in draws), [], 0
+        references: list[list[Tensor]] = []
         for draw, clip in zip(draws, self.source.load_each(draws, self.config.run.seed), strict=True):
             videos.append(clip.pixels)
+            references.append(list(clip.references))
             captions.append("" if self._drops(draw) else clip.caption)
             replaced += clip.replaced
         shapes = [self._latent_shape(draw) for draw in draws]
@@ -200,6 +245,7 @@ class DitPacks:
             "videos": [video for group in videos.tensors().values() for video in group],  # equal ones stand together
             "posterior": [self._posterior(draw.number, shape) for draw, shape in zip(draws, shapes, strict=True)],
             "captions": captions,
+            "references": references if any(references) else None,
             "replaced": replaced,
         }
 
@@ -235,13 +281,27 @@ class DitPacks:
                 latents[i] = self.vae.normalise((mean + std * pack.posterior[i])[None])[0]
         text = self.text.encode(pack.captions)
         layout = Packed.of_lengths(text.lengths).to(text.states.device) if text.lengths else None
-        clean = patchify(latents, self.patch)[0] if latents else pack.noise[:0]
         given = None
         if self.conditions is not None:
             given = self.conditions.of_clips(
                 self.vae, self.parts.image, pack.videos, latents, pack.made, text, self.config.run.seed
             )
+        latents = self._with_references(latents, pack.references)
+        clean = patchify(latents, self.patch)[0] if latents else pack.noise[:0]
         return replace(pack, clean=clean, text=text.states.float(), text_layout=layout, conditions=given)
+
+    def _with_references(self, latents: list[Tensor], videos: Sequence[Sequence[Tensor]] | None) -> list[Tensor]:
+        """Each sample's latent, and after it those of its references: the posterior's means, as in sampling."""
+        if videos is None:
+            return latents
+
+        def means(pixels: Tensor) -> Tensor:
+            return self.vae.normalise(self.vae.encode(from_uint8(pixels)).latent_dist.mean)
+
+        encoded = iter(by_shape([video for each in videos for video in each], means))
+        return [
+            z for latent, each in zip(latents, videos, strict=True) for z in (latent, *(next(encoded) for _ in each))
+        ]
 
     def _trade(self, pack: DitPack) -> DitPack:
         """From the samples that each process of the group made, the clean tokens and the text of this one's piece."""
@@ -278,44 +338,3 @@ class DitPacks:
             return loss, None
         clean, _ = self.scheduler.recover(noised, prediction.float(), t)
         return loss, loss_per_sample(clean, pack.clean, pack.timestep, pack.layout)
-
-
-def check_cache(caches: LatentCaches, config: DitConfig, vae: Vae) -> list[str]:
-    """What is to be said of the clips that caches were made of, a line each; the main process looks at them.
-
-    Raises UserError where clips changed since, captions mean nothing, or the configuration says other sizes.
-    """
-    notes, allowed = from_main(caches.check_clips), config.caption.unknown_share
-    if caches.unknown > allowed:
-        raise UserError(
-            f"{caches.unknown:.0%} of the captions in data.latents mean nothing to the text encoder: encode with one "
-            f"for their language, or allow it with caption.unknown_share={caches.unknown:.2g}"
-        )
-    held_out = config.validation.every and config.validation.manifest is not None  # is cut as the configuration says
-    for cache in caches.caches:
-        asked, made = config.data.fps, cache.key.get("transform", {}).get("fps")
-        made = tuple(made) if isinstance(made, list) else made
-        if made != asked and (asked is not None or held_out):
-            raise UserError(
-                f"data.fps is {_rate(asked)}, but {cache.folder} was made with {_rate(made)}: set "
-                f"--data.fps={_rate(made)}, or encode again with --fps"
-            )
-        largest = {
-            "max_area": max(h * w for _, h, w in cache.grids) * vae.spatial_stride**2,
-            "max_frames": 1 + (max(f for f, _, _ in cache.grids) - 1) * vae.temporal_stride,
-        }
-        for name, found in largest.items():
-            asked = getattr(config.data, name)
-            made = cache.key.get("transform", {}).get(name, asked)
-            beyond = asked is not None and found > asked and asked != Data.__dataclass_fields__[name].default
-            if beyond or (held_out and made != asked):
-                raise UserError(
-                    f"data.{name} is {asked}, but {cache.folder} was made with {made} and has clips of {found}: set "
-                    f"--data.{name}={'null' if made is None else made}, or encode again"
-                )
-    return notes
-
-
-def _rate(fps: float | tuple[float, float] | None) -> str:
-    """As a configuration has it."""
-    return "null" if fps is None else f"{fps:g}" if isinstance(fps, float) else f"[{fps[0]:g},{fps[1]:g}]"

@@ -24,6 +24,8 @@ class DitPack:
     From a cache: clean [T,P], text [S,Dt], text_layout. From clips: videos uint8 [F,H,W,3], posterior noise, captions.
     Where processes share a pack, noise, timestep, layout and rates are of this process's piece, and the rest is of the
     samples that it makes for all of them (text_layout is None where these are none), until they trade.
+    Tokens of references (packing.py) have noise 0 and level 0; of clips `references` has their uint8 [F,H,W,3], a list
+    each, where any has some.
     conditions: what a published model reads beside these.
     """
 
@@ -36,6 +38,7 @@ class DitPack:
     text_layout: Packed | None = None
     videos: list[Tensor] | None = None
     posterior: list[Tensor] | None = None
+    references: list[list[Tensor]] | None = None
     captions: list[str] | None = None
     conditions: Conditions | None = None
     made: tuple[int, ...] = ()  # global numbers of the samples that this process makes

@@ -20,6 +20,7 @@ from ....models.transformer import VideoDiT
 from ....pipelines.latent_video import LatentVideoPipeline
 from ....pipelines.open_video import OpenVideoPipeline
 from ....precision import dtype_of
+from ....references import Role, as_json
 from ....sequence import SequenceGroup, make_sequence_group
 from ....text import TextEncoder
 from ....text.reader import TextReader, load_reader
@@ -105,6 +106,12 @@ def compute_dtype(config: DitConfig) -> torch.dtype:
     return dtype_of(config.train.mixed_precision)
 
 
+def roles_of(config: DitConfig) -> dict[str, Role]:
+    """The roles in which the model is shown references, as sampling must know them."""
+    data = config.data
+    return {name: column.role(data.max_area, data.max_frames) for name, column in data.references.items()}
+
+
 def make_pipeline(config: DitConfig, parts: Parts, model: nn.Module) -> LatentVideoPipeline:
     """The pipeline around a model; its defaults are those of `samples`, the looks at it during training."""
     s = config.samples
@@ -118,6 +125,7 @@ def make_pipeline(config: DitConfig, parts: Parts, model: nn.Module) -> LatentVi
             reader=parts.text,
             recipe=replace(parts.published.recipe, **sizes),
             image_reader=parts.image,
+            references=roles_of(config),
         )
     return LatentVideoPipeline(
         vae=parts.vae,
@@ -126,5 +134,6 @@ def make_pipeline(config: DitConfig, parts: Parts, model: nn.Module) -> LatentVi
         text_encoder=parts.text.encoder,
         tokenizer=parts.text.tokenizer,
         given=config.given.names,
+        references=as_json(roles_of(config)),
         **sizes,
     )

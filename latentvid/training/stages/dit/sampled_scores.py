@@ -15,6 +15,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from ....config.schema import DitConfig
+from ....data.references import Shown
 from ....errors import ClipError, UserError
 from ....evaluation.bootstrap import summarise
 from ....evaluation.metrics import open_metrics
@@ -33,7 +34,8 @@ Rows = dict[str, list[Tensor]]  # by extractor, of each clip
 class SampledScores:
     """`validation.scores` of `validation.clips` clips, evenly spread over the held-out windows that are videos.
 
-    Each is made from its window's caption in its window's size, with noise keyed by `validation.seed` and its place.
+    Each is made from its window's caption and references in its window's size, with noise keyed by its place and
+    `validation.seed`.
     Raises UserError where a score is unknown, needs what is not here, or compares a clip with the one it should equal.
     """
 
@@ -46,15 +48,17 @@ class SampledScores:
             raise UserError(f"validation.scores: {error} (the folder of weights is validation.networks)") from error
         if pairs := [name for name, score in self.metrics.scores.items() if score.compares == "pairs"]:
             raise UserError(f"validation.scores: {pairs[0]} compares a clip with the one it should equal: leave it out")
-        unflipped = replace(config, data=replace(data, flip=False))
+        shown = {name: replace(column, dropout=0.0) for name, column in data.references.items()}
+        unflipped = replace(config, data=replace(data, flip=False, references=shown))
         self.source = open_clips(unflipped, parts, [self.settings.manifest], patch, drop_unknown=True)
         videos = np.flatnonzero(~self.source.is_image)
         if len(videos) < 2:
             raise UserError(f"validation.scores need 2 held-out videos or more, and there are {len(videos)}")
         count = min(self.settings.clips, len(videos))
         self.windows = [int(videos[i]) for i in np.linspace(0, len(videos) - 1, count).round().astype(int)]
-        shapes = [self.source.shapes[i] for i in self.windows]
-        largest = max(math.prod(vae.latent_grid(*shape)) / patch_size(patch) for shape in shapes)
+        shapes = [[self.source.shapes[i], *(shape for _, shape in self._shown(i))] for i in self.windows]
+        latents = (sum(math.prod(vae.latent_grid(*shape)) for shape in each) for each in shapes)
+        largest = max(latents) / patch_size(patch)
         self.chunk = max(1, int(data.tokens_per_pack // largest))  # clips that are made together
         self.real: Rows | None = None
 
@@ -74,7 +78,8 @@ class SampledScores:
             seed = SEED * (1 + self.settings.seed) + places[0]
             sizes = {"frames": frames, "height": heights, "width": widths}
             rates = [self.source.rate(self.windows[i]) or None for i in places]
-            return pipeline(captions, **sizes, fps=rates, seed=seed, sampling=sampling).frames
+            shown = [self._references(i) for i in places]
+            return pipeline(captions, **sizes, fps=rates, references=shown, seed=seed, sampling=sampling).frames
 
         return summarise(self.metrics.scores, self._shared(rank, world, make), self.real)
 
@@ -103,6 +108,17 @@ class SampledScores:
 
     def _window(self, place: int) -> Any:
         return self.source.load(self.windows[place], self.settings.seed, place)
+
+    def _shown(self, window: int) -> tuple[Shown, ...]:
+        return () if self.source.references is None else self.source.references.shapes[window]
+
+    def _references(self, place: int) -> dict[str, list[Tensor]]:
+        """Those of the held-out clip, by their roles."""
+        found: dict[str, list[Tensor]] = {}
+        if shown := self._shown(self.windows[place]):
+            for (role, _), pixels in zip(shown, self._window(place).references, strict=True):
+                found.setdefault(role, []).append(pixels)
+        return found
 
     def _caption(self, place: int) -> str:
         return self.source.caption(self.windows[place])

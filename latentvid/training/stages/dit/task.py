@@ -5,7 +5,6 @@ Axes: T tokens, N samples of a pack.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from ....attention import resolve_backend
 from ....config.schema import DitConfig
-from ....config.sections import UNKNOWN_FPS
+from ....config.sections import UNKNOWN_FPS, several
 from ....errors import UserError
 from ....evaluation.sheet import Row
 from ....models.adapters.lora import save_lora
@@ -25,8 +24,10 @@ from ....models.attention_context import attended_pairs
 from ....models.flops import GridFlops, backbone_flops, vae_flops
 from ....models.open import OpenBackbone
 from ....models.transformer import VideoDiT
-from ....packing import Grid, Packed
+from ....packing import Grid, Packed, Reference, Shape
+from ....pipelines.references import read_references
 from ....pipelines.sampling import Sampling
+from ....references import check_role, header_of, save_roles
 from ....sequence import makers
 from ...checkpoint.init import Source, Wanted, begin_with, goes_on, inherited, open_source
 from ...feed.manifests import main_first
@@ -35,7 +36,7 @@ from ...task import HeldOut, build_model, shares
 from .conditions import ConditionMaker
 from .data import DitPacks
 from .pack import DitPack
-from .parts import compute_dtype, differing_from, load_parts, make_pipeline
+from .parts import compute_dtype, differing_from, load_parts, make_pipeline, roles_of
 from .product import export_repository
 from .published import load_published, part_of, published_of, settled
 from .sampled_scores import SampledScores
@@ -64,10 +65,11 @@ class DitTask(DitPacks):
         if data:
             self._check_samples()
             self.open()
-            self.tokens = self.grids.map(math.prod).array()
+            self._check_references()
+            self.tokens = self.shapes.map(lambda shape: shape.tokens).array()
             # a block's attention is 4 D a pair of tokens, its linear layers about 24 D^2 a token
             kind, depth = getattr(self.model.config, "attention", "full"), len(self.model.blocks)
-            pairs = self.grids.map(lambda grid: attended_pairs(kind, depth, grid) / depth).array()
+            pairs = self.shapes.map(lambda shape: attended_pairs(kind, depth, *shape) / depth).array()
             self.costs = self.tokens + pairs / (6 * self.model.width)
 
     def _check_samples(self) -> None:
@@ -80,15 +82,35 @@ class DitTask(DitPacks):
                 why = "the model makes clips of pictures"
             if why is not None:
                 raise UserError(f"samples.every and validation.scores: {why}: leave them out, and look at the export")
+        for role, path in (pair for each in self._samples_shown() for pair in each):
+            check_role(role, self.config.data.references, "samples.references:")
+            if not path.is_file():
+                raise UserError(f"samples.references: {path} of role {role} is no file: correct the path")
         try:
             self.text.check(self.config.samples.prompts)
         except UserError as error:
             raise UserError(f"samples.prompts: {error}") from None
 
+    def _check_references(self) -> None:
+        """Raises UserError where the model does not take those that the data have."""
+        if self.config.data.references:
+            if (why := self.model.no_references) is not None:
+                raise UserError(f"data.references: {why}: leave them out, or train another model")
+            try:
+                self.model.check_references(self.shapes.table)
+            except UserError as error:
+                raise UserError(f"data.references: {error}") from None
+
+    def _samples_shown(self) -> list[list[tuple[str, Path]]]:
+        """(role, file) of each reference of each prompt that the looks show."""
+        shown = self.config.samples.references
+        return [[(role, path) for role, value in each.items() for path in several(value)] for each in shown]
+
     @property
     def partial(self) -> bool:
-        """Whether some clips have given frames, whose tokens have no loss."""
-        return not {"plain", "independent"}.issuperset(self.config.given.names)
+        """Whether some clips have given frames, or references, whose tokens have no loss."""
+        given = not {"plain", "independent"}.issuperset(self.config.given.names)
+        return given or bool(self.config.data.references)
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -221,23 +243,24 @@ class DitTask(DitPacks):
         dropout = self.config.caption.dropout
         return (1 - dropout) * sum(lengths) / len(lengths) + dropout * null
 
-    def grid_flops(self, grid: Grid) -> GridFlops:
-        model = backbone_flops(self.model, [grid], [self.mean_text])
-        online = self.cache is None
-        return GridFlops(model, vae_flops(self.vae, self.pixels(grid)).encode if online else 0)
+    def grid_flops(self, grid: Grid, references: Sequence[Reference] = ()) -> GridFlops:
+        shape = Shape(grid, tuple(references))
+        model = backbone_flops(self.model, [grid], [self.mean_text], [shape.references])
+        encoded = shape.grids if self.cache is None else ()
+        return GridFlops(model, sum(vae_flops(self.vae, self.pixels(each)).encode for each in encoded))
 
     def flops(self, pack: DitPack) -> float:
         whole = pack.layout.whole or pack.layout
         rank, size = (0, 1) if self.sequence is None else (self.sequence.rank, self.sequence.size)
-        made = [g for g, maker in zip(whole.grid, makers(whole.lengths, size), strict=True) if maker == rank]
+        made = [s for s, maker in zip(whole.shapes, makers(whole.lengths, size), strict=True) if maker == rank]
         if pack.captions is not None:
             text = [len(ids) for ids in self.text.tokenize(pack.captions)]
         else:
             text = [] if pack.text_layout is None else pack.text_layout.lengths
-        return backbone_flops(self.model, made, text)
+        return backbone_flops(self.model, [s.grid for s in made], text, [s.references for s in made])
 
-    def blank_pack(self, grids: Sequence[Grid]) -> DitPack:
-        layout, text_layout = Packed.of(grids), Packed.of_lengths([round(self.mean_text)] * len(grids))
+    def blank_pack(self, grids: Sequence[Grid], references: Sequence[Sequence[Reference]] = ()) -> DitPack:
+        layout, text_layout = Packed.of(grids, references), Packed.of_lengths([round(self.mean_text)] * len(grids))
         blank = torch.zeros(layout.tokens, self.features)
         text = torch.zeros(text_layout.tokens, self.text.dim)
         rates = torch.zeros(len(grids))
@@ -262,7 +285,9 @@ class DitTask(DitPacks):
         wanted = [prompts[i] for i, _ in mine]
         sampling = Sampling(precision=compute_dtype(self.config), progress=False, large=True)
         pipeline = make_pipeline(self.config, self.parts, model)
-        clips = pipeline(wanted, fps=self.fps, seed=mine[0][0], sampling=sampling).frames
+        size, shown = [pipeline.config[name] for name in ("frames", "height", "width")], self._samples_shown()
+        seen = [read_references(pipeline, shown[i], *size) if shown else {} for i, _ in mine]
+        clips = pipeline(wanted, fps=self.fps, references=seen, seed=mine[0][0], sampling=sampling).frames
         return {i: Row([clip], prompts[i]) for (i, counts), clip in zip(mine, clips, strict=True) if counts}
 
     def held_out(self) -> HeldOut | None:
@@ -276,10 +301,11 @@ class DitTask(DitPacks):
         """The pipeline, which makes by default what it was trained on (`samples` is of the looks at it alone); the
         repository of a published model; or an adapter's file."""
         if self.config.adapter.kind != "none":
-            save_lora(model, folder)
+            save_lora(model, folder, note=header_of(roles_of(self.config)))
             return
         if self.published is not None:
             export_repository(model, self.published, part_of(self.config, self.published), folder)
+            save_roles(folder, roles_of(self.config))
             return
         seen, inference = self.trained or seen_by(self.config.run.dir), self.config.inference
         pipeline = make_pipeline(self.config, self.parts, model)

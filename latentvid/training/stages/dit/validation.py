@@ -5,7 +5,6 @@ Axes: C channels, f h w of a latent; S text tokens; N samples of a pack.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,6 +16,7 @@ from ....config.schema import DitConfig
 from ....data.cache.shards import Encoded, EncodedText
 from ....data.clips import ClipSource
 from ....data.plan.plan import Draw
+from ....data.transforms import from_uint8
 from ....errors import UserError
 from ....models.interchange import Vae
 from ....packing import Grid, Patch
@@ -53,7 +53,10 @@ class HeldOutLatents(DitPacks):
         settings = config.validation
         manifest = settings.manifest if settings.latents is None else None
         run = replace(config.run, seed=settings.seed)
-        data = replace(config.data, latents=settings.latents, manifest=manifest, flip=False)
+        if config.data.references and settings.latents is not None:
+            raise UserError("validation.latents: a cache holds no references: give validation.manifest in its place")
+        shown = {name: replace(column, dropout=0.0) for name, column in config.data.references.items()}
+        data = replace(config.data, latents=settings.latents, manifest=manifest, flip=False, references=shown)
         super().__init__(replace(config, run=run, data=data), parts, patch, conditions)
         self.bins, self.scores = settings.bins, scores
         try:
@@ -72,7 +75,7 @@ class HeldOutLatents(DitPacks):
         pack, tokens = [], 0
         order = sorted(self.windows, key=lambda i: self.grids[i])
         for index in order:
-            size = math.prod(self.grids[index])
+            size = self.shapes[index].tokens
             for number in range(index * self.bins, (index + 1) * self.bins):
                 if pack and tokens + size > self.config.data.tokens_per_pack:
                     yield pack
@@ -164,12 +167,18 @@ class EncodedClips:
         """Entry i, with its first caption, which is the one that is asked for."""
         if i not in self._entries:
             clip = self.source.load(i, self.seed, i)
-            posterior = self.vae.encode(clip.video[None].to(self.vae.device, self.vae.dtype)).latent_dist
-            mean = self.vae.normalise(posterior.mean.float())[0].cpu()
+            mean = self._mean(clip.video)
             words = encoded_texts(self.text, [self.source.caption(clip.index)], torch.float32)[0]
             image = None if self.conditions is None else self.conditions.image_of(self.vae, clip.video)
-            self._entries[i] = Encoded(mean, torch.zeros_like(mean), words.states, words.pooled, words.second, image)
+            of_text = words.states, words.pooled, words.second
+            shown = tuple(map(self._mean, map(from_uint8, clip.references)))
+            self._entries[i] = Encoded(mean, torch.zeros_like(mean), *of_text, image, shown)
         return self._entries[i]
+
+    def _mean(self, video: Tensor) -> Tensor:
+        """[3,F,H,W] -> the posterior's mean [C,f,h,w], normalised."""
+        posterior = self.vae.encode(video[None].to(self.vae.device, self.vae.dtype)).latent_dist
+        return self.vae.normalise(posterior.mean.float())[0].cpu()
 
     def null(self) -> EncodedText:
         return encoded_texts(self.text, [""], torch.float32)[0]

@@ -30,7 +30,7 @@ from ....files import read_json
 from ....models.discriminator import PatchCritic, VaeWithCritic, without_critic
 from ....models.flops import GridFlops, vae_flops
 from ....models.interchange import Vae, build_vae, channels_last, load_vae
-from ....packing import Grid
+from ....packing import Grid, Shape
 from ....progress import phase
 from ....rng import generator
 from ...checkpoint.init import goes_on
@@ -122,7 +122,7 @@ class VaeTask:
         self.sources, self.source_of = self.source.sources, self.source.source_of
         self.is_image = self.source.is_image
         self.grids = self.source.shapes.map(lambda shape: vae.latent_grid(*shape))
-        self.tokens = self.grids.map(math.prod).array()
+        self.shapes, self.tokens = self.grids.map(Shape), self.grids.map(math.prod).array()
         self.costs = self.tokens.astype(float)  # convolutions
         self.channels = vae.latent_channels
         self.without_lpips = ""  # why, where it was asked for

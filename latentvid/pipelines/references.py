@@ -1,0 +1,145 @@
+"""References of requests: which roles a model knows, and what is shown of files and clips in each.
+
+Axes: F frames, H height, W width in pixels; clips are uint8 [F,H,W,3], pictures uint8 [H,W,3]; latents are [C,f,h,w].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..data.references import shape_of
+from ..data.transforms import fit
+from ..data.video.reading import probe, read_frames
+from ..data.windows import Transform
+from ..errors import UserError
+from ..packing import Patch, Reference, Shape, patch_stride, token_grid
+from ..references import Role, as_json, check_role, numbers_of
+from .sampling import Request
+
+if TYPE_CHECKING:
+    from .latent_video import LatentVideoPipeline
+
+Given = Mapping[str, Tensor | Sequence[Tensor]]  # of each role: a clip or picture, or several
+
+
+def encoded(
+    pipeline: LatentVideoPipeline, given: Sequence[Given | None], precision: torch.dtype | None = None
+) -> list[dict[str, list[Tensor]]]:
+    """Of each request its references' normalised latents, as `Request.references` has them. Raises UserError for a role
+    that the model does not know, and for sizes that it cannot take."""
+    found: list[dict[str, list[Tensor]]] = []
+    for each in given:
+        clips = {name: [_clip(name, x) for x in _several(value)] for name, value in (each or {}).items()}
+        for name, of_role in clips.items():
+            check_role(name, pipeline.roles)
+            for clip in of_role:
+                pipeline.latent_grid(*clip.shape[:3])
+        found.append(clips)
+    latents = iter(pipeline.encode([clip for each in found for clips in each.values() for clip in clips], precision))
+    return [{name: [next(latents) for _ in clips] for name, clips in each.items()} for each in found]
+
+
+def _several(value: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    return [value] if isinstance(value, Tensor) else list(value)
+
+
+def _clip(name: str, pixels: Tensor) -> Tensor:
+    if pixels.dtype != torch.uint8 or pixels.ndim not in (3, 4) or pixels.shape[-1] != 3:
+        raise UserError(
+            f"reference {name}: {str(pixels.dtype)[6:]} {list(pixels.shape)}: give a clip uint8 [F,H,W,3], or a "
+            "picture uint8 [H,W,3]"
+        )
+    return pixels if pixels.ndim == 4 else pixels[None]
+
+
+def shown_to(requests: Sequence[Request], pipeline: LatentVideoPipeline) -> list[list[tuple[Reference, Tensor]]]:
+    """Of each request its references and their latents, in the order in which the model knows the roles; empty where
+    none has any. Raises UserError for what the model does not take."""
+    if not any(request.references for request in requests):
+        return []
+    roles, model = pipeline.roles, pipeline.transformer
+    if (why := model.no_references) is not None:
+        raise UserError(f"references: {why}: leave them out")
+    found = [list(_shown(request.references, roles, model.patch)) for request in requests]
+    grids = [token_grid(request.grid, model.patch) for request in requests]
+    for network in pipeline.experts:
+        network.check_references(
+            [Shape(grid, tuple(one for one, _ in each)) for grid, each in zip(grids, found, strict=True)]
+        )
+    return found
+
+
+def _shown(
+    references: Mapping[str, Sequence[Tensor]], roles: Mapping[str, Role], patch: Patch
+) -> Iterable[tuple[Reference, Tensor]]:
+    for name in references:
+        check_role(name, roles)
+    numbers = numbers_of(roles)
+    for name, role in roles.items():
+        for latent in references.get(name, ()):
+            yield Reference(token_grid(tuple(latent.shape[1:]), patch), role.place, numbers[name]), latent
+
+
+def read_references(
+    pipeline: LatentVideoPipeline, asked: Sequence[tuple[str, Path]], frames: int, height: int, width: int
+) -> dict[str, list[Tensor]]:
+    """Clips uint8 [F,H,W,3] of files by their roles, scaled and cropped as in training, for a clip of these sizes.
+
+    Raises UserError for a role that the model does not know, before any file is read, and for a clip that is shorter
+    than the one that it is aligned with.
+    """
+    for name, _ in asked:
+        check_role(name, pipeline.roles, "--reference")
+    transform = _transform(pipeline, frames)
+    found: dict[str, list[Tensor]] = {}
+    for name, path in asked:
+        role, info = pipeline.roles[name], probe(path)
+        if role.place == "aligned" and 1 < info.frames < frames:
+            raise UserError(
+                f"--reference {name}={path} has {info.frames} frames, the clip {frames}: what is aligned with it needs "
+                "a frame for each, or is one picture; ask for fewer --frames"
+            )
+        try:
+            shape = shape_of(role, (info.frames, info.height, info.width), (frames, height, width), transform)
+        except UserError as error:
+            raise UserError(f"--reference {name}={path}: {error}") from None
+        pixels = read_frames(path, 0, shape[0], threads=0)
+        if tuple(pixels.shape[1:3]) != shape[1:]:
+            size = " x ".join(map(str, shape[1:]))
+            print(f"{path}: {info.height} x {info.width} pixels scaled and cropped to {size}", flush=True)
+        found.setdefault(name, []).append(fit(pixels, *shape[1:]))
+    return found
+
+
+def usual_references(pipeline: LatentVideoPipeline, frames: int, height: int, width: int) -> list[Reference]:
+    """One of each role, as large as the model was trained with it beside a clip of these sizes."""
+    transform, numbers = _transform(pipeline, frames, height * width), numbers_of(pipeline.roles)
+    found = []
+    for name, role in pipeline.roles.items():
+        side = max(transform.spatial_stride, math.isqrt(role.max_area or height * width))
+        have = frames if role.place == "aligned" else role.max_frames or frames
+        shape = shape_of(role, (have, side, side), (frames, height, width), transform)
+        grid = token_grid(pipeline.codec.latent_grid(*shape), pipeline.transformer.patch)
+        found.append(Reference(grid, role.place, numbers[name]))
+    return found
+
+
+def _transform(pipeline: LatentVideoPipeline, frames: int, max_area: int | None = None) -> Transform:
+    stride = pipeline.codec.spatial_stride * patch_stride(pipeline.transformer.patch)
+    steps = pipeline.codec.temporal_stride
+    return Transform(spatial_stride=stride, temporal_stride=steps, max_frames=frames, max_area=max_area)
+
+
+def add_roles(pipeline: LatentVideoPipeline, roles: Mapping[str, Role], where: object) -> None:
+    """Makes a pipeline know roles that a LoRA was trained with. Raises UserError where one is known otherwise."""
+    known = pipeline.roles
+    for name, role in roles.items():
+        if known.get(name, role) != role:
+            raise UserError(f"{where} was trained with another reference {name} than what is loaded: load one of them")
+    pipeline.register_to_config(references=as_json(known | dict(roles)))

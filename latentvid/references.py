@@ -1,0 +1,125 @@
+"""The roles in which a model is shown references (packing.py): what training and sampling agree on. Plain values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from .errors import UserError
+from .limits import check, check_fields, setting, shown
+
+FILE = "references.json"  # beside a published model's parts, its roles
+HEADER = "latentvid_references"  # the same in the header of a LoRA's file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Role:
+    """How the pictures and clips of one role are put beside a sample."""
+
+    place: Literal["beside", "aligned"] = setting(
+        "beside: positions in time after the clip's (a subject, a style); aligned: those of the clip (control signals, "
+        "edits, low resolution)"
+    )
+    max_area: int | None = setting(
+        "largest height x width in pixels; null: of one beside as of the clips, of an aligned one the clip's own size",
+        default=None,
+    )
+    max_frames: int | None = setting("most frames of one beside, from its start; null: as of the clips", default=None)
+
+    def __post_init__(self) -> None:
+        check_fields(self, "references")
+        if self.place not in ("beside", "aligned"):
+            raise ValueError(f"place is {shown(self.place)}: beside or aligned")
+        if self.place == "aligned" and self.max_frames is not None:
+            raise ValueError("max_frames is of references beside the clip: an aligned one has the clip's frames")
+
+    def as_json(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(Role)}
+
+    def area(self, height: int, width: int) -> int | None:
+        """Largest height x width of one that is aligned with a clip of this size; None: the clip's own."""
+        return None if self.max_area is None or height * width <= self.max_area else self.max_area
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceColumn(Role):
+    """A role in training: where the files are."""
+
+    column: str = setting(
+        "the manifests' column of its files, relative to the manifest or absolute: one, or a list of several; a row "
+        "whose cell is empty has none"
+    )
+    dropout: float = setting("share of samples trained without those of this role", default=0.1)
+
+    def role(self, max_area: int | None, max_frames: int) -> Role:
+        """What sampling must know of it. max_area, max_frames: of the clips."""
+        known = {field.name: getattr(self, field.name) for field in fields(Role)}
+        if self.place == "beside":
+            known["max_area"] = self.max_area if self.max_area is not None else max_area
+            known["max_frames"] = self.max_frames if self.max_frames is not None else max_frames
+        return Role(**known)
+
+
+def read_roles(held: Any, where: str) -> dict[str, Role]:
+    """Roles by name, as `Role.as_json` wrote them. Raises UserError that names `where` they stand."""
+    try:
+        roles = {name: Role(**dict(role)) for name, role in dict(held or {}).items()}
+        for role in roles.values():
+            for key in ("max_area", "max_frames"):
+                if (value := getattr(role, key)) is not None:
+                    check(key, value)
+        return roles
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: references={shown(held)}: must be roles with their places ({error})") from None
+
+
+def as_json(roles: Mapping[str, Role]) -> dict[str, dict[str, Any]] | None:
+    """None where there are no roles."""
+    return {name: role.as_json() for name, role in roles.items()} or None
+
+
+def header_of(roles: Mapping[str, Role]) -> dict[str, str]:
+    """What the header of a LoRA's file says of the roles that it was trained with; nothing where there are none."""
+    return {HEADER: json.dumps(as_json(roles))} if roles else {}
+
+
+def roles_in(header: Mapping[str, str], where: str) -> dict[str, Role]:
+    """Those that `header_of` wrote. Raises UserError where they are none."""
+    try:
+        return read_roles(json.loads(header.get(HEADER, "{}")), where)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: {HEADER} in its header cannot be read ({error}): copy the file again") from None
+
+
+def save_roles(folder: Path, roles: Mapping[str, Role]) -> None:
+    """Beside the parts of a published model; nothing where there are none."""
+    if roles:
+        (folder / FILE).write_text(json.dumps(as_json(roles), indent=2) + "\n", encoding="utf-8")
+
+
+def saved_roles(folder: Path) -> dict[str, Role]:
+    """Those that `save_roles` wrote. Raises UserError where it cannot be read."""
+    file = folder / FILE
+    if not file.is_file():
+        return {}
+    try:
+        return read_roles(json.loads(file.read_text(encoding="utf-8")), str(file))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} cannot be read ({error}): it is damaged, copy it again") from None
+
+
+def numbers_of(roles: Mapping[str, Role]) -> dict[str, int]:
+    """`packing.Reference.role` of each: numbers among those that stand beside."""
+    beside = [name for name, role in roles.items() if role.place == "beside"]
+    return {name: beside.index(name) if name in beside else 0 for name in roles}
+
+
+def check_role(name: str, roles: Mapping[str, Role], what: str = "reference") -> Role:
+    """The role of that name. Raises UserError for one that the model was not trained for."""
+    if name not in roles:
+        known = f"this model knows {', '.join(roles)}" if roles else "this model was trained without references"
+        raise UserError(f"{what} {name}: there is no such role: {known}")
+    return roles[name]
