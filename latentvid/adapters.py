@@ -15,6 +15,7 @@ if __name__ == "__main__":  # before torch is imported: --help and wrong options
     adapters()
     raise SystemExit
 
+import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -25,16 +26,18 @@ from safetensors import SafetensorError
 from torch import nn
 
 from .errors import UserError
-from .files import check_name, check_writable, follow_umask, linked_copy
+from .files import check_name, check_writable, follow_umask, linked_copy, write_whole
 from .models.adapters.lora import load_lora, merge, raw_of
+from .models.adapters.lora_files import header_of
 from .models.open import is_published, read_published
 from .models.open.folder import copy_repository, load_backbone
 from .models.saved import STEM, load_component
 from .models.transformer import VideoDiT
 from .pipelines.arguments import Lora
-from .pipelines.folder import CLASSES, check_index
+from .pipelines.folder import CLASSES, INDEX, check_index
 from .pipelines.latent_video import LatentVideoPipeline
-from .weights import types_in, weight_files
+from .references import Role, as_json, read_roles, roles_in, save_roles, saved_roles
+from .weights import read_object, types_in, weight_files
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -73,6 +76,7 @@ def _merge_published(
         backbone = load_backbone(published, part)
         merged[part] = _merged(backbone, files, published.parts[part], dtype)
     copy_repository(published, out, without=tuple(asked))
+    save_roles(out, saved_roles(published.folder) | _roles([*first, *second]))
     for part, network in merged.items():
         network.save_pretrained(out / part)
 
@@ -85,6 +89,15 @@ def _merge_ours(model: str | Path, out: Path, first: Sequence[Lora], second: Seq
     others = CLASSES.keys() - {part}
     linked_copy(folder, out, lambda place: len(place.parts) == 1 or place.parts[0] in others)
     network.save_pretrained(out / part)
+    if roles := _roles(first):
+        index = read_object(out / INDEX)
+        known = read_roles(index.get("references"), str(folder / INDEX))
+        write_whole(out / INDEX, json.dumps(index | {"references": as_json(known | roles)}, indent=2) + "\n")
+
+
+def _roles(files: Sequence[Lora]) -> dict[str, Role]:
+    """The roles of references that the files were trained with."""
+    return {name: role for file, _ in files for name, role in roles_in(header_of(file), str(file)).items()}
 
 
 def _asked(parts: Sequence[str], first: Sequence[Lora], second: Sequence[Lora]) -> Mapping[str, Sequence[Lora]]:

@@ -7,21 +7,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 
+from latentvid.adapters import merge_folder
 from latentvid.data.video.reading import probe
 from latentvid.data.video.writing import write_video
 from latentvid.diffusion.guidance import Guidance
 from latentvid.errors import UserError
+from latentvid.models.adapters.lora import save_lora
 from latentvid.models.key_value_cache import KeyValueCache
+from latentvid.models.saved import load_component
 from latentvid.models.transformer import VideoDiT
 from latentvid.packing import Packed, Reference, patchify
-from latentvid.pipelines.arguments import add_references, parser_of, read_reference
+from latentvid.pipelines.arguments import Lora, add_references, parser_of, read_reference
 from latentvid.pipelines.latent_video import LatentVideoPipeline
 from latentvid.pipelines.limit import cost
 from latentvid.pipelines.loading import load_pipeline
 from latentvid.pipelines.references import add_roles, read_references
 from latentvid.pipelines.sampling import Request, Sampling
-from latentvid.references import Role
+from latentvid.references import Role, header_of
 
 ROLES = {
     "control": {"place": "aligned", "max_area": None, "max_frames": None},
@@ -204,3 +208,14 @@ def test_the_option_and_the_programs(folder, tmp_path, run):
     rows = ["--prompts", "rows.csv", "--model", folder, "--reference", f"control={clip}", "--output", tmp_path / "many"]
     status, _, err = run("inference/t2v.py", *rows)
     assert status and "--reference is with --prompt" in err
+
+
+def test_a_lora_brings_its_roles_loaded_or_merged(tiny_pipeline, tmp_path):
+    dit = load_component(VideoDiT, tiny_pipeline / "transformer")
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["query"]), dit)
+    roles = {"style": Role(place="beside", max_area=256, max_frames=1)}
+    file = save_lora(dit, tmp_path / "lora", note=header_of(roles))
+    assert load_pipeline(tiny_pipeline, "cpu", lora=[Lora(file)]).roles == roles
+    merge_folder(tiny_pipeline, tmp_path / "merged", [Lora(file)])
+    assert load_pipeline(tmp_path / "merged", "cpu").roles == roles
+    assert load_pipeline(tiny_pipeline, "cpu").roles == {}
