@@ -164,7 +164,7 @@ def test_stopped_inside_and_between_stages_equals_never_stopped(stops, whole, th
     assert CheckpointStore(run / "checkpoints").steps() == sorted({4, 9, 13, 14, read_json(run / "best.json")["step"]})
 
 
-@pytest.mark.parametrize("step", [4, 6])
+@pytest.mark.parametrize("step", [4, pytest.param(6, marks=pytest.mark.slow)])  # inside a stage: test_signals.py
 def test_asked_to_stop_it_saves_and_goes_on_in_the_right_stage(step, whole, three, tmp_path, monkeypatch):
     """At the end of a stage too: what is due there is then measured by the next launch, once."""
     run, after = tmp_path / "run", TrainingRun._after_step
