@@ -244,6 +244,3 @@ def test_a_lora_of_a_published_model_tells_its_roles(published_config, repositor
     )
     assert made.shape == without.shape == (channels, *grid) and (made - without).abs().max() > 1e-4
     assert load_pipeline(repository("wan"), "cpu").roles == {}
-    smaller = roles.replace("place: aligned", "place: aligned, max_area: 600")
-    with pytest.raises(UserError, match="data.references: wan has positions of whole numbers alone"):
-        DitTask(published_config(tmp_path, repository("wan"), *more[:-1], smaller), CPU)
