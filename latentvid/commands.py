@@ -23,11 +23,15 @@ def manifest() -> None:
     )
     parser.add_argument("folder", help="folder of videos and images, each with its caption in NAME.txt beside it")
     parser.add_argument("output", help="manifest to write: .jsonl, .csv, .tsv or .parquet")
+    parser.add_argument(
+        "--caption", action="append", default=[], metavar="TEXT",
+        help="of files without a NAME.txt; give it again for more captions, of which each draw takes one",
+    )  # fmt: skip
     args = parser.parse_args()
     from .data.manifest.manifest import check_output, scan_folder, write_manifest
 
     check_output(args.output)
-    found = scan_folder(args.folder)
+    found = scan_folder(args.folder, captions=args.caption)
     write_manifest(args.output, found.samples)
     print(found.summary())
     print(f"wrote {args.output}")
@@ -46,6 +50,23 @@ def digits() -> None:
     from .demo.digits import write_dataset
 
     write_dataset(args.out, train=args.train, val=args.val, seed=args.seed)
+
+
+@user_errors()
+def glyph() -> None:
+    parser = Parser(
+        prog="python -m latentvid.demo.glyph",
+        description="Writes a few clips of a drawn glyph that is no digit, under a rare word, and prompts of digits "
+        "(docs/dreambooth.md).",
+    )
+    parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument("--clips", type=number("pairs"), default=5, help="default %(default)s")
+    parser.add_argument("--word", default="zorp", help="what it is called (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
+    args = parser.parse_args()
+    from .demo.glyph import write_subject
+
+    write_subject(args.out, args.word, args.clips, args.seed)
 
 
 @user_errors()

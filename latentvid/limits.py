@@ -108,6 +108,8 @@ _NAMES: tuple[tuple[Range, str], ...] = (  # of the numbers that have each range
     (_above(0, 1e6), "adapter.alpha"),
     (Range(0, 1, below=True), "adapter.dropout"),
     (_whole(2, 10**6), "clips"),
+    (_whole(1, 10**6), "prior.clips"),
+    (Range(0, 1, above=True, below=True), "prior.share"),
     (_whole(1, 10**9), "max_clips max_real"),
     (_whole(0, 10**6), "pictures bootstrap attention"),
     (_whole(1, 10**6), "pairs prompts heldout"),

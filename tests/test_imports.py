@@ -189,7 +189,7 @@ PROGRAMS = [
     *(f"-m latentvid.{name}" for name in ("evaluation", "report", "data.manifest", "training.export", "adapters")),
     *(
         f"-m latentvid.{name}"
-        for name in ("evaluation.compare", "data.digits", "demo.digits", "demo.scoring", "demo.judge")
+        for name in ("evaluation.compare", "data.digits", "demo.digits", "demo.glyph", "demo.scoring", "demo.judge")
     ),
 ]
 ASK = """

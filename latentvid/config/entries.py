@@ -25,6 +25,7 @@ OF_THE_RUN = (
     "init_partial",
     "init_weights",
     "freeze_encoder",
+    "prior",
     "scheduler.path",
     "scheduler.target",
     "scheduler.betas",

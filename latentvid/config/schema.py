@@ -23,6 +23,7 @@ from .sections import (
     Data,
     Logging,
     Optim,
+    Prior,
     Run,
     Samples,
     TextEncoders,
@@ -282,6 +283,7 @@ class DitConfig(TrainingConfig):
     timesteps: TimestepSampling = field(default_factory=TimestepSampling)
     weighting: Weighting = field(default_factory=Weighting)
     given: GivenFrames = field(default_factory=GivenFrames)
+    prior: Prior = field(default_factory=Prior)
     samples: DitSamples = field(default_factory=DitSamples)
     inference: Inference = field(default_factory=Inference)
     validation: DitValidation = field(default_factory=DitValidation)
@@ -294,6 +296,15 @@ class DitConfig(TrainingConfig):
             raise ValueError(
                 "init_partial and init_weights are of the weights to begin with: give init, or leave them out"
             )
+
+        if self.prior.wanted:
+            self._check_prior()
+
+    def _check_prior(self) -> None:
+        if self.init is None and "from" not in self.model:
+            raise ValueError("prior: its clips are made by the model that the run begins with: give init or model.from")
+        if self.data.image_share is not None:
+            raise ValueError("data.image_share and prior.share both say what has which tokens: leave one out")
 
     def _check_model(self) -> None:
         """Which weights the model begins with, and which of them are trained."""

@@ -213,13 +213,16 @@ def caption(label: Label, rng: np.random.Generator) -> str:
         template = IMAGE_CAPTIONS[rng.integers(len(IMAGE_CAPTIONS))]
         return template.format(colour=label.colour, digit=digit)
     template = CLIP_CAPTIONS[rng.integers(len(CLIP_CAPTIONS))]
-    if " " in label.direction:
-        vertical, side = label.direction.split()
-        words = DIAGONAL_WORDS[rng.integers(len(DIAGONAL_WORDS))].format(vertical=vertical, side=side)
-    else:
-        words = STRAIGHT_WORDS[label.direction][rng.integers(2)]
+    words = direction_in_words(label.direction, rng)
     verbing = VERBING[label.verb]
     return template.format(colour=label.colour, digit=digit, verb=label.verb, verbing=verbing, direction=words)
+
+
+def direction_in_words(direction: str, rng: np.random.Generator) -> str:
+    if " " in direction:
+        vertical, side = direction.split()
+        return DIAGONAL_WORDS[rng.integers(len(DIAGONAL_WORDS))].format(vertical=vertical, side=side)
+    return STRAIGHT_WORDS[direction][rng.integers(2)]
 
 
 @cache

@@ -59,13 +59,13 @@ class Sight:
 
 
 class DigitNet(nn.Module):
-    """Crops [B,20,20] in 0..1 -> logits [B,10]."""
+    """Crops [B,20,20] in 0..1 -> logits [B,classes]: the ten digits, and what else it was trained to tell from them."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: int = 10) -> None:
         super().__init__()
         self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in ((1, 16), (16, 32), (32, 64)))
         self.norms = nn.ModuleList(nn.BatchNorm2d(o) for o in (16, 32, 64))
-        self.head = nn.Linear(64 * 5 * 5, 10)
+        self.head = nn.Linear(64 * 5 * 5, classes)
 
     def forward(self, crops: Tensor) -> Tensor:
         x = nnf.relu(self.norms[0](self.convs[0](crops[:, None])))  # [B,16,20,20]
@@ -153,8 +153,9 @@ class Judge:
         """Raises FileNotFoundError where `path` is missing."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path}: no judge weights; make them: python -m latentvid.demo.judge --train")
-        net = DigitNet()
-        net.load_state_dict(load_file(path))
+        weights = load_file(path)
+        net = DigitNet(len(weights["head.bias"]))
+        net.load_state_dict(weights)
         return cls(net)
 
     @torch.inference_mode()
@@ -226,15 +227,33 @@ def degraded(glyph: Tensor, generator: torch.Generator) -> Tensor:
     return crop(sight.ink, sight.centre + uniform(-0.7, 0.7, 2), turn * scale[:, None])
 
 
-def train(path: Path = WEIGHTS, *, steps: int = 600, batch: int = 192, seed: int = 0) -> float:
-    """Train on the training digit images alone, write `path`, return the accuracy on held-out images (0..1)."""
+Images = tuple[Tensor, Tensor]  # glyphs [N,16,16] and their classes [N]
+
+
+def train(
+    path: Path = WEIGHTS,
+    *,
+    steps: int = 600,
+    batch: int = 192,
+    seed: int = 0,
+    more: tuple[Images, Images] | None = None,
+) -> float:
+    """Train on the training digit images alone, write `path`, return the accuracy on held-out images (0..1).
+
+    more: glyphs that are no digits, of classes from 10 on, to train on and to hold out.
+    """
+    trained, held_out = glyphs(heldout=False), glyphs(heldout=True)
+    if more is not None:
+        trained, held_out = (
+            tuple(map(torch.cat, zip(a, b, strict=True))) for a, b in ((trained, more[0]), (held_out, more[1]))
+        )
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # initial weights and dropout
-        net = DigitNet().train()
+        net = DigitNet(1 + int(trained[1].max())).train()
         optimiser = torch.optim.AdamW(net.parameters(), weight_decay=0.02)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps)
-        images, digits = glyphs(heldout=False)
+        images, digits = trained
         for _ in range(steps):
             pick = torch.randint(len(images), (batch,), generator=generator)
             logits = net(degraded(images[pick], generator))
@@ -246,6 +265,6 @@ def train(path: Path = WEIGHTS, *, steps: int = 600, batch: int = 192, seed: int
     net.eval()
     save_file(net.state_dict(), path)
     follow_umask(path)
-    images, digits = (x.repeat_interleave(4, dim=0) for x in glyphs(heldout=True))
+    images, digits = (x.repeat_interleave(4, dim=0) for x in held_out)
     with torch.inference_mode():
         return float((net(degraded(images, generator)).argmax(dim=1) == digits).float().mean())

@@ -187,20 +187,24 @@ def sample_prompts(
     state: PartialState,
     *,
     tokens_per_pack: int = TOKENS_PER_PACK,
+    steady: bool = False,
+    option: str = "--output",
 ) -> None:
     """Makes this process's share of the clips that `folder` does not hold yet, and prints each as it is written.
 
     `INDEX` in the folder lists all clips with what they were made of; a clip's file is there when it is whole.
+    steady: the packs are the same for any number of processes and whatever is there already, so that rounding is too:
+    what is there of a pack that is not whole is sampled again. option: which one names the folder.
     Raises UserError, in every process, where the folder holds a clip of such a name that was made of something else.
     """
     with ExitStack() as stack:
 
         def hold() -> None:
             if state.is_main_process:
-                stack.enter_context(FolderLock(folder, "wait for it, or give another --output"))
+                stack.enter_context(FolderLock(folder, f"wait for it, or give another {option}"))
 
         from_main(hold)
-        _sample_prompts(pipeline, rows, folder, sampling, state, tokens_per_pack)
+        _sample_prompts(pipeline, rows, folder, sampling, state, tokens_per_pack, steady, option)
         state.wait_for_everyone()  # the folder is held until all are done
 
 
@@ -211,6 +215,8 @@ def _sample_prompts(
     sampling: Sampling,
     state: PartialState,
     tokens_per_pack: int,
+    steady: bool,
+    option: str,
 ) -> None:
     found = _read_index(folder / INDEX)
     if sampling.precision is None:
@@ -224,9 +230,10 @@ def _sample_prompts(
             other = next((k for k, v in records[file].items() if was.get(k) != v), "") if was else "origin"
             raise UserError(
                 f"{folder / file} is there already, but made with another {other} ({INDEX} says of what): give another "
-                "--output, or remove it"
+                f"{option}, or remove it"
             )
-    todo = plan(pipeline, [row for row in rows if row.file not in done], tokens_per_pack, state.num_processes)
+    processes, left = (1, rows) if steady else (state.num_processes, [row for row in rows if row.file not in done])
+    todo = [pack for pack in plan(pipeline, left, tokens_per_pack, processes) if not done.issuperset(_files(pack))]
     state.wait_for_everyone()  # all have looked at the folder
     if state.is_main_process:
         others = {k: v for k, v in found.items() if k not in records and (folder / k).exists()}
@@ -238,12 +245,18 @@ def _sample_prompts(
     for pack in tqdm(mine, desc="sampling", unit="pack", disable=not state.is_main_process):
         latents = pipeline.sample([request_of(pipeline, row) for row in pack], replace(sampling, progress=False))
         for row, clip in zip(pack, pipeline.decode(latents, sampling.precision), strict=True):
+            if row.file in done:
+                continue
             try:
                 write(folder / row.file, clip, row.fps, row.prompt)
             except UserError as error:
                 failed.append(str(error))
     if failed:
         raise UserError("; ".join(failed))
+
+
+def _files(pack: Sequence[Row]) -> set[str]:
+    return {row.file for row in pack}
 
 
 def _computed(pipeline: LatentVideoPipeline, folder: Path, found: Mapping[str, Mapping[str, Any]]) -> Computed:

@@ -44,7 +44,7 @@ def make_plan(config: TrainingConfig, task: Task) -> Plan:
         packs=data.packs_per_step,
         seed=config.run.seed,
         cost=task.costs,
-        streams=make_streams(task.sources, task.source_of, task.is_image, data.weights, data.image_share),
+        streams=make_streams(task.sources, task.source_of, task.is_image, task.source_weights, data.image_share),
         reads=reads,
         parts=np.bincount(task.source_of, minlength=len(task.sources)).tolist(),
     )

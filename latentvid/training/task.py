@@ -63,6 +63,7 @@ class Task(Protocol):
     costs: np.ndarray  # of each sample, in any unit: what balances packs
     sources: tuple[str, ...]  # names of the manifests or caches, also of those that no sample is left of
     source_of: np.ndarray  # the source of each sample
+    source_weights: tuple[float, ...]  # share of the tokens of each source; (): every sample comes once an epoch
     is_image: np.ndarray  # of each sample: one frame
     clips: ClipSource | None  # what reads files, if anything does
     partial: bool  # some tokens have no loss
@@ -148,6 +149,10 @@ class MakeTask(Protocol):
     def settled(self, config: TrainingConfig) -> TrainingConfig:
         """The configuration with what it leaves to other files, such as a published model's; the same on every process,
         and where it is settled already. Called once the processes know each other."""
+
+    def prepare_run(self, config: TrainingConfig, device: torch.device) -> None:
+        """Makes in `run.dir` what a run needs made before its first step; called on every process, and each time that
+        the run starts. What was begun is gone on with. Raises UserError."""
 
 
 class Stage(NamedTuple):

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from ..config.curriculum import CurriculumStage, curriculum, errors_of
 from ..config.parsing import save_config
 from ..config.schema import TrainingConfig
@@ -28,7 +30,7 @@ from .launch import make_accelerator, make_plan, start_trackers, warn_of_missing
 from .machine import take_threads
 from .monitor.about import write_about
 from .run import Launched, TrainingRun
-from .signals import Preempted, StopRequest
+from .signals import Preempted, StopRequest, StopWaiting
 from .task import MakeTask
 
 logger = logging.getLogger(__name__)
@@ -53,6 +55,7 @@ def train(config: TrainingConfig, make_task: MakeTask) -> None:
         with run_folder(config, accelerator.is_main_process) as (check_folder, changed):
             start_trackers(accelerator, config)
             settled, compute = settle(config, accelerator.device)
+            prepare(settled, make_task, accelerator.device, stop)
             launched = Launched(accelerator, config, compute, stop, check_folder, make_task, threads, changed=changed)
             stages, stage = curriculum(settled), None
             if accelerator.is_main_process:
@@ -67,6 +70,15 @@ def train(config: TrainingConfig, make_task: MakeTask) -> None:
                 with errors_of(stage):
                     train_stage(launched, stages, stage, folder, state)
             accelerator.end_training()
+
+
+def prepare(config: TrainingConfig, make_task: MakeTask, device: torch.device, stop: StopRequest) -> None:
+    """What is made before the first step; asked to stop it ends at once, and the next start goes on with it."""
+    try:
+        with stop.waiting(0.0):
+            make_task.prepare_run(config, device)
+    except StopWaiting:
+        raise Preempted from None
 
 
 def train_stage(

@@ -8,7 +8,7 @@ import torch
 from latentvid.data.manifest.captions import encoding_of, read_caption
 from latentvid.data.manifest.manifest import scan_folder
 from latentvid.data.video.writing import write_video
-from latentvid.errors import ClipError
+from latentvid.errors import ClipError, UserError
 
 CLIP = torch.zeros(3, 16, 16, 3, dtype=torch.uint8)
 
@@ -52,6 +52,18 @@ def test_links_are_followed_once_and_what_is_not_used_is_counted(tmp_path):
         ("i.mp4", "no-caption"),
         ("loop", "folder-twice"),
     ]
+
+
+def test_files_without_a_caption_beside_them_have_those_that_are_given(tmp_path):
+    for name in ("a.mp4", "b.mp4"):
+        write_video(tmp_path / name, CLIP, 8)
+    (tmp_path / "a.txt").write_text("its own")
+    (tmp_path / "c.txt").write_text("of nothing")
+    found = scan_folder(tmp_path, captions=["a sks\n dog", "sks"])
+    assert [found.samples.captions(i) for i in range(2)] == [["its own"], ["a sks dog", "sks"]]
+    assert [reason for _, reason in found.dropped] == ["no-clip"]
+    with pytest.raises(UserError, match="a caption for all files is empty"):
+        scan_folder(tmp_path, captions=[" "])
 
 
 FOX = "一只红色的狐狸在雪地里奔跑"

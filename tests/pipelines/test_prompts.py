@@ -143,6 +143,10 @@ def test_a_stopped_run_goes_on_in_what_it_computed_in(first, pipeline, table, tm
     assert (tmp_path / "a" / "00003.mp4").read_bytes() == (tmp_path / "00003.mp4").read_bytes()
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def same(one: Path, other: Path) -> bool:
     """Whether two folders hold the same index and clips, up to rounding."""
     names = sorted(path.name for path in one.iterdir())
@@ -167,6 +171,19 @@ def test_the_index_says_what_each_clip_is(pipeline, table, tmp_path, capsys):
         if record["file"].endswith(".mp4"):
             assert (info.frames, info.height, info.fps) == (record["frames"], record["height"], 12)
     assert capsys.readouterr().out.count(": a ") == len(rows)
+
+
+def test_steady_packs_do_not_depend_on_processes_and_what_is_there(pipeline, table, tmp_path):
+    """Byte for byte: rounding depends on packs."""
+    rows, options = read_prompts(table, pipeline), {"tokens_per_pack": 96, "steady": True}
+    sample_prompts(pipeline, rows, tmp_path / "one", FAST, Rank(), **options)
+    words = (pipeline, rows, tmp_path / "two", FAST)
+    sample_prompts(*words, Rank(0, 2, lambda: sample_prompts(*words, Rank(1, 2), **options)), **options)
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    (tmp_path / "two" / rows[2].file).unlink()
+    (tmp_path / "two" / rows[3].file).unlink()
+    sample_prompts(*words, Rank(), **options)
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
 @pytest.mark.parametrize("change", ["steps", "seed", "prompt", "model", "index"])

@@ -164,22 +164,26 @@ def _as_row(sample: Sample) -> dict[str, Any]:
     return {name: value for name, value in asdict(sample).items() if not sample.is_whole or name not in SEGMENT}
 
 
-def scan_folder(folder: str | os.PathLike, *, threads: int = 8) -> Manifest:
+def scan_folder(folder: str | os.PathLike, *, captions: Sequence[str] = (), threads: int = 8) -> Manifest:
     """Finds the videos and images under `folder`, in the order of their paths, and opens each to count its frames.
 
-    The caption of NAME.mp4 is the whole text of NAME.txt beside it, in one line; what is left out is counted by the
-    reasons of `find_captioned` and `read_manifest`. Raises ManifestError where nothing is usable.
+    The caption of NAME.mp4 is the whole text of NAME.txt beside it, in one line; files without one have `captions`, one
+    or several, where those are given. What is left out is counted by the reasons of `find_captioned` and
+    `read_manifest`. Raises ManifestError where nothing is usable.
     """
+    captions = [one_line(caption) for caption in captions]
+    if any(not caption or is_garbage(caption) for caption in captions):
+        raise ManifestError("a caption for all files is empty, or no UTF-8 text: say what they show")
     folder = os.path.abspath(folder)
     if not os.path.isdir(folder):
         raise ManifestError(f"{folder} is not a folder; give the folder that holds the clips")
     dropped = Dropped()
-    samples, _ = Samples.of(folder, lambda: find_captioned(folder, dropped))
+    samples, _ = Samples.of(folder, lambda: find_captioned(folder, dropped, captions))
     manifest = Manifest(
         folder, samples.where(look_at_files(samples, dropped, check_files=True, threads=threads)), dropped
     )
     if not manifest.samples:
-        hint = "a caption for NAME.mp4 goes into NAME.txt beside it"
+        hint = "a caption for NAME.mp4 goes into NAME.txt beside it, one for all files is --caption"
         raise ManifestError(f"no usable clip or image; {hint}\n{manifest.summary()}")
     return manifest
 

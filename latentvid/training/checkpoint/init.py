@@ -37,7 +37,8 @@ class Source:
     """Weights of a model of some class, not read yet.
 
     where: in words. arguments: of its constructor; None where nothing tells them. shapes: of its tensors. beside:
-    configurations of what it was trained with ("scheduler", "vae"), as far as they are known.
+    configurations of what it was trained with ("scheduler", "vae") and of the "pipeline" that it lies in, as far as
+    they are known.
     """
 
     where: str
@@ -121,6 +122,7 @@ def _saved(folder: Path, weights: Weights, wanted: Wanted, around: Path) -> Sour
 
     arguments = read_arguments(wanted.cls.__init__, folder / "config.json")
     files = {"scheduler": around / "scheduler" / "scheduler_config.json", "vae": around / "vae" / "config.json"}
+    files["pipeline"] = around / INDEX
     beside = {name: read_object(file) for name, file in files.items() if file.is_file()}
     return Source(f"{folder} (exported)", arguments, shapes_in(set(place.values())), read, beside)
 

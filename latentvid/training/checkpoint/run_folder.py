@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 Identify = Callable[..., dict[str, Any]]  # `Task.identity`
 
 FILES = ("config.yaml", "run.json", "best.json", "metrics.jsonl", "validation.jsonl", "draws.jsonl", "quarantine.jsonl")
-FOLDERS = ("checkpoints", "samples", "logs")
+FOLDERS = ("checkpoints", "samples", "logs", "prior")
 
 
 @contextmanager

@@ -134,7 +134,7 @@ def _checked_by_content(run: Path, before: dict[str, Any], now: dict[str, Any]) 
     base = ("model.from",) if state.get("base") is not None else ()  # `check_base` compares it
     # a cache is made by certain weights, and checked against those that are loaded
     cache, clips = ("data.latents", "vae", "text_encoder"), ("data.manifest", "data.path_column", "data.caption_column")
-    return (*(cache if cached[0] else clips), *base, "caption")
+    return (*(cache if cached[0] else clips), *base, "caption", "prior.dir")
 
 
 def _rate(before: dict[str, Any], config: TrainingConfig, done: int, asked: list[str]) -> list[str]:

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from ....config.schema import DitConfig
-from ....config.sections import several
 from ....data.cache.latents import LatentCaches, module_fingerprint
 from ....data.clips import ClipSource, Transform
 from ....data.manifest.columns import Lookup, paired
@@ -53,6 +52,7 @@ from .captions import check_captions
 from .conditions import ConditionMaker, traded
 from .pack import DitPack
 from .parts import Parts
+from .prior import notes_of, notes_of_word, sources_of, weights_of
 
 
 def open_clips(
@@ -105,9 +105,9 @@ class DitPacks:
 
     def open(self) -> None:
         """Raises UserError where there are none, or not such as the model takes."""
-        data = self.config.data
+        data, named = self.config.data, sources_of(self.config)
         if data.latents is not None:
-            self.cache = LatentCaches(several(data.latents), data.retry_s)
+            self.cache = LatentCaches(named, data.retry_s)
             self.sources, self.source_of = self.cache.sources, self.cache.source_of
             self.is_image = np.array([grid[0] == 1 for grid in self.cache.grids])
             self.cache.check({"vae": module_fingerprint(self.vae, self.vae.config), "text": self.text.fingerprint()})
@@ -115,7 +115,7 @@ class DitPacks:
             self.null = self.cache.null()
             latent_grids = Lookup.among(self.cache.grids)
         elif data.manifest is not None:
-            self.source = self.clips = open_clips(self.config, self.parts, several(data.manifest), self.patch)
+            self.source = self.clips = open_clips(self.config, self.parts, named, self.patch)
             self.sources, self.source_of = self.source.sources, self.source.source_of
             self.is_image = self.source.is_image
             latent_grids = self.source.shapes.map(lambda shape: self.vae.latent_grid(*shape))
@@ -134,6 +134,9 @@ class DitPacks:
             )
         if self.conditions is not None and self.cache is not None:
             self.conditions.check_cache(self.cache)
+        self.notes = notes_of(self.config, self.sources, self.source_of)
+        if self.source is not None:
+            self.notes += notes_of_word(self.config, self.source, self.text)
 
     def _references(self, shown: Sequence[Shown]) -> tuple[Reference, ...]:
         """In tokens."""
@@ -144,7 +147,12 @@ class DitPacks:
         )
 
     def summary(self) -> str:
-        return self.source.summary() if self.cache is None else "\n".join([self.cache.summary(), *self.cache_notes])
+        opened, notes = (self.source, ()) if self.cache is None else (self.cache, self.cache_notes)
+        return "\n".join([opened.summary(), *notes, *self.notes])
+
+    @property
+    def source_weights(self) -> tuple[float, ...]:
+        return weights_of(self.config, self.sources, self.source_of, self.grids.map(math.prod).array())
 
     def identity(self, first: Sequence[int] | None = None) -> dict[str, Any]:
         return (self.source if self.cache is None else self.cache).identity(first)

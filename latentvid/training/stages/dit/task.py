@@ -37,6 +37,7 @@ from .conditions import ConditionMaker
 from .data import DitPacks
 from .pack import DitPack
 from .parts import compute_dtype, differing_from, load_parts, make_pipeline, roles_of
+from .prior_maker import make_prior
 from .product import export_repository
 from .published import load_published, part_of, published_of, settled
 from .sampled_scores import SampledScores
@@ -51,15 +52,17 @@ class DitTask(DitPacks):
     apart = ()
     settled = staticmethod(settled)
 
-    def __init__(self, config: DitConfig, device: torch.device, data: bool = True) -> None:
-        """`data=False` leaves the data closed: enough to export."""
+    def __init__(self, config: DitConfig, device: torch.device, data: bool = True, begin: bool | None = None) -> None:
+        """`data=False` leaves the data closed: enough to export. begin: whether the model gets the weights that the run
+        begins with; None: where the data are open."""
+        begin = data if begin is None else begin
         self.config = config = settled(config)
         self.published = published_of(config)
         self.parts = load_parts(config, device, self.published)
         self.sequence, self.base, self.origin = self.parts.sequence, None, None
-        self.weights = self._source() if config.init is not None and (data or config.keeps_base) else None
+        self.weights = self._source() if config.init is not None and (begin or config.keeps_base) else None
         self.model = self.new_model()
-        self.origin = self._begun() if data else None
+        self.origin = self._begun() if begin else None
         super().__init__(self.config, self.parts, self.model.patch, self._conditions())
         self.fps_dropout = config.data.fps_dropout if getattr(self.model.config, "fps_condition", False) else 0.0
         if data:
@@ -71,6 +74,11 @@ class DitTask(DitPacks):
             kind, depth = getattr(self.model.config, "attention", "full"), len(self.model.blocks)
             pairs = self.shapes.map(lambda shape: attended_pairs(kind, depth, *shape) / depth).array()
             self.costs = self.tokens + pairs / (6 * self.model.width)
+
+    @classmethod
+    def prepare_run(cls, config: DitConfig, device: torch.device) -> None:
+        if config.prior.wanted and not goes_on(config.run.dir):
+            make_prior(config, device, cls)
 
     def _check_samples(self) -> None:
         asked = self.config.samples.every or self.config.validation.scores

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ....config.schema import DitConfig
+from ....config.sections import Prior
 from ....data.cache.shards import Encoded, EncodedText
 from ....data.clips import ClipSource
 from ....data.plan.plan import Draw
@@ -57,7 +58,7 @@ class HeldOutLatents(DitPacks):
             raise UserError("validation.latents: a cache holds no references: give validation.manifest in its place")
         shown = {name: replace(column, dropout=0.0) for name, column in config.data.references.items()}
         data = replace(config.data, latents=settings.latents, manifest=manifest, flip=False, references=shown)
-        super().__init__(replace(config, run=run, data=data), parts, patch, conditions)
+        super().__init__(replace(config, run=run, data=data, prior=Prior()), parts, patch, conditions)
         self.bins, self.scores = settings.bins, scores
         try:
             self.open()

@@ -93,6 +93,10 @@ class VaeTask:
     def settled(config: VaeConfig) -> VaeConfig:
         return config
 
+    @staticmethod
+    def prepare_run(config: VaeConfig, device: torch.device) -> None:
+        """Nothing is made before."""
+
     def __init__(self, config: VaeConfig, device: torch.device, data: bool = True) -> None:
         """`data=False`, enough to export, leaves out LPIPS alone: statistics are measured on the data."""
         manifests = several(config.data.manifest)
@@ -120,6 +124,7 @@ class VaeTask:
             raise UserError(f"data.crop {settings.crop} is not a multiple of the VAE's stride {vae.spatial_stride}")
         self.source = self.clips = open_manifests(manifests, transform, settings)
         self.sources, self.source_of = self.source.sources, self.source.source_of
+        self.source_weights = settings.weights
         self.is_image = self.source.is_image
         self.grids = self.source.shapes.map(lambda shape: vae.latent_grid(*shape))
         self.shapes, self.tokens = self.grids.map(Shape), self.grids.map(math.prod).array()
