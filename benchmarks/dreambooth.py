@@ -90,7 +90,9 @@ def measure(args: argparse.Namespace, demo: Path, out: Path, seed: int) -> dict[
     if not (out / "glyph/train.jsonl").exists():
         run("-m", "latentvid.demo.glyph", out / "glyph", "--clips", args.clips, "--word", WORD, "--seed", seed)
     judge, found = judge_of(out, args.judge_steps, seed), {}
-    prior = (f"--prior.prompts_file={out / 'glyph/class.txt'}", f"--prior.dir={out / 'class'}")
+    lines = (out / "glyph/class.txt").read_text(encoding="utf-8").splitlines()
+    (out / "class.txt").write_text("\n".join(lines[: args.class_clips]) + "\n", encoding="utf-8")
+    prior = (f"--prior.prompts_file={out / 'class.txt'}", f"--prior.dir={out / 'class'}")
     prior += (f"--prior.clips={args.class_clips}",)
     for name in ("as it was", *args.variants):
         file = out / f"{name}.json"

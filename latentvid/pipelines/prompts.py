@@ -223,7 +223,7 @@ def _sample_prompts(
         computed = from_main(lambda: _computed(pipeline, folder, found))
         sampling = replace(sampling, precision=dtype_of(computed))
     records = {row.file: asdict(row) | _settings(pipeline, sampling) for row in rows}
-    done = {file for file in records if (folder / file).exists()}
+    done = set(from_main(lambda: [file for file in records if (folder / file).exists()]))  # for all as one node sees it
     for file in sorted(done):
         if found.get(file) != records[file]:
             was = found.get(file, {})

@@ -1,6 +1,8 @@
 """Prior preservation: clips of a subject's class, which the model makes before it is trained on them beside it."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from latentvid.data.video.reading import probe
 from latentvid.errors import UserError
 from latentvid.pipelines import prompts as module
 from latentvid.training.launch import make_plan
+from latentvid.training.signals import Preempted
 from latentvid.training.stages.dit.prior import subject_words
 from latentvid.training.stages.dit.prior_maker import prompts_of
 from latentvid.training.stages.dit.task import DitTask
@@ -99,12 +102,12 @@ def test_weights_are_of_the_rest(made, config, subject, digits_data):
 
 
 def stopped_after(count: int, monkeypatch) -> list[str]:
-    """Ends the process's work when it has written so many clips; the names of what is written."""
+    """Asks the process to stop when it has written so many clips; the names of what is written."""
     write, written = module.write, []
 
     def writing(path, *words):
         if len(written) == count:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGTERM)
         written.append(path.name)
         write(path, *words)
 
@@ -115,7 +118,7 @@ def stopped_after(count: int, monkeypatch) -> list[str]:
 def test_a_stop_in_between_changes_no_byte_and_nothing_is_made_twice(made, config, tmp_path, monkeypatch):
     run = tmp_path / "run"
     written = stopped_after(5, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Preempted):
         train(config(run, *LORA), DitTask)
     assert len(written) == 5 and not (run / "prior/manifest.jsonl").exists()
     monkeypatch.undo()
@@ -150,25 +153,35 @@ def test_caches_get_a_cache_of_the_clips(dit_config, tiny_pipeline, tiny_latents
     assert "0.25 of the tokens" in task.summary()
 
 
-def test_a_dry_run_says_that_they_are_to_be_made(config, tmp_path, capsys):
-    train(config(tmp_path / "run", *LORA, "run.dry_run=true"), DitTask)
-    assert "before training the model makes its 11 clips" in capsys.readouterr().out
-    assert not (tmp_path / "run").exists()
+def test_a_dry_run_says_that_they_are_to_be_made(config, subject, tmp_path):
+    task = DitTask(config(tmp_path / "run", *LORA, "run.dry_run=true"), CPU)
+    assert "before training the model makes its 11 clips" in task.summary()
+    assert task.sources == (str(subject),) and task.source_weights == () and not (tmp_path / "run").exists()
+
+
+PICTURES = ("prior.clips=2", "prior.frames=1", "prior.height=32", "prior.width=32")
 
 
 def test_pictures_of_a_published_model(repository, published_config, subject, tmp_path):
-    words = (*LORA, f"data.manifest={subject}", *PRIOR, "prior.clips=2", "prior.frames=1", "prior.height=32")
-    run = tmp_path / "run"
-    train(published_config(run, repository("wan"), *words, "prior.width=32", "train.steps=1"), DitTask)
-    found = read_manifest(run / "prior/manifest.jsonl").samples
+    config = published_config(tmp_path, repository("wan"), *LORA, f"data.manifest={subject}", *PRIOR, *PICTURES)
+    DitTask.prepare_run(config, CPU)
+    found = read_manifest(tmp_path / "prior/manifest.jsonl").samples
     assert [Path(sample.path).name for sample in found] == ["00000.png", "00001.png"] and found.is_image.all()
-    assert (run / "lora").is_dir()
+
+
+@pytest.mark.slow
+def test_a_lora_of_a_published_model_beside_its_class(repository, published_config, subject, tmp_path):
+    words = (*LORA, f"data.manifest={subject}", *PRIOR, *PICTURES, "train.steps=1", "log.draws=true")
+    train(published_config(tmp_path / "run", repository("wan"), *words), DitTask)
+    step = json.loads((tmp_path / "run/draws.jsonl").read_text().splitlines()[0])
+    drawn = {index for _, index in step["draws"]}
+    assert drawn & {0, 1, 2} and drawn & {3, 4} and (tmp_path / "run/lora").is_dir()
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("prior.seed=8", "prior: .*00000.mp4 is there already, but made with another seed .* another prior.dir"),
+        ("prior.seed=8", "00000.mp4 is there already, but made with another seed .* another prior.dir"),
         ("prior.steps=3", "made with another steps"),
         ("prior.clips=9", "lists 11 clips, which are not the 9 that prior asks for: give another prior.dir"),
         ("prior.frames=6", "prior: 6 frames"),

@@ -68,6 +68,7 @@ def test_windows_of_a_clip_are_read_together_in_the_shipped_configurations(confi
         costs=tokens.astype(float),
         sources=clips.sources,
         source_of=clips.source_of,
+        source_weights=(),
         is_image=np.zeros(len(clips), bool),
     )
     plan = setup.make_plan(settings, task)

@@ -15,6 +15,7 @@ from ....data.cache.writing import INDEX
 from ....data.clips import ClipSource
 from ....errors import UserError
 from ....text import TextEncoder
+from ....world import from_main
 
 MANIFEST = "manifest.jsonl"  # of the folder: there when all clips are
 LATENTS = "latents"  # the cache of them, for runs that train on caches
@@ -37,7 +38,7 @@ def sources_of(config: DitConfig) -> tuple[Path, ...]:
     if not config.prior.wanted:
         return named
     made = folder_of(config)
-    if finished(config):
+    if from_main(lambda: finished(config)):
         return *named, made / (MANIFEST if config.data.latents is None else LATENTS)
     if config.run.dry_run:
         return named
