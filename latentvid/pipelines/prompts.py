@@ -282,7 +282,10 @@ def _settings(pipeline: LatentVideoPipeline, sampling: Sampling) -> dict[str, An
 
 def _mark(pipeline: LatentVideoPipeline) -> str:
     """Tells models from each other, by the first numbers of each of their parameters."""
-    digest = hashlib.blake2b(json.dumps(dict(pipeline.scheduler.config), sort_keys=True).encode(), digest_size=8)
+    schedule = dict(pipeline.scheduler.config)
+    if "_use_default_values" in schedule:  # made of a set: in another order in each process
+        schedule["_use_default_values"] = sorted(schedule["_use_default_values"])
+    digest = hashlib.blake2b(json.dumps(schedule, sort_keys=True).encode(), digest_size=8)
     for module in (*pipeline.experts, pipeline.vae):
         for parameter in module.parameters():
             digest.update(parameter.detach().flatten()[:16].float().cpu().numpy().tobytes())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -150,9 +151,12 @@ class MakeTask(Protocol):
         """The configuration with what it leaves to other files, such as a published model's; the same on every process,
         and where it is settled already. Called once the processes know each other."""
 
-    def prepare_run(self, config: TrainingConfig, device: torch.device) -> None:
+    def prepare_run(
+        self, config: TrainingConfig, device: torch.device, may_stop: Callable[[], AbstractContextManager]
+    ) -> None:
         """Makes in `run.dir` what a run needs made before its first step; called on every process, and each time that
-        the run starts. What was begun is gone on with. Raises UserError."""
+        the run starts. What was begun is gone on with: inside `may_stop()` to be asked to stop ends it at once. Raises
+        UserError."""
 
 
 class Stage(NamedTuple):

@@ -75,8 +75,7 @@ def train(config: TrainingConfig, make_task: MakeTask) -> None:
 def prepare(config: TrainingConfig, make_task: MakeTask, device: torch.device, stop: StopRequest) -> None:
     """What is made before the first step; asked to stop it ends at once, and the next start goes on with it."""
     try:
-        with stop.waiting(0.0):
-            make_task.prepare_run(config, device)
+        make_task.prepare_run(config, device, lambda: stop.waiting(0.0))
     except StopWaiting:
         raise Preempted from None
 

@@ -207,6 +207,14 @@ def test_clips_of_something_else_are_not_taken_for_finished(change, pipeline, tm
     assert kept == (["y.png"] if change == "index" else ["y.png", "x.png"])
 
 
+def test_the_mark_of_a_model_is_the_same_in_every_process(tiny_pipeline):
+    """diffusers notes in a list which settings were not given, in the order of a set, which each process has anew."""
+    one, other = (load_pipeline(tiny_pipeline, "cpu") for _ in range(2))
+    one.scheduler.register_to_config(_use_default_values=["path", "shift", "target"])
+    other.scheduler.register_to_config(_use_default_values=["target", "path", "shift"])
+    assert prompts._mark(one) == prompts._mark(other)
+
+
 def test_a_folder_in_which_others_write_is_left_alone(pipeline, table, tmp_path):
     rows = read_prompts(table, pipeline)
     with FolderLock(tmp_path / "out"), pytest.raises(UserError, match="is in use by process"):

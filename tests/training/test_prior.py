@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -164,7 +165,7 @@ PICTURES = ("prior.clips=2", "prior.frames=1", "prior.height=32", "prior.width=3
 
 def test_pictures_of_a_published_model(repository, published_config, subject, tmp_path):
     config = published_config(tmp_path, repository("wan"), *LORA, f"data.manifest={subject}", *PRIOR, *PICTURES)
-    DitTask.prepare_run(config, CPU)
+    DitTask.prepare_run(config, CPU, nullcontext)
     found = read_manifest(tmp_path / "prior/manifest.jsonl").samples
     assert [Path(sample.path).name for sample in found] == ["00000.png", "00001.png"] and found.is_image.all()
 

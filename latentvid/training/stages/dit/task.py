@@ -5,7 +5,8 @@ Axes: T tokens, N samples of a pack.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -76,9 +77,12 @@ class DitTask(DitPacks):
             self.costs = self.tokens + pairs / (6 * self.model.width)
 
     @classmethod
-    def prepare_run(cls, config: DitConfig, device: torch.device) -> None:
+    def prepare_run(
+        cls, config: DitConfig, device: torch.device, may_stop: Callable[[], AbstractContextManager]
+    ) -> None:
         if config.prior.wanted and not goes_on(config.run.dir):
-            make_prior(config, device, cls)
+            with may_stop():
+                make_prior(config, device, cls)
 
     def _check_samples(self) -> None:
         asked = self.config.samples.every or self.config.validation.scores

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ class VaeTask:
         return config
 
     @staticmethod
-    def prepare_run(config: VaeConfig, device: torch.device) -> None:
+    def prepare_run(config: VaeConfig, device: torch.device, may_stop: Callable[[], AbstractContextManager]) -> None:
         """Nothing is made before."""
 
     def __init__(self, config: VaeConfig, device: torch.device, data: bool = True) -> None:
