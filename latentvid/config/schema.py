@@ -305,6 +305,8 @@ class DitConfig(TrainingConfig):
             raise ValueError("prior: its clips are made by the model that the run begins with: give init or model.from")
         if self.data.image_share is not None:
             raise ValueError("data.image_share and prior.share both say what has which tokens: leave one out")
+        if self.data.references:
+            raise ValueError("prior: its clips are made of prompts alone, without data.references: leave one out")
 
     def _check_model(self) -> None:
         """Which weights the model begins with, and which of them are trained."""

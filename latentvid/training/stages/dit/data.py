@@ -152,7 +152,8 @@ class DitPacks:
 
     @property
     def source_weights(self) -> tuple[float, ...]:
-        return weights_of(self.config, self.sources, self.source_of, self.grids.map(math.prod).array())
+        tokens = self.shapes.map(lambda shape: shape.tokens).array()
+        return weights_of(self.config, self.sources, self.source_of, tokens)
 
     def identity(self, first: Sequence[int] | None = None) -> dict[str, Any]:
         return (self.source if self.cache is None else self.cache).identity(first)
