@@ -39,10 +39,12 @@ _MAKE_ONE = "make one with `python -m latentvid.data.manifest FOLDER OUT.jsonl`"
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a manifest hold the file and its caption; None: by their usual names."""
+    """Which columns of a manifest hold the file and its caption; None: by their usual names. facts: what the table
+    says of frames, rate and size is of these files; else each is looked at."""
 
     path: str | None = None
     caption: str | None = None
+    facts: bool = True
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -203,7 +205,8 @@ class _Table:
         """Another one where any of its bytes, its place or the columns that are asked for are others."""
         with self._open(), open(self.path, "rb") as file:
             content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-        about = json.dumps([FORMAT, content, self.path, self.columns.required])
+        alone = [] if self.columns.facts else ["no facts"]
+        about = json.dumps([FORMAT, content, self.path, self.columns.required, *alone])
         return hashlib.blake2b(about.encode(), digest_size=16).hexdigest()
 
     def rows(self) -> Iterator[Row]:
@@ -219,7 +222,7 @@ class _Table:
                 yield Row(f"line {line}", fault="bad-row")
             elif (reason := _fault(captions := _each(caption))) is not None:
                 yield Row(f"{place}, row {line}", fault=reason)
-            elif (facts := _facts(row)) is None or (segment := _segment(row)) is None:
+            elif (facts := self._facts(row)) is None or (segment := _segment(row)) is None:
                 yield Row(f"{place}, row {line}", fault="bad-row")
             else:
                 yield Row(path, joined([one_line(text) for text in captions]), *facts, line, "", *segment)
@@ -228,6 +231,9 @@ class _Table:
         for group in self.columns.required:
             if not any(name in seen for name in group):
                 raise ManifestError(no_column(self.path, group, seen))
+
+    def _facts(self, row: dict[str, Any]) -> tuple[int, float, int, int] | None:
+        return _facts(row) if self.columns.facts else UNKNOWN
 
     def extra(self, kept: np.ndarray, names: Collection[str]) -> dict[str, list[Any]]:
         """Further columns, as far as there are such, of the rows of these numbers, which ascend."""
