@@ -131,6 +131,7 @@ _NAMES: tuple[tuple[Range, str], ...] = (  # of the numbers that have each range
     (Range(0, 1, below=True), "lowest terminal"),
     (_SHARE, "timesteps.uniform"),
     (_above(0, 1e6), "weighting.gamma"),
+    (_above(0, 1e9), "preference.beta"),
     (Range(-50, 50), "weighting.bias"),
     (Range(0, 1e9), "given.plain given.first given.prefix given.ends given.random given.independent"),  # any unit
     (Range(0, 1, above=True, below=True), "beta_start beta_end"),

@@ -15,10 +15,10 @@ from latentvid.errors import user_errors
 def main() -> None:
     config = parse_cli(DitConfig, doc=__doc__)
     # after the command line is read: --help and wrong options are answered at once
-    from latentvid.training.stages.dit.task import DitTask
+    from latentvid.training.stages.dit.choice import dit_task
     from latentvid.training.trainer import train
 
-    train(config, DitTask)
+    train(config, dit_task)
 
 
 if __name__ == "__main__":

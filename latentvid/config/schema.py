@@ -17,6 +17,7 @@ from ..limits import setting as _help
 from ..references import ReferenceColumn
 from .curriculum import curriculum
 from .entries import NAME
+from .preference import PreferenceTuning, check_preference
 from .sections import (
     Adapter,
     Checkpointing,
@@ -284,6 +285,7 @@ class DitConfig(TrainingConfig):
     weighting: Weighting = field(default_factory=Weighting)
     given: GivenFrames = field(default_factory=GivenFrames)
     prior: Prior = field(default_factory=Prior)
+    preference: PreferenceTuning = field(default_factory=PreferenceTuning)
     samples: DitSamples = field(default_factory=DitSamples)
     inference: Inference = field(default_factory=Inference)
     validation: DitValidation = field(default_factory=DitValidation)
@@ -292,6 +294,7 @@ class DitConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_model()
+        check_preference(self, [stage.config for stage in curriculum(self)])
         if self.init is None and (self.init_partial or self.init_weights != "ema"):
             raise ValueError(
                 "init_partial and init_weights are of the weights to begin with: give init, or leave them out"
@@ -350,8 +353,8 @@ class DitConfig(TrainingConfig):
 
     @property
     def keeps_base(self) -> bool:
-        """Whether some weights stay what they are, and so are not in checkpoints."""
-        return self.adapter.kind != "none" or bool(self.trainable)
+        """Whether weights that the run begins with are needed as they are to its end."""
+        return self.adapter.kind != "none" or bool(self.trainable) or self.preference.on
 
 
 def stage_of(settings: Mapping[str, Any]) -> str | None:

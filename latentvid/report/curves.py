@@ -24,7 +24,16 @@ SPEED = {
     "balance": "Balance (mean over dearest rank)",
 }
 AXES = {"step": ("by step", "step", 1.0), "seen": ("by tokens", "tokens", 1.0), "wall": ("by time", "minutes", 60.0)}
-PARTS = {"mse": "mean square error", "l1": "mean absolute error", "kl": "KL divergence", "lpips": "LPIPS"}
+PARTS = {
+    "mse": "mean square error",
+    "l1": "mean absolute error",
+    "kl": "KL divergence",
+    "lpips": "LPIPS",
+    "accuracy": "share of pairs in which the preferred clip is preferred",
+    "margin": "margin of the preferred clip",
+    "error_preferred": "square error of the preferred clips",
+    "error_rejected": "square error of the rejected clips",
+}
 
 
 def colour(number: int) -> str:

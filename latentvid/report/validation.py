@@ -16,7 +16,15 @@ from .scores import Score, score_table
 
 MEASURES = {"loss": "loss", "x_mse": "square error of the clean latents"}
 KNOWN = {"step", "stage", "weights", "loss", "bins", "samples", "scores", "seconds"}
-TITLES = {"x_mse": "Square error of the clean latents", "psnr": "PSNR, dB", "ssim": "SSIM"}
+TITLES = {
+    "x_mse": "Square error of the clean latents",
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+    "accuracy": "Share of pairs in which the preferred clip is preferred",
+    "margin": "Margin of the preferred clip",
+    "error_preferred": "Square error of the preferred clips",
+    "error_rejected": "Square error of the rejected clips",
+}
 
 
 def best_of(run: Run) -> str:

@@ -133,7 +133,8 @@ def _checked_by_content(run: Path, before: dict[str, Any], now: dict[str, Any]) 
         return ()
     base = ("model.from",) if state.get("base") is not None else ()  # `check_base` compares it
     # a cache is made by certain weights, and checked against those that are loaded
-    cache, clips = ("data.latents", "vae", "text_encoder"), ("data.manifest", "data.path_column", "data.caption_column")
+    cache = "data.latents", "vae", "text_encoder"
+    clips = "data.manifest", "data.path_column", "data.caption_column", "preference.rejected_column"
     return (*(cache if cached[0] else clips), *base, "caption", "prior.dir")
 
 

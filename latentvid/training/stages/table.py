@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...config.schema import DitConfig, VaeConfig
 from ..task import Stage
-from .dit.task import DitTask
+from .dit.choice import dit_task
 from .vae.task import VaeTask
 
-STAGES = {"dit": Stage(DitConfig, DitTask), "vae": Stage(VaeConfig, VaeTask)}
+STAGES = {"dit": Stage(DitConfig, dit_task), "vae": Stage(VaeConfig, VaeTask)}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ....config.schema import DitConfig
 from ....data.cache.latents import LatentCaches, module_fingerprint
+from ....data.cache.shards import Encoded
 from ....data.clips import ClipSource, Transform
 from ....data.manifest.columns import Lookup, paired
 from ....data.plan.plan import PER_SAMPLE, Draw
@@ -56,9 +57,16 @@ from .prior import notes_of, notes_of_word, sources_of, weights_of
 
 
 def open_clips(
-    config: DitConfig, parts: Parts, paths: Sequence[Path], patch: Patch, *, drop_unknown: bool = False
+    config: DitConfig,
+    parts: Parts,
+    paths: Sequence[Path],
+    patch: Patch,
+    *,
+    drop_unknown: bool = False,
+    opened: Callable[..., ClipSource] = open_manifests,
 ) -> ClipSource:
-    """Manifests with the captions that the text encoder can take, cut as `data` says; the main process opens first."""
+    """Manifests with the captions that the text encoder can take, cut as `data` says; the main process opens first.
+    opened: what opens them."""
     vae, data = parts.vae, config.data
     transform = Transform(
         spatial_stride=vae.spatial_stride * patch_stride(patch),
@@ -70,17 +78,18 @@ def open_clips(
         fps_slack=data.fps_slack,
     )
     check = partial(check_captions, text=parts.text, rules=config.caption, drop_unknown=drop_unknown)
-    return open_manifests(paths, transform, data, check, data.references)
+    return opened(paths, transform, data, check, data.references)
 
 
 class DitPacks:
     """Samples from a latent cache, or from clips that are encoded as they are needed.
 
     `config` says where they are, and `config.run.seed` keys everything random of them. fps_dropout: share of the
-    samples whose frame rate the model is not told.
+    samples whose frame rate the model is not told. clips_each: clips of a sample, all of one shape.
     """
 
     fps_dropout = 0.0
+    clips_each = 1
 
     def __init__(self, config: DitConfig, parts: Parts, patch: Patch, conditions: ConditionMaker | None = None) -> None:
         """conditions: what a published model reads beside tokens, levels and text; None: nothing."""
@@ -115,7 +124,7 @@ class DitPacks:
             self.null = self.cache.null()
             latent_grids = Lookup.among(self.cache.grids)
         elif data.manifest is not None:
-            self.source = self.clips = open_clips(self.config, self.parts, named, self.patch)
+            self.source = self.clips = self._open_clips(named)
             self.sources, self.source_of = self.source.sources, self.source.source_of
             self.is_image = self.source.is_image
             latent_grids = self.source.shapes.map(lambda shape: self.vae.latent_grid(*shape))
@@ -137,6 +146,9 @@ class DitPacks:
         self.notes = notes_of(self.config, self.sources, self.source_of)
         if self.source is not None:
             self.notes += notes_of_word(self.config, self.source, self.text)
+
+    def _open_clips(self, paths: Sequence[Path]) -> ClipSource:
+        return open_clips(self.config, self.parts, paths, self.patch)
 
     def _references(self, shown: Sequence[Shown]) -> tuple[Reference, ...]:
         """In tokens."""
@@ -226,7 +238,7 @@ class DitPacks:
         return (self.cache or self.source).rate(draw.index)
 
     def _from_cache(self, draws: Sequence[Draw]) -> dict[str, Any]:
-        entries = [self.cache.load(draw.index, self._caption(draw)) for draw in draws]
+        entries = self._entries(draws)
         latents = [
             e.mean + e.std * self._posterior(draw.number, e.mean.shape) for draw, e in zip(draws, entries, strict=True)
         ]
@@ -240,6 +252,9 @@ class DitPacks:
             "text": torch.cat(texts) if texts else self.null_text[:0],
             "text_layout": Packed.of_lengths([len(text) for text in texts]) if texts else None,
         }
+
+    def _entries(self, draws: Sequence[Draw]) -> list[Encoded]:
+        return [self.cache.load(draw.index, self._caption(draw)) for draw in draws]
 
     def _from_clips(self, draws: Sequence[Draw]) -> dict[str, Any]:
         videos, captions, replaced = Stacks(self.source.shapes[draw.index] for draw in draws), [], 0

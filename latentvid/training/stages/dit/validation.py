@@ -18,6 +18,7 @@ from ....data.cache.shards import Encoded, EncodedText
 from ....data.clips import ClipSource
 from ....data.plan.plan import Draw
 from ....data.transforms import from_uint8
+from ....data.windows import Clip
 from ....errors import UserError
 from ....models.interchange import Vae
 from ....packing import Grid, Patch
@@ -26,10 +27,9 @@ from ....text import TextEncoder
 from ...compute import compute_type
 from .conditions import ConditionMaker, encoded_texts
 from .data import DitPacks
+from .pack import DitPack
 from .parts import Parts
 from .sampled_scores import SampledScores
-
-FIGURES = ("loss", "x_mse")
 
 
 class HeldOutLatents(DitPacks):
@@ -40,8 +40,12 @@ class HeldOutLatents(DitPacks):
     held-out data, on any number of processes. Nothing else is random: no caption is dropped, no frame given, and the
     latent is the posterior's mean.
 
-    scores: of clips that the model makes, if any are asked for.
+    scores: of clips that the model makes, if any are asked for. figures: what is measured of each window, of which more
+    is better where `higher` has it.
     """
+
+    figures: tuple[str, ...] = ("loss", "x_mse")
+    higher: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -65,18 +69,21 @@ class HeldOutLatents(DitPacks):
         except UserError as error:
             raise UserError(f"validation: {error}") from error
         if self.cache is None:
-            self.cache = EncodedClips(self.source, self.vae, self.text, settings.seed, conditions)
+            self.cache = self._encoded(settings.seed)
             self.null = self.cache.null()
         count = min(settings.samples, len(self.grids))
         self.windows = torch.linspace(0, len(self.grids) - 1, count).round().long().tolist()
         self.packs = list(self._packed())
+
+    def _encoded(self, seed: int) -> EncodedClips:
+        return EncodedClips(self.source, self.vae, self.text, seed, self.conditions)
 
     def _packed(self) -> Iterator[list[Draw]]:
         """Every window in every bin, in packs of at most `data.tokens_per_pack` tokens."""
         pack, tokens = [], 0
         order = sorted(self.windows, key=lambda i: self.grids[i])
         for index in order:
-            size = self.shapes[index].tokens
+            size = self.clips_each * self.shapes[index].tokens
             for number in range(index * self.bins, (index + 1) * self.bins):
                 if pack and tokens + size > self.config.data.tokens_per_pack:
                     yield pack
@@ -111,9 +118,9 @@ class HeldOutLatents(DitPacks):
 
     def higher_is_better(self, figure: str) -> bool:
         of_scores = {} if self.scores is None else self.scores.metrics.scores
-        if figure not in FIGURES and figure not in of_scores:
-            raise UserError(f"validation.best is {figure!r}: one of {', '.join((*FIGURES, *of_scores))}")
-        return figure in of_scores and of_scores[figure].better == "higher"
+        if figure not in self.figures and figure not in of_scores:
+            raise UserError(f"validation.best is {figure!r}: one of {', '.join((*self.figures, *of_scores))}")
+        return figure in self.higher or (figure in of_scores and of_scores[figure].better == "higher")
 
     def begin(self, rank: int, world: int) -> None:
         if self.scores is not None:
@@ -121,28 +128,37 @@ class HeldOutLatents(DitPacks):
 
     @torch.no_grad()
     def measure(self, model: nn.Module, rank: int, world: int) -> Tensor:
-        """Sums of `FIGURES` over the windows of each bin [len(FIGURES), bins]."""
+        """Sums of the figures over the windows of each bin [figures, bins]."""
         size = 1 if self.sequence is None else self.sequence.size
         ranks = world // size
-        sums = torch.zeros(len(FIGURES), self.bins, dtype=torch.float64)
+        sums = torch.zeros(len(self.figures), self.bins, dtype=torch.float64)
         for turn in range(-(-len(self.packs) // ranks)):
             place = turn * ranks + rank // size
             pack = self.prepare(self.make_pack(self.packs[min(place, len(self.packs) - 1)]).to(self.device))
             with compute_type(self.config, self.device):
-                errors = torch.stack(self.errors(model, pack, of_clean=True)).double().cpu()  # [.,N]
+                found = self.measured(model, pack).double().cpu()
             if place < len(self.packs):
-                sums.index_add_(1, torch.tensor(pack.numbers) % self.bins, errors)
+                numbers = torch.tensor(pack.numbers[:: self.clips_each])
+                sums.index_add_(1, numbers % self.bins, found)
         return sums
+
+    def measured(self, model: nn.Module, pack: DitPack) -> Tensor:
+        """The figures of each sample [figures, N]."""
+        return torch.stack(self.errors(model, pack, of_clean=True))
 
     def record(self, sums: Tensor) -> dict[str, Any]:
         means = sums / len(self.windows)
         low, high = self.levels
         edges = [low + (high - low) * i / self.bins for i in range(self.bins + 1)]
         bins = [
-            {"from": low, "to": high, **dict(zip(FIGURES, values, strict=True))}
+            {"from": low, "to": high, **dict(zip(self.figures, values, strict=True))}
             for low, high, values in zip(edges, edges[1:], means.T.tolist(), strict=False)
         ]
-        return {**dict(zip(FIGURES, means.mean(1).tolist(), strict=True)), "bins": bins, "samples": len(self.windows)}
+        return {
+            **dict(zip(self.figures, means.mean(1).tolist(), strict=True)),
+            "bins": bins,
+            "samples": len(self.windows),
+        }
 
     def score(self, model: nn.Module, rank: int, world: int) -> dict[str, dict[str, Any]]:
         return {} if self.scores is None else self.scores.measure(model, rank, world)
@@ -167,14 +183,16 @@ class EncodedClips:
     def load(self, i: int, caption: int = 0) -> Encoded:
         """Entry i, with its first caption, which is the one that is asked for."""
         if i not in self._entries:
-            clip = self.source.load(i, self.seed, i)
-            mean = self._mean(clip.video)
-            words = encoded_texts(self.text, [self.source.caption(clip.index)], torch.float32)[0]
-            image = None if self.conditions is None else self.conditions.image_of(self.vae, clip.video)
-            of_text = words.states, words.pooled, words.second
-            shown = tuple(map(self._mean, map(from_uint8, clip.references)))
-            self._entries[i] = Encoded(mean, torch.zeros_like(mean), *of_text, image, shown)
+            self._entries[i] = self._encode(self.source.load(i, self.seed, i))
         return self._entries[i]
+
+    def _encode(self, clip: Clip) -> Encoded:
+        mean = self._mean(clip.video)
+        words = encoded_texts(self.text, [self.source.caption(clip.index)], torch.float32)[0]
+        image = None if self.conditions is None else self.conditions.image_of(self.vae, clip.video)
+        of_text = words.states, words.pooled, words.second
+        shown = tuple(map(self._mean, map(from_uint8, clip.references)))
+        return Encoded(mean, torch.zeros_like(mean), *of_text, image, shown)
 
     def _mean(self, video: Tensor) -> Tensor:
         """[3,F,H,W] -> the posterior's mean [C,f,h,w], normalised."""
