@@ -13,6 +13,8 @@ from . import precision
 from .command_line import Parser
 from .errors import UserError, user_errors
 from .limits import number
+from .pipelines import arguments
+from .pipelines.defaults import TOKENS_PER_PACK
 
 
 @user_errors()
@@ -208,3 +210,80 @@ def compare() -> None:
         return
     key = make_page(*args.paths, args.out, **given)
     print(f"{args.out / PAGE}: {len(key.pairs)} pairs, page {key.page}; keep {args.out / KEY} from the raters")
+
+
+def preference() -> None:
+    """The commands of latentvid.preference, by the first argument."""
+    made = {"sample": _sample_pairs, "label": _label_pairs, "choices": _pairs_of_choices}
+    parser = Parser(
+        prog="python -m latentvid.preference",
+        description="Makes tables of pairs for preference tuning (docs/preference.md). --help after a command says its "
+        "options.",
+    )
+    parser.add_argument(
+        "command",
+        choices=made,
+        help="sample: two clips of every prompt by a model; label: pairs of two folders' clips by scores; choices: "
+        "pairs by what people chose on a page of latentvid.evaluation.compare",
+    )
+    found = parser.parse_args(sys.argv[1:2])
+    made[found.command](sys.argv[2:])
+
+
+@user_errors()
+def _sample_pairs(given: list[str]) -> None:
+    parser = arguments.parser_of("Makes two clips of every prompt, with different noise, in DIR/a and DIR/b.")
+    parser.prog = "python -m latentvid.preference sample"
+    parser.add_argument("--prompts", type=Path, required=True, help="file of prompts, as inference/t2v.py takes it")
+    parser.add_argument("--tokens-per-pack", type=int, default=TOKENS_PER_PACK, help="default: %(default)s")
+    arguments.add_length(parser, "1 + 4k, by the VAE's stride in time (default: the model's)")
+    parser.add_argument("--height", type=int, help="pixels (default: the model's)")
+    parser.add_argument("--width", type=int, help="pixels (default: the model's)")
+    parser.set_defaults(output=Path("pairs"))
+    args = parser.parse_args(given)
+    from .preference.sample import sample_pairs
+
+    sample_pairs(args)
+
+
+@user_errors()
+def _label_pairs(given: list[str]) -> None:
+    parser = Parser(
+        prog="python -m latentvid.preference label",
+        description="Writes the pairs of equally named clips of two folders, the better one by scores first; ties are "
+        "left out.",
+    )
+    parser.add_argument("a", type=Path, metavar="A", help="folder of clips with prompts")
+    parser.add_argument("b", type=Path, metavar="B", help="folder of clips of the same names and prompts")
+    parser.add_argument("--score", action="append", required=True, metavar="NAME", help="a score of "
+                        "latentvid.evaluation of single clips, or MODULE:NAME; again for more: they decide where those "
+                        "before are equal")  # fmt: skip
+    parser.add_argument("--weights", type=Path, metavar="DIR", help="folder of the scores' networks")
+    parser.add_argument("--device", help="cuda, cpu, ... (default: cuda where there is one)")
+    parser.add_argument("--out", type=Path, required=True, help="table of pairs to write")
+    args = parser.parse_args(given)
+    import torch
+
+    from .preference.label import by_scores, check_table
+
+    check_table(args.out)
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    print(by_scores(args.a, args.b, args.score, args.weights, device).write(args.out))
+
+
+@user_errors()
+def _pairs_of_choices(given: list[str]) -> None:
+    parser = Parser(
+        prog="python -m latentvid.preference choices",
+        description="Writes the pairs of a page of latentvid.evaluation.compare, the clip that most raters chose "
+        "first; ties are left out.",
+    )
+    parser.add_argument("page", type=Path, metavar="DIR", help="folder of the page, with its key.json")
+    parser.add_argument("files", type=Path, nargs="+", metavar="CHOICES", help="files of choices that raters sent back")
+    parser.add_argument("--question", help="which of the page's questions (default: its only one)")
+    parser.add_argument("--out", type=Path, required=True, help="table of pairs to write")
+    args = parser.parse_args(given)
+    from .preference.label import by_choices, check_table
+
+    check_table(args.out)
+    print(by_choices(args.page, args.files, args.question).write(args.out))

@@ -186,7 +186,8 @@ def test_the_library_never_imports_a_script(file):
 SCRIPTS = [path for folder in ("inference", "train", "vae") for path in sorted((ROOT / folder).glob("*.py"))]
 PROGRAMS = [
     *(path.relative_to(ROOT).as_posix() for path in SCRIPTS),
-    *(f"-m latentvid.{name}" for name in ("evaluation", "report", "data.manifest", "training.export", "adapters")),
+    *(f"-m latentvid.{name}" for name in ("evaluation", "report", "preference", "adapters")),
+    *(f"-m latentvid.{name}" for name in ("data.manifest", "training.export")),
     *(
         f"-m latentvid.{name}"
         for name in ("evaluation.compare", "data.digits", "demo.digits", "demo.glyph", "demo.scoring", "demo.judge")

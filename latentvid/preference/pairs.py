@@ -1,0 +1,55 @@
+"""The table of pairs: `path`, the preferred clip, `rejected`, the other one, and their `caption`."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..data.manifest.manifest import write_manifest
+from ..errors import UserError
+
+
+@dataclass
+class Pairs:
+    """What a look at pairs found. rows: (preferred, other, caption, further columns). ties: pairs of which none is
+    preferred. left_out: by reason, how many others are not in the table. first: how often the first folder's clip is
+    the preferred one."""
+
+    rows: list[tuple[Path, Path, str, dict[str, Any]]] = field(default_factory=list)
+    ties: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    first: int = 0
+
+    def add(self, clips: Sequence[Path], caption: str, ahead: int, more: Sequence[dict[str, Any]]) -> None:
+        """clips: of the first folder, and of the second. ahead: 1 where the first is preferred, -1 where the second is,
+        0 for a tie. more: of each clip, what the table is to say of it."""
+        if ahead == 0:
+            self.ties += 1
+            return
+        self.first += ahead > 0
+        order = (0, 1) if ahead > 0 else (1, 0)
+        (path, other), (own, of_other) = ([these[i] for i in order] for these in (clips, more))
+        words = own | {f"rejected_{name}": value for name, value in of_other.items()}
+        self.rows.append((path, other, caption, words))
+
+    def write(self, out: Path) -> str:
+        """Writes the table, and says what is in it. Paths inside its folder are relative to it. Raises UserError where
+        no pair is left."""
+        if not self.rows:
+            raise UserError(f"no pair is left: {self._without()}: give more pairs, or another score or question")
+        folder = os.path.join(os.path.abspath(out.parent), "")
+        table = [
+            {"path": os.path.abspath(path), "rejected": os.path.abspath(other).removeprefix(folder), "caption": caption}
+            | more
+            for path, other, caption, more in self.rows
+        ]
+        write_manifest(out, table)
+        return f"{out}: {len(self.rows)} pairs, the first folder's clip preferred in {self.first}; {self._without()}"
+
+    def _without(self) -> str:
+        others = [f"{count} left out ({reason})" for reason, count in self.left_out.most_common()]
+        return ", ".join([f"{self.ties} ties left out", *others])
