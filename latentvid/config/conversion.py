@@ -40,6 +40,8 @@ def type_name(hint: Any) -> str:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return " | ".join(repr(a) for a in args)
+    if origin is dict and dataclasses.is_dataclass(args[1]):
+        return "mapping"
     if origin is not None:
         return f"{origin.__name__}[{', '.join('...' if a is ... else type_name(a) for a in args)}]"
     return "null" if hint is type(None) else getattr(hint, "__name__", str(hint))

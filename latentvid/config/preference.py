@@ -55,6 +55,8 @@ def check_preference(config: DitConfig, stages: Sequence[DitConfig]) -> None:
             "preference.beta compares with the model without its adapter, and adapter.init begins with one: merge it "
             "(python -m latentvid.adapters merge) and give what comes of it as init"
         )
+    if config.prior.wanted:
+        raise ValueError("preference.beta is set, and prior makes single clips, not pairs: leave one of them out")
     if config.data.references:
         raise ValueError(
             "preference.beta is set, and data.references are of single clips, not of pairs: leave one of them out"
