@@ -16,3 +16,4 @@ def dit_task(config: DitConfig, device: torch.device, data: bool = True) -> DitT
 
 
 dit_task.settled = settled
+dit_task.prepare_run = DitTask.prepare_run
