@@ -148,8 +148,10 @@ def test_rotary_scores_depend_on_relative_positions_along_every_axis():
         assert not torch.allclose(score((0, 0, 0), other), base, atol=1e-3)
 
 
-# test_attention_layouts.py has the factorised one by default, without the kernels' compiler
-@pytest.mark.parametrize("attention", ["full", pytest.param("factorised", marks=pytest.mark.slow), "causal"])
+# test_attention_layouts.py has the first two by default, without the kernels' compiler
+@pytest.mark.parametrize(
+    "attention", [*(pytest.param(kind, marks=pytest.mark.slow) for kind in ("full", "factorised")), "causal"]
+)
 def test_blocks_compile_whole_and_once_for_all_layouts(attention):
     # inductor needs a C++ compiler, and time: the other kinds differ in what is traced, not in the kernels
     backend = "inductor" if attention == "full" and shutil.which("g++") else "aot_eager"

@@ -45,9 +45,8 @@ def eager(tmp_path_factory, dit_config, options) -> Path:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(
-    "recipe", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow), pytest.param("zero2", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["ddp", "fsdp2", "zero2"])
 def test_a_compiled_run_equals_an_eager_one(recipe, eager, options, dit_config, tmp_path):
     save_config(dit_config(tmp_path / "run", *options, "train.compile=true"), tmp_path / "config.yaml")
     # the kernels' compiler takes a minute for each graph

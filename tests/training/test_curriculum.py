@@ -259,7 +259,7 @@ def test_a_dry_run_plans_each_stage_and_names_the_largest(three, tmp_path, capsy
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("recipe", ["ddp", *(pytest.param(r, marks=pytest.mark.slow) for r in SHARDED)])
+@pytest.mark.parametrize("recipe", [pytest.param(r, marks=pytest.mark.slow) for r in ("ddp", *SHARDED)])
 def test_two_processes_train_the_stages_as_one_does(recipe, whole, three, tmp_path):
     """In one launch, stage after stage; the images' checkpoint goes on in either."""
     run = tmp_path / "run"

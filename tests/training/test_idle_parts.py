@@ -17,7 +17,9 @@ SMALL |= dict(audio_cross_attention_dim=16, num_layers=1, caption_channels=8)
 
 def chosen(trainable: tuple[str, ...] = (), **adapter) -> tuple[OpenBackbone, set[str]]:
     """The model, and the names of what is trained."""
-    settings = SimpleNamespace(**{"kind": "none", "rank": 2, "alpha": None, "targets": (), "dropout": 0.0} | adapter)
+    settings = SimpleNamespace(
+        **{"kind": "none", "rank": 2, "alpha": None, "targets": (), "dropout": 0.0, "init": None} | adapter
+    )
     config = SimpleNamespace(adapter=settings, trainable=trainable, run=SimpleNamespace(seed=0))
     model = packed(LTX2VideoTransformer3DModel(**SMALL))
     choose_trained(model, config, RECIPES["LTX2Pipeline"].lora)

@@ -73,7 +73,7 @@ def assert_same(run: Path, single: Path) -> None:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("recipe", ["fsdp2", "zero2", "zero3"])
+@pytest.mark.parametrize("recipe", ["fsdp2", pytest.param("zero2", marks=pytest.mark.slow), "zero3"])
 def test_a_strategy_trains_like_one_process_and_takes_over_its_run(recipe, single, dit_config, tmp_path):
     """And hands its own back to one process."""
     before = load_config(type(dit_config(single)), single / "config.yaml")

@@ -104,6 +104,7 @@ def test_each_player_is_clipped_by_its_own_norm(vae_config, tmp_path):
         assert norms == pytest.approx([limit, limit], rel=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_two_processes_equal_one_with_a_critic(vae_config, tmp_path):
     """Before its start and after, with packs of several shapes and accumulation."""
