@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from comparing import assert_measured_alike, losses, state
+from comparing import losses, state
 from launching import ROOT, launch
 from pair_tables import write_pairs
 
@@ -34,7 +34,9 @@ def test_pairs_train_alike(recipe, dit_config, tiny_pipeline, tmp_path):
     for kind in KINDS:
         one, many = tmp_path / f"{kind}-one", tmp_path / f"{kind}-many"
         assert losses(many) == pytest.approx(losses(one), rel=1e-5)
-        assert_measured_alike(many, one)
+        for ours, theirs in zip(*(read_metrics(run, "validation.jsonl") for run in (many, one)), strict=True):
+            # differences of errors, times beta: their rounding is seen more than in other losses
+            assert [b["loss"] for b in ours["bins"]] == pytest.approx([b["loss"] for b in theirs["bins"]], rel=1e-4)
         margins = [[record["margin"] for record in read_metrics(run)] for run in (many, one)]
         assert margins[0] == pytest.approx(margins[1], rel=1e-3, abs=1e-5) and margins[0][0] == 0 != margins[0][-1]
     if recipe == "ddp":  # whose checkpoints are whole
