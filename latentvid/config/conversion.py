@@ -33,6 +33,12 @@ def section_of(hint: Any) -> type | None:
     return next((m for m in _members(hint) if dataclasses.is_dataclass(m)), None)
 
 
+def section_of_each(hint: Any) -> type | None:
+    """The dataclass of a field typed ``dict[str, Section]``."""
+    args = typing.get_args(hint) if typing.get_origin(hint) is dict else ()
+    return args[1] if args and dataclasses.is_dataclass(args[1]) else None
+
+
 def type_name(hint: Any) -> str:
     """A field's type as messages show it: ``int | null``."""
     if len(_members(hint)) > 1:
@@ -40,7 +46,7 @@ def type_name(hint: Any) -> str:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return " | ".join(repr(a) for a in args)
-    if origin is dict and dataclasses.is_dataclass(args[1]):
+    if section_of_each(hint) is not None:
         return "mapping"
     if origin is not None:
         return f"{origin.__name__}[{', '.join('...' if a is ... else type_name(a) for a in args)}]"
@@ -111,8 +117,6 @@ def _convert(value: Any, hint: Any, key: str, default: Any = MISSING) -> Any:
         if not isinstance(value, dict) or not all(isinstance(k, str) for k in value):
             raise wrong
         inner = args[1] if args else Any
-        for name, each in value.items() if dataclasses.is_dataclass(inner) else ():
-            _check_known(inner, each, f"{key}.{name}")
         kept = default if isinstance(default, dict) else {}
         plain = {k: _convert(v, inner, f"{key}.{k}") for k, v in value.items()}
         return merge(kept, plain)
@@ -127,16 +131,6 @@ def _convert(value: Any, hint: Any, key: str, default: Any = MISSING) -> Any:
     if hint is Path:
         check_parts(value, key)
     return check(key, value, whole=hint is int) if hint in (int, float) else value
-
-
-def _check_known(section: type, value: Any, key: str) -> None:
-    """Raises ConfigError for a key that a section of a mapping has not."""
-    names = [f.name for f in dataclasses.fields(section) if f.init]
-    for name in value if isinstance(value, dict) else ():
-        if name not in names:
-            near = difflib.get_close_matches(str(name), names, 1)
-            fix = f"did you mean {key}.{near[0]}?" if near else f"valid keys here: {', '.join(names)}"
-            raise ConfigError(f"unknown key {key}.{name} (value {shown(value[name])}): {fix}")
 
 
 def _convert_union(value: Any, hint: Any, key: str, default: Any, wrong: ConfigError) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,20 +10,20 @@ from typing import Any, Literal
 from ..diffusion.masks import GivenFrames
 from ..diffusion.objective import Weighting
 from ..diffusion.timesteps import TimestepSampling
-from ..files import check_parts
 from ..limits import check_fields
 from ..limits import setting as _help
 from ..references import ReferenceColumn
+from .beginning import PUBLISHED, check_model
 from .curriculum import curriculum
 from .entries import NAME
 from .preference import PreferenceTuning, check_preference
+from .prior import Prior, check_prior
 from .sections import (
     Adapter,
     Checkpointing,
     Data,
     Logging,
     Optim,
-    Prior,
     Run,
     Samples,
     TextEncoders,
@@ -33,17 +32,6 @@ from .sections import (
     Weights,
     several,
 )
-
-# keys of `model` of a published one: (type, what it is)
-PUBLISHED = {
-    "from": (
-        "str",
-        "folder or hub name of a published model, in the place of the others; it tells what is not set of vae, "
-        "text_encoder, scheduler, timesteps, given and inference",
-    ),
-    "dtype": ("'fp32' | 'bf16'", "type of a published model's weights; bf16 where they stay as they are"),
-    "expert": ("'high' | 'low'", "which of a published model's two transformers is trained, by noise levels"),
-}
 
 
 def arguments_of(cls: str, more: str = "", also: Mapping[str, tuple[str, str]] | None = None) -> Any:
@@ -293,63 +281,13 @@ class DitConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_model()
+        check_model(self)
+        check_prior(self)
         check_preference(self, [stage.config for stage in curriculum(self)])
         if self.init is None and (self.init_partial or self.init_weights != "ema"):
             raise ValueError(
                 "init_partial and init_weights are of the weights to begin with: give init, or leave them out"
             )
-
-        if self.prior.wanted:
-            self._check_prior()
-
-    def _check_prior(self) -> None:
-        if self.init is None and "from" not in self.model:
-            raise ValueError("prior: its clips are made by the model that the run begins with: give init or model.from")
-        if self.data.image_share is not None:
-            raise ValueError("data.image_share and prior.share both say what has which tokens: leave one out")
-        if self.data.references:
-            raise ValueError("prior: its clips are made of prompts alone, without data.references: leave one out")
-
-    def _check_model(self) -> None:
-        """Which weights the model begins with, and which of them are trained."""
-        if "from" not in self.model and (alone := [key for key in PUBLISHED if key in self.model]):
-            raise ValueError(f"model.{alone[0]} is of a published model: give model.from, or leave it out")
-        if "from" in self.model:
-            if others := sorted(self.model.keys() - PUBLISHED.keys()):
-                raise ValueError(f"model.{others[0]} is that of the model which model.from names: leave it out")
-            if self.init is not None:
-                raise ValueError("model.from and init both name the weights to begin with: leave one out")
-            if not (isinstance(self.model["from"], str) and self.model["from"]):
-                raise ValueError(f"model.from={self.model['from']!r}: give a folder or a hub name")
-            for key, allowed in (("dtype", ("fp32", "bf16")), ("expert", ("high", "low"))):
-                if self.model.get(key, allowed[0]) not in allowed:
-                    raise ValueError(f"model.{key}={self.model[key]!r}: one of {', '.join(allowed)}")
-            if self.model.get("dtype") == "bf16" and self.adapter.kind == "none":
-                raise ValueError("model.dtype=bf16 is of weights that are not trained: set adapter.kind=lora, or fp32")
-        else:
-            if self.text.told:
-                raise ValueError("text is of a published model's text encoders: set model.from, or leave it out")
-            for name, value in (("vae", self.vae), ("text_encoder", self.text_encoder)):
-                if value is None:
-                    raise ValueError(
-                        f"{name} is required: set it in the YAML file or with --{name}=VALUE, or model.from"
-                    )
-        for name, value in (("text_encoder", self.text_encoder), ("model.from", self.model.get("from"))):
-            if value is not None:
-                check_parts(Path(value), name)
-        if self.adapter.kind != "none" and self.trainable:
-            raise ValueError("trainable and adapter both say what is trained: leave one out")
-        if (self.adapter.kind != "none" or self.trainable) and "from" not in self.model and self.init is None:
-            what = "trainable" if self.trainable else f"adapter.kind={self.adapter.kind}"
-            raise ValueError(f"{what} leaves the rest of the model as it is: give its weights by init or model.from")
-        if self.keeps_base and self.init_partial:
-            raise ValueError("init_partial leaves some weights new, and the rest is to stay as it is: leave one out")
-        for pattern in self.trainable:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"trainable: {pattern!r} is no regular expression: {error}") from None
 
     @property
     def keeps_base(self) -> bool:

@@ -10,10 +10,15 @@ from .published import settled
 from .task import DitTask
 
 
-def dit_task(config: DitConfig, device: torch.device, data: bool = True) -> DitTask:
-    """`data=False` leaves the data closed: enough to export."""
-    return (PreferenceTask if config.preference.on else DitTask)(config, device, data)
+class DitTasks:
+    """`training.task.MakeTask` of this stage."""
+
+    settled = staticmethod(settled)
+    prepare_run = staticmethod(DitTask.prepare_run)
+
+    def __call__(self, config: DitConfig, device: torch.device, data: bool = True) -> DitTask:
+        """`data=False` leaves the data closed: enough to export."""
+        return (PreferenceTask if config.preference.on else DitTask)(config, device, data)
 
 
-dit_task.settled = settled
-dit_task.prepare_run = DitTask.prepare_run
+dit_task = DitTasks()

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from ....config.schema import DitConfig
 from ....data.cache.latents import LatentCaches, module_fingerprint
 from ....data.cache.shards import Encoded
-from ....data.clips import ClipSource, Transform
+from ....data.clips import ClipSource
 from ....data.manifest.columns import Lookup, paired
 from ....data.plan.plan import PER_SAMPLE, Draw
 from ....data.references import Shown
@@ -37,7 +36,6 @@ from ....packing import (
     Reference,
     Shape,
     patch_size,
-    patch_stride,
     patchify,
     spans,
     token_grid,
@@ -47,38 +45,12 @@ from ....references import numbers_of
 from ....rng import generator
 from ....sequence import makers
 from ....text import TextEncoder
-from ...feed.manifests import open_manifests
 from .cache_check import check_cache
-from .captions import check_captions
+from .clips import open_clips
 from .conditions import ConditionMaker, traded
 from .pack import DitPack
 from .parts import Parts
 from .prior import notes_of, notes_of_word, sources_of, weights_of
-
-
-def open_clips(
-    config: DitConfig,
-    parts: Parts,
-    paths: Sequence[Path],
-    patch: Patch,
-    *,
-    drop_unknown: bool = False,
-    opened: Callable[..., ClipSource] = open_manifests,
-) -> ClipSource:
-    """Manifests with the captions that the text encoder can take, cut as `data` says; the main process opens first.
-    opened: what opens them."""
-    vae, data = parts.vae, config.data
-    transform = Transform(
-        spatial_stride=vae.spatial_stride * patch_stride(patch),
-        temporal_stride=vae.temporal_stride,
-        max_area=data.max_area,
-        max_frames=data.max_frames,
-        flip=data.flip,
-        fps=data.fps,
-        fps_slack=data.fps_slack,
-    )
-    check = partial(check_captions, text=parts.text, rules=config.caption, drop_unknown=drop_unknown)
-    return opened(paths, transform, data, check, data.references)
 
 
 class DitPacks:

@@ -23,7 +23,8 @@ from ....diffusion.preference import Preference, preference
 from ....models.adapters.lora import raw_of
 from ...compute import compute_type
 from ...feed.manifests import open_paired_manifests
-from .data import DitPacks, open_clips
+from .clips import open_clips
+from .data import DitPacks
 from .pack import DitPack
 
 

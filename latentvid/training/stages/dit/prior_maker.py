@@ -17,8 +17,9 @@ import torch
 
 from ....attention import resolve_backend
 from ....config.curriculum import curriculum
+from ....config.prior import Prior
 from ....config.schema import DitConfig
-from ....config.sections import Adapter, Prior, several
+from ....config.sections import Adapter, several
 from ....config.yaml_files import read_yaml
 from ....data.cache.latents import LatentCaches
 from ....data.manifest.manifest import write_manifest

@@ -23,7 +23,7 @@ from ....evaluation.rows import Clip
 from ....packing import Patch, patch_size
 from ....pipelines.sampling import Sampling
 from ...task import shares
-from .data import open_clips
+from .clips import open_clips
 from .parts import Parts, compute_dtype, make_pipeline
 
 SEED = 1_000_000  # of the first clip's noise: far from that of the samples that are looked at

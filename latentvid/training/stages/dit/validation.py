@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ....config.prior import Prior
 from ....config.schema import DitConfig
-from ....config.sections import Prior
 from ....data.cache.shards import Encoded, EncodedText
 from ....data.clips import ClipSource
 from ....data.plan.plan import Draw
