@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -69,6 +69,20 @@ def _from_text(text: str, hint: Any, key: str) -> Any:
     if origins & {dict, Any} or section_of(hint):
         return parse_yaml(text, f"--{key}={text}")
     return str(text)
+
+
+def sections_in(value: Any, hint: Any, key: str) -> Iterator[tuple[type, Mapping[str, Any], str]]:
+    """(dataclass, what is given, dotted key) of the section that a field of this type holds, or of each by its name;
+    also where a command line gives them as one text. Raises ConfigError for a text that is no YAML."""
+    one, each = section_of(hint), section_of_each(hint)
+    if one is None and each is None:
+        return
+    value = _from_text(value, hint, key) if isinstance(value, Text) else value
+    if isinstance(value, dict) and one is not None:
+        yield one, value, key
+    elif isinstance(value, dict):
+        for name, section in value.items():
+            yield from sections_in(section, each, f"{key}.{name}")
 
 
 def _scalar(value: Any, hint: Any) -> Any:

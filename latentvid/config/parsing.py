@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..limits import RangeError, shown
-from .conversion import MISSING, build, default_of, section_of, section_of_each, type_name
+from .conversion import MISSING, build, default_of, section_of, sections_in, type_name
 from .entries import lay_over
 from .signatures import constructor
 from .yaml_files import ConfigError, dump_yaml, read_yaml
@@ -33,13 +33,8 @@ def check_keys(cls: type, raw: Mapping[str, Any], prefix: str, root: type) -> No
     for name, value in raw.items():
         key = f"{prefix}.{name}" if prefix else str(name)
         if name in names:
-            inner = section_of(hints[name])
-            if inner is not None and isinstance(value, dict):
-                check_keys(inner, value, key, root)
-            each = section_of_each(hints[name])
-            for role, section in value.items() if each is not None and isinstance(value, dict) else ():
-                if isinstance(section, dict):
-                    check_keys(each, section, f"{key}.{role}", root)
+            for inner, section, at in sections_in(value, hints[name], key):
+                check_keys(inner, section, at, root)
             continue
         siblings = sorted(f"{prefix}.{n}" if prefix else n for n in names)
         every = [k for k, *_ in _walk(root, "")]

@@ -110,6 +110,8 @@ def test_command_line_values_take_their_fields_type(tmp_path, override, key, wan
         ("optim: {lrr: 1}", "", ["unknown key optim.lrr", "1", "did you mean optim.lr?"]),
         ("lr: 1", "", ["unknown key lr", "did you mean optim.lr?"]),
         ("optim.lr: 1", "", ["unknown key optim.lr (value 1): in a file write lr below optim:"]),
+        ("", "--optim={lr: 1, lrr: 2}", ["unknown key optim.lrr (value 2): did you mean optim.lr?"]),
+        ("", "--optim={lr", ["--optim={lr is not valid YAML"]),
         ("", "--sampel.every=3", ["unknown key sampel", "did you mean sample?"]),
         ("run: {dir: out, seed: 1.5}", "", ["run.seed=1.5", "expected int", "float"]),
         ("", "--run.seed=1.5", ["run.seed='1.5'", "expected int"]),
