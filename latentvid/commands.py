@@ -72,6 +72,22 @@ def glyph() -> None:
 
 
 @user_errors()
+def looks() -> None:
+    parser = Parser(
+        prog="python -m latentvid.demo.looks",
+        description="Writes clips of digits drawn in other ways, each with a picture that shows its look.",
+    )
+    parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument("--looks", nargs="+", default=["striped"], help="their names (default %(default)s)")
+    parser.add_argument("--clips", type=number("pairs"), default=600, help="default %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
+    args = parser.parse_args()
+    from .demo.looks import write_looks
+
+    write_looks(args.out, args.looks, args.clips, args.seed)
+
+
+@user_errors()
 def export() -> None:
     parser = Parser(
         prog="python -m latentvid.training.export",

@@ -190,7 +190,15 @@ PROGRAMS = [
     *(f"-m latentvid.{name}" for name in ("data.manifest", "training.export")),
     *(
         f"-m latentvid.{name}"
-        for name in ("evaluation.compare", "data.digits", "demo.digits", "demo.glyph", "demo.scoring", "demo.judge")
+        for name in (
+            "evaluation.compare",
+            "data.digits",
+            "demo.digits",
+            "demo.glyph",
+            "demo.looks",
+            "demo.scoring",
+            "demo.judge",
+        )
     ),
 ]
 ASK = """
