@@ -33,7 +33,8 @@ class Pairs:
         self.first += ahead > 0
         order = (0, 1) if ahead > 0 else (1, 0)
         (path, other), (own, of_other) = ([these[i] for i in order] for these in (clips, more))
-        words = own | {f"rejected_{name}": value for name, value in of_other.items()}
+        words = {f"preferred_{name}": value for name, value in own.items()}  # a bare `frames` would be a manifest's
+        words |= {f"rejected_{name}": value for name, value in of_other.items()}
         self.rows.append((path, other, caption, words))
 
     def write(self, out: Path) -> str:

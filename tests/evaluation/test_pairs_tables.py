@@ -10,6 +10,7 @@ import torch
 from scripting import refused
 
 from latentvid import commands
+from latentvid.data.manifest.manifest import read_manifest
 from latentvid.data.video.reading import read_frames
 from latentvid.data.video.writing import write_video
 from latentvid.demo.digits import Label, render
@@ -72,13 +73,24 @@ def test_the_first_score_that_differs_decides_and_ties_are_counted(folders, comm
     assert status == 0, errors
     assert "2 pairs, the first folder's clip preferred in 1; 2 ties left out" in said
     w, x = rows(out)
-    assert w == {"path": "a/w.mp4", "rejected": "b/w.mp4", "caption": "a red 7 moves right", "both": 1.0,
+    assert w == {"path": "a/w.mp4", "rejected": "b/w.mp4", "caption": "a red 7 moves right", "preferred_both": 1.0,
                  "rejected_both": 0.0}  # fmt: skip
     assert (x["path"], x["rejected"]) == ("b/x.mp4", "a/x.mp4")
     status, said, errors = command("label", a, b, "--score", BOTH, "--score", COLOUR, "--out", out)
     assert status == 0 and "3 pairs" in said and "1 ties" in said, errors
     z = rows(out)[2]
-    assert z["path"] == "a/z.mp4" and (z["colour"], z["rejected_colour"]) == (1.0, 0.0)
+    assert z["path"] == "a/z.mp4" and (z["preferred_colour"], z["rejected_colour"]) == (1.0, 0.0)
+
+
+def test_a_score_called_as_a_column_of_manifests_leaves_the_pairs_whole(folders, command):
+    a, b = folders
+    out = a.parent / "pairs.jsonl"
+    frames = "latentvid.demo.prompt_following:frames"
+    status, _, errors = command("label", a, b, "--score", frames, "--out", out)
+    assert status == 0, errors
+    manifest = read_manifest(out)
+    assert len(manifest.samples) == len(rows(out)) > 0 and not manifest.dropped
+    assert {row["preferred_frames"] - row["rejected_frames"] > 0 for row in rows(out)} == {True}
 
 
 def test_less_is_preferred_where_less_is_better(folders, command, tmp_path):
@@ -89,7 +101,7 @@ def test_less_is_preferred_where_less_is_better(folders, command, tmp_path):
     assert lines
     for line in lines:
         row = dict(zip(head, line, strict=True))
-        assert float(row["flicker"]) < float(row["rejected_flicker"])
+        assert float(row["preferred_flicker"]) < float(row["rejected_flicker"])
 
 
 def test_what_says_nothing_of_two_clips_is_refused(folders, command, tmp_path):
@@ -135,8 +147,13 @@ def test_people_s_choices_become_pairs(folders, command, tmp_path):
     assert status == 0, errors
     assert "2 pairs, the first folder's clip preferred in 1; 1 ties left out, 1 left out (nobody chose)" in said
     w, x = rows(out)
-    assert (w["path"], w["rejected"], w["votes"], w["rejected_votes"]) == (str(a / "w.mp4"), str(b / "w.mp4"), 2, 1)
-    assert (x["path"], x["votes"], x["rejected_votes"]) == (str(b / "x.mp4"), 2, 0)
+    assert (w["path"], w["rejected"], w["preferred_votes"], w["rejected_votes"]) == (
+        str(a / "w.mp4"),
+        str(b / "w.mp4"),
+        2,
+        1,
+    )
+    assert (x["path"], x["preferred_votes"], x["rejected_votes"]) == (str(b / "x.mp4"), 2, 0)
     assert x["caption"] == "a red 7 moves right"
     assert "the page asks several" in refused(command("choices", tmp_path, *files, "--out", out))
     assert "does not ask 'Nicer?'" in refused(
