@@ -84,7 +84,7 @@ def stand_in():
 )
 def test_a_run_makes_few_graphs_and_computes_what_eager_blocks_do(attention, most, backend, stand_in, monkeypatch):
     monkeypatch.setattr(transformer, "resolve_backend", lambda *_: backend)
-    model = make(attention, depth=4, fps_condition=True, rope_fps=24.0)
+    model = make(attention, depth=2, fps_condition=True, rope_fps=24.0)
     other = copy.deepcopy(model)
     torch._dynamo.reset()
     count = Counted()

@@ -246,11 +246,11 @@ def test_the_autoencoder_learns_in_stages(vae_config, tmp_path):
 
 
 def test_a_dry_run_plans_each_stage_and_names_the_largest(three, tmp_path, capsys):
-    train(three(tmp_path / "run", "run.dry_run=true", "--stages.large.data.tokens_per_pack=2048"), DitTask)
+    train(three(tmp_path / "run", "run.dry_run=true", "--stages.large.data.tokens_per_pack=512"), DitTask)
     said = capsys.readouterr().out
     parts = said.split("=== stage ")
     assert [part.split()[0] for part in parts[1:]] == ["images", "small", "large"] and not (tmp_path / "run").exists()
-    assert "of at most 256 tokens" in parts[2] and "of at most 2,048 tokens" in parts[3]
+    assert "of at most 256 tokens" in parts[2] and "of at most 512 tokens" in parts[3]
     assert "17 x" not in parts[1] and "17 x 16 x 16" in parts[2] and "17 x 24 x 32" in parts[3]
     assert "all 3 stages, 14 steps" in said and "the largest is large: a step of it holds" in said
     forget()
