@@ -3,7 +3,7 @@
     python benchmarks/preference.py --demo runs/demo --out runs/preference
 
 makes two clips of each of --prompts prompts by the demo's pipeline, labels the pairs by the judge (`both`, then
-`frames`: the share of frames that read as the digit), tunes a LoRA on --pairs of them by configs/dit/demo_dpo.yaml, and
+`certainty`, its probability of the digit), tunes a LoRA on --pairs of them by configs/dit/demo_dpo.yaml, and
 compares the tuned model with the demo's on --new prompts that no pair has, with equal noise: OUT/preference.json has
 the win rate by the same scores (ties a half, and without them) with Wilson's intervals, and the judge's shares of both.
 What is there is not made again.
@@ -24,8 +24,8 @@ from latentvid.training.monitor.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 JUDGE = "latentvid.demo.prompt_following:"
-SCORES = [word for name in ("both", "frames") for word in ("--score", JUDGE + name)]
-SHARES = ("both", "strict", "frames", "colour", "verb")
+SCORES = [word for name in ("both", "certainty") for word in ("--score", JUDGE + name)]
+SHARES = ("both", "strict", "certainty", "colour", "verb")
 
 
 def run(*words: object) -> str:

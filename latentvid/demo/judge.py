@@ -34,7 +34,8 @@ TURN = 1.2  # pixels back from the farthest point, along the first motion: a bou
 class Verdict:
     """What the judge saw. Where there is nothing: digit -1, direction "none", colour "none", path NaN.
 
-    `path` [F,2]: centre of mass (y, x) in pixels.
+    `path` [F,2]: centre of mass (y, x) in pixels. `chances` [classes]: the probability of each class, mean over all
+    frames; those that show nothing have none.
     """
 
     digit: int
@@ -43,6 +44,7 @@ class Verdict:
     colour: str
     bounced: bool
     path: Tensor
+    chances: Tensor
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,7 @@ class Judge:
 
     def __init__(self, net: DigitNet) -> None:
         self.net = net.eval()
+        self.classes = net.head.out_features
 
     @classmethod
     def load(cls, path: Path = WEIGHTS) -> "Judge":
@@ -167,7 +170,7 @@ class Judge:
         sight = look(frames)
         path = torch.where(sight.visible[:, None], sight.centre, torch.nan)
         if not sight.visible.any():
-            return Verdict(-1, (-1,) * len(frames), "none", "none", False, path)
+            return Verdict(-1, (-1,) * len(frames), "none", "none", False, path, torch.zeros(self.classes))
         logp = self.net(crop(sight.ink, sight.centre)).log_softmax(dim=1)  # [F,10]
         reads = torch.where(sight.visible, logp.argmax(dim=1), -1)
         direction = direction_of(path)
@@ -178,6 +181,7 @@ class Judge:
             colour=colour_of(sight),
             bounced=bounced(path, direction),
             path=path,
+            chances=(logp.exp() * sight.visible[:, None]).mean(dim=0),
         )
 
 

@@ -19,11 +19,11 @@ from .digits import read_caption
 from .judge import Judge, score
 
 ASPECTS = ("digit", "direction", "both", "strict", "colour", "verb")  # as `judge.score` names and defines them
-FRAMES = "frames"  # the share of a clip's frames that read as the digit
+CERTAINTY = "certainty"  # the judge's probability of the digit, mean over the frames: two clips are seldom equal
 
 
 class JudgeRows:
-    """One row a clip: 1 where the clip shows what its caption says, else 0, in the order of `ASPECTS`; then `FRAMES`.
+    """One row a clip: 1 where the clip shows what its caption says, else 0, as `ASPECTS`; then `CERTAINTY`.
 
     Captions are of the demo's grammar (`latentvid.demo.digits`); ClipError for others. The judge runs on the CPU.
     """
@@ -33,7 +33,7 @@ class JudgeRows:
 
     def __init__(self, weights: Path | None, device: torch.device) -> None:
         self.judge = Judge.load()  # it comes with the package and is the same for all
-        self.fingerprint = f"judge: of digit clips and their frames {module_fingerprint(self.judge.net, {})[:16]}"
+        self.fingerprint = f"judge: of digit clips, with its certainty {module_fingerprint(self.judge.net, {})[:16]}"
 
     def __call__(self, clip: Clip) -> Tensor:
         if clip.caption is None:
@@ -46,14 +46,13 @@ class JudgeRows:
             ) from error
         verdict = self.judge(clip.pixels)
         found = score([clip.pixels], [label], lambda _: verdict)
-        read = verdict.frame_digits.count(label.digit) / len(verdict.frame_digits)
-        return torch.tensor([[*(found[aspect] for aspect in ASPECTS), read]])
+        return torch.tensor([[*(found[aspect] for aspect in ASPECTS), float(verdict.chances[label.digit])]])
 
 
 KNOWN = Known(
     [
         MeanScore(name=name, extractor="judge", compares="none", better="higher", column=k)
-        for k, name in enumerate((*ASPECTS, FRAMES))
+        for k, name in enumerate((*ASPECTS, CERTAINTY))
     ],
     [JudgeRows],
 )

@@ -56,7 +56,7 @@ def test_the_score_counts_look_digit_and_direction():
         def __call__(self, clip):
             from latentvid.demo.judge import Verdict
 
-            return Verdict(13, (13,) * len(clip), "left", "red", False, torch.zeros(len(clip), 2))
+            return Verdict(13, (13,) * len(clip), "left", "red", False, torch.zeros(len(clip), 2), torch.ones(60))
 
     label = Label(3, "red", "moves", "left")
     clips = [render(label, 9, (24, 24), np.random.default_rng(0), heldout=True)] * 4

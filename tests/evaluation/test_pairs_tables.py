@@ -15,6 +15,7 @@ from latentvid.data.video.reading import read_frames
 from latentvid.data.video.writing import write_video
 from latentvid.demo.digits import Label, render
 from latentvid.evaluation.preference.key import Key, Pair
+from latentvid.preference.pairs import Pairs
 
 BOTH, COLOUR = "latentvid.demo.prompt_following:both", "latentvid.demo.prompt_following:colour"
 
@@ -82,15 +83,14 @@ def test_the_first_score_that_differs_decides_and_ties_are_counted(folders, comm
     assert z["path"] == "a/z.mp4" and (z["preferred_colour"], z["rejected_colour"]) == (1.0, 0.0)
 
 
-def test_a_score_called_as_a_column_of_manifests_leaves_the_pairs_whole(folders, command):
+def test_a_score_called_as_a_column_of_manifests_leaves_the_pairs_whole(folders):
     a, b = folders
-    out = a.parent / "pairs.jsonl"
-    frames = "latentvid.demo.prompt_following:frames"
-    status, _, errors = command("label", a, b, "--score", frames, "--out", out)
-    assert status == 0, errors
+    found, out = Pairs(), a.parent / "pairs.jsonl"
+    found.add([a / "w.mp4", b / "w.mp4"], "a red 7 moves right", -1, [{"frames": 0.25}, {"frames": 1.0}])
+    found.write(out)
     manifest = read_manifest(out)
-    assert len(manifest.samples) == len(rows(out)) > 0 and not manifest.dropped
-    assert {row["preferred_frames"] - row["rejected_frames"] > 0 for row in rows(out)} == {True}
+    assert len(manifest.samples) == 1 and not manifest.dropped
+    assert [(row["preferred_frames"], row["rejected_frames"]) for row in rows(out)] == [(1.0, 0.25)]
 
 
 def test_less_is_preferred_where_less_is_better(folders, command, tmp_path):

@@ -6,7 +6,7 @@ import torch
 
 from latentvid.demo.digits import caption, prompts, render
 from latentvid.demo.judge import Judge, score
-from latentvid.demo.prompt_following import ASPECTS, FRAMES, KNOWN, JudgeRows
+from latentvid.demo.prompt_following import ASPECTS, CERTAINTY, KNOWN, JudgeRows
 from latentvid.errors import ClipError
 from latentvid.evaluation.rows import Clip
 
@@ -23,9 +23,9 @@ def test_scores_are_the_judges_own_of_the_labels_that_the_captions_word():
     rows = [extractor(Clip(clip, caption=text)) for clip, (_, text) in zip(clips, asked, strict=True)]
     expected = score(clips, [label for label, _ in asked], Judge.load())
     assert all(each.shape == (1, len(ASPECTS) + 1) for each in rows)
-    verdicts = [Judge.load()(clip) for clip in clips]
-    read = [v.frame_digits.count(label.digit) / 9 for v, (label, _) in zip(verdicts, asked, strict=True)]
-    wanted = {k: expected[k] for k in ASPECTS} | {FRAMES: sum(read) / len(read)}
+    chances = [float(Judge.load()(clip).chances[label.digit]) for clip, (label, _) in zip(clips, asked, strict=True)]
+    wanted = {k: expected[k] for k in ASPECTS} | {CERTAINTY: sum(chances) / len(chances)}
+    assert min(chances[1::2]) < 0.1 and min(chances[::2]) > 0.4  # a label that is another digit's, and one's own
     assert {s.name: s(rows) for s in KNOWN.scores.values()} == pytest.approx(wanted)
     assert all(0 < expected[name] < 1 for name in ASPECTS)
 
