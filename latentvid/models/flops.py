@@ -56,6 +56,8 @@ def dit_flops(
     outside = tokens * 4 * features * width + rows * 4 * square  # tokens in and out, last modulation
     outside += rows * 2 * width * (TIMESTEP_FEATURES + width)
     outside += (text + len(lengths)) * 2 * width * (text_width + width)  # states, and their means
+    if config.get("condition_channels", "none") != "none":
+        outside += tokens * 2 * (features + config["patch"] ** 2) * width
     if config.get("fps_condition"):
         outside += len(grids) * 2 * width * (FPS_FEATURES + width)
     return round(config["depth"] * block + 4 * width * pairs + outside)

@@ -22,6 +22,7 @@ from ..attention import resolve_backend
 from ..packing import Packed, Patch, Shape
 from ..sequence import SequenceGroup
 from .attention_context import ATTENTIONS, AttentionContext, make_contexts
+from .conditions import Conditions
 from .key_value_cache import KeyValueCache
 from .layers import Block, modulated_norm, rate_embedding, rotary_table, time_positions, timestep_embedding
 from .saved import SavedModel
@@ -29,6 +30,7 @@ from .text_context import BlockText, TextContext
 
 TIMESTEP_FEATURES = 256
 FPS_FEATURES = 256
+CONDITION_CHANNELS = ("none", "mask_and_latents")
 
 
 class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
@@ -55,13 +57,14 @@ class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
         rope_fps: positions in time are seconds, counted in latent frames of a clip of this rate, so that clips of other
             rates have positions that agree in time; null: numbers of latent frames.
         temporal_stride: frames of a latent frame after the first, which is one frame: the VAE's (for rope_fps).
+        condition_channels: further input channels, by which it is told what is known of a clip: "mask_and_latents", a
+            mask of the known latent positions and their latents (`conditions.known_channels`); "none". At first they
+            change nothing.
     """
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]
     _repeated_blocks = ["Block"]  # of diffusers' compile_repeated_blocks
-    # maps of inputs [D,P], features (C p q): channels may be added at the end, where this argument is the same
-    input_maps = {"tokens_in.weight": "patch"}
 
     @register_to_config
     def __init__(
@@ -78,6 +81,7 @@ class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
         fps_condition: bool = False,
         rope_fps: float | None = None,
         temporal_stride: int = 1,
+        condition_channels: str = "none",
     ) -> None:
         super().__init__()
         if width % heads or width // heads % 2 or width // heads < 6:
@@ -88,6 +92,8 @@ class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
             raise ValueError(
                 f"factorised attention takes blocks of space and of time in turn: depth {depth} is below 2"
             )
+        if condition_channels not in CONDITION_CHANNELS:
+            raise ValueError(f"condition_channels {condition_channels!r}: one of {', '.join(CONDITION_CHANNELS)}")
         features = latent_channels * patch**2
         self.tokens_in = nn.Linear(features, width)
         self.timestep_in = Mlp(TIMESTEP_FEATURES, width, width, act_layer=nn.SiLU)
@@ -100,6 +106,9 @@ class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
         self.final_modulation = nn.Linear(width, 2 * width)
         self.tokens_out = nn.Linear(width, features)
         self.fps_in = Mlp(FPS_FEATURES, width, width, act_layer=nn.SiLU) if fps_condition else None
+        # a map of its own beside that of the tokens, which their sum makes one map of all channels: while it is 0, what
+        # comes out is equal to the last bit
+        self.channels_in = nn.Linear(self.channels * patch**2, width, bias=False) if self.channels else None
         self.attention_backend = "auto"
         self.sequence: SequenceGroup | None = None
         self.gradient_checkpointing = False
@@ -108,7 +117,11 @@ class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
     # --- what any backbone tells of itself, as the packed passes over published models do (open/backbone.py) ---
 
     levels_by_frame = True  # each latent frame may have a noise level of its own
-    channels = 0  # further input channels, of masks and latents of given frames
+
+    @property
+    def channels(self) -> int:
+        """Further input channels, of `Conditions.channels`."""
+        return 0 if self.config.condition_channels == "none" else 1 + self.config.latent_channels
 
     @property
     def no_references(self) -> str | None:
@@ -142,11 +155,12 @@ class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
 
     def initialise(self) -> None:
         """Xavier-uniform maps; modulations, cross-attention outputs and the last map at zero (AdaLN-Zero), and what
-        the modulation takes of the frame rate."""
+        is taken of the frame rate and of further channels."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         for block in self.blocks:
             nn.init.zeros_(block.modulation.weight)
             nn.init.zeros_(block.cross.out.weight)
@@ -154,6 +168,8 @@ class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
             nn.init.zeros_(linear.weight)
         if self.fps_in is not None:
             nn.init.zeros_(self.fps_in.fc2.weight)
+        if self.channels_in is not None:
+            nn.init.zeros_(self.channels_in.weight)
 
     def forward(
         self,
@@ -164,6 +180,7 @@ class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
         text_layout: Packed,
         cache: KeyValueCache | None = None,
         fps: Tensor | None = None,  # [N] frame rate of each sample; 0: it has none, or it is not known
+        conditions: Conditions | None = None,  # its channels alone are read, by models of `condition_channels`
     ) -> Tensor:
         """The network's prediction [T,P], in the target that the scheduler's config names.
 
@@ -175,8 +192,11 @@ class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
         A text context is for passes of other noise levels or tokens with the same prompts, in the same precision.
         """
         fps = tokens.new_zeros(layout.segments, dtype=torch.float32) if fps is None else fps
-        self._check(timestep, layout, text_layout, cache, fps)
+        channels = None if conditions is None else conditions.channels  # [T,P']
+        self._check(timestep, layout, text_layout, cache, fps, channels)
         x = self.tokens_in(tokens)  # [T,D]
+        if self.channels_in is not None:
+            x = x + self.channels_in(channels)
         pooled, texts = self._read(text, text_layout)  # [N,D], and each block's [S,D]
         of_sample = pooled if self.fps_in is None else pooled + self._rate(fps, x.dtype)  # [N,D]
         condition = self._level(timestep, x.dtype) + of_sample.index_select(0, layout.frame_segment)  # [R,D]
@@ -189,7 +209,13 @@ class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
         return self.tokens_out(modulated_norm(x, shift, scale, layout.frame))  # [T,P]
 
     def _check(
-        self, timestep: Tensor, layout: Packed, text_layout: Packed, cache: KeyValueCache | None, fps: Tensor
+        self,
+        timestep: Tensor,
+        layout: Packed,
+        text_layout: Packed,
+        cache: KeyValueCache | None,
+        fps: Tensor,
+        channels: Tensor | None,
     ) -> None:
         """Raises ValueError where the arguments of `forward` do not fit each other or the model."""
         if layout.segments != text_layout.segments:
@@ -198,9 +224,14 @@ class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
             raise ValueError(f"timestep has shape {tuple(timestep.shape)}, the layout has {layout.frames} frames")
         if fps.shape != (layout.segments,):
             raise ValueError(f"fps has shape {tuple(fps.shape)}, the layout has {layout.segments} samples")
+        wanted, held = self.channels * self.config.patch**2, 0 if channels is None else channels.shape[-1]
+        if wanted != held:
+            raise ValueError(f"the model takes {wanted} features of further channels a token, got {held}")
         if layout.whole is not None and self.sequence is None:
             raise ValueError("this is a piece of a pack, but the model has no group of processes to see the rest with")
         if cache is not None:
+            if self.channels:
+                raise ValueError("a cache of past frames is of models that are told of them by noise levels")
             if layout.references:
                 raise ValueError("a cache of past frames has no place for references: sample whole clips with them")
             if self.config.attention != "causal":

@@ -13,11 +13,11 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from einops import rearrange, repeat
 from torch import Tensor
 
 from ..diffusion.guidance import Guidance
 from ..errors import UserError
+from ..models.conditions import known_latents
 from ..rng import derived_seed, generator
 from .defaults import STRENGTH
 from .latent_video import LatentVideoPipeline
@@ -183,12 +183,6 @@ def _encode_whole(pipeline: LatentVideoPipeline, clips: Sequence[Tensor], sampli
     for clip in whole:
         pipeline.latent_grid(*clip.shape[:3])
     return pipeline.encode(whole, sampling.precision)
-
-
-def known_latents(keep: Tensor, temporal: int, spatial: int) -> Tensor:
-    """Pixels bool [1 + k * temporal,H,W] -> bool [f,h,w]: positions all of whose pixels are kept."""
-    keep = torch.cat([repeat(keep[:1], "1 h w -> t h w", t=temporal), keep[1:]])  # the first stands for one frame
-    return rearrange(keep, "(f t) (h p) (w q) -> f h w (t p q)", t=temporal, p=spatial, q=spatial).all(-1)
 
 
 def _mask(i: int, mask: Tensor, clip: Tensor) -> Tensor:

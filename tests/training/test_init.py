@@ -11,10 +11,10 @@ import yaml
 from accelerate.state import AcceleratorState
 from comparing import lines, same, state
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from latentvid.config.schema import DitConfig
 from latentvid.errors import UserError
+from latentvid.models.conditions import Conditions
 from latentvid.models.transformer import VideoDiT
 from latentvid.packing import Packed
 from latentvid.training.checkpoint import init as module
@@ -177,14 +177,6 @@ def test_what_fits_is_taken_and_the_rest_said(old, dit_config, digits_data, tmp_
     assert f"{count:,} (" in task.origin.summary() and "model.patch is 1, was 2" in task.origin.summary()
 
 
-class Conditioned(VideoDiT):
-    """A model that takes features of a condition beside the noised latent's."""
-
-    def __init__(self, *args, more: int = 8, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self.tokens_in = nn.Linear(self.tokens_in.in_features + more, self.tokens_in.out_features)
-
-
 def test_channels_that_a_condition_adds_change_nothing_at_first(tiny_pipeline):
     """Whatever the new channels hold; and they can learn."""
     old = VideoDiT.from_pretrained(tiny_pipeline / "transformer")
@@ -192,22 +184,21 @@ def test_channels_that_a_condition_adds_change_nothing_at_first(tiny_pipeline):
         str(tiny_pipeline), "ema", module.Wanted(VideoDiT, "dit", "transformer", {"latent_channels": 4})
     )
     arguments = {key: value for key, value in old.config.items() if not key.startswith("_")}
-    with pytest.raises(UserError, match=r"wider than there, new inputs at 0: tokens_in.weight is \[32, 24\], was"):
-        begin_with(Conditioned(**arguments), source, [], partial=False)
-    model = Conditioned(**arguments)
+    arguments["condition_channels"] = "mask_and_latents"
+    with pytest.raises(UserError, match="not there: channels_in.weight.*init_partial=true"):
+        begin_with(VideoDiT(**arguments), source, [], partial=False)
+    model = VideoDiT(**arguments)
     origin = begin_with(model, source, [], partial=True)
-    assert origin.total - origin.taken == 32 * 8 and "tokens_in.weight" in origin.summary()
+    assert origin.total - origin.taken == 32 * (1 + 4) * 2**2 and "channels_in.weight" in origin.summary()
     layout, text_layout = Packed.of([(2, 3, 3), (1, 2, 4)]), Packed.of_lengths([3, 5])
     tokens, text = torch.randn(layout.tokens, 16), torch.randn(8, 32)
     level = torch.tensor([0.2, 0.2, 0.7])
     expected = old(tokens, level, text, layout, text_layout)
-    found = model(torch.cat([tokens, torch.randn(layout.tokens, 8)], 1), level, text, layout, text_layout)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    assert expected.abs().max() > 0.1  # not two zeros
+    channels = Conditions(channels=torch.randn(layout.tokens, 20))
+    found = model(tokens, level, text, layout, text_layout, conditions=channels)
+    assert torch.equal(found, expected) and expected.abs().max() > 0.1  # not two zeros
     found.square().mean().backward()
-    assert model.tokens_in.weight.grad[:, 16:].abs().max() > 0
-    other = VideoDiT(**{**arguments, "patch": 4})  # features that stand in another order are no further channels
-    assert not begin_with(other, source, [], partial=True).left["wider than there, new inputs at 0"]
+    assert model.channels_in.weight.grad.abs().amin(1).max() > 0
 
 
 def test_nothing_is_not_a_beginning(dit_config, tmp_path):

@@ -6,8 +6,8 @@ K head width. A token's features are (C [t] p q): channels, frames where a patch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -20,40 +20,11 @@ from ...errors import UserError
 from ...packing import Packed, Shape, patch_size
 from ...sequence import SequenceGroup
 from ..block_pass import pass_of  # noqa: F401 - for the families
+from ..conditions import Conditions
 from ..layers import modulated_norm, per_token, turn_pairs  # noqa: F401 - the last for the families
 from ..text_context import TextContext
 
 Patch = tuple[int, int, int]  # latent frames, rows and columns of a token
-
-
-@dataclass(frozen=True, eq=False)
-class Conditions:
-    """What some families read beside tokens, noise levels and text. None: not given.
-
-    channels: [T,P'] further input features of each token, after the noised ones: masks and latents of given frames.
-    pooled: [N,Dp] one state a prompt, of a second text encoder.
-    second: [S',D'] token states of a second text encoder; `second_lengths` has the tokens of each sample, 0 among them.
-    image: [N,I,Di] states of an image encoder; where `has_image` is given, of the samples alone that it is true of.
-    guidance: [N] guidance scale that the model is told, 1 to 10 or so.
-    whole_extra: where the layout is a piece of a pack, how many tokens of `second` and `image` each sample of the whole
-        pack has.
-    """
-
-    channels: Tensor | None = None
-    pooled: Tensor | None = None
-    second: Tensor | None = None
-    second_lengths: tuple[int, ...] = ()
-    image: Tensor | None = None
-    has_image: tuple[bool, ...] = ()
-    guidance: Tensor | None = None
-    whole_extra: tuple[int, ...] = ()
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> Conditions:
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: change(v) for k, v in tensors.items() if isinstance(v, Tensor)})
-
-    def to(self, *args: Any, **kwargs: Any) -> Conditions:
-        return self.map(lambda x: x.to(*args, **kwargs))
 
 
 @dataclass(frozen=True, eq=False)

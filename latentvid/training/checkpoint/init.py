@@ -186,18 +186,14 @@ def _plain(value: Any) -> Any:
 def begin_with(model: nn.Module, source: Source, differing: Sequence[str], partial: bool) -> Origin:
     """Overwrites the parameters of a whole model with the source's; all of them, or with `partial` those that fit.
 
-    Where a map of inputs [D,P] has more features than the source's, the first are the source's and the rest have
-    weight 0: at first the model does what the other did. differing: what else is not as it was, in words. Raises
-    UserError, which lists it, where something does not fit, and where nothing would come from there.
+    differing: what else is not as it was, in words. Raises UserError, which lists it, where something does not fit, and
+    where nothing would come from there.
     """
     wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
     equal = {name for name, shape in wanted.items() if source.shapes.get(name) == shape}
     both = wanted.keys() & source.shapes.keys()
-    maps = _input_maps(model, source)
-    wider = {name for name in both - equal if name in maps and _wider(wanted[name], source.shapes[name])}
     left = {
-        "wider than there, new inputs at 0": _sized(sorted(wider), wanted, source.shapes),
-        "of another shape": _sized(sorted(both - equal - wider), wanted, source.shapes),
+        "of another shape": _sized(sorted(both - equal), wanted, source.shapes),
         "not there": sorted(wanted.keys() - both),
         "there alone": sorted(source.shapes.keys() - both),
         "not as it was": list(differing),
@@ -210,16 +206,12 @@ def begin_with(model: nn.Module, source: Source, differing: Sequence[str], parti
         )
     taken = 0
     for name, parameter in model.named_parameters():
-        if name not in equal | wider:
+        if name not in equal:
             continue
         value = source.read(name)
         if not torch.isfinite(value).all():
             raise UserError(f"init: {source.where}: {name} is not finite: give other weights")
-        if name in wider:
-            parameter.zero_()
-            parameter[:, : value.shape[1]] = value
-        else:
-            parameter.copy_(value)
+        parameter.copy_(value)
         taken += value.numel()
     if not taken:
         raise UserError(
@@ -227,18 +219,6 @@ def begin_with(model: nn.Module, source: Source, differing: Sequence[str], parti
             "weights of such a model, or leave init out"
         )
     return Origin(source.where, taken, sum(p.numel() for p in model.parameters()), left)
-
-
-def _input_maps(model: nn.Module, source: Source) -> set[str]:
-    """Maps of the model whose features stand in the source's order."""
-    now, before = model.config, source.arguments or model.config
-    maps = getattr(model, "input_maps", {})
-    return {name for name, key in maps.items() if before.get(key, now[key]) == now[key]}
-
-
-def _wider(new: tuple[int, ...], old: tuple[int, ...]) -> bool:
-    """Whether a matrix [D,P] has more columns than another."""
-    return len(new) == len(old) == 2 and new[0] == old[0] and new[1] > old[1]
 
 
 def _sized(names: Sequence[str], wanted: Shapes, held: Shapes) -> list[str]:
