@@ -35,7 +35,7 @@ def main() -> None:
     size = {name: getattr(args, name) for name in ("height", "width", "frames", "large")}
     source = inputs.read_footage(args.clip, pipeline, **size)
     mask = inputs.read_mask(args.mask, source)
-    command.note_condition(pipeline, sampling)
+    command.note_condition(pipeline, sampling, *(("inpaint", "outpaint", "mask") if pipeline.told else ()))
     fps = args.fps or source.fps
     command.note_rate(pipeline, fps, args.fps)
     clip = command.in_windows(

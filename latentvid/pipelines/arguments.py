@@ -90,7 +90,8 @@ def parser_of(doc: str, *, known: bool = False) -> Parser:
         parser.add_argument(
             "--condition",
             choices=CONDITIONS,
-            help="how what is given conditions the rest (default: levels if trained so, else reconstruction)",
+            help="how what is given conditions the rest (default: levels or channels if trained so, else "
+            "reconstruction)",
         )
         parser.add_argument(
             "--reconstruction-weight", type=float, default=RECONSTRUCTION_WEIGHT, help="default: %(default)s"

@@ -106,10 +106,10 @@ def note_rate(pipeline: LatentVideoPipeline, fps: float, asked: float | None) ->
 
 def note_condition(pipeline: LatentVideoPipeline, sampling: Sampling, *wanted: str) -> None:
     """Prints how what is given conditions a model that was trained without given frames, or without those `wanted`."""
-    if pipeline.transformer.channels:  # it is told of pictures by further channels
+    if pipeline.transformer.channels and not pipeline.told:  # a published model that is told of pictures so
         return
     given, shares = set(pipeline.config.given), pipeline.config.given_shares or {}
-    if wanted and given != {"plain"} and not given & set(wanted):
+    if wanted and (pipeline.told or given != {"plain"}) and not given & set(wanted):
         total = sum(shares.values()) or 1
         said = ", ".join(f"{name} {shares[name] / total:.0%}" if name in shares else name for name in sorted(given))
         print(
@@ -118,5 +118,5 @@ def note_condition(pipeline: LatentVideoPipeline, sampling: Sampling, *wanted: s
             file=sys.stderr,
             flush=True,
         )
-    if tuple(pipeline.config.given) == ("plain",) and sampling.condition is None:
+    if tuple(pipeline.config.given) == ("plain",) and sampling.condition is None and not pipeline.told:
         print("this model was trained without given frames: what is given guides it (reconstruction)", flush=True)

@@ -4,7 +4,7 @@ ENDINGS = (".mp4", ".webm", ".gif", ".png")
 STREAMED = (".mp4", ".webm")  # that are written while they are made, and hold audio
 SOLVERS = ("euler", "ddpm", "heun", "dpmpp_2m", "dpmpp_2m_sde", "cogvideox_dpm", "unipc")
 SOLVER = "euler"
-CONDITIONS = ("levels", "replacement", "reconstruction")
+CONDITIONS = ("levels", "channels", "replacement", "reconstruction")
 RECONSTRUCTION_WEIGHT = 2.0
 TOKENS_PER_PACK = 16384
 # noise levels; the best of a few on the demo's digits (docs/tasks.md)

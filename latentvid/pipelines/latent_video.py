@@ -25,20 +25,21 @@ from ..diffusion.solvers import Predict, solve
 from ..errors import UserError
 from ..files import follow_umask
 from ..limits import check
+from ..models.conditions import Conditions
 from ..models.interchange import Vae, raw_vae
 from ..models.key_value_cache import KeyValueCache
-from ..models.open import Conditions
 from ..models.transformer import VideoDiT
-from ..packing import Grid, unpatchify
+from ..packing import unpatchify
 from ..references import Role, as_json, read_roles
 from ..text import TextEncoder, TextReader
 from .codec import CodecMixin
 from .defaults import SOLVER
 from .folder import CLASSES, check_index, read_parts
+from .known import KnownMixin
 from .limit import Kind, check_cost
 from .predict import SecondExpert, make_predict, record
 from .references import Given, encoded, shown_to
-from .sampling import Batch, Request, Sampling, condition_of, one_each, with_frames
+from .sampling import Batch, Request, Sampling, one_each
 
 
 @dataclass
@@ -50,7 +51,7 @@ class VideoOutput(BaseOutput):
     fps: float | list[float]
 
 
-class LatentVideoPipeline(CodecMixin, DiffusionPipeline):
+class LatentVideoPipeline(CodecMixin, KnownMixin, DiffusionPipeline):
     """VAE, transformer, scheduler and text encoder, saved together; use `LatentVideoPipeline.from_pretrained`.
 
     The VAE is ours or one of diffusers' (`latentvid.models.interchange`): `vae` is what diffusers saves, `codec` the
@@ -278,7 +279,9 @@ class LatentVideoPipeline(CodecMixin, DiffusionPipeline):
         if cache is not None and shown:
             raise UserError("a rollout with a cache has no place for references: leave them out, or sample whole clips")
         check_cost(self, [request.grid for request in requests], sampling.large, shown)
-        condition = condition_of(self.config.given, sampling.condition)
+        condition = self._condition(sampling)
+        if cache is not None and self.told:
+            raise UserError("a rollout with a cache is of models that are told what is known by noise levels")
         scheduler = self.scheduler
         batch = Batch.of(
             requests,
@@ -290,6 +293,7 @@ class LatentVideoPipeline(CodecMixin, DiffusionPipeline):
             self._execution_device,
             None if cache is None else [len(held) for held in cache.frames[: len(requests)]],
             shown,
+            ("known" if condition == "channels" else "nothing") if self.told else "",
         )
         batch.given = self._tell(batch.given, len(requests), sampling)
         predict = make_predict(self.transformer, self.reader, batch, guidance, scheduler, cache, second)
@@ -316,26 +320,6 @@ class LatentVideoPipeline(CodecMixin, DiffusionPipeline):
         if sampling.guidance_embedded is not None:
             raise UserError("guidance_embedded: this model has no guidance embedding; use guidance")
         return given
-
-    takes_last = False  # a last picture beside the first, by other means than noise levels
-
-    def begin_with(
-        self,
-        images: Sequence[Tensor],
-        grids: Sequence[Grid],
-        precision: torch.dtype | None = None,
-        lasts: Sequence[Tensor] | None = None,
-    ) -> list[dict[str, Tensor]]:
-        """What requests of latent grids (f,h,w) for clips that begin with pictures uint8 [H,W,3] are given.
-
-        lasts: with which they end, where the model `takes_last`.
-        """
-        firsts = self.encode([image[None] for image in images], precision)  # [C,1,h,w]
-        return [with_frames(grid, {0: first}) for grid, first in zip(grids, firsts, strict=True)]
-
-    def by_levels(self, sampling: Sampling | None) -> bool:
-        """Whether whole frames that are known act by having noise level 0. Raises UserError."""
-        return condition_of(self.config.given, None if sampling is None else sampling.condition) == "levels"
 
     @property
     def reader(self) -> TextEncoder | TextReader:

@@ -17,8 +17,9 @@ from ..diffusion.objective import target_coefficients
 from ..diffusion.scheduler import LatentVideoScheduler
 from ..diffusion.solvers import Predict
 from ..errors import UserError
+from ..models.conditions import Conditions
 from ..models.key_value_cache import KeyValueCache
-from ..models.open import Conditions, OpenBackbone
+from ..models.open import OpenBackbone
 from ..models.open.backbone import sample_level
 from ..models.text_context import TextContext
 from ..models.transformer import VideoDiT

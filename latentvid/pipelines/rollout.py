@@ -193,7 +193,7 @@ def _check_training(pipeline: LatentVideoPipeline, sampling: Sampling, span: _Sp
         raise UserError(
             "a cached rollout needs a model that was trained with given frames, and condition levels: leave cached out"
         )
-    if pipeline.by_levels(sampling) and span.c > 1 and not given & _PREFIXES:
+    if pipeline.as_trained(sampling) and span.c > 1 and not given & _PREFIXES:
         raise UserError(
             f"this model was trained with {', '.join(sorted(given))} frames given, never with the first {span.c}: ask "
             f"for a context of 1 frame, or condition 'reconstruction', or train it with one of "

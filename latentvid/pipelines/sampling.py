@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from ..diffusion.guidance import Guidance
 from ..diffusion.scheduler import LatentVideoScheduler
 from ..diffusion.solvers import Noise
 from ..errors import UserError
-from ..models.open import Conditions
+from ..models.conditions import Conditions, known_channels
 from ..packing import Grid, Packed, Patch, Reference, lead, patch_size, patchify, sides_of, token_grid
 from ..rng import generator
 from .defaults import RECONSTRUCTION_WEIGHT
@@ -59,8 +60,10 @@ class Sampling:
 
     condition: how known tokens condition the rest. "levels": frames that are wholly known have noise level 0, for
     models that were trained so; what is known besides is put back, with noise, after each step ("replacement", which
-    does so for all that is known). "reconstruction": that, and guidance by the gradient of the error in what is known
-    (Ho et al. 2022), of weight `reconstruction_weight`. None: levels if the model was trained with given frames.
+    does so for all that is known). "channels": that of replacement, and the model is told what is known by further
+    input channels, for models that have them. "reconstruction": that of replacement, and guidance by the gradient of
+    the error in what is known (Ho et al. 2022), of weight `reconstruction_weight`. None: channels if the model has
+    them, levels if it was trained with given frames.
     guidance_low: scale of guidance of a second expert, at low noise levels (None: the model's, or that of `guidance`).
     guidance_embedded: the scale that a model with a guidance embedding is told.
     large: whether a clip may cost more than `limit.TIMES` those that the model was trained on.
@@ -72,16 +75,22 @@ class Sampling:
     guidance: Guidance | None = None
     guidance_low: float | None = None
     guidance_embedded: float | None = None
-    condition: Literal["levels", "replacement", "reconstruction"] | None = None
+    condition: Literal["levels", "channels", "replacement", "reconstruction"] | None = None
     reconstruction_weight: float = RECONSTRUCTION_WEIGHT
     precision: torch.dtype | None = None
     progress: bool = True
     large: bool = False
 
 
-def condition_of(given: Sequence[str], asked: str | None) -> str:
-    """How what is known conditions the rest, by the frames that were given in training. Raises UserError where the
-    model was not trained for what is asked."""
+def condition_of(given: Sequence[str], asked: str | None, told: bool = False) -> str:
+    """How what is known conditions the rest, by the frames that were given in training; told: the model has channels
+    for it. Raises UserError where the model was not trained for what is asked."""
+    if told:
+        if asked == "levels":
+            raise UserError("this model is told what is known by channels, not by noise levels: leave condition out")
+        return asked or "channels"
+    if asked == "channels":
+        raise UserError("condition 'channels' is of a model that was trained with model.condition_channels")
     trained = tuple(given) != ("plain",)
     if asked == "levels" and not trained:
         raise UserError(
@@ -118,22 +127,25 @@ class Batch:
         device: torch.device,
         past: Sequence[int] | None = None,
         shown: Sequence[Sequence[tuple[Reference, Tensor]]] = (),
+        told: Literal["", "nothing", "known"] = "",
     ) -> Batch:
         """With `by_levels` latent frames that are wholly known have noise level 0 throughout, as references have.
 
         past: latent frames before each request's that the network has in a cache; they count as tokens of its clip.
         shown: references of each request with their latents; empty: none has any.
+        told: of a model with channels for what is known: whether it is told of that, or of nothing.
         """
         shown = shown or [()] * len(requests)
         grids = [token_grid(r.grid, patch) for r in requests]
         layout = Packed.of(grids, [[reference for reference, _ in each] for each in shown])
         sources = [generator(r.seed, 0, "sample") for r in requests]
         eps = draw_noise(sources, layout, channels * patch_size(patch))
-        columns, known, clean, z = [], [], [], []
+        columns, known, clean, z, channels_of = [], [], [], [], []
         past = past or [0] * len(requests)
         for r, grid, noise, before, each in zip(requests, layout.grid, layout.own(eps), past, shown, strict=True):
             f, h, w = grid
-            mask = _known_tokens(r, grid, patch)  # [f,h,w]
+            latent = _known(r)  # [f,h,w] of the latent
+            mask = _known_tokens(latent, patch)  # [f,h,w] of tokens
             given = mask.flatten(1).all(1) if by_levels else torch.zeros(f, dtype=torch.bool)
             level = scheduler.levels(steps, (before + f) * h * w, r.level)  # [K+1]
             columns.append(torch.where(given, 0.0, level[:, None]))  # [K+1,f]
@@ -143,6 +155,10 @@ class Batch:
             z.append(torch.where(rows, values, begin))
             known.append(rearrange(mask, "f h w -> (f h w) 1") & ~rows)
             clean.append(values)
+            if told:
+                at = patchify([latent[None] & (told == "known")], patch)[0]  # [n, p q]
+                beside = sum(math.prod(reference.grid) for reference, _ in each)  # tokens that are told nothing
+                channels_of.append(F.pad(known_channels(values, at), (0, 0, 0, beside)))
             for reference, latent in each:
                 tokens = patchify([latent.float().cpu()], patch)[0]
                 columns.append(level.new_zeros(len(level), reference.grid[0]))
@@ -151,7 +167,12 @@ class Batch:
                 clean.append(tokens)
         levels = torch.cat(columns, 1)
         tokens = (torch.cat(parts) for parts in (z, known, clean))
-        batch = cls(requests, layout, rates_of(requests), levels, *tokens, eps, _given(requests, patch), sources)
+        given = _given(requests, patch)
+        if told and given.channels is not None:
+            raise UserError("channels: those of this model are made of what is known: give `given` and `known`")
+        if told:
+            given = replace(given, channels=torch.cat(channels_of))
+        batch = cls(requests, layout, rates_of(requests), levels, *tokens, eps, given, sources)
         for name in ("layout", "fps", "levels", "z", "known", "clean", "eps", "given"):
             setattr(batch, name, getattr(batch, name).to(device))
         batch.z = batch.put_back(scheduler, batch.z, batch.levels[0])
@@ -231,15 +252,15 @@ def _given(requests: Sequence[Request], patch: Patch) -> Conditions:
     )
 
 
-def _known_tokens(request: Request, grid: Grid, patch: Patch) -> Tensor:
-    """bool [f,h,w] over the token grid. Raises UserError where latent and mask do not fit the request."""
+def _known(request: Request) -> Tensor:
+    """bool [f,h,w] over the latent. Raises UserError where latent and mask do not fit the request."""
     f, h, w = request.grid
     for name in ("given", "start"):
         value = getattr(request, name)
         if value is not None and tuple(value.shape[1:]) != (f, h, w):
             raise UserError(f"{name}: a latent {list(value.shape)} for a clip of latent size {f} x {h} x {w}")
     if request.known is None:
-        return torch.zeros(grid, dtype=torch.bool)
+        return torch.zeros(f, h, w, dtype=torch.bool)
     if request.given is None:
         raise UserError("known says which tokens to keep, but there is no latent to keep them from: give `given`")
     if request.known.ndim != 3 or any(a not in (1, b) for a, b in zip(request.known.shape, (f, h, w), strict=True)):
@@ -247,5 +268,10 @@ def _known_tokens(request: Request, grid: Grid, patch: Patch) -> Tensor:
     known = request.known.cpu().bool().expand(f, h, w)
     if known.all():
         raise UserError("all of the clip is known: nothing is left to sample")
+    return known
+
+
+def _known_tokens(known: Tensor, patch: Patch) -> Tensor:
+    """bool [f,h,w] over the latent -> over the token grid: tokens all of whose latent positions are known."""
     t, p, q = sides_of(patch)
     return rearrange(lead(known, patch), "(f t) (h p) (w q) -> f h w (t p q)", t=t, p=p, q=q).all(-1)

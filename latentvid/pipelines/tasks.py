@@ -117,8 +117,8 @@ def _between_pictures(
 
 
 def check_ends(pipeline: LatentVideoPipeline, sampling: Sampling | None) -> None:
-    """Raises UserError where two ends would be given by noise level to a model that never saw a last frame given."""
-    if pipeline.by_levels(sampling) and not {"ends", "random"} & set(pipeline.config.given):
+    """Raises UserError where two ends would be given, as in training, to a model that never saw a last frame given."""
+    if pipeline.as_trained(sampling) and not {"ends", "random"} & set(pipeline.config.given):
         raise UserError(
             f"this model was trained with {', '.join(sorted(pipeline.config.given))} frames given, never with the last "
             "one: ask for condition 'reconstruction', or train it with ends or random"

@@ -19,6 +19,7 @@ PIPELINE = SimpleNamespace(
     config=CONFIG,
     codec=CODEC,
     transformer=SimpleNamespace(patch=(1, 2, 2), channels=0),
+    told=False,
     guidance=lambda: Guidance(scale=3.0),
     device="cpu",
     latent_grid=lambda *_: None,
@@ -105,7 +106,7 @@ def test_what_is_beyond_training_is_noted(capsys):
 
 def test_frames_that_training_never_gave_are_noted(capsys):
     config = SimpleNamespace(given=["plain", "first"], given_shares={"plain": 3, "first": 1})
-    pipeline = SimpleNamespace(config=config, transformer=PIPELINE.transformer)
+    pipeline = SimpleNamespace(config=config, transformer=PIPELINE.transformer, told=False)
     command.note_condition(pipeline, Sampling(), "first")
     assert capsys.readouterr() == ("", "")
     command.note_condition(pipeline, Sampling(), "ends", "random")
