@@ -134,6 +134,7 @@ _NAMES: tuple[tuple[Range, str], ...] = (  # of the numbers that have each range
     (_above(0, 1e9), "preference.beta"),
     (Range(-50, 50), "weighting.bias"),
     (Range(0, 1e9), "given.plain given.first given.prefix given.ends given.random given.independent"),  # any unit
+    (Range(0, 1e9), "given.inpaint given.outpaint"),
     (Range(0, 1, above=True, below=True), "beta_start beta_end"),
     (_whole(1, 10**6), "num_train_timesteps whole_steps"),
     # sampling

@@ -19,9 +19,10 @@ HEADER = "latentvid_references"  # the same in the header of a LoRA's file
 class Role:
     """How the pictures and clips of one role are put beside a sample."""
 
-    place: Literal["beside", "aligned"] = setting(
+    place: Literal["beside", "aligned", "channels"] = setting(
         "beside: positions in time after the clip's (a subject, a style); aligned: those of the clip (control signals, "
-        "edits, low resolution)"
+        "edits, low resolution); channels: no tokens, but a mask, white where the clip is to be made, whose rest the "
+        "model is told of by model.condition_channels"
     )
     max_area: int | None = setting(
         "largest height x width in pixels; null: of one beside as of the clips, of an aligned one the clip's own size",
@@ -31,10 +32,17 @@ class Role:
 
     def __post_init__(self) -> None:
         check_fields(self, "references")
-        if self.place not in ("beside", "aligned"):
-            raise ValueError(f"place is {shown(self.place)}: beside or aligned")
-        if self.place == "aligned" and self.max_frames is not None:
+        if self.place not in ("beside", "aligned", "channels"):
+            raise ValueError(f"place is {shown(self.place)}: beside, aligned or channels")
+        if self.along and self.max_frames is not None:
             raise ValueError("max_frames is of references beside the clip: an aligned one has the clip's frames")
+        if self.place == "channels" and self.max_area is not None:
+            raise ValueError("max_area is of references that are tokens: a mask has the clip's size")
+
+    @property
+    def along(self) -> bool:
+        """Whether its frames are those of the clip, cut and mirrored as it is."""
+        return self.place != "beside"
 
     def as_json(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(Role)}
@@ -109,6 +117,11 @@ def saved_roles(folder: Path) -> dict[str, Role]:
         return read_roles(json.loads(file.read_text(encoding="utf-8")), str(file))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read ({error}): it is damaged, copy it again") from None
+
+
+def mask_in(roles: Mapping[str, Role]) -> str | None:
+    """The name of the role whose files are masks of the clips; None: there is none."""
+    return next((name for name, role in roles.items() if role.place == "channels"), None)
 
 
 def numbers_of(roles: Mapping[str, Role]) -> dict[str, int]:

@@ -151,6 +151,8 @@ class DitData(Data):
         super().__post_init__()
         if wrong := [name for name in self.references if not NAME.fullmatch(name)]:
             raise ValueError(f"references.{wrong[0]}: name a role by letters, digits and _, beginning with a letter")
+        if len(masks := [name for name, role in self.references.items() if role.place == "channels"]) > 1:
+            raise ValueError(f"references.{masks[1]}: {masks[0]} is the mask of the clips already: leave one out")
         if self.references and self.latents is not None:
             raise ValueError(
                 "references are read from files as it trains, which a cache does not hold: set data.manifest, and "
@@ -265,7 +267,7 @@ class DitConfig(TrainingConfig):
     )
     init_weights: Weights = _help("of a run or checkpoint: the moving average, or the optimiser's", default="ema")
     init_partial: bool = _help(
-        "take what fits of `init` and say what was left, instead of refusing; new input channels start at 0",
+        "take what fits of `init` and say what was left, instead of refusing; the map of new condition channels is 0",
         default=False,
     )
     scheduler: dict[str, Any] = arguments_of("latentvid.diffusion.scheduler.LatentVideoScheduler")

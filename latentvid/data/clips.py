@@ -33,6 +33,7 @@ from .windows import Clip, Transform
 logger = logging.getLogger(__name__)
 
 Change = Callable[[Tensor], Tensor]  # uint8 [F,H,W,3] to the like
+Beside = tuple[Sequence[Tensor], Sequence[Tensor]]  # uint8 [F,H,W,3] each: a clip's references, and its masks
 
 TIMEOUT_S = 120.0  # a read that takes longer hangs
 FRAMES_PER_READ = 256  # decoded in one go at most, where windows are read in the order of their files
@@ -119,7 +120,7 @@ class ClipSource(ClipTable):
                 return self._load(index, seed, number)
             for error in failed.values():
                 self._set_aside(error)
-            return Clip(pixels, self.drawn_caption(at, seed, number), at, at != index, shown)
+            return Clip(pixels, self.drawn_caption(at, seed, number), at, at != index, *shown)
         faults = "; ".join(str(error) for error in [*failed.values()][:3])
         raise UserError(f"no readable clip of shape {self.shapes[index]} is left: {faults}")
 
@@ -135,22 +136,26 @@ class ClipSource(ClipTable):
                 if shown is None:
                     yield self.load(indices[i], seed, numbers[i])
                     continue
-                yield Clip(together[place], self.drawn_caption(indices[i], seed, numbers[i]), indices[i], False, shown)
+                yield Clip(together[place], self.drawn_caption(indices[i], seed, numbers[i]), indices[i], False, *shown)
         self.samples.rest()
         if self.references is not None:
             self.references.rest()
 
-    def _shown(self, index: int, seed: int, number: int, believed: bool = True) -> tuple[Tensor, ...]:
-        """uint8 [F,H,W,3] of each reference that global sample number `number` is shown; raises as `_decode` does."""
+    def _shown(self, index: int, seed: int, number: int, believed: bool = True) -> Beside:
+        """uint8 [F,H,W,3] of each reference that global sample number `number` is shown, and of each mask; raises as
+        `_decode` does."""
         if self.references is None:
-            return ()
+            return (), ()
         start, sample = self.start(index, seed, number), int(self.windows.sample[index])
         kept = self.references.kept(index, seed, number)
         read = self.references.readings(sample, index, start, self.view(index), kept)
         change = partial(self.transform.augment, seed, number)
-        return tuple(self._decode_file(one, [one.start], [change], believed)[0] for one in read)
+        found: tuple[list[Tensor], list[Tensor]] = [], []
+        for one, is_mask in zip(read, self.references.are_masks(index, kept), strict=True):
+            found[is_mask].append(self._decode_file(one, [one.start], [change], believed)[0])
+        return tuple(found[0]), tuple(found[1])
 
-    def _shown_or_none(self, index: int, seed: int, number: int) -> tuple[Tensor, ...] | None:
+    def _shown_or_none(self, index: int, seed: int, number: int) -> Beside | None:
         try:
             return self._shown(index, seed, number)
         except ClipError:

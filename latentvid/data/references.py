@@ -70,7 +70,7 @@ class References:
                 )
         self._files = {name: _Files(manifests, name, role.column) for name, role in roles.items()}
         for name in self.names:
-            if roles[name].place == "aligned":
+            if roles[name].along:
                 self._check_along(name, samples)
         self.shapes = self._shapes(windows)
 
@@ -136,6 +136,11 @@ class References:
         there = dict(zip(self.roles, drawn.tolist(), strict=True))
         return tuple(i for i, (role, _) in enumerate(shown) if there[role])
 
+    def are_masks(self, window: int, kept: Sequence[int]) -> list[bool]:
+        """Which of these references of a window are masks of it."""
+        shown = self.shapes[window]
+        return [self.roles[shown[i].role].place == "channels" for i in kept]
+
     def readings(self, sample: int, window: int, start: int, view: View | None, kept: Sequence[int]) -> list[Reading]:
         """What to decode for a window that begins at frame `start` of its sample, in `view`."""
         places = [(name, i) for name in self.names for i in self._files[name].of(sample)]
@@ -143,7 +148,7 @@ class References:
         for n in kept:
             (name, i), (_, shape) = places[n], self.shapes[window][n]
             here = self._files[name].samples
-            along = self.roles[name].place == "aligned" and here.frames[i] > 1
+            along = self.roles[name].along and here.frames[i] > 1
             told = int(here.height[i]), int(here.width[i])
             found.append(Reading(here.path(i), told, view if along else None, start if along else 0, shape))
         return found
@@ -182,7 +187,7 @@ def shape_of(
     smaller than a stride.
     """
     stride = transform.spatial_stride
-    if role.place == "aligned":
+    if role.along:
         area = role.area(*clip[1:])
         size = clip[1:] if area is None else legal_size(*clip[1:], stride=stride, max_area=area)
         return (1 if have[0] == 1 else clip[0]), *size

@@ -96,7 +96,7 @@ class Clip:
     """pixels: uint8 [F,H,W,3]; a quarter of the memory, and of the way to the device, that floats would take.
 
     index: the window it was read from; `replaced`: that is not the one that was asked for. references: uint8 [F,H,W,3]
-    each, of those that it is shown.
+    each, of those that it is shown. masks: uint8 [F,H,W,3], or [1,H,W,3] of a picture, white where it is to be made.
     """
 
     pixels: Tensor
@@ -104,6 +104,7 @@ class Clip:
     index: int
     replaced: bool = False
     references: tuple[Tensor, ...] = ()
+    masks: tuple[Tensor, ...] = ()
 
     @property
     def video(self) -> Tensor:

@@ -101,11 +101,18 @@ class Weighting:
 
 
 def loss_per_sample(
-    prediction: Tensor, target: Tensor, timestep: Tensor, layout: Packed, weight: Tensor | None = None
+    prediction: Tensor,
+    target: Tensor,
+    timestep: Tensor,
+    layout: Packed,
+    weight: Tensor | None = None,
+    known: Tensor | None = None,
+    known_tokens: Tensor | None = None,
 ) -> Tensor:
     """Mean squared error of each sample [N], over its tokens [T,P]; frames at noise level 0 are given and do not count.
 
-    `weight` [R] multiplies the error of each frame.
+    `weight` [R] multiplies the error of each frame. `known` bool [T]: tokens that are given at whatever level, and do
+    not count; with it `known_tokens` [R], how many of each frame of the whole sample they are.
 
     A sample whose frames are all given has loss 0. A piece of a sample has the part that its tokens are of the mean:
     the losses of a pack's pieces add up to the pack's.
@@ -114,5 +121,8 @@ def loss_per_sample(
     counts = (timestep > 0).float()  # [R]
     zeros = error.new_zeros(layout.segments)
     rows = counts if weight is None else counts * weight
-    total = zeros.index_add(0, layout.segment, error * rows.index_select(0, layout.frame))
-    return total / zeros.index_add(0, layout.frame_segment, counts * layout.frame_tokens).clamp_min(1.0)
+    of_token, frame_tokens = rows.index_select(0, layout.frame), layout.frame_tokens
+    if known is not None:
+        of_token, frame_tokens = of_token * ~known, frame_tokens - known_tokens
+    total = zeros.index_add(0, layout.segment, error * of_token)
+    return total / zeros.index_add(0, layout.frame_segment, counts * frame_tokens).clamp_min(1.0)

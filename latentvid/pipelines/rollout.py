@@ -193,11 +193,12 @@ def _check_training(pipeline: LatentVideoPipeline, sampling: Sampling, span: _Sp
         raise UserError(
             "a cached rollout needs a model that was trained with given frames, and condition levels: leave cached out"
         )
-    if pipeline.as_trained(sampling) and span.c > 1 and not given & _PREFIXES:
+    taught = _PREFIXES - {"independent"} if pipeline.told else _PREFIXES  # of those levels channels tell nothing
+    if pipeline.as_trained(sampling) and span.c > 1 and not given & taught:
         raise UserError(
             f"this model was trained with {', '.join(sorted(given))} frames given, never with the first {span.c}: ask "
             f"for a context of 1 frame, or condition 'reconstruction', or train it with one of "
-            f"{', '.join(sorted(_PREFIXES))}"
+            f"{', '.join(sorted(taught))}"
         )
 
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from latentvid.diffusion.masks import GivenFrames
+from latentvid.diffusion.masks import GivenFrames, box
 
-KINDS = ("plain", "first", "prefix", "ends", "random", "independent")
+KINDS = ("plain", "first", "prefix", "ends", "random", "independent", "inpaint", "outpaint")
 
 
 def only(kind: str) -> GivenFrames:
@@ -65,3 +65,35 @@ def test_impossible_shares_are_named():
         GivenFrames(plain=0.0)
     with pytest.raises(ValueError, match="given.first=-0.5: must be a finite number from 0"):
         GivenFrames(first=-0.5)
+
+
+def test_parts_of_frames():
+    """Rectangles of a quarter of the sides and more, at rest or moving; pictures have them too."""
+    rand = torch.Generator().manual_seed(0)
+    sizes, moves = set(), []
+    for _ in range(200):
+        inside = box(rand, (3, 8, 5))
+        rows, columns = inside.any(2), inside.any(1)  # [f,h] and [f,w]
+        assert torch.equal(inside, rows[:, :, None] & columns[:, None])
+        for line in (*rows, *columns):
+            (at,) = line.nonzero(as_tuple=True)
+            assert torch.equal(at, torch.arange(int(at[0]), int(at[-1]) + 1))
+        assert len(rows.sum(1).unique()) == len(columns.sum(1).unique()) == 1
+        sizes.add((int(rows[0].sum()), int(columns[0].sum())))
+        moves.append(not torch.equal(inside[0], inside[-1]))
+    assert sizes == {(h, w) for h in range(2, 9) for w in range(2, 6)} and 0.2 < sum(moves) / 200 < 0.5
+    for grid in ((3, 4, 4), (1, 4, 4)):
+        shares = []
+        for kind in ("inpaint", "outpaint"):
+            found = [only(kind).known(torch.Generator().manual_seed(i), grid) for i in range(40)]
+            assert all(each.shape == grid and not each.all() for each in found) and any(each.any() for each in found)
+            shares.append(found)
+        assert sum(torch.equal(a, ~b) for a, b in zip(*shares, strict=True)) > 20  # of the same rectangles
+
+
+def test_what_is_known_of_a_latent_is_what_is_drawn_of_its_frames():
+    given = GivenFrames(plain=1, first=1, prefix=1, ends=1, random=1, independent=1)
+    for i in range(60):
+        frames, _ = given.draw(torch.Generator().manual_seed(i), 5)
+        known = given.known(torch.Generator().manual_seed(i), (5, 2, 3))
+        assert torch.equal(known, frames[:, None, None].expand(5, 2, 3))

@@ -5,7 +5,7 @@ import torch
 
 from latentvid.diffusion.objective import Weighting, loss_per_sample, recover, target_coefficients
 from latentvid.diffusion.path import DDPM, Cosine, RectifiedFlow
-from latentvid.packing import Packed
+from latentvid.packing import Packed, spans
 
 LEGAL = [
     *[("rectified_flow", RectifiedFlow(), target) for target in ("flow", "v", "x", "eps")],
@@ -76,6 +76,25 @@ def test_given_rows_have_no_gradient_and_noised_ones_share_their_samples_evenly(
     loss_per_sample(prediction, torch.zeros(7, 4), timestep, layout).sum().backward()
     want = torch.tensor([0, 0, 1 / 4, 1 / 4, 1 / 4, 1 / 4, 1])[:, None] * 2 / 4
     torch.testing.assert_close(prediction.grad, want.expand(7, 4))
+
+
+def test_known_tokens_do_not_count_at_whatever_level():
+    """Of a whole pack, and of its pieces, whose losses add up."""
+    layout = Packed.of([(2, 1, 3), (1, 2, 2)])
+    prediction, target = torch.randn(layout.tokens, 5), torch.randn(layout.tokens, 5)
+    timestep, weight = torch.tensor([0.2, 0.4, 0.9]), torch.tensor([1.0, 2.0, 3.0])
+    known = torch.tensor([1, 0, 0, 0, 1, 1, 0, 1, 0, 0]).bool()
+    counts = torch.tensor([1, 2, 1])
+    error = (prediction - target).square().mean(-1) * weight.index_select(0, layout.frame)
+    want = torch.stack([error[[1, 2, 3]].mean(), error[[6, 8, 9]].mean()])
+    torch.testing.assert_close(loss_per_sample(prediction, target, timestep, layout, weight, known, counts), want)
+    total = torch.zeros(2)
+    for span in spans(layout.lengths, 3):
+        here = slice(span.start, span.stop)
+        rows = slice(0 if span.first == 0 else 2, 2 if span.last == 1 else 3)
+        parts = prediction[here], target[here], timestep[rows], layout.piece(span), weight[rows]
+        total[span.first : span.last] += loss_per_sample(*parts, known[here], counts[rows])
+    torch.testing.assert_close(total, want)
 
 
 def test_loss_of_bf16_predictions_is_taken_in_float32():

@@ -120,7 +120,7 @@ def test_what_the_model_is_not_trained_for_is_said(pipeline, given_pipeline, cap
         pipeline.sample(requests()[1:2], Sampling(progress=False), KeyValueCache())
     with pytest.raises(UserError, match="channels: those of this model are made of what is known"):
         pipeline.sample([Request(prompt=RED, grid=GRID, channels=latent(1))], Sampling(progress=False))
-    pipeline.register_to_config(given=("plain", "first"))
+    pipeline.register_to_config(given=("plain", "first", "independent"))
     picture = torch.zeros(32, 32, 3, dtype=torch.uint8)
     with pytest.raises(UserError, match="never with the last one: ask for condition 'reconstruction'"):
         interpolate(pipeline, [picture], [picture], [RED], 4)

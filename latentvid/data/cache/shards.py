@@ -55,7 +55,8 @@ class Encoded:
     """One window's entry: mean and std [C,f,h,w] of the normalised latent, text states [S,Dt].
 
     pooled, second: as in `EncodedText`. image: [C,f',h,w], latents that an image-to-video model is given, where they
-    are no part of the clip's. references: latents [C,f',h',w'] that the clip is shown; a cache holds none.
+    are no part of the clip's. references: latents [C,f',h',w'] that the clip is shown, and known: bool [f,h,w], what
+    its mask leaves of it; a cache holds none.
     """
 
     mean: Tensor
@@ -65,6 +66,7 @@ class Encoded:
     second: Tensor | None = None
     image: Tensor | None = None
     references: tuple[Tensor, ...] = ()
+    known: Tensor | None = None
 
     @property
     def words(self) -> EncodedText:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,11 @@ from ....data.plan.plan import PER_SAMPLE, Draw
 from ....data.references import Shown
 from ....data.stacks import Stacks
 from ....data.transforms import from_uint8
-from ....data.windows import drawn_caption
 from ....diffusion.objective import loss_per_sample
 from ....errors import UserError
+from ....models.conditions import Conditions, known_channels
 from ....models.interchange import Vae
 from ....packing import (
-    Grid,
     Packed,
     Patch,
     Reference,
@@ -48,19 +47,19 @@ from ....text import TextEncoder
 from .cache_check import check_cache
 from .clips import open_clips
 from .conditions import ConditionMaker, traded
+from .drawn import Drawn
+from .known import Known, in_tokens, is_told, kept_by, notes_of_known
 from .pack import DitPack
 from .parts import Parts
 from .prior import notes_of, notes_of_word, sources_of, weights_of
 
 
-class DitPacks:
+class DitPacks(Drawn):
     """Samples from a latent cache, or from clips that are encoded as they are needed.
 
-    `config` says where they are, and `config.run.seed` keys everything random of them. fps_dropout: share of the
-    samples whose frame rate the model is not told. clips_each: clips of a sample, all of one shape.
+    `config` says where they are. clips_each: clips of a sample, all of one shape.
     """
 
-    fps_dropout = 0.0
     clips_each = 1
 
     def __init__(self, config: DitConfig, parts: Parts, patch: Patch, conditions: ConditionMaker | None = None) -> None:
@@ -68,7 +67,9 @@ class DitPacks:
         self.config, self.parts, self.patch, self.conditions = config, parts, patch, conditions
         self.scheduler, self.device, self.sequence = parts.scheduler, parts.device, parts.sequence
         self.channels, self.stride = parts.vae.latent_channels, parts.vae.temporal_stride
+        self.strides = parts.vae.temporal_stride, parts.vae.spatial_stride
         self.features = self.channels * patch_size(patch)
+        self.told = is_told(config)
         self.cache: LatentCaches | None = None
         self.source = self.clips = None  # of clips
 
@@ -115,7 +116,7 @@ class DitPacks:
             )
         if self.conditions is not None and self.cache is not None:
             self.conditions.check_cache(self.cache)
-        self.notes = notes_of(self.config, self.sources, self.source_of)
+        self.notes = notes_of(self.config, self.sources, self.source_of) + notes_of_known(self.config)
         if self.source is not None:
             self.notes += notes_of_word(self.config, self.source, self.text)
 
@@ -123,11 +124,12 @@ class DitPacks:
         return open_clips(self.config, self.parts, paths, self.patch)
 
     def _references(self, shown: Sequence[Shown]) -> tuple[Reference, ...]:
-        """In tokens."""
+        """In tokens, of which masks have none."""
         roles, numbers = self.config.data.references, numbers_of(self.config.data.references)
         return tuple(
             Reference(token_grid(self.vae.latent_grid(*shape), self.patch), roles[role].place, numbers[role])
             for role, shape in shown
+            if roles[role].place != "channels"
         )
 
     def summary(self) -> str:
@@ -165,14 +167,19 @@ class DitPacks:
                 tokens = torch.cat([tokens, tokens.new_zeros(shape.tokens - own, self.features)])
             noise.append(tokens[skip : skip + length])
             skip = 0
+        made = [draw for draw, maker in zip(draws, makers(whole.lengths, size), strict=True) if maker == rank]
+        content, masks = (self._from_clips if self.cache is None else self._from_cache)(made)
+        known = self._known_of(draws, whole, masks) if self.told else None
         levels = [self._noise_levels(draw, grid) for draw, grid in zip(draws, whole.grid, strict=True)]
-        counted = [int((level > 0).sum()) * h * w for level, (_, h, w) in zip(levels, whole.grid, strict=True)]
+        there = [0] * len(draws) if known is None else known.frames
+        counted = [
+            int(((level > 0) * (h * w - n)).sum())
+            for level, n, (_, h, w) in zip(levels, there, whole.grid, strict=True)
+        ]
         levels = [  # with those of references' latent frames, which are 0
             torch.cat([level, level.new_zeros(shape.frames - len(level))])
             for level, shape in zip(levels, whole.shapes, strict=True)
         ]
-        made = [draw for draw, maker in zip(draws, makers(whole.lengths, size), strict=True) if maker == rank]
-        make = self._from_clips if self.cache is None else self._from_cache
         return DitPack(
             noise=torch.cat(noise),
             timestep=torch.cat(levels[span.first : span.last]),
@@ -182,7 +189,9 @@ class DitPacks:
             counted_in_all=sum(counted),
             numbers=tuple(draw.number for draw in draws[span.first : span.last]),
             made=tuple(draw.number for draw in made),
-            **make(made),
+            known=None if known is None else known.tokens(span),
+            known_tokens=None if known is None else known.of_frames(span),
+            **content,
         )
 
     def _shown(self, draw: Draw) -> tuple[Reference, ...]:
@@ -190,26 +199,23 @@ class DitPacks:
         references = self.shapes[draw.index].references
         if not references:
             return ()
-        kept = self.source.references.kept(draw.index, self.config.run.seed, draw.number)
-        return tuple(references[i] for i in kept)
+        held = self.source.references
+        kept = held.kept(draw.index, self.config.run.seed, draw.number)
+        masks = held.are_masks(draw.index, range(len(held.shapes[draw.index])))
+        places = [i for i, is_mask in enumerate(masks) if not is_mask]
+        return tuple(reference for i, reference in zip(places, references, strict=True) if i in kept)
 
-    def _noise_levels(self, draw: Draw, grid: Grid) -> Tensor:
-        """Of each latent frame [f] of its own; 0 where it is given."""
-        seed, frames = self.config.run.seed, grid[0]
-        given, independent = self.config.given.draw(generator(seed, draw.number, "given"), frames)
-        source = generator(seed, draw.number, "timestep")
-        level = self.config.timesteps.draw(source, math.prod(grid), frames if independent else 1)
-        return self.scheduler.path.snap(level).expand(frames).masked_fill(given, 0.0)
+    def _known_of(self, draws: Sequence[Draw], whole: Packed, masks: Mapping[int, Tensor]) -> Known:
+        """masks: what masks leave of the samples of these numbers; of the others it is drawn what is known."""
+        grids = [(f, h * self.patch[1], w * self.patch[2]) for f, h, w in whole.grid]
+        each = [
+            masks[draw.number] if draw.number in masks else self._drawn(draw, grid)
+            for draw, grid in zip(draws, grids, strict=True)
+        ]
+        return Known([in_tokens(known, self.patch) for known in each], whole)
 
-    def _rate(self, draw: Draw) -> float:
-        """Frames a second; 0 of a picture, where no rate is known, and where it is dropped."""
-        if self.fps_dropout:
-            chance = torch.rand((), generator=generator(self.config.run.seed, draw.number, "fps-dropout"))
-            if chance < self.fps_dropout:
-                return 0.0
-        return (self.cache or self.source).rate(draw.index)
-
-    def _from_cache(self, draws: Sequence[Draw]) -> dict[str, Any]:
+    def _from_cache(self, draws: Sequence[Draw]) -> tuple[dict[str, Any], dict[int, Tensor]]:
+        """What of a pack these samples have, and what masks leave known of those that have some, by their numbers."""
         entries = self._entries(draws)
         latents = [
             e.mean + e.std * self._posterior(draw.number, e.mean.shape) for draw, e in zip(draws, entries, strict=True)
@@ -218,49 +224,45 @@ class DitPacks:
         texts = [each.states if self.conditions is None else self.conditions.filled(each.states) for each in words]
         given = None if self.conditions is None else self.conditions.of_entries(entries, words)
         latents = [z for latent, e in zip(latents, entries, strict=True) for z in (latent, *e.references)]
-        return {
+        masks = {draw.number: e.known for draw, e in zip(draws, entries, strict=True) if e.known is not None}
+        content = {
             "clean": patchify(latents, self.patch)[0] if latents else torch.empty(0, self.features),
             "conditions": given,
             "text": torch.cat(texts) if texts else self.null_text[:0],
             "text_layout": Packed.of_lengths([len(text) for text in texts]) if texts else None,
         }
+        return content, masks
 
     def _entries(self, draws: Sequence[Draw]) -> list[Encoded]:
         return [self.cache.load(draw.index, self._caption(draw)) for draw in draws]
 
-    def _from_clips(self, draws: Sequence[Draw]) -> dict[str, Any]:
+    def _from_clips(self, draws: Sequence[Draw]) -> tuple[dict[str, Any], dict[int, Tensor]]:
+        """As `_from_cache`."""
         videos, captions, replaced = Stacks(self.source.shapes[draw.index] for draw in draws), [], 0
         references: list[list[Tensor]] = []
+        masks: dict[int, Tensor] = {}
         for draw, clip in zip(draws, self.source.load_each(draws, self.config.run.seed), strict=True):
             videos.append(clip.pixels)
             references.append(list(clip.references))
             captions.append("" if self._drops(draw) else clip.caption)
             replaced += clip.replaced
+            if (known := kept_by(clip.masks, len(clip.pixels), *self.strides)) is not None:
+                masks[draw.number] = known
         shapes = [self._latent_shape(draw) for draw in draws]
-        return {
+        content = {
             "videos": [video for group in videos.tensors().values() for video in group],  # equal ones stand together
             "posterior": [self._posterior(draw.number, shape) for draw, shape in zip(draws, shapes, strict=True)],
             "captions": captions,
             "references": references if any(references) else None,
             "replaced": replaced,
         }
+        return content, masks
 
     def _latent_shape(self, draw: Draw) -> tuple[int, int, int, int]:
         """C, f, h, w of a window of clips."""
         _, h, w = self.grids[draw.index]
         frames = 1 + (self.source.shapes[draw.index][0] - 1) // self.stride
         return self.channels, frames, h * self.patch[1], w * self.patch[2]
-
-    def _caption(self, draw: Draw) -> int:
-        """Which of its captions a sample of a cache is shown with."""
-        return drawn_caption(self.cache.captions(draw.index), self.config.run.seed, draw.number)
-
-    def _posterior(self, number: int, shape: Sequence[int]) -> Tensor:
-        return torch.randn(shape, generator=generator(self.config.run.seed, number, "posterior"))
-
-    def _drops(self, draw: Draw) -> bool:
-        chance = torch.rand((), generator=generator(self.config.run.seed, draw.number, "caption-dropout"))
-        return bool(chance < self.config.caption.dropout)
 
     # --- on the device ---
 
@@ -317,6 +319,8 @@ class DitPacks:
             pack = self._trade(pack)
         if self.conditions is not None:
             pack = replace(pack, conditions=self.conditions.finished(pack.conditions, pack.layout))
+        if pack.known is not None:
+            pack = replace(pack, conditions=Conditions(channels=known_channels(pack.clean, pack.known)))
         return replace(pack, ready=True)
 
     def errors(self, model: nn.Module, pack: DitPack, of_clean: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -329,8 +333,9 @@ class DitPacks:
         more = {} if pack.conditions is None else {"conditions": pack.conditions}
         prediction = model(noised, pack.timestep, pack.text, pack.layout, pack.text_layout, fps=pack.rates, **more)
         weight = self.config.weighting(self.scheduler.config.target, self.scheduler.path, pack.timestep)
-        loss = loss_per_sample(prediction, target, pack.timestep, pack.layout, weight)
+        known = {} if pack.known is None else {"known": pack.known.all(1), "known_tokens": pack.known_tokens}
+        loss = loss_per_sample(prediction, target, pack.timestep, pack.layout, weight, **known)
         if not of_clean:
             return loss, None
         clean, _ = self.scheduler.recover(noised, prediction.float(), t)
-        return loss, loss_per_sample(clean, pack.clean, pack.timestep, pack.layout)
+        return loss, loss_per_sample(clean, pack.clean, pack.timestep, pack.layout, **known)

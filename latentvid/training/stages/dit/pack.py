@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....models.open.backbone import Conditions
+from ....models.conditions import Conditions
 from ....packing import Packed
 
 
@@ -26,7 +26,9 @@ class DitPack:
     samples that it makes for all of them (text_layout is None where these are none), until they trade.
     Tokens of references (packing.py) have noise 0 and level 0; of clips `references` has their uint8 [F,H,W,3], a list
     each, where any has some.
-    conditions: what a published model reads beside these.
+    conditions: what a model reads beside these. known: bool [T, p q], of a model that is told what is known by
+    channels: which latent positions of each token are; known_tokens: int64 [R], wholly known tokens of each latent
+    frame in the whole sample.
     """
 
     noise: Tensor
@@ -41,6 +43,8 @@ class DitPack:
     references: list[list[Tensor]] | None = None
     captions: list[str] | None = None
     conditions: Conditions | None = None
+    known: Tensor | None = None
+    known_tokens: Tensor | None = None
     made: tuple[int, ...] = ()  # global numbers of the samples that this process makes
     counted: tuple[int, ...] = ()  # of each sample that `tokens` counts: tokens that have a loss, not being given
     counted_in_all: int = 0  # in the whole pack

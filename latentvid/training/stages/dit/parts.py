@@ -20,7 +20,7 @@ from ....models.transformer import VideoDiT
 from ....pipelines.latent_video import LatentVideoPipeline
 from ....pipelines.open_video import OpenVideoPipeline
 from ....precision import dtype_of
-from ....references import Role, as_json
+from ....references import Role, as_json, mask_in
 from ....sequence import SequenceGroup, make_sequence_group
 from ....text import TextEncoder
 from ....text.reader import TextReader, load_reader
@@ -107,9 +107,14 @@ def compute_dtype(config: DitConfig) -> torch.dtype:
 
 
 def roles_of(config: DitConfig) -> dict[str, Role]:
-    """The roles in which the model is shown references, as sampling must know them."""
-    data = config.data
-    return {name: column.role(data.max_area, data.max_frames) for name, column in data.references.items()}
+    """The roles in which the model is shown references, as sampling must know them; masks are no such role."""
+    data, shown = config.data, {k: v for k, v in config.data.references.items() if v.place != "channels"}
+    return {name: column.role(data.max_area, data.max_frames) for name, column in shown.items()}
+
+
+def given_of(config: DitConfig) -> tuple[str, ...]:
+    """What was given in training, by the names of `GivenFrames`; "mask" is by masks of the clips."""
+    return config.given.names if mask_in(config.data.references) is None else (*config.given.names, "mask")
 
 
 def make_pipeline(config: DitConfig, parts: Parts, model: nn.Module) -> LatentVideoPipeline:
@@ -133,7 +138,7 @@ def make_pipeline(config: DitConfig, parts: Parts, model: nn.Module) -> LatentVi
         scheduler=parts.scheduler,
         text_encoder=parts.text.encoder,
         tokenizer=parts.text.tokenizer,
-        given=config.given.names,
+        given=given_of(config),
         references=as_json(roles_of(config)),
         **sizes,
     )

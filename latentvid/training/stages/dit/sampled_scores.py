@@ -24,7 +24,7 @@ from ....packing import Patch, patch_size
 from ....pipelines.sampling import Sampling
 from ...task import shares
 from .clips import open_clips
-from .parts import Parts, compute_dtype, make_pipeline
+from .parts import Parts, compute_dtype, make_pipeline, roles_of
 
 SEED = 1_000_000  # of the first clip's noise: far from that of the samples that are looked at
 
@@ -40,7 +40,7 @@ class SampledScores:
     """
 
     def __init__(self, config: DitConfig, parts: Parts, patch: Patch) -> None:
-        self.config, self.parts = config, parts
+        self.config, self.parts, self.roles = config, parts, roles_of(config)
         self.settings, data, vae = config.validation, config.data, parts.vae
         try:
             self.metrics = open_metrics(self.settings.scores, self.settings.networks, parts.device)
@@ -110,7 +110,8 @@ class SampledScores:
         return self.source.load(self.windows[place], self.settings.seed, place)
 
     def _shown(self, window: int) -> tuple[Shown, ...]:
-        return () if self.source.references is None else self.source.references.shapes[window]
+        shown = () if self.source.references is None else self.source.references.shapes[window]
+        return tuple(one for one in shown if one.role in self.roles)
 
     def _references(self, place: int) -> dict[str, list[Tensor]]:
         """Those of the held-out clip, by their roles."""

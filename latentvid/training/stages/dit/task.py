@@ -25,7 +25,7 @@ from ....models.attention_context import attended_pairs
 from ....models.flops import GridFlops, backbone_flops, vae_flops
 from ....models.open import OpenBackbone
 from ....models.transformer import VideoDiT
-from ....packing import Grid, Packed, Reference, Shape
+from ....packing import Grid, Packed, Reference, Shape, patch_size
 from ....pipelines.references import read_references
 from ....pipelines.sampling import Sampling
 from ....references import check_role, header_of, save_roles
@@ -36,6 +36,7 @@ from ...origin import Base, Origin
 from ...task import HeldOut, build_model, shares
 from .conditions import ConditionMaker
 from .data import DitPacks
+from .known import check_told
 from .pack import DitPack
 from .parts import compute_dtype, differing_from, load_parts, make_pipeline, roles_of
 from .prior_maker import make_prior
@@ -95,7 +96,7 @@ class DitTask(DitPacks):
             if why is not None:
                 raise UserError(f"samples.every and validation.scores: {why}: leave them out, and look at the export")
         for role, path in (pair for each in self._samples_shown() for pair in each):
-            check_role(role, self.config.data.references, "samples.references:")
+            check_role(role, roles_of(self.config), "samples.references:")
             if not path.is_file():
                 raise UserError(f"samples.references: {path} of role {role} is no file: correct the path")
         try:
@@ -105,7 +106,8 @@ class DitTask(DitPacks):
 
     def _check_references(self) -> None:
         """Raises UserError where the model does not take those that the data have."""
-        if self.config.data.references:
+        check_told(self.config, self.model)
+        if roles_of(self.config):
             if (why := self.model.no_references) is not None:
                 raise UserError(f"data.references: {why}: leave them out, or train another model")
             try:
@@ -277,6 +279,9 @@ class DitTask(DitPacks):
         text = torch.zeros(text_layout.tokens, self.text.dim)
         rates = torch.zeros(len(grids))
         pack = DitPack(blank, torch.ones(layout.frames), layout, rates, clean=blank, text=text, text_layout=text_layout)
+        if self.told:
+            known = torch.zeros(layout.tokens, patch_size(self.patch), dtype=torch.bool)
+            pack = replace(pack, known=known, known_tokens=torch.zeros_like(layout.frame_tokens))
         if self.conditions is None:
             return pack
         several = len(self.published.recipe.text) > 1

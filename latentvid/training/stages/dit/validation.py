@@ -27,6 +27,7 @@ from ....text import TextEncoder
 from ...compute import compute_type
 from .conditions import ConditionMaker, encoded_texts
 from .data import DitPacks
+from .known import kept_by
 from .pack import DitPack
 from .parts import Parts
 from .sampled_scores import SampledScores
@@ -37,8 +38,8 @@ class HeldOutLatents(DitPacks):
 
     A bin is a part of the noise levels that are trained. Noise and level of a window in a bin are keyed by
     (validation.seed, the window's number, the bin) alone: they are the same at every step, in every run of the same
-    held-out data, on any number of processes. Nothing else is random: no caption is dropped, no frame given, and the
-    latent is the posterior's mean.
+    held-out data, on any number of processes. Nothing else is random: no caption is dropped, nothing is given but by
+    masks of the clips, and the latent is the posterior's mean.
 
     scores: of clips that the model makes, if any are asked for. figures: what is measured of each window, of which more
     is better where `higher` has it.
@@ -102,6 +103,9 @@ class HeldOutLatents(DitPacks):
     def levels(self) -> tuple[float, float]:
         """Those that are trained, cut into the bins."""
         return self.config.timesteps.low, self.config.timesteps.high
+
+    def _drawn(self, draw: Draw, grid: Grid) -> Tensor:
+        return torch.zeros(grid, dtype=torch.bool)
 
     def _posterior(self, number: int, shape: Sequence[int]) -> Tensor:
         return torch.zeros(shape)
@@ -192,7 +196,8 @@ class EncodedClips:
         image = None if self.conditions is None else self.conditions.image_of(self.vae, clip.video)
         of_text = words.states, words.pooled, words.second
         shown = tuple(map(self._mean, map(from_uint8, clip.references)))
-        return Encoded(mean, torch.zeros_like(mean), *of_text, image, shown)
+        known = kept_by(clip.masks, len(clip.pixels), self.vae.temporal_stride, self.vae.spatial_stride)
+        return Encoded(mean, torch.zeros_like(mean), *of_text, image, shown, known)
 
     def _mean(self, video: Tensor) -> Tensor:
         """[3,F,H,W] -> the posterior's mean [C,f,h,w], normalised."""

@@ -1,0 +1,100 @@
+"""What of each sample a model is told by further input channels (`model.condition_channels`).
+
+Axes: f h w of a latent, F H W frames, height and width in pixels, p q of a patch, n tokens of a sample, T tokens of a
+pack, R latent frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ....config.schema import DitConfig
+from ....diffusion.masks import IN_SPACE
+from ....errors import UserError
+from ....models.conditions import known_latents
+from ....models.open import OpenBackbone
+from ....models.transformer import VideoDiT
+from ....packing import Packed, Patch, Span, patchify
+from ....references import mask_in
+
+WHITE = 128  # and more, of 255
+
+
+def is_told(config: DitConfig) -> bool:
+    """Whether what is known acts by channels, in the place of noise levels; `config.model` says so, or `init` did."""
+    return config.model.get("condition_channels", "none") != "none"
+
+
+def notes_of_known(config: DitConfig) -> list[str]:
+    """What is to be said at the start, a line each."""
+    given = not {"plain", "independent"}.issuperset(config.given.names)
+    if not is_told(config) or given or mask_in(config.data.references) is not None:
+        return []
+    return [
+        "model.condition_channels: nothing is known of any clip, so they learn nothing (shares of `given`, or masks in "
+        "data.references, say what is)"
+    ]
+
+
+def check_told(config: DitConfig, model: VideoDiT | OpenBackbone) -> None:
+    """Raises UserError for what only a model that is told by channels can be trained on."""
+    if isinstance(model, VideoDiT) and model.channels:
+        if (role := mask_in(config.data.references)) and config.train.sequence_parallel > 1:
+            raise UserError(
+                f"data.references.{role}: masks are read with their clips, which processes that share a pack share "
+                "out: set train.sequence_parallel=1"
+            )
+        return
+    names = [f"given.{name}" for name in IN_SPACE if name in config.given.names]
+    if (role := mask_in(config.data.references)) is not None:
+        names.append(f"data.references.{role} (place: channels)")
+    if names:
+        why = "set model.condition_channels=mask_and_latents"
+        why = "published models have none of ours: leave it out" if isinstance(model, OpenBackbone) else why
+        raise UserError(f"{names[0]}: the model has no channels by which to be told of parts of frames: {why}")
+
+
+def kept_by(masks: Sequence[Tensor], frames: int, temporal: int, spatial: int) -> Tensor | None:
+    """Which latent positions masks uint8 [F,H,W,3], or [1,H,W,3], leave of a clip of so many frames: bool [f,h,w],
+    those none of whose pixels is white in any of them. temporal, spatial: the VAE's strides. None without a mask, and
+    where nothing is white: then nothing would be left to make."""
+    white = [(mask.float().mean(-1) >= WHITE).expand(frames, *mask.shape[1:3]) for mask in masks]
+    if not any(bool(each.any()) for each in white):
+        return None
+    return known_latents(~torch.stack(white).any(0), temporal, spatial)
+
+
+def in_tokens(known: Tensor, patch: Patch) -> Tensor:
+    """bool [f,h,w] -> bool [n, p q]."""
+    return patchify([known[None]], patch)[0]
+
+
+class Known:
+    """Of the samples of a pack: latent positions that are known, by their tokens; references have none.
+
+    frames: of each sample, how many tokens of each of its own latent frames [f] are wholly known.
+    """
+
+    def __init__(self, known: Sequence[Tensor], whole: Packed) -> None:
+        """known: bool [n, p q] of each sample of the whole pack, without references."""
+        self.known, self.whole = known, whole
+        self.frames = [each.all(1).reshape(grid[0], -1).sum(1) for each, grid in zip(known, whole.grid, strict=True)]
+
+    def tokens(self, span: Span) -> Tensor:
+        """Of a run of the pack: bool [T, p q]."""
+        parts, skip = [], span.start - int(self.whole.cu_seqlens[span.first])
+        for i in range(span.first, span.last):
+            blank = self.known[i].new_zeros(self.whole.lengths[i] - len(self.known[i]), self.known[i].shape[1])
+            parts += [self.known[i], blank]
+        return torch.cat(parts)[skip : skip + span.stop - span.start]
+
+    def of_frames(self, span: Span) -> Tensor:
+        """Of the samples of a run: [R] wholly known tokens of each latent frame of the whole sample."""
+        parts = []
+        for i in range(span.first, span.last):
+            blank = self.frames[i].new_zeros(self.whole.shapes[i].frames - len(self.frames[i]))
+            parts += [self.frames[i], blank]
+        return torch.cat(parts)
