@@ -39,7 +39,7 @@ def main() -> None:
     frames = command.legal_frames(pipeline, args.frames, args.seconds, fps)
     pictures = [inputs.read_picture(path, pipeline, **size) for path in args.image]
     length = frames or pipeline.config.frames
-    shown = [read_references(pipeline, args.reference, length, *picture.size) for picture in pictures]
+    shown = [read_references(pipeline, args.reference, length, *picture.size, args.signal) for picture in pictures]
     command.note_condition(pipeline, sampling, "first", "prefix", "random")
     command.note_size(pipeline, frames or 1)
     command.note_rate(pipeline, fps, args.fps)

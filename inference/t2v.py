@@ -31,8 +31,8 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     if args.prompts is None and args.tokens_per_pack:
         parser.error("--tokens-per-pack is of --prompts: several --prompt are one pack")
-    if args.prompts is not None and args.reference:
-        parser.error("--reference is with --prompt: clips of --prompts are made without references")
+    if args.prompts is not None and (args.reference or args.signal or args.control):
+        parser.error("--reference, --signal and --control are with --prompt: clips of --prompts are made without them")
     args.tokens_per_pack = args.tokens_per_pack or defaults.TOKENS_PER_PACK
     return args
 
@@ -57,7 +57,7 @@ def main() -> None:
         command.note_rate(pipeline, fps, args.fps)
         sampling = command.sampling_of(args, pipeline)
         size = frames or pipeline.config.frames, *(words[side] or pipeline.config[side] for side in ("height", "width"))
-        shown = read_references(pipeline, args.reference, *size)
+        shown = read_references(pipeline, args.reference, *size, args.signal)
         result = pipeline(args.prompt, frames=frames, fps=fps, references=shown, sampling=sampling, **words)
         outputs.write_all(args.output, result.frames, fps, args.prompt)
         return

@@ -107,6 +107,8 @@ _NAMES: tuple[tuple[Range, str], ...] = (  # of the numbers that have each range
     (_whole(1, 4096), "adapter.rank"),
     (_above(0, 1e6), "adapter.alpha"),
     (Range(0, 1, below=True), "adapter.dropout"),
+    (_whole(1, 1000), "controlnet.every"),
+    (Range(-100, 100), "control_scale"),
     (_whole(2, 10**6), "clips"),
     (_whole(1, 10**6), "prior.clips"),
     (Range(0, 1, above=True, below=True), "prior.share"),
@@ -141,7 +143,7 @@ _NAMES: tuple[tuple[Range, str], ...] = (  # of the numbers that have each range
     (_whole(1, 10_000), "steps"),
     (Range(0, 1000), "guidance guidance_low guidance_embedded"),
     (Range(-100, 100), "lora_scale"),
-    (_SHARE, "guidance_rescale guidance_interval strength level"),
+    (_SHARE, "guidance_rescale guidance_interval strength level control_start control_end"),
     (_whole(0, 10_000), "zero_init"),
     (Range(0, 1e4), "reconstruction_weight"),
     # networks: arguments of constructors, and config.json of saved ones

@@ -13,16 +13,25 @@ from .limits import check, check_fields, setting, shown
 
 FILE = "references.json"  # beside a published model's parts, its roles
 HEADER = "latentvid_references"  # the same in the header of a LoRA's file
+DROPOUT = 0.1  # of a role, where nothing is said
+PLACES = ("beside", "aligned", "control", "channels")
+SIGNALS = ("canny", "lines", "luminance", "flow", "tracks")  # data/signals.py computes them
 
 
 @dataclass(frozen=True, kw_only=True)
 class Role:
     """How the pictures and clips of one role are put beside a sample."""
 
-    place: Literal["beside", "aligned", "channels"] = setting(
+    place: Literal["beside", "aligned", "control", "channels"] = setting(
         "beside: positions in time after the clip's (a subject, a style); aligned: those of the clip (control signals, "
-        "edits, low resolution); channels: no tokens, but a mask, white where the clip is to be made, whose rest the "
-        "model is told of by model.condition_channels"
+        "edits, low resolution); control: no tokens, a ControlNet reads it (the section controlnet); channels: no "
+        "tokens, but a mask, white where the clip is to be made, whose rest the model is told of by "
+        "model.condition_channels"
+    )
+    signal: Literal["canny", "lines", "luminance", "flow", "tracks"] | None = setting(
+        "in the place of column: what is computed of the clip itself (edges, soft edges, luminance, optical flow, "
+        "tracks of points)",
+        default=None,
     )
     max_area: int | None = setting(
         "largest height x width in pixels; null: of one beside as of the clips, of an aligned one the clip's own size",
@@ -32,10 +41,16 @@ class Role:
 
     def __post_init__(self) -> None:
         check_fields(self, "references")
-        if self.place not in ("beside", "aligned", "channels"):
-            raise ValueError(f"place is {shown(self.place)}: beside, aligned or channels")
+        if self.place not in PLACES:
+            raise ValueError(f"place is {shown(self.place)}: one of {', '.join(PLACES)}")
+        if self.signal not in (None, *SIGNALS):
+            raise ValueError(f"signal is {shown(self.signal)}: one of {', '.join(SIGNALS)}")
         if self.along and self.max_frames is not None:
             raise ValueError("max_frames is of references beside the clip: an aligned one has the clip's frames")
+        if self.signal is not None and self.place not in ("control", "aligned"):
+            raise ValueError("signal is of what runs along with the clip: set place to control or aligned")
+        if self.place == "control" and self.max_area is not None:
+            raise ValueError("max_area: a ControlNet reads a signal of the clip's own size: leave it out")
         if self.place == "channels" and self.max_area is not None:
             raise ValueError("max_area is of references that are tokens: a mask has the clip's size")
 
@@ -45,7 +60,8 @@ class Role:
         return self.place != "beside"
 
     def as_json(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields(Role)}
+        found = {field.name: getattr(self, field.name) for field in fields(Role)}
+        return found if self.signal is not None else {key: value for key, value in found.items() if key != "signal"}
 
     def area(self, height: int, width: int) -> int | None:
         """Largest height x width of one that is aligned with a clip of this size; None: the clip's own."""
@@ -54,13 +70,27 @@ class Role:
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceColumn(Role):
-    """A role in training: where the files are."""
+    """A role in training: where the files are, or what is computed of the clips."""
 
-    column: str = setting(
+    column: str | None = setting(
         "the manifests' column of its files, relative to the manifest or absolute: one, or a list of several; a row "
-        "whose cell is empty has none"
+        "whose cell is empty has none",
+        default=None,
     )
-    dropout: float = setting("share of samples trained without those of this role", default=0.1)
+    dropout: float | None = setting(
+        "share of samples trained without those of this role; null: 0.1, of place control 0", default=None
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.column is None) == (self.signal is None):
+            raise ValueError(
+                "give column, which names the files, or signal, which is computed of the clips: one of both"
+            )
+        if self.dropout is None:
+            object.__setattr__(self, "dropout", 0.0 if self.place == "control" else DROPOUT)
+        if self.place == "control" and self.dropout:
+            raise ValueError("dropout: without its signal a ControlNet learns nothing of a sample: leave it out")
 
     def role(self, max_area: int | None, max_frames: int) -> Role:
         """What sampling must know of it. max_area, max_frames: of the clips."""

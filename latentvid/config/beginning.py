@@ -37,7 +37,7 @@ def check_model(config: DitConfig) -> None:
         for key, allowed in (("dtype", ("fp32", "bf16")), ("expert", ("high", "low"))):
             if config.model.get(key, allowed[0]) not in allowed:
                 raise ValueError(f"model.{key}={config.model[key]!r}: one of {', '.join(allowed)}")
-        if config.model.get("dtype") == "bf16" and config.adapter.kind == "none":
+        if config.model.get("dtype") == "bf16" and config.adapter.kind == "none" and not config.controlnet.on:
             raise ValueError("model.dtype=bf16 is of weights that are not trained: set adapter.kind=lora, or fp32")
     else:
         if config.text.told:

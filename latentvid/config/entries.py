@@ -17,6 +17,7 @@ OF_THE_RUN = (
     "run",
     "model",
     "adapter",
+    "controlnet",
     "trainable",
     "vae",
     "text_encoder",

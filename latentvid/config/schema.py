@@ -14,6 +14,7 @@ from ..limits import check_fields
 from ..limits import setting as _help
 from ..references import ReferenceColumn
 from .beginning import PUBLISHED, check_model
+from .controlnet import ControlNet, check_controlnet
 from .curriculum import curriculum
 from .entries import NAME
 from .preference import PreferenceTuning, check_preference
@@ -142,8 +143,8 @@ class DitData(Data):
         "share of samples trained without their frame rate, where model.fps_condition tells it", default=0.1
     )
     references: dict[str, ReferenceColumn] = _help(
-        "pictures and clips that samples are shown beside their own, by the names of their roles: {NAME: {column, "
-        "place, dropout, max_area, max_frames}} (docs/conditions.md)",
+        "pictures and clips that samples are shown beside their own, by the names of their roles: {NAME: {column or "
+        "signal, place, dropout, max_area, max_frames}} (docs/conditions.md)",
         default_factory=dict,
     )
 
@@ -252,6 +253,7 @@ class DitConfig(TrainingConfig):
     caption: CaptionRules = field(default_factory=CaptionRules)
     model: dict[str, Any] = arguments_of("latentvid.models.transformer.VideoDiT", also=PUBLISHED)
     adapter: Adapter = field(default_factory=Adapter)
+    controlnet: ControlNet = field(default_factory=ControlNet)
     trainable: tuple[str, ...] = _help(
         "regular expressions: only parameters in whose names one is found are trained; empty trains all", default=()
     )
@@ -284,6 +286,7 @@ class DitConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_model(self)
+        check_controlnet(self)
         check_prior(self)
         check_preference(self, [stage.config for stage in curriculum(self)])
         if self.init is None and (self.init_partial or self.init_weights != "ema"):
@@ -294,7 +297,7 @@ class DitConfig(TrainingConfig):
     @property
     def keeps_base(self) -> bool:
         """Whether weights that the run begins with are needed as they are to its end."""
-        return self.adapter.kind != "none" or bool(self.trainable) or self.preference.on
+        return bool(self.adapter.kind != "none" or self.controlnet.on or self.trainable or self.preference.on)
 
 
 def stage_of(settings: Mapping[str, Any]) -> str | None:

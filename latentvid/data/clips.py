@@ -24,9 +24,10 @@ from .manifest.manifest import USUAL, Columns, Manifest, read_manifest
 from .plan.plan import Draw
 from .plan.reads import group, runs
 from .quarantine import Quarantine, Watched
-from .references import Reading
+from .references import Computed, Reading
+from .signals import signal_of
 from .storage import CERTAIN, PATIENCE_S, patiently, read_plainly
-from .transforms import from_uint8
+from .transforms import fit, from_uint8
 from .video.reading import read_windows
 from .windows import Clip, Transform
 
@@ -109,7 +110,7 @@ class ClipSource(ClipTable):
             change = partial(self.transform.augment, seed, number)
             try:
                 pixels = self._decode(at, [self.start(at, seed, number)], [change], believed=bool(failed))[0]
-                shown = self._shown(at, seed, number, believed=bool(failed))
+                shown = self._shown(at, seed, number, pixels, believed=bool(failed))
             except ClipError as error:
                 failed[self.windows.sample[at]] = error
                 if error.reason not in CERTAIN and sum(e.reason not in CERTAIN for e in failed.values()) == MOST_BAD:
@@ -132,18 +133,19 @@ class ClipSource(ClipTable):
             changes = [partial(self.transform.augment, seed, numbers[i]) for i in run]
             together = self._read_together([indices[i] for i in run], [starts[i] for i in run], changes)
             for place, i in enumerate(run):
-                shown = None if together is None else self._shown_or_none(indices[i], seed, numbers[i])
+                pixels = None if together is None else together[place]
+                shown = None if pixels is None else self._shown_or_none(indices[i], seed, numbers[i], pixels)
                 if shown is None:
                     yield self.load(indices[i], seed, numbers[i])
                     continue
-                yield Clip(together[place], self.drawn_caption(indices[i], seed, numbers[i]), indices[i], False, *shown)
+                yield Clip(pixels, self.drawn_caption(indices[i], seed, numbers[i]), indices[i], False, *shown)
         self.samples.rest()
         if self.references is not None:
             self.references.rest()
 
-    def _shown(self, index: int, seed: int, number: int, believed: bool = True) -> Beside:
-        """uint8 [F,H,W,3] of each reference that global sample number `number` is shown, and of each mask; raises as
-        `_decode` does."""
+    def _shown(self, index: int, seed: int, number: int, pixels: Tensor, believed: bool = True) -> Beside:
+        """uint8 [F,H,W,3] of each reference that global sample number `number` is shown, whose own are `pixels`, and of
+        each mask; raises as `_decode` does."""
         if self.references is None:
             return (), ()
         start, sample = self.start(index, seed, number), int(self.windows.sample[index])
@@ -152,12 +154,15 @@ class ClipSource(ClipTable):
         change = partial(self.transform.augment, seed, number)
         found: tuple[list[Tensor], list[Tensor]] = [], []
         for one, is_mask in zip(read, self.references.are_masks(index, kept), strict=True):
-            found[is_mask].append(self._decode_file(one, [one.start], [change], believed)[0])
+            if isinstance(one, Computed):
+                found[is_mask].append(fit(signal_of(one.signal, pixels), *one.shape[1:]))
+            else:
+                found[is_mask].append(self._decode_file(one, [one.start], [change], believed)[0])
         return tuple(found[0]), tuple(found[1])
 
-    def _shown_or_none(self, index: int, seed: int, number: int) -> Beside | None:
+    def _shown_or_none(self, index: int, seed: int, number: int, pixels: Tensor) -> Beside | None:
         try:
-            return self._shown(index, seed, number)
+            return self._shown(index, seed, number, pixels)
         except ClipError:
             return None
 
@@ -253,6 +258,6 @@ def open_sources(
     check: what each manifest goes through, such as a look at its captions. roles: of references, in columns of the
     manifests.
     """
-    extra = {role.column for role in (roles or {}).values()}
+    extra = {role.column for role in (roles or {}).values() if role.column is not None}
     manifests = [check(read_manifest(path, columns=columns, extra=extra)) for path in paths]
     return ClipSource(manifests, transform, timeout_s=timeout_s, patience_s=patience_s, roles=roles)

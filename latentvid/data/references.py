@@ -20,6 +20,7 @@ from .manifest.facts import Memory, look_at_files
 from .manifest.manifest import Manifest
 from .manifest.samples import Row, Samples, dropped_by_reason
 from .shared import share_arrays
+from .signals import check_signal
 from .transforms import legal_frames, legal_size
 from .video.view import View
 from .windows import Transform, Windows
@@ -31,6 +32,13 @@ class Shown(NamedTuple):
     """A reference as a window is shown it: its role, and frames, height and width in pixels."""
 
     role: str
+    shape: tuple[int, int, int]
+
+
+class Computed(NamedTuple):
+    """A reference that is computed of the window's own pixels (`signals.signal_of`), and fitted to (H, W)."""
+
+    signal: str
     shape: tuple[int, int, int]
 
 
@@ -63,13 +71,17 @@ class References:
         self.roles, self.transform = dict(roles), transform
         self.names = tuple(roles)
         for name, role in roles.items():
-            if not any(role.column in manifest.extra for manifest in manifests):
+            if role.signal is not None:
+                check_signal(role.signal)
+            elif not any(role.column in manifest.extra for manifest in manifests):
                 raise UserError(
                     f"data.references.{name}: no manifest has a column `{role.column}`: correct the name, or add it "
                     f"({', '.join(str(manifest.source) for manifest in manifests)})"
                 )
-        self._files = {name: _Files(manifests, name, role.column) for name, role in roles.items()}
-        for name in self.names:
+        self._files = {
+            name: _Files(manifests, name, role.column) for name, role in roles.items() if role.column is not None
+        }
+        for name in self._files:
             if roles[name].along:
                 self._check_along(name, samples)
         self.shapes = self._shapes(windows)
@@ -78,9 +90,18 @@ class References:
         """Raises UserError for a clip that is not as long as the one that it belongs to, or of another rate where
         frames are taken by their times."""
         found = self._files[name]
-        of_clip = np.repeat(np.arange(len(samples)), np.diff(found.first))
+        counts = np.diff(found.first)
+        of_clip = np.repeat(np.arange(len(samples)), counts)
         here = found.samples
         clip = here.frames > 1
+        if self.roles[name].place == "control":
+            if len(other := np.flatnonzero(counts != 1)):
+                i = int(other[0])
+                raise UserError(
+                    f"data.references.{name}: {samples.name(i)} has {counts[i]} files in `{self.roles[name].column}`: "
+                    "a ControlNet reads one of each clip"
+                )
+            clip |= samples.frames > 1  # of which a picture is no signal
         short = np.flatnonzero(clip & (here.frames < samples.frames[of_clip]))
         if len(short):
             i = int(short[0])
@@ -117,6 +138,9 @@ class References:
         """size: (F, H, W) of the sample's windows."""
         found = []
         for name, role in self.roles.items():
+            if role.signal is not None:
+                found.append(Shown(name, shape_of(role, size, size, self.transform)))
+                continue
             files = self._files[name]
             for i in files.of(sample):
                 have = tuple(int(x[i]) for x in (files.samples.frames, files.samples.height, files.samples.width))
@@ -141,17 +165,26 @@ class References:
         shown = self.shapes[window]
         return [self.roles[shown[i].role].place == "channels" for i in kept]
 
-    def readings(self, sample: int, window: int, start: int, view: View | None, kept: Sequence[int]) -> list[Reading]:
-        """What to decode for a window that begins at frame `start` of its sample, in `view`."""
-        places = [(name, i) for name in self.names for i in self._files[name].of(sample)]
-        found = []
+    def readings(
+        self, sample: int, window: int, start: int, view: View | None, kept: Sequence[int]
+    ) -> list[Reading | Computed]:
+        """What to decode, or to compute, for a window that begins at frame `start` of its sample, in `view`."""
+        places = [(name, i) for name in self.names for i in self._numbers(name, sample)]
+        found: list[Reading | Computed] = []
         for n in kept:
             (name, i), (_, shape) = places[n], self.shapes[window][n]
+            if self.roles[name].signal is not None:
+                found.append(Computed(self.roles[name].signal, shape))
+                continue
             here = self._files[name].samples
             along = self.roles[name].along and here.frames[i] > 1
             told = int(here.height[i]), int(here.width[i])
             found.append(Reading(here.path(i), told, view if along else None, start if along else 0, shape))
         return found
+
+    def _numbers(self, name: str, sample: int) -> Sequence[int]:
+        """Of the role's files those of a sample; of a signal there is one."""
+        return (0,) if self.roles[name].signal is not None else self._files[name].of(sample)
 
     def texts(self, samples: Sequence[int]) -> Made[str]:
         """The files of each of these samples, as the manifests have them, for `identify`."""
@@ -159,7 +192,7 @@ class References:
         def text(n: int) -> str:
             return "\n".join(
                 f"{name}\t{self._files[name].samples.paths[i]}"
-                for name in self.names
+                for name in self._files
                 for i in self._files[name].of(int(samples[n]))
             )
 
@@ -169,6 +202,9 @@ class References:
         """How many of each role there are, a line each."""
         lines = []
         for name, role in self.roles.items():
+            if role.signal is not None:
+                lines.append(f"  {name}, {role.place}: {role.signal} of each clip")
+                continue
             counts = np.diff(self._files[name].first)
             lines.append(f"  {name}, {role.place}: {int(counts.sum())} references of {int((counts > 0).sum())} clips")
         return lines

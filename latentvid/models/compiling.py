@@ -10,6 +10,7 @@ from torch import nn
 from torch.fx.experimental import _config as shapes
 
 from .block_pass import BlockPass
+from .control import runnable_blocks
 
 # Graphs of a block at most. There is one for each way in which a pass goes: with gradients or without, text read once
 # or in each pass, of one latent frame or more, the two kinds of factorised attention, with cached frames or none.
@@ -26,7 +27,7 @@ def compile_blocks(model: nn.Module, **options: Any) -> None:
     torch._functorch.config.activation_memory_budget = KEPT
     shapes.use_duck_shape = False  # sizes that are equal by chance in the first pack would need to stay equal
     made: dict[Callable[..., Any], Callable[..., Any]] = {}
-    for block in model.blocks:
+    for block in runnable_blocks(model):
         holder = _holder(block)
         plain = getattr(holder.compute, "__func__", holder.compute)  # of the block and its arguments
         if plain not in made:
@@ -36,7 +37,7 @@ def compile_blocks(model: nn.Module, **options: Any) -> None:
 
 def uncompile_blocks(model: nn.Module) -> None:
     """Undoes `compile_blocks`."""
-    for block in model.blocks:
+    for block in runnable_blocks(model):
         _holder(block).compiled = None
 
 

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..packing import Grid, Reference, shapes_of
+from ..packing import Grid, Reference, patch_size, shapes_of
 from ..precision import Computed, dtype_of
 from .attention_context import attended_pairs
 from .interchange import Vae, arguments_of, build_vae
 from .open.backbone import OpenBackbone
-from .open.flops import open_flops
+from .open.flops import DEPTHS, open_flops
 from .transformer import FPS_FEATURES, TIMESTEP_FEATURES, VideoDiT
 
 # a training step over a forward pass: the backward pass makes two products for each of the forward's. Activations
@@ -72,11 +72,26 @@ def backbone_flops(
     """Forward FLOPs of a backbone for one pack: token grids, text tokens and references of its segments, as in
     `dit_flops`.
 
-    Adapters in a published model do not count.
+    Control branches count, as if all of them acted; adapters in a published model do not.
     """
-    if isinstance(model, VideoDiT):
-        return dit_flops(model.config, grids, text_lengths, references)
-    return open_flops(model, grids, text_lengths, references)
+
+    def count(**changes: int) -> int:
+        """Of the model without its branches, with other depths."""
+        if isinstance(model, VideoDiT):
+            return dit_flops({**model.config, **changes}, grids, text_lengths, references)
+        return open_flops(model, grids, text_lengths, references, changes)
+
+    whole = count()
+    depths = {key: model.config[key] for key in ("depth", *DEPTHS) if model.config.get(key)}
+    block = {key: count(**{key: depth + 1}) - whole for key, depth in depths.items() if len(model.controls)}
+    kinds = [key for key, depth in depths.items() for _ in range(depth)]  # of each block
+    tokens, width = sum(shape.tokens for shape in shapes_of(grids, references)), model.width
+    features = model.latent_channels * patch_size(model.patch)
+    for branch in model.controls:
+        copied = kinds[:: branch.every]
+        maps = 2 * width * (features + len(copied) * width)
+        whole += sum(block[kind] for kind in copied) + tokens * maps
+    return whole
 
 
 class GridFlops(NamedTuple):

@@ -5,7 +5,7 @@ Axes: N segments (prompts), S text tokens, Dt width of the text encoder, D model
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
@@ -19,17 +19,18 @@ class MakesKeysValues(Protocol):
 
 @dataclass(eq=False)
 class BlockText:
-    """The text of one block's cross-attention: its states [S,D], and its keys and values once a pass has made them."""
+    """The text of one block's cross-attention: its states [S,D], and its keys and values once a pass has made them; of
+    copies of the block too, which have weights of their own."""
 
     states: Tensor
-    made: KeysValues | None = None
+    made: dict[MakesKeysValues, KeysValues] = field(default_factory=dict)
 
     def keys_values(self, cross: MakesKeysValues) -> KeysValues:
         """As `cross` makes them, in the first pass; the same in later passes. Gradients do not reach them."""
-        if self.made is None:
+        if cross not in self.made:
             keys, values = cross.keys_values(self.states)
-            self.made = keys.detach(), values.detach().contiguous()
-        return self.made
+            self.made[cross] = keys.detach(), values.detach().contiguous()
+        return self.made[cross]
 
 
 class TextContext:

@@ -16,13 +16,14 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from timm.layers import Mlp
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..attention import resolve_backend
+from ..errors import UserError
 from ..packing import Packed, Patch, Shape
 from ..sequence import SequenceGroup
 from .attention_context import ATTENTIONS, AttentionContext, make_contexts
 from .conditions import Conditions
+from .control import Control, Controllable
 from .key_value_cache import KeyValueCache
 from .layers import Block, modulated_norm, rate_embedding, rotary_table, time_positions, timestep_embedding
 from .saved import SavedModel
@@ -33,7 +34,7 @@ FPS_FEATURES = 256
 CONDITION_CHANNELS = ("none", "mask_and_latents")
 
 
-class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
+class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
     """AdaLN-Zero diffusion transformer conditioned on packed text states.
 
     Text acts twice: token by token through cross-attention, and as a mean that joins the noise level in the modulation
@@ -109,6 +110,7 @@ class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
         # a map of its own beside that of the tokens, which their sum makes one map of all channels: while it is 0, what
         # comes out is equal to the last bit
         self.channels_in = nn.Linear(self.channels * patch**2, width, bias=False) if self.channels else None
+        self.controls = nn.ModuleList()
         self.attention_backend = "auto"
         self.sequence: SequenceGroup | None = None
         self.gradient_checkpointing = False
@@ -153,6 +155,11 @@ class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
     def heads(self) -> int:
         return self.config.heads
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        if len(self.controls):
+            raise UserError("the model has control branches, which have folders of their own: save it without them")
+        super().save_pretrained(*args, **kwargs)
+
     def initialise(self) -> None:
         """Xavier-uniform maps; modulations, cross-attention outputs and the last map at zero (AdaLN-Zero), and what
         is taken of the frame rate and of further channels."""
@@ -181,6 +188,7 @@ class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
         cache: KeyValueCache | None = None,
         fps: Tensor | None = None,  # [N] frame rate of each sample; 0: it has none, or it is not known
         conditions: Conditions | None = None,  # its channels alone are read, by models of `condition_channels`
+        control: Control | None = None,  # what the branches of `controls` read; None: none of them acts
     ) -> Tensor:
         """The network's prediction [T,P], in the target that the scheduler's config names.
 
@@ -194,6 +202,8 @@ class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
         fps = tokens.new_zeros(layout.segments, dtype=torch.float32) if fps is None else fps
         channels = None if conditions is None else conditions.channels  # [T,P']
         self._check(timestep, layout, text_layout, cache, fps, channels)
+        if cache is not None and control is not None:
+            raise ValueError("a cache of past frames has no place for control branches: sample whole clips with them")
         x = self.tokens_in(tokens)  # [T,D]
         if self.channels_in is not None:
             x = x + self.channels_in(channels)
@@ -201,8 +211,9 @@ class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
         of_sample = pooled if self.fps_in is None else pooled + self._rate(fps, x.dtype)  # [N,D]
         condition = self._level(timestep, x.dtype) + of_sample.index_select(0, layout.frame_segment)  # [R,D]
         contexts = self._contexts(x, layout, text_layout, cache, fps)
-        for block, words, context in zip(self.blocks, texts, contexts, strict=True):
-            x = self._run(block, x, condition, words, context)  # [T,D]
+        with self._controlled(control, layout):
+            for block, words, context in zip(self.blocks, texts, contexts, strict=True):
+                x = self._run(block, x, condition, words, context)  # [T,D]
         if cache is not None and cache.records:
             cache.append(layout, [context.cache for context in contexts])
         shift, scale = self.final_modulation(F.silu(condition)).chunk(2, dim=-1)  # [R,D] each
@@ -272,12 +283,6 @@ class VideoDiT(SavedModel, ModelMixin, ConfigMixin):
         if cache is None:
             return contexts
         return [replace(c, cache=of_block) for c, of_block in zip(contexts, cache.for_blocks(depth), strict=True)]
-
-    def _run(self, block: Block, *arguments: Any) -> Tensor:
-        """The block; with gradient checkpointing it is computed again in the backward pass."""
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *arguments, use_reentrant=False)
-        return block(*arguments)
 
     def _read(self, text: Tensor | TextContext, layout: Packed) -> tuple[Tensor, Sequence[Tensor | BlockText]]:
         """What the modulation [N,D] and each block [S,D] take of the text."""

@@ -29,6 +29,33 @@ def read_lora(text: str) -> Lora:
     return Lora(Path(file), number("lora_scale")(scale))
 
 
+class ControlNet(NamedTuple):
+    """A ControlNet's folder, how much of it, and in which part of the steps, in shares of them."""
+
+    folder: Path
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+
+def read_controlnet(text: str) -> ControlNet:
+    """FOLDER, FOLDER:SCALE or FOLDER:SCALE:START-END."""
+    wrong = argparse.ArgumentTypeError(f"{text}: give FOLDER, FOLDER:SCALE or FOLDER:SCALE:START-END")
+    if Path(text).exists() or ":" not in text:
+        return ControlNet(Path(text))
+    folder, _, last = text.rpartition(":")
+    part = (0.0, 1.0)
+    if "-" in last.lstrip("-") and ":" in folder:
+        low, _, high = last.partition("-")
+        part = number("control_start")(low), number("control_end")(high)
+        if part[0] >= part[1]:
+            raise argparse.ArgumentTypeError(f"{text}: {low} to {high} are no steps: give the lower share first")
+        folder, _, last = folder.rpartition(":")
+    if not folder:
+        raise wrong
+    return ControlNet(Path(folder), number("control_scale")(last), *part)
+
+
 class ReferenceFile(NamedTuple):
     """A picture or clip that is shown in a role."""
 
@@ -114,7 +141,8 @@ def add_lora(parser: Parser) -> None:
 
 def loading(args: argparse.Namespace) -> dict[str, Any]:
     """What of the parsed arguments `loading.load_pipeline` takes."""
-    return {name: getattr(args, name) for name in ("mixed_precision", "lora", "lora_2")}
+    names = ("mixed_precision", "lora", "lora_2", "control")
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
 def add_length(parser: Parser, frames: str) -> None:
@@ -134,6 +162,23 @@ def add_references(parser: Parser) -> None:
         metavar="ROLE=FILE",
         help="picture or clip that is shown beside what is made, in a role that the model was trained with; give it "
         "again for more",
+    )
+    parser.add_argument(
+        "--signal",
+        type=read_reference,
+        action="append",
+        default=[],
+        metavar="ROLE=FILE",
+        help="the same, of which the role's control signal (edges, ...) is computed first, as in training",
+    )
+    parser.add_argument(
+        "--control",
+        type=read_controlnet,
+        action="append",
+        default=[],
+        metavar="FOLDER[:SCALE[:START-END]]",
+        help="ControlNet to put in, times SCALE, in the part of the steps between these shares (0-1: in all); its "
+        "signal is that of --reference or --signal; give it again for more",
     )
 
 

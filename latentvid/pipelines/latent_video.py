@@ -33,6 +33,7 @@ from ..packing import unpatchify
 from ..references import Role, as_json, read_roles
 from ..text import TextEncoder, TextReader
 from .codec import CodecMixin
+from .controls import branches_of, signals_of
 from .defaults import SOLVER
 from .folder import CLASSES, check_index, read_parts
 from .known import KnownMixin
@@ -125,7 +126,10 @@ class LatentVideoPipeline(CodecMixin, KnownMixin, DiffusionPipeline):
         return pipeline
 
     def save_pretrained(self, save_directory: str | os.PathLike, **options: Any) -> None:
-        """As diffusers has it, with files that others may read as far as the umask lets them."""
+        """As diffusers has it, with files that others may read as far as the umask lets them. Raises UserError where
+        ControlNets are in its networks, which have folders of their own."""
+        if any(map(len, map(branches_of, self.experts))):
+            raise UserError("the pipeline has ControlNets in it: save one that was loaded without them")
         super().save_pretrained(save_directory, **options)
         follow_umask(save_directory)
 
@@ -276,8 +280,11 @@ class LatentVideoPipeline(CodecMixin, KnownMixin, DiffusionPipeline):
         requests = self._complete(requests)
         self.reader.check(text for request in requests for text in (request.prompt, request.negative_prompt))
         shown = shown_to(requests, self)
-        if cache is not None and shown:
-            raise UserError("a rollout with a cache has no place for references: leave them out, or sample whole clips")
+        if cache is not None and (shown or any(map(len, map(branches_of, self.experts)))):
+            raise UserError(
+                "a rollout with a cache has no place for references and ControlNets: leave them out, or sample whole "
+                "clips"
+            )
         check_cost(self, [request.grid for request in requests], sampling.large, shown)
         condition = self._condition(sampling)
         if cache is not None and self.told:
@@ -296,6 +303,7 @@ class LatentVideoPipeline(CodecMixin, KnownMixin, DiffusionPipeline):
             ("known" if condition == "channels" else "nothing") if self.told else "",
         )
         batch.given = self._tell(batch.given, len(requests), sampling)
+        batch.signals = signals_of(requests, self, batch)
         predict = make_predict(self.transformer, self.reader, batch, guidance, scheduler, cache, second)
         if condition == "reconstruction" and bool(batch.known.any()):
             predict = reconstruction_guided(

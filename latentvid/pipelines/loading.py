@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 
 from ..errors import UserError
+from ..models.adapters.control_files import PARTS, is_its_base, load_control, read_control
 from ..models.adapters.lora import load_lora
 from ..models.adapters.lora_files import header_of
 from ..models.compiling import compile_blocks
 from ..models.open import is_published, read_published
 from ..precision import MixedPrecision, choose, dtype_of
 from ..references import roles_in
-from .arguments import Lora
+from .arguments import ControlNet, Lora
 from .folder import check_index
 from .latent_video import LatentVideoPipeline
 from .open_video import OpenVideoPipeline
@@ -30,13 +31,14 @@ def load_pipeline(
     mixed_precision: MixedPrecision = "auto",
     lora: Sequence[Lora] = (),
     lora_2: Sequence[Lora] = (),
+    control: Sequence[ControlNet] = (),
 ) -> LatentVideoPipeline:
     """A saved pipeline, or a published model by its folder or hub name, on `device` (by default CUDA where there is
     one). Raises UserError.
 
     compiled: the first step compiles the transformer's blocks, once for clips of all shapes. mixed_precision: weights
     of published models are read in what they are computed in, those of our own in fp32. lora: put into the transformer;
-    lora_2: into the second one.
+    lora_2: into the second one. control: put beside the network that each was trained on.
     """
     published = None
     if is_published(folder):
@@ -52,11 +54,28 @@ def load_pipeline(
         pipeline = LatentVideoPipeline.from_pretrained(folder)
     else:
         pipeline = OpenVideoPipeline.of(published, dtype_of(choose(mixed_precision, torch.device(device))))
+    put_control(pipeline, control)
     put_lora(pipeline, lora, lora_2)
     if compiled:
         for network in pipeline.experts:
             compile_blocks(network)
     return pipeline.to(device)
+
+
+def put_control(pipeline: LatentVideoPipeline, asked: Sequence[ControlNet]) -> None:
+    """Puts ControlNets beside the pipeline's networks, and says so on stderr. Raises UserError."""
+    for folder, scale, start, end in asked:
+        found = read_control(folder)
+        network = dict(zip(PARTS, pipeline.experts, strict=False)).get(found.part)
+        if network is None:
+            raise UserError(
+                f"--control {folder} is of a model's {found.part}, which this one has not: load it with that"
+            )
+        add_roles(pipeline, {found.role: found.reference}, folder)
+        load_control(network, folder, scale, start, end)
+        steps = "" if (start, end) == (0.0, 1.0) else f" in steps {start:g} to {end:g}"
+        note = "" if is_its_base(network, found) else f"; it was trained on other weights ({found.base.get('where')})"
+        print(f"ControlNet {folder} times {scale:g}{steps}, of {found.role}{note}", file=sys.stderr, flush=True)
 
 
 def put_lora(pipeline: LatentVideoPipeline, first: Sequence[Lora], second: Sequence[Lora] = ()) -> None:

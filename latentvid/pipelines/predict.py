@@ -25,6 +25,7 @@ from ..models.text_context import TextContext
 from ..models.transformer import VideoDiT
 from ..packing import Packed, patchify
 from ..text import PackedText, TextEncoder, TextReader
+from .controls import control_at
 from .sampling import Batch, Request, rates_of
 
 Backbone = VideoDiT | OpenBackbone
@@ -92,10 +93,12 @@ def _guided(
     def predict(z: Tensor, t: Tensor) -> Tensor:
         if still is not None and bool((t > still).any()):
             return _zero_velocity(scheduler, z, t, layout)
-        told = scheduler.told(t)
+        told, control = scheduler.told(t), control_at(transformer, batch, t)
         if not guided or bool((guidance.scales(t) == 1).all()):
-            return alone(z, told, *one.text, fps=batch.fps, **one.more).float()
-        together = network(z.repeat(2, 1), told.repeat(2), *both.text, fps=batch.fps.repeat(2), **both.more)
+            more = one.more if control is None else {**one.more, "control": control}
+            return alone(z, told, *one.text, fps=batch.fps, **more).float()
+        more = both.more if control is None else {**both.more, "control": control.map(_doubled)}
+        together = network(z.repeat(2, 1), told.repeat(2), *both.text, fps=batch.fps.repeat(2), **more)
         conditional, unconditional = together.float().chunk(2)
         return guidance.combine(conditional, unconditional, t, layout)
 
@@ -153,7 +156,11 @@ def _branches(
 
 
 def _twice(given: Conditions) -> Conditions:
-    return replace(given.map(lambda x: x.repeat(2, *[1] * (x.ndim - 1))), has_image=given.has_image * 2)
+    return replace(given.map(_doubled), has_image=given.has_image * 2)
+
+
+def _doubled(x: Tensor) -> Tensor:
+    return x.repeat(2, *[1] * (x.ndim - 1))
 
 
 def _with_text(given: Conditions, found: PackedText, samples: int) -> Conditions:

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from ..data.references import shape_of
+from ..data.signals import check_signal, signal_of
 from ..data.transforms import fit
 from ..data.video.reading import probe, read_frames
 from ..data.windows import Transform
 from ..errors import UserError
 from ..packing import Patch, Reference, Shape, patch_stride, token_grid
 from ..references import Role, as_json, check_role, numbers_of
+from .controls import reads_control
 from .sampling import Request
 
 if TYPE_CHECKING:
@@ -61,9 +63,9 @@ def _clip(name: str, pixels: Tensor) -> Tensor:
 def shown_to(requests: Sequence[Request], pipeline: LatentVideoPipeline) -> list[list[tuple[Reference, Tensor]]]:
     """Of each request its references and their latents, in the order in which the model knows the roles; empty where
     none has any. Raises UserError for what the model does not take."""
-    if not any(request.references for request in requests):
-        return []
     roles, model = pipeline.roles, pipeline.transformer
+    if all(reads_control(roles, name) for request in requests for name in request.references):
+        return []
     if (why := model.no_references) is not None:
         raise UserError(f"references: {why}: leave them out")
     found = [list(_shown(request.references, roles, model.patch)) for request in requests]
@@ -82,28 +84,39 @@ def _shown(
         check_role(name, roles)
     numbers = numbers_of(roles)
     for name, role in roles.items():
-        for latent in references.get(name, ()):
+        for latent in references.get(name, ()) if role.place != "control" else ():
             yield Reference(token_grid(tuple(latent.shape[1:]), patch), role.place, numbers[name]), latent
 
 
 def read_references(
-    pipeline: LatentVideoPipeline, asked: Sequence[tuple[str, Path]], frames: int, height: int, width: int
+    pipeline: LatentVideoPipeline,
+    asked: Sequence[tuple[str, Path]],
+    frames: int,
+    height: int,
+    width: int,
+    signals: Sequence[tuple[str, Path]] = (),
 ) -> dict[str, list[Tensor]]:
     """Clips uint8 [F,H,W,3] of files by their roles, scaled and cropped as in training, for a clip of these sizes.
 
-    Raises UserError for a role that the model does not know, before any file is read, and for a clip that is shorter
-    than the one that it is aligned with.
+    signals: files of which the role's signal is computed. Raises UserError for a role that the model does not know,
+    before any file is read, for one that has no signal, and for a clip that is shorter than the one that it is aligned
+    with.
     """
     for name, _ in asked:
         check_role(name, pipeline.roles, "--reference")
+    for name, path in signals:
+        if check_role(name, pipeline.roles, "--signal").signal is None:
+            raise UserError(f"--signal {name}={path}: nothing is computed for that role: give --reference {name}=FILE")
+        check_signal(pipeline.roles[name].signal)
     transform = _transform(pipeline, frames)
     found: dict[str, list[Tensor]] = {}
-    for name, path in asked:
+    for name, path, computed in [*((*each, False) for each in asked), *((*each, True) for each in signals)]:
         role, info = pipeline.roles[name], probe(path)
-        if role.place == "aligned" and 1 < info.frames < frames:
+        if role.along and (1 if role.place == "aligned" else 0) < info.frames < frames:
             raise UserError(
-                f"--reference {name}={path} has {info.frames} frames, the clip {frames}: what is aligned with it needs "
-                "a frame for each, or is one picture; ask for fewer --frames"
+                f"--{'signal' if computed else 'reference'} {name}={path} has {info.frames} frames, the clip {frames}: "
+                "what is aligned with it needs a frame for each"
+                f"{', or is one picture' if role.place == 'aligned' else ''}; ask for fewer --frames"
             )
         try:
             shape = shape_of(role, (info.frames, info.height, info.width), (frames, height, width), transform)
@@ -113,7 +126,8 @@ def read_references(
         if tuple(pixels.shape[1:3]) != shape[1:]:
             size = " x ".join(map(str, shape[1:]))
             print(f"{path}: {info.height} x {info.width} pixels scaled and cropped to {size}", flush=True)
-        found.setdefault(name, []).append(fit(pixels, *shape[1:]))
+        pixels = fit(pixels, *shape[1:])
+        found.setdefault(name, []).append(signal_of(role.signal, pixels) if computed else pixels)
     return found
 
 
@@ -122,8 +136,10 @@ def usual_references(pipeline: LatentVideoPipeline, frames: int, height: int, wi
     transform, numbers = _transform(pipeline, frames, height * width), numbers_of(pipeline.roles)
     found = []
     for name, role in pipeline.roles.items():
+        if role.place == "control":
+            continue
         side = max(transform.spatial_stride, math.isqrt(role.max_area or height * width))
-        have = frames if role.place == "aligned" else role.max_frames or frames
+        have = frames if role.along else role.max_frames or frames
         shape = shape_of(role, (have, side, side), (frames, height, width), transform)
         grid = token_grid(pipeline.codec.latent_grid(*shape), pipeline.transformer.patch)
         found.append(Reference(grid, role.place, numbers[name]))

@@ -114,6 +114,7 @@ class Batch:
     eps: Tensor  # [T,P], their noise
     given: Conditions  # of the samples, but for what comes of their prompts
     sources: list[torch.Generator] = field(repr=False)
+    signals: Mapping[str, Any] = field(default_factory=dict)  # of control branches, by role (`controls.Signal`)
 
     @classmethod
     def of(

@@ -77,7 +77,11 @@ def test_gradients_reach_the_tokens_pass_after_pass_and_not_what_is_kept():
             for text in (context, TEXT)
         ]
         torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
-    assert not any(x.requires_grad for block in context.blocks for x in (block.states, *block.made))
+    assert not any(
+        x.requires_grad
+        for block in context.blocks
+        for x in (block.states, *(x for pair in block.made.values() for x in pair))
+    )
 
 
 @torch.no_grad()

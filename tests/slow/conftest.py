@@ -1,5 +1,6 @@
 """What the slow tests train: the demo's transformer in fp32 on 300 samples, with an untrained VAE."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,3 +65,13 @@ def whole(demo, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("whole") / "run"
     launch("single", 1, [ROOT / "train/train_dit.py", demo(run)])
     return run
+
+
+@pytest.fixture(scope="session")
+def gathering(tmp_path_factory) -> Path:
+    """ZeRO-3's settings with all weights sharded: of these small ones it would leave most gathered."""
+    settings = json.loads((ROOT / "configs/deepspeed/zero3.json").read_text())
+    settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    path = tmp_path_factory.mktemp("zero3") / "zero3.json"
+    path.write_text(json.dumps(settings))
+    return path

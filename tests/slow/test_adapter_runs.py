@@ -1,6 +1,5 @@
 """Adapters on a model of ours in real launches: every strategy as one process, and runs that are killed."""
 
-import json
 import random
 import time
 from pathlib import Path
@@ -36,16 +35,6 @@ def written(dit_config, tiny_pipeline, tmp_path):
         return path
 
     return write
-
-
-@pytest.fixture(scope="module")
-def gathering(tmp_path_factory) -> Path:
-    """ZeRO-3's settings with all weights sharded: of these small ones it would leave most gathered."""
-    settings = json.loads((ROOT / "configs/deepspeed/zero3.json").read_text())
-    settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-    path = tmp_path_factory.mktemp("zero3") / "zero3.json"
-    path.write_text(json.dumps(settings))
-    return path
 
 
 def apart(one: Path, other: Path) -> float:

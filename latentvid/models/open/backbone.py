@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ...attention import resolve_backend
 from ...errors import UserError
@@ -21,6 +20,7 @@ from ...packing import Packed, Shape, patch_size
 from ...sequence import SequenceGroup
 from ..block_pass import pass_of  # noqa: F401 - for the families
 from ..conditions import Conditions
+from ..control import Control, Controllable
 from ..layers import modulated_norm, per_token, turn_pairs  # noqa: F401 - the last for the families
 from ..text_context import TextContext
 
@@ -47,7 +47,7 @@ class Inputs:
     given: Conditions
 
 
-class OpenBackbone(nn.Module):
+class OpenBackbone(Controllable, nn.Module):
     """A family's packed pass over `raw`, diffusers' own module: its weights, names and `save_pretrained` stay.
 
     The blocks of `raw` get a packed `forward` each, so that hooks, wrappers and adapters see them as ever: use `raw`
@@ -63,7 +63,7 @@ class OpenBackbone(nn.Module):
 
     def __init__(self, raw: ModelMixin) -> None:
         super().__init__()
-        self.raw = raw
+        self.raw, self.controls = raw, nn.ModuleList()
         self.attention_backend = "auto"
         self.sequence: SequenceGroup | None = None
         self.gradient_checkpointing = False
@@ -193,6 +193,7 @@ class OpenBackbone(nn.Module):
         text_layout: Packed,
         fps: Tensor | None = None,  # [N] frames a second of each sample; 0: it has none, or it is not known
         conditions: Conditions | None = None,
+        control: Control | None = None,  # what the branches of `controls` read; None: none of them acts
     ) -> Tensor:
         """The network's prediction [T,P], in the target of the family's recipe."""
         given = Conditions() if conditions is None else conditions
@@ -201,7 +202,8 @@ class OpenBackbone(nn.Module):
         self._check(tokens, timestep, layout, text_layout, given)
         if given.channels is not None:
             tokens = torch.cat([tokens, given.channels], dim=-1)
-        return self.predict(Inputs(tokens, timestep, states, layout, text_layout, fps, given))
+        with self._controlled(control, layout):
+            return self.predict(Inputs(tokens, timestep, states, layout, text_layout, fps, given))
 
     def _check(self, tokens: Tensor, timestep: Tensor, layout: Packed, text_layout: Packed, given: Conditions) -> None:
         if layout.segments != text_layout.segments:
@@ -225,11 +227,8 @@ class OpenBackbone(nn.Module):
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         return resolve_backend(self.attention_backend, x.device, dtype)
 
-    def _run(self, block: nn.Module, *arguments: Any) -> Any:
-        """The block; with gradient checkpointing it is computed again in the backward pass."""
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *arguments, use_reentrant=False)
-        return block(*arguments)
+    def idle_parameters(self) -> set[int]:
+        return {id(parameter) for name, parameter in self.raw.named_parameters() if self.idle(name)}
 
 
 def heads_of(x: Tensor, heads: int) -> Tensor:

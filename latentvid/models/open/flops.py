@@ -42,13 +42,15 @@ def open_flops(
     grids: Sequence[Grid],
     text_lengths: Sequence[float],
     references: Sequence[Sequence[Reference]] = (),
+    changes: Mapping[str, int] | None = None,
 ) -> int:
-    """Forward FLOPs of a pack; means serve as text lengths for an estimate. Adapters in the model do not count.
+    """Forward FLOPs of a pack; means serve as text lengths for an estimate. What is in the model beside the class's own
+    does not count. changes: of the configuration.
 
     grids: token grid (frames, rows, columns) of each sample. text_lengths: its text tokens. references: of each; empty:
     none has any.
     """
-    config = {key: value for key, value in model.config.items() if not key.startswith("_")}
+    config = {key: value for key, value in model.config.items() if not key.startswith("_")} | dict(changes or {})
     numbers = _numbers(type(model.raw), json.dumps(config, sort_keys=True))
     return round(float(_sizes(shapes_of(grids, references), text_lengths) @ numbers))
 

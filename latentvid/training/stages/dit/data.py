@@ -28,6 +28,7 @@ from ....data.transforms import from_uint8
 from ....diffusion.objective import loss_per_sample
 from ....errors import UserError
 from ....models.conditions import Conditions, known_channels
+from ....models.control import Control
 from ....models.interchange import Vae
 from ....packing import (
     Packed,
@@ -123,13 +124,18 @@ class DitPacks(Drawn):
     def _open_clips(self, paths: Sequence[Path]) -> ClipSource:
         return open_clips(self.config, self.parts, paths, self.patch)
 
+    @property
+    def controlled(self) -> bool:
+        """Whether what samples are shown is the signal of a control branch, and not tokens of theirs."""
+        return self.config.controlnet.on
+
     def _references(self, shown: Sequence[Shown]) -> tuple[Reference, ...]:
-        """In tokens, of which masks have none."""
+        """In tokens, of which masks and the signals of control branches have none."""
         roles, numbers = self.config.data.references, numbers_of(self.config.data.references)
         return tuple(
             Reference(token_grid(self.vae.latent_grid(*shape), self.patch), roles[role].place, numbers[role])
             for role, shape in shown
-            if roles[role].place != "channels"
+            if roles[role].place not in ("channels", "control")
         )
 
     def summary(self) -> str:
@@ -223,10 +229,9 @@ class DitPacks(Drawn):
         words = [self.null if self._drops(draw) else e.words for draw, e in zip(draws, entries, strict=True)]
         texts = [each.states if self.conditions is None else self.conditions.filled(each.states) for each in words]
         given = None if self.conditions is None else self.conditions.of_entries(entries, words)
-        latents = [z for latent, e in zip(latents, entries, strict=True) for z in (latent, *e.references)]
         masks = {draw.number: e.known for draw, e in zip(draws, entries, strict=True) if e.known is not None}
         content = {
-            "clean": patchify(latents, self.patch)[0] if latents else torch.empty(0, self.features),
+            **self._clean(latents, [e.references for e in entries], torch.empty(0, self.features)),
             "conditions": given,
             "text": torch.cat(texts) if texts else self.null_text[:0],
             "text_layout": Packed.of_lengths([len(text) for text in texts]) if texts else None,
@@ -284,33 +289,42 @@ class DitPacks(Drawn):
             given = self.conditions.of_clips(
                 self.vae, self.parts.image, pack.videos, latents, pack.made, text, self.config.run.seed
             )
-        latents = self._with_references(latents, pack.references)
-        clean = patchify(latents, self.patch)[0] if latents else pack.noise[:0]
-        return replace(pack, clean=clean, text=text.states.float(), text_layout=layout, conditions=given)
+        clean = self._clean(latents, self._shown_latents(pack.references, len(latents)), pack.noise[:0])
+        return replace(pack, **clean, text=text.states.float(), text_layout=layout, conditions=given)
 
-    def _with_references(self, latents: list[Tensor], videos: Sequence[Sequence[Tensor]] | None) -> list[Tensor]:
-        """Each sample's latent, and after it those of its references: the posterior's means, as in sampling."""
+    def _clean(self, latents: Sequence[Tensor], shown: Sequence[Sequence[Tensor]], none: Tensor) -> dict[str, Tensor]:
+        """Tokens of each sample's latent and after it those of its references; or, apart, those of control signals."""
+
+        def tokens(parts: Sequence[Tensor]) -> Tensor:
+            return patchify(parts, self.patch)[0] if parts else none
+
+        if self.controlled:
+            return {"clean": tokens(latents), "control": tokens([z for each in shown for z in each])}
+        return {"clean": tokens([z for own, each in zip(latents, shown, strict=True) for z in (own, *each)])}
+
+    def _shown_latents(self, videos: Sequence[Sequence[Tensor]] | None, samples: int) -> list[list[Tensor]]:
+        """Latents of each sample's references: the posterior's means, as in sampling."""
         if videos is None:
-            return latents
+            return [[] for _ in range(samples)]
 
         def means(pixels: Tensor) -> Tensor:
             return self.vae.normalise(self.vae.encode(from_uint8(pixels)).latent_dist.mean)
 
         encoded = iter(by_shape([video for each in videos for video in each], means))
-        return [
-            z for latent, each in zip(latents, videos, strict=True) for z in (latent, *(next(encoded) for _ in each))
-        ]
+        return [[next(encoded) for _ in each] for each in videos]
 
     def _trade(self, pack: DitPack) -> DitPack:
         """From the samples that each process of the group made, the clean tokens and the text of this one's piece."""
         words = [] if pack.text_layout is None else pack.text_layout.lengths
         whole = pack.layout.whole.lengths
-        clean, text, words = self.sequence.redistribute(whole, pack.clean, pack.text, words)
+        tokens = pack.clean if pack.control is None else torch.cat([pack.clean, pack.control], dim=-1)
+        tokens, text, words = self.sequence.redistribute(whole, tokens, pack.text, words)
+        clean, control = (tokens, None) if pack.control is None else tokens.chunk(2, dim=-1)
         if pack.conditions is not None:
             pack = replace(pack, conditions=traded(self.sequence, whole, pack.conditions))
         here = spans(whole, self.sequence.size)[self.sequence.rank]
         text_layout = replace(Packed.of_lengths(words[here.first : here.last]), whole=Packed.of_lengths(words))
-        return replace(pack, clean=clean, text=text, text_layout=text_layout.to(text.device))
+        return replace(pack, clean=clean, control=control, text=text, text_layout=text_layout.to(text.device))
 
     def prepare(self, pack: DitPack) -> DitPack:
         if pack.clean is None:
@@ -331,6 +345,8 @@ class DitPacks(Drawn):
         noised = self.scheduler.mix(pack.clean, pack.noise, t)
         target = self.scheduler.target(pack.clean, pack.noise, t)
         more = {} if pack.conditions is None else {"conditions": pack.conditions}
+        if pack.control is not None:
+            more["control"] = Control.of(pack.control)
         prediction = model(noised, pack.timestep, pack.text, pack.layout, pack.text_layout, fps=pack.rates, **more)
         weight = self.config.weighting(self.scheduler.config.target, self.scheduler.path, pack.timestep)
         known = {} if pack.known is None else {"known": pack.known.all(1), "known_tokens": pack.known_tokens}

@@ -20,6 +20,8 @@ from ....config.schema import DitConfig
 from ....config.sections import UNKNOWN_FPS, several
 from ....errors import UserError
 from ....evaluation.sheet import Row
+from ....models.adapters.control_files import base_of, save_control
+from ....models.adapters.fingerprint import fingerprint
 from ....models.adapters.lora import save_lora
 from ....models.attention_context import attended_pairs
 from ....models.flops import GridFlops, backbone_flops, vae_flops
@@ -44,7 +46,7 @@ from .product import export_repository
 from .published import load_published, part_of, published_of, settled
 from .sampled_scores import SampledScores
 from .seen import defaults_of, seen_by, seen_in
-from .trained import OF_VIDEO_DIT, choose_trained, dropout_of, fingerprint
+from .trained import OF_VIDEO_DIT, choose_trained, dropout_of
 from .validation import HeldOutLatents
 
 
@@ -95,6 +97,8 @@ class DitTask(DitPacks):
                 why = "the model makes clips of pictures"
             if why is not None:
                 raise UserError(f"samples.every and validation.scores: {why}: leave them out, and look at the export")
+        if self.controlled and self.config.samples.every and not self.config.samples.references:
+            raise UserError("samples.references: a ControlNet needs a signal for each prompt: give them, or every=0")
         for role, path in (pair for each in self._samples_shown() for pair in each):
             check_role(role, roles_of(self.config), "samples.references:")
             if not path.is_file():
@@ -107,7 +111,7 @@ class DitTask(DitPacks):
     def _check_references(self) -> None:
         """Raises UserError where the model does not take those that the data have."""
         check_told(self.config, self.model)
-        if roles_of(self.config):
+        if roles_of(self.config) and not self.controlled:
             if (why := self.model.no_references) is not None:
                 raise UserError(f"data.references: {why}: leave them out, or train another model")
             try:
@@ -124,7 +128,7 @@ class DitTask(DitPacks):
     def partial(self) -> bool:
         """Whether some clips have given frames, or references, whose tokens have no loss."""
         given = not {"plain", "independent"}.issuperset(self.config.given.names)
-        return given or bool(self.config.data.references)
+        return given or (bool(self.config.data.references) and not self.controlled)
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -136,6 +140,8 @@ class DitTask(DitPacks):
 
     @property
     def product(self) -> str:
+        if self.controlled:
+            return "controlnet"
         return "pipeline" if self.config.adapter.kind == "none" else "lora"
 
     @property
@@ -206,7 +212,7 @@ class DitTask(DitPacks):
         """Where the weights are from that the run begins with."""
         if self.published is not None and not goes_on(self.config.run.dir):
             total = sum(p.numel() for p in self.model.parameters())
-            beside = self.config.adapter.kind != "none"
+            beside = self.config.adapter.kind != "none" or self.controlled
             new = sum(p.numel() for p in self.model.parameters() if p.requires_grad) if beside else 0
             return Origin(self._where, total - new, total)
         if self.weights is None or self.base is not None:
@@ -282,6 +288,8 @@ class DitTask(DitPacks):
         if self.told:
             known = torch.zeros(layout.tokens, patch_size(self.patch), dtype=torch.bool)
             pack = replace(pack, known=known, known_tokens=torch.zeros_like(layout.frame_tokens))
+        if self.controlled:
+            pack = replace(pack, control=blank)
         if self.conditions is None:
             return pack
         several = len(self.published.recipe.text) > 1
@@ -316,9 +324,16 @@ class DitTask(DitPacks):
 
     def export(self, model: VideoDiT | OpenBackbone, folder: Path) -> None:
         """The pipeline, which makes by default what it was trained on (`samples` is of the looks at it alone); the
-        repository of a published model; or an adapter's file."""
+        repository of a published model; an adapter's file; or a control branch's folder."""
         if self.config.adapter.kind != "none":
             save_lora(model, folder, note=header_of(roles_of(self.config)))
+            return
+        if self.controlled:
+            (role, reference), part = next(iter(roles_of(self.config).items())), "transformer"
+            if self.published is not None:
+                part = part_of(self.config, self.published)
+            base = base_of(model, self.base.where, self.base.fingerprint)
+            save_control(model, folder, role, reference, base, part)
             return
         if self.published is not None:
             export_repository(model, self.published, part_of(self.config, self.published), folder)

@@ -1,8 +1,7 @@
-"""Which of a model's parameters are trained: all, those of some names, or an adapter's beside them."""
+"""Which of a model's parameters are trained: all, those of some names, or an adapter's or branch's beside them."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,24 +11,28 @@ from torch import nn
 
 from ....config.schema import DitConfig
 from ....errors import UserError
+from ....models.adapters.control_files import branch_of, read_control
+from ....models.adapters.fingerprint import named
 from ....models.adapters.lora import raw_of
+from ....models.control import ControlBranch, Reads
 from ....models.open import OpenBackbone
 from ....models.transformer import VideoDiT
 from ....rng import derived_seed
 from .beside import add_adapter, few, is_idle
 
 OF_VIDEO_DIT = ("query", "key_value", "out")  # LoRA's usual places: the attentions of each block
-SAMPLED = 16_384  # numbers of each tensor that its fingerprint looks at
 
 
 def choose_trained(model: VideoDiT | OpenBackbone, config: DitConfig, usual: Sequence[str]) -> None:
-    """Freezes what is not trained, and adds an adapter's matrices in fp32. usual: endings of the layers' names in the
-    blocks that an adapter changes where the configuration names none.
+    """Freezes what is not trained, and adds an adapter's matrices, or a control branch, in fp32. usual: endings of the
+    layers' names in the blocks that an adapter changes where the configuration names none.
 
     Raises UserError for a name that nothing has.
     """
     if config.adapter.kind != "none":
         add_adapter(model, config, usual)
+    elif config.controlnet.on:
+        _add_branch(model, config)
     elif config.trainable:
         live = {name for name, _ in named(model) if not is_idle(model, name)}
         for pattern in config.trainable:
@@ -39,20 +42,20 @@ def choose_trained(model: VideoDiT | OpenBackbone, config: DitConfig, usual: Seq
             parameter.requires_grad_(name in live and any(re.search(pattern, name) for pattern in config.trainable))
 
 
-def named(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return list(raw_of(model).named_parameters())
-
-
-def fingerprint(model: nn.Module) -> str:
-    """sha256 (hex) over names, types and shapes of the parameters, and some numbers of each, evenly spread: whoever
-    trains a model changes them."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(named(model)):
-        flat = parameter.detach().flatten()
-        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-        some = flat[:: max(1, len(flat) // SAMPLED)].contiguous().cpu()
-        digest.update(some.view(torch.uint8).numpy())
-    return digest.hexdigest()
+def _add_branch(model: VideoDiT | OpenBackbone, config: DitConfig) -> None:
+    """A new control branch, or a saved one to go on with. All else is frozen."""
+    raw_of(model).requires_grad_(False)
+    every, saved = config.controlnet.every, config.controlnet.init
+    if every > len(model.blocks):
+        raise UserError(f"controlnet.every={every}: the model has {len(model.blocks)} blocks: give at most so many")
+    reads = Reads(*config.data.references)
+    if saved is None:
+        model.controls.append(ControlBranch(model, every, reads))
+        return
+    found = read_control(saved)
+    if found.every != every:
+        raise UserError(f"controlnet.init: {saved} has one block in {found.every}: set controlnet.every to that")
+    model.controls.append(branch_of(model, found, reads))
 
 
 def dropout_of(config: DitConfig, number: int) -> AbstractContextManager[None]:

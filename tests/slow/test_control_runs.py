@@ -1,0 +1,59 @@
+"""A ControlNet in real launches: every strategy as one process."""
+
+from pathlib import Path
+
+import pytest
+from comparing import losses
+from launching import ROOT, launch
+from safetensors.torch import load_file
+
+from latentvid.config.parsing import save_config
+
+TRAIN = ROOT / "train/train_dit.py"
+FILE = "controlnet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def written(dit_config, tiny_pipeline, digits_data, tmp_path):
+    """`written(run, "section.key=value", ...)`: the file of a configuration that trains a ControlNet on it."""
+
+    def write(run: Path, *overrides: str) -> Path:
+        path = tmp_path / f"{run.name}.yaml"
+        keys = (
+            f"init={tiny_pipeline}",
+            f"model.mlp_ratio={8 / 3}",
+            "data.latents=null",
+            f"data.manifest={digits_data / 'train.jsonl'}",
+            "data.max_frames=5",
+            "data.references={edges: {signal: canny, place: control}}",
+            "controlnet.every=1",
+            "optim.schedule=constant",
+            "optim.lr=1e-3",
+            "train.steps=4",
+        )
+        save_config(dit_config(run, *keys, *overrides), path)
+        return path
+
+    return write
+
+
+def apart(one: Path, other: Path) -> float:
+    """The largest difference of two files' tensors, over the largest number in each."""
+    a, b = load_file(one), load_file(other)
+    assert a.keys() == b.keys()
+    return max(float((a[k] - b[k]).abs().max() / b[k].abs().max().clamp_min(1e-3)) for k in a)
+
+
+@pytest.mark.parametrize("recipe", ["ddp", "fsdp2", "zero3"])
+def test_strategies_train_one_branch(recipe, written, gathering, tmp_path):
+    """Under two processes and by one: the same losses, and the same file; recomputed blocks too."""
+    options = ("--deepspeed_config_file", str(gathering)) if recipe == "zero3" else ()
+    of = {"plain": (), "recomputed": ("train.gradient_checkpointing=true",)}
+    two = {name: written(tmp_path / f"{name}-two", *of[name]) for name in of}
+    one = {name: written(tmp_path / f"{name}-one", *of[name]) for name in of}
+    launch(recipe, 2, *([TRAIN, config] for config in two.values()), options=options, timeout=1800)
+    launch("single", 1, *([TRAIN, config] for config in one.values()), timeout=1800)
+    for name in of:
+        first, second = tmp_path / f"{name}-two", tmp_path / f"{name}-one"
+        assert losses(first) == pytest.approx(losses(second), rel=1e-5), name
+        assert apart(first / FILE, second / FILE) < 1e-5, name
