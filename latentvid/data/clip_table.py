@@ -88,6 +88,10 @@ class ClipTable:
         """uint16 [windows]: which manifest each came from."""
         return self.samples.source[self.windows.sample]
 
+    def source(self, index: int) -> int:
+        """Of one window, as in `source_of`."""
+        return int(self.samples.source[self.windows.sample[index]])
+
     @property
     def is_image(self) -> np.ndarray:
         """bool [windows]"""

@@ -90,6 +90,16 @@ def test_the_clips_have_the_share_that_is_asked(made, config, subject):
     assert drawn[1] / sum(drawn) == pytest.approx(0.25, abs=0.01)
 
 
+def test_the_subjects_captions_are_never_dropped(made, config, dit_config, tiny_pipeline, subject, tmp_path):
+    task = DitTask(config(made, *LORA, "caption.dropout=1"), CPU)
+    pack = make_plan(task.config, task).next().packs[0]
+    assert {task.source_of[draw.index]: task._drops(draw) for draw in pack} == {0: False, 1: True}
+    assert sorted(set(task.make_pack(pack).captions)) == ["", "a red zorp 0", "a red zorp 1", "a red zorp 2"]
+    plain = (f"init={tiny_pipeline}", f"data.manifest={subject}", *ALONE, *LORA, "caption.dropout=1")
+    alone = DitTask(dit_config(tmp_path / "run", *plain), CPU)
+    assert set(alone.make_pack(make_plan(alone.config, alone).next().packs[0]).captions) == {""}
+
+
 def test_weights_are_of_the_rest(made, config, subject, digits_data):
     both = f"data.manifest=[{subject}, {digits_data / 'train.jsonl'}]"
     task = DitTask(config(made, *LORA, both, "data.weights=[3, 1]"), CPU)

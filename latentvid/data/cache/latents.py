@@ -238,6 +238,10 @@ class LatentCaches:
             columns = {"contents": [text for cache in self.caches for text in cache.contents()]} | columns
         return identify(columns, [len(cache) for cache in self.caches], first)
 
+    def source(self, i: int) -> int:
+        """The cache that entry i of all is from."""
+        return int(self.source_of[i])
+
     def rate(self, i: int) -> float:
         """As `LatentCache.rate`, of entry i of all."""
         source = int(self.source_of[i])

@@ -52,7 +52,7 @@ from .drawn import Drawn
 from .known import Known, in_tokens, is_told, kept_by, notes_of_known
 from .pack import DitPack
 from .parts import Parts
-from .prior import notes_of, notes_of_word, sources_of, weights_of
+from .prior import class_source, notes_of, notes_of_word, sources_of, weights_of
 
 
 class DitPacks(Drawn):
@@ -117,6 +117,7 @@ class DitPacks(Drawn):
             )
         if self.conditions is not None and self.cache is not None:
             self.conditions.check_cache(self.cache)
+        self.of_class = class_source(self.config, self.sources)
         self.notes = notes_of(self.config, self.sources, self.source_of) + notes_of_known(self.config)
         if self.source is not None:
             self.notes += notes_of_word(self.config, self.source, self.text)

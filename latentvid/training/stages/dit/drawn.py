@@ -23,7 +23,8 @@ from ....rng import generator
 
 class Drawn:
     """All is keyed by `config.run.seed` and the sample's number. fps_dropout: share of the samples whose frame rate the
-    model is not told. told: it is told what is known by channels, in the place of noise levels."""
+    model is not told. told: it is told what is known by channels, in the place of noise levels. of_class: number of the
+    source that is the class clips of a prior."""
 
     config: DitConfig
     scheduler: LatentVideoScheduler
@@ -31,6 +32,7 @@ class Drawn:
     source: ClipSource | None
     fps_dropout = 0.0
     told = False
+    of_class: int | None = None
 
     def _drawn(self, draw: Draw, grid: Grid) -> Tensor:
         """What is known of a latent (f,h,w): bool [f,h,w]."""
@@ -61,5 +63,9 @@ class Drawn:
         return torch.randn(shape, generator=generator(self.config.run.seed, number, "posterior"))
 
     def _drops(self, draw: Draw) -> bool:
+        """Not of a subject beside its class (`prior`): guidance leads away from what is made without a caption, which
+        must not become the subject."""
+        if self.of_class is not None and (self.cache or self.source).source(draw.index) != self.of_class:
+            return False
         chance = torch.rand((), generator=generator(self.config.run.seed, draw.number, "caption-dropout"))
         return bool(chance < self.config.caption.dropout)

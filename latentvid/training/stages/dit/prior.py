@@ -45,6 +45,12 @@ def sources_of(config: DitConfig) -> tuple[Path, ...]:
     raise UserError(f"prior: {made} does not hold all its clips: put back what is missing, or start a new run.dir")
 
 
+def class_source(config: DitConfig, sources: Sequence[str]) -> int | None:
+    """Number of the source that is the class clips; None where the run has none, or they are still to be made."""
+    last = len(sources) - 1
+    return last if config.prior.wanted and last == len(several(config.data.manifest or config.data.latents)) else None
+
+
 def weights_of(config: DitConfig, sources: Sequence[str], source_of: np.ndarray, tokens: np.ndarray) -> tuple:
     """Share of the tokens of each source, in any unit; () draws every sample once an epoch.
 
@@ -52,8 +58,8 @@ def weights_of(config: DitConfig, sources: Sequence[str], source_of: np.ndarray,
     the tokens, so that every sample of them comes equally often. source_of, tokens: of each sample.
     """
     given = config.data.weights
-    subject = len(sources) - 1
-    if not config.prior.wanted or subject < len(several(config.data.manifest or config.data.latents)):
+    subject = class_source(config, sources)
+    if subject is None:
         return given
     if given and len(given) != subject:
         names = ", ".join(sources[:subject])
@@ -71,12 +77,12 @@ def notes_of(config: DitConfig, sources: Sequence[str], source_of: np.ndarray) -
     prior = config.prior
     if not prior.wanted:
         return []
-    if len(sources) == len(several(config.data.manifest or config.data.latents)):
+    if (place := class_source(config, sources)) is None:
         return [
             f"prior: {folder_of(config)} is not finished: before training the model makes its {prior.clips:,} clips, "
             "which are left out of what is said here"
         ]
-    if not (source_of == len(sources) - 1).any():
+    if not (source_of == place).any():
         raise UserError(
             f"prior: none of the clips of {sources[-1]} can be trained on as data.* cuts clips: set prior.frames, "
             "height, width and fps to what the clips of data have, and another prior.dir"
@@ -86,8 +92,8 @@ def notes_of(config: DitConfig, sources: Sequence[str], source_of: np.ndarray) -
 
 def notes_of_word(config: DitConfig, source: ClipSource, text: TextEncoder) -> list[str]:
     """What the text encoder makes of the subject's word, a line each, where there are class clips to compare with."""
-    samples, place = source.samples, len(source.sources) - 1
-    if not config.prior.wanted or place < len(several(config.data.manifest)):
+    samples, place = source.samples, class_source(config, source.sources)
+    if place is None:
         return []
     used = np.unique(source.windows.sample)
     of_class = samples.source[used] == place
