@@ -1,6 +1,7 @@
 """Training a model that is told what is known by channels: what packs hold, what counts, masks of a manifest."""
 
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -173,6 +174,8 @@ def test_masks_of_a_manifest_say_what_is_known(masked, manifest, tmp_path):
     draws = draws_of(task)
     pack, seen = task.make_pack(draws), []
     assert not any(pack.layout.references) and task.partial
+    in_a_loader = pickle.loads(pickle.dumps(task)).make_pack(draws)
+    assert torch.equal(in_a_loader.known, pack.known) and in_a_loader.counted == pack.counted
     grids = [tuple(2 * n if axis else n for axis, n in enumerate(grid)) for grid in pack.layout.grid]
     known = unpatchify(pack.known.float(), Packed.of(pack.layout.grid), task.patch)
     for i, number in enumerate(pack.numbers):
@@ -233,7 +236,11 @@ def test_what_shares_packs_and_published_models_have_no_masks(masked, dit_config
         check_told(dit_config(tmp_path / "open", "given.inpaint=1"), OpenBackbone.__new__(OpenBackbone))
 
 
-def test_a_run_says_where_nothing_is_known(dit_config, tmp_path):
+def test_a_run_says_where_nothing_is_known_and_what_it_costs(dit_config, tmp_path):
     said = "nothing is known of any clip, so they learn nothing"
-    assert said in DitTask(dit_config(tmp_path / "run", TOLD), CPU).summary()
+    task, plain = (DitTask(dit_config(tmp_path / "run", *more), CPU) for more in ((TOLD,), ()))
+    assert said in task.summary() and said not in plain.summary()
+    blank = task.blank_pack([(2, 3, 3), (1, 2, 2)])
+    assert task.loss(task.model, blank, 0)[0].isfinite().all() and not blank.known.any()
+    assert task.grid_flops((2, 3, 3)).model - plain.grid_flops((2, 3, 3)).model == 2 * 18 * 20 * 32
     assert said not in DitTask(dit_config(tmp_path / "run", TOLD, "given.first=1"), CPU).summary()
