@@ -36,11 +36,9 @@ from ....packing import (
     Reference,
     Shape,
     patch_size,
-    patchify,
     spans,
     token_grid,
 )
-from ....pipelines.sampling import by_shape
 from ....references import numbers_of
 from ....rng import generator
 from ....sequence import makers
@@ -53,6 +51,7 @@ from .known import Known, in_tokens, is_told, kept_by, notes_of_known
 from .pack import DitPack
 from .parts import Parts
 from .prior import class_source, notes_of, notes_of_word, sources_of, weights_of
+from .shown import clean_tokens, shown_latents
 
 
 class DitPacks(Drawn):
@@ -232,7 +231,7 @@ class DitPacks(Drawn):
         given = None if self.conditions is None else self.conditions.of_entries(entries, words)
         masks = {draw.number: e.known for draw, e in zip(draws, entries, strict=True) if e.known is not None}
         content = {
-            **self._clean(latents, [e.references for e in entries], torch.empty(0, self.features)),
+            **self._tokens(latents, [e.references for e in entries], torch.empty(0, self.features)),
             "conditions": given,
             "text": torch.cat(texts) if texts else self.null_text[:0],
             "text_layout": Packed.of_lengths([len(text) for text in texts]) if texts else None,
@@ -290,29 +289,11 @@ class DitPacks(Drawn):
             given = self.conditions.of_clips(
                 self.vae, self.parts.image, pack.videos, latents, pack.made, text, self.config.run.seed
             )
-        clean = self._clean(latents, self._shown_latents(pack.references, len(latents)), pack.noise[:0])
+        clean = self._tokens(latents, shown_latents(self.vae, pack.references, len(latents)), pack.noise[:0])
         return replace(pack, **clean, text=text.states.float(), text_layout=layout, conditions=given)
 
-    def _clean(self, latents: Sequence[Tensor], shown: Sequence[Sequence[Tensor]], none: Tensor) -> dict[str, Tensor]:
-        """Tokens of each sample's latent and after it those of its references; or, apart, those of control signals."""
-
-        def tokens(parts: Sequence[Tensor]) -> Tensor:
-            return patchify(parts, self.patch)[0] if parts else none
-
-        if self.controlled:
-            return {"clean": tokens(latents), "control": tokens([z for each in shown for z in each])}
-        return {"clean": tokens([z for own, each in zip(latents, shown, strict=True) for z in (own, *each)])}
-
-    def _shown_latents(self, videos: Sequence[Sequence[Tensor]] | None, samples: int) -> list[list[Tensor]]:
-        """Latents of each sample's references: the posterior's means, as in sampling."""
-        if videos is None:
-            return [[] for _ in range(samples)]
-
-        def means(pixels: Tensor) -> Tensor:
-            return self.vae.normalise(self.vae.encode(from_uint8(pixels)).latent_dist.mean)
-
-        encoded = iter(by_shape([video for each in videos for video in each], means))
-        return [[next(encoded) for _ in each] for each in videos]
+    def _tokens(self, latents: Sequence[Tensor], shown: Sequence[Sequence[Tensor]], none: Tensor) -> dict[str, Tensor]:
+        return clean_tokens(latents, shown, self.patch, self.controlled, none)
 
     def _trade(self, pack: DitPack) -> DitPack:
         """From the samples that each process of the group made, the clean tokens and the text of this one's piece."""

@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from ....attention import resolve_backend
 from ....config.schema import DitConfig
-from ....config.sections import UNKNOWN_FPS, several
+from ....config.sections import UNKNOWN_FPS
 from ....errors import UserError
 from ....evaluation.sheet import Row
-from ....models.adapters.control_files import base_of, save_control
 from ....models.adapters.fingerprint import fingerprint
 from ....models.adapters.lora import save_lora
 from ....models.attention_context import attended_pairs
@@ -30,7 +29,7 @@ from ....models.transformer import VideoDiT
 from ....packing import Grid, Packed, Reference, Shape, patch_size
 from ....pipelines.references import read_references
 from ....pipelines.sampling import Sampling
-from ....references import check_role, header_of, save_roles
+from ....references import header_of, save_roles
 from ....sequence import makers
 from ...checkpoint.init import Source, Wanted, begin_with, goes_on, inherited, open_source
 from ...feed.manifests import main_first
@@ -39,10 +38,11 @@ from ...task import HeldOut, build_model, shares
 from .conditions import ConditionMaker
 from .data import DitPacks
 from .known import check_told
+from .looks import check_looks, shown_by
 from .pack import DitPack
 from .parts import compute_dtype, differing_from, load_parts, make_pipeline, roles_of
 from .prior_maker import make_prior
-from .product import export_repository
+from .product import export_branch, export_repository
 from .published import load_published, part_of, published_of, settled
 from .sampled_scores import SampledScores
 from .seen import defaults_of, seen_by, seen_in
@@ -70,7 +70,7 @@ class DitTask(DitPacks):
         super().__init__(self.config, self.parts, self.model.patch, self._conditions())
         self.fps_dropout = config.data.fps_dropout if getattr(self.model.config, "fps_condition", False) else 0.0
         if data:
-            self._check_samples()
+            check_looks(self.config, self.published, self.text)
             self.open()
             self._check_references()
             self.tokens = self.shapes.map(lambda shape: shape.tokens).array()
@@ -87,27 +87,6 @@ class DitTask(DitPacks):
             with may_stop():
                 make_prior(config, device, cls)
 
-    def _check_samples(self) -> None:
-        asked = self.config.samples.every or self.config.validation.scores
-        if self.published is not None and asked:
-            why = None
-            if len(self.published.experts) > 1:
-                why = "clips are made by both experts, of which one is here"
-            elif self.published.recipe.task == "i2v":
-                why = "the model makes clips of pictures"
-            if why is not None:
-                raise UserError(f"samples.every and validation.scores: {why}: leave them out, and look at the export")
-        if self.controlled and self.config.samples.every and not self.config.samples.references:
-            raise UserError("samples.references: a ControlNet needs a signal for each prompt: give them, or every=0")
-        for role, path in (pair for each in self._samples_shown() for pair in each):
-            check_role(role, roles_of(self.config), "samples.references:")
-            if not path.is_file():
-                raise UserError(f"samples.references: {path} of role {role} is no file: correct the path")
-        try:
-            self.text.check(self.config.samples.prompts)
-        except UserError as error:
-            raise UserError(f"samples.prompts: {error}") from None
-
     def _check_references(self) -> None:
         """Raises UserError where the model does not take those that the data have."""
         check_told(self.config, self.model)
@@ -118,11 +97,6 @@ class DitTask(DitPacks):
                 self.model.check_references(self.shapes.table)
             except UserError as error:
                 raise UserError(f"data.references: {error}") from None
-
-    def _samples_shown(self) -> list[list[tuple[str, Path]]]:
-        """(role, file) of each reference of each prompt that the looks show."""
-        shown = self.config.samples.references
-        return [[(role, path) for role, value in each.items() for path in several(value)] for each in shown]
 
     @property
     def partial(self) -> bool:
@@ -310,7 +284,7 @@ class DitTask(DitPacks):
         wanted = [prompts[i] for i, _ in mine]
         sampling = Sampling(precision=compute_dtype(self.config), progress=False, large=True)
         pipeline = make_pipeline(self.config, self.parts, model)
-        size, shown = [pipeline.config[name] for name in ("frames", "height", "width")], self._samples_shown()
+        size, shown = [pipeline.config[name] for name in ("frames", "height", "width")], shown_by(self.config)
         seen = [read_references(pipeline, shown[i], *size) if shown else {} for i, _ in mine]
         clips = pipeline(wanted, fps=self.fps, references=seen, seed=mine[0][0], sampling=sampling).frames
         return {i: Row([clip], prompts[i]) for (i, counts), clip in zip(mine, clips, strict=True) if counts}
@@ -329,11 +303,7 @@ class DitTask(DitPacks):
             save_lora(model, folder, note=header_of(roles_of(self.config)))
             return
         if self.controlled:
-            (role, reference), part = next(iter(roles_of(self.config).items())), "transformer"
-            if self.published is not None:
-                part = part_of(self.config, self.published)
-            base = base_of(model, self.base.where, self.base.fingerprint)
-            save_control(model, folder, role, reference, base, part)
+            export_branch(model, self.config, self.base, self.published, folder)
             return
         if self.published is not None:
             export_repository(model, self.published, part_of(self.config, self.published), folder)

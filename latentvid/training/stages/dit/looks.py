@@ -1,0 +1,42 @@
+"""What the looks at a model show while it trains (`samples`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ....config.schema import DitConfig
+from ....config.sections import several
+from ....errors import UserError
+from ....models.open.folder import Published
+from ....references import check_role
+from ....text import TextEncoder
+from .parts import roles_of
+
+
+def check_looks(config: DitConfig, published: Published | None, text: TextEncoder) -> None:
+    """Raises UserError for looks, and clips of held-out captions, that the model cannot make."""
+    if published is not None and (config.samples.every or config.validation.scores):
+        why = None
+        if len(published.experts) > 1:
+            why = "clips are made by both experts, of which one is here"
+        elif published.recipe.task == "i2v":
+            why = "the model makes clips of pictures"
+        if why is not None:
+            raise UserError(f"samples.every and validation.scores: {why}: leave them out, and look at the export")
+    if config.controlnet.on and config.samples.every and not all(shown_by(config) or [()]):
+        raise UserError("samples.references: a ControlNet needs a signal for each prompt: give them, or every=0")
+    for role, path in (pair for each in shown_by(config) for pair in each):
+        check_role(role, roles_of(config), "samples.references:")
+        if not path.is_file():
+            raise UserError(f"samples.references: {path} of role {role} is no file: correct the path")
+    try:
+        text.check(config.samples.prompts)
+    except UserError as error:
+        raise UserError(f"samples.prompts: {error}") from None
+
+
+def shown_by(config: DitConfig) -> list[list[tuple[str, Path]]]:
+    """(role, file) of each reference of each prompt that the looks show."""
+    return [
+        [(role, path) for role, value in each.items() for path in several(value)] for each in config.samples.references
+    ]
