@@ -1,4 +1,5 @@
-"""A subject for the demo's model to learn: a drawn glyph that is no digit, in a few clips, under a rare word.
+"""A subject for the demo's model to learn: a drawn glyph that is no digit, in a few clips and their stills, under a
+rare word.
 
     python -m latentvid.demo.glyph OUT [--clips 5 --word zorp --seed 0]
 
@@ -25,7 +26,7 @@ from ..data.video.writing import write_video
 from ..errors import UserError
 from ..files import write_whole
 from . import digits
-from .digits import CLIP_CAPTIONS, COLOURS, DIRECTIONS, FPS, GLYPH, SIZES, VERBING, VERBS, WORDS
+from .digits import CLIP_CAPTIONS, COLOURS, DIRECTIONS, FPS, GLYPH, IMAGE_CAPTIONS, SIZES, VERBING, VERBS, WORDS
 from .judge import Images, Judge
 
 FRAMES = 17
@@ -33,9 +34,12 @@ CLASS = 10  # the judge's number of it, after the digits
 CORNERS = ((2.5, 7.5), (12.5, 2.5), (12.5, 12.5))  # (y, x) of a triangle, pixels
 HALF_STROKE = 0.9  # pixels of full ink on each side of a line
 WORDINGS = 6  # captions of a clip
-CLASS_PROMPTS = 200
+STILL = 2  # every so many frames of a clip one is a picture too
+CLASS_PROMPTS = 600
 # those that do not call it a digit or a number
-TEMPLATES = tuple(t for t in CLIP_CAPTIONS if "number" not in t and "digit {" not in t)
+TEMPLATES, STILL_TEMPLATES = (
+    tuple(t for t in every if "number" not in t and "digit {" not in t) for every in (CLIP_CAPTIONS, IMAGE_CAPTIONS)
+)
 
 
 class Shown(NamedTuple):
@@ -101,8 +105,22 @@ def prompts(count: int, word: str, *, clips: int, seed: int) -> list[tuple[Shown
     return found
 
 
+def class_prompts(captions: Sequence[Sequence[str]], word: str, count: int, seed: int) -> list[str]:
+    """What clips of the subject's class are to show, digits: half of them any prompts of the demo, the others the
+    subject's own captions with a digit in the word's place, so that the word alone tells the two apart. captions: of
+    each of its clips."""
+    rng = np.random.default_rng((seed, 14))
+    found = []
+    for i, (_, text) in enumerate(digits.prompts((count + 1) // 2, heldout=False, seed=seed)):
+        own, digit = captions[i % len(captions)], (i // len(captions)) % 10
+        name = (str(digit), WORDS[digit])[rng.integers(2)]
+        found += [text, own[rng.integers(len(own))].replace(word, name)]
+    return found[:count]
+
+
 def write_subject(root: Path, word: str, clips: int, seed: int) -> None:
-    """Writes `root/clips`, train.jsonl (several captions a clip) and class.txt: prompts of digits, the subject's class.
+    """Writes `root/clips`, `root/stills` of them, train.jsonl (several captions of each) and class.txt, a class prompt
+    a line.
 
     Raises UserError for a word that captions of digits have.
     """
@@ -110,18 +128,24 @@ def write_subject(root: Path, word: str, clips: int, seed: int) -> None:
     if not word.isalpha() or word.lower() in known | {*WORDS, *COLOURS, *VERBS, *VERBING.values()}:
         raise UserError(f"--word {word!r}: give one word of letters that captions of digits have not, such as zorp")
     motions, _ = split_motions(clips, seed)
-    rows = []
+    rows, stills = [], []
     for i in range(clips):
         rng = np.random.default_rng((seed, 13, i))
         shown = Shown(tuple(COLOURS)[rng.integers(len(COLOURS))], *motions[i % len(motions)])
         size, path = SIZES[i % len(SIZES)], f"clips/{i:05d}.mp4"
-        write_video(root / path, render(shown, size, rng), FPS)
+        pixels = render(shown, size, rng)
+        write_video(root / path, pixels, FPS)
         captions = list(dict.fromkeys(caption(shown, word, rng) for _ in range(WORDINGS)))
         facts = {"frames": FRAMES, "fps": FPS, "height": size[0], "width": size[1]}
         rows.append({"path": path, "caption": captions, **facts, **shown._asdict()})
-    class_prompts = [text for _, text in digits.prompts(CLASS_PROMPTS, heldout=False, seed=seed)]
-    write_whole(root / "class.txt", "".join(f"{text}\n" for text in class_prompts))
-    write_whole(root / "train.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        for frame in range(0, FRAMES, STILL):
+            still = f"stills/{i:05d}_{frame:02d}.png"
+            write_video(root / still, pixels[frame : frame + 1], FPS)
+            said = [template.format(colour=shown.colour, digit=word) for template in STILL_TEMPLATES]
+            stills.append({"path": still, "caption": said, **facts, "frames": 1, "fps": 0.0, "colour": shown.colour})
+    lines = class_prompts([row["caption"] for row in rows], word, CLASS_PROMPTS, seed)
+    write_whole(root / "class.txt", "".join(f"{text}\n" for text in lines))
+    write_whole(root / "train.jsonl", "".join(json.dumps(row) + "\n" for row in (*rows, *stills)))
 
 
 def score(clips: Sequence[Tensor], shown: Sequence[Shown], judge: Judge) -> dict[str, float]:

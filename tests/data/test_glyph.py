@@ -1,5 +1,6 @@
 """A subject for the demo's model: a drawn glyph, its clips and captions, and a judge that tells it from digits."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from latentvid import commands
 from latentvid.config.parsing import load_config
 from latentvid.config.schema import DitConfig
 from latentvid.data.manifest.manifest import read_manifest
+from latentvid.data.video.reading import read_frames
 from latentvid.demo import glyph, judge
-from latentvid.demo.digits import SIZES, Label, prompts, read_caption
+from latentvid.demo.digits import SIZES, WORDS, Label, prompts, read_caption
 from latentvid.errors import UserError
 
 
@@ -25,10 +27,11 @@ def subject(tmp_path_factory):
 
 def test_clips_show_one_motion_each_and_prompts_others(subject):
     manifest = read_manifest(subject / "train.jsonl", extra=("verb", "direction"))
-    shown = set(zip(manifest.extra["verb"], manifest.extra["direction"], strict=True))
-    assert len(manifest.samples) == len(shown) == 5
+    shown = set(zip(manifest.extra["verb"][:5], manifest.extra["direction"][:5], strict=True))
+    assert len(manifest.samples) == 5 + 5 * 9 and len(shown) == 5
     for i, sample in enumerate(manifest.samples):
-        assert (sample.frames, sample.height, sample.width) == (17, *SIZES[i % 3])
+        clip = i if i < 5 else (i - 5) // 9
+        assert (sample.frames, sample.height, sample.width) == (17 if i < 5 else 1, *SIZES[clip % 3])
         captions = manifest.samples.captions(i)
         assert len(captions) > 1 and all("zorp" in caption.split() or "zorp," in caption for caption in captions)
     asked = [each for each, _ in glyph.prompts(66, "zorp", clips=5, seed=3)]
@@ -41,8 +44,25 @@ def test_clips_show_one_motion_each_and_prompts_others(subject):
 def test_its_prompts_are_those_of_digits_with_another_word(subject):
     for shown, text in glyph.prompts(20, "zorp", clips=5, seed=3):
         assert read_caption(text.replace("zorp", "7")) == Label(7, *shown)
-    assert len(lines := (subject / "class.txt").read_text().splitlines()) == 200
-    assert [text for _, text in prompts(200, heldout=False, seed=3)] == lines
+    rows = [json.loads(line) for line in (subject / "train.jsonl").read_text().splitlines()]
+    lines = (subject / "class.txt").read_text().splitlines()
+    assert [text for _, text in prompts(300, heldout=False, seed=3)] == lines[::2] and len(lines) == 600
+    for i, line in enumerate(lines[1::2]):  # the subject's own, with a digit in the word's place
+        label = read_caption(line)
+        assert label.digit == i // 5 % 10
+        names = (str(label.digit), WORDS[label.digit])
+        assert line in [text.replace("zorp", name) for text in rows[i % 5]["caption"] for name in names]
+
+
+def test_stills_are_frames_of_the_clips_and_say_nothing_of_motion(subject):
+    rows = [json.loads(line) for line in (subject / "train.jsonl").read_text().splitlines()]
+    clip = read_frames(subject / rows[1]["path"], 0, 17, threads=0)
+    still = rows[5 + 9 + 3]
+    assert still["path"] == "stills/00001_06.png" and still["frames"] == 1
+    pixels = read_frames(subject / still["path"], 0, 1, threads=0)
+    assert float((pixels[0].float() - clip[6].float()).abs().mean()) < 8  # but for what the clip's encoding loses
+    for text in still["caption"]:
+        assert read_caption(text.replace("zorp", "7")) == Label(7, rows[1]["colour"])
 
 
 def test_the_same_seed_draws_the_same_and_another_another(subject, tmp_path):
@@ -86,4 +106,4 @@ def test_the_recipe_of_the_demo_is_one():
 def test_the_program_writes_what_the_recipe_reads(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["glyph", str(tmp_path), "--clips", "2", "--word", "blick"])
     commands.glyph()
-    assert len((tmp_path / "train.jsonl").read_text().splitlines()) == 2 and (tmp_path / "class.txt").is_file()
+    assert len((tmp_path / "train.jsonl").read_text().splitlines()) == 20 and (tmp_path / "class.txt").is_file()
