@@ -71,7 +71,7 @@ def test_t2v_takes_several_prompts_and_repeats_itself(run, tiny_pipeline, tmp_pa
     ("options", "message"),
     [
         (["--output", "x.avi"], r"--output x.avi: the name must end in .mp4, .webm, .gif, .png"),
-        (["--model", "nowhere"], "there is no model folder nowhere: train one (make demo), or give --model"),
+        (["--model", "nowhere"], "there is no model folder nowhere: give another, or train one (make demo)"),
         (["--height", "30"], "30 x 32 pixels: this model makes multiples of 8, such as 32 x 32"),
         (["--frames", "4"], "4 frames: this VAE takes 1 + 4k frames, such as 1 or 5"),
         (["--steps", "0"], "--steps 0: must be a whole number"),

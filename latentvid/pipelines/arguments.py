@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,11 +23,16 @@ class Lora(NamedTuple):
 def read_lora(text: str) -> Lora:
     """FILE, or FILE:SCALE."""
     file, colon, scale = text.rpartition(":")
-    if not colon or Path(text).exists():
+    if not text or (colon and not file):
+        raise argparse.ArgumentTypeError(f"{text!r} names no file: give FILE or FILE:SCALE")
+    if not colon or os.path.exists(text):
         return Lora(Path(text))
-    if not file:
-        raise argparse.ArgumentTypeError(f"{text}: give FILE or FILE:SCALE")
-    return Lora(Path(file), number("lora_scale")(scale))
+    try:
+        return Lora(Path(file), number("lora_scale")(scale))
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text}: there is no such file, and the scale after the last colon is wrong: {error}"
+        ) from None
 
 
 class ControlNet(NamedTuple):

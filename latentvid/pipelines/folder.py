@@ -39,7 +39,7 @@ def check_index(folder: Path, pipeline: type) -> dict[str, Any]:
     """What model_index.json sets of `pipeline`'s arguments. Raises UserError, which names the key."""
     file = folder / INDEX
     if not folder.is_dir():
-        raise UserError(f"there is no model folder {folder}: train one (make demo), or give --model")
+        raise UserError(f"there is no model folder {folder}: give another, or train one (make demo)")
     if not file.exists() and not file.is_symlink():
         raise UserError(f"{folder} is not a pipeline ({INDEX} is missing): give the folder that training wrote")
     index = read_object(file)

@@ -26,6 +26,7 @@ from ..errors import UserError
 from ..files import file_fault, part_of, write_whole
 from ..limits import check, shown
 from ..lock import FolderLock
+from ..models.adapters.lora import scales_in
 from ..packing import Grid
 from ..precision import Computed, choose, describe, dtype_of
 from ..world import from_main
@@ -281,7 +282,8 @@ def _settings(pipeline: LatentVideoPipeline, sampling: Sampling) -> dict[str, An
 
 
 def _mark(pipeline: LatentVideoPipeline) -> str:
-    """Tells models from each other, by the first numbers of each of their parameters."""
+    """Tells models from each other, by the first numbers of each of their parameters, and by how much of an adapter
+    they have."""
     schedule = dict(pipeline.scheduler.config)
     if "_use_default_values" in schedule:  # made of a set: in another order in each process
         schedule["_use_default_values"] = sorted(schedule["_use_default_values"])
@@ -289,6 +291,9 @@ def _mark(pipeline: LatentVideoPipeline) -> str:
     for module in (*pipeline.experts, pipeline.vae):
         for parameter in module.parameters():
             digest.update(parameter.detach().flatten()[:16].float().cpu().numpy().tobytes())
+    for expert in pipeline.experts:
+        if scales := {name: scale for name, scale in scales_in(expert).items() if scale != 1}:
+            digest.update(json.dumps(scales, sort_keys=True).encode())
     return digest.hexdigest()
 
 

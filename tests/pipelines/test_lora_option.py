@@ -4,6 +4,7 @@ import argparse
 
 import pytest
 import torch
+from accelerate import PartialState
 from peft import LoraConfig, inject_adapter_in_model
 
 from latentvid.errors import UserError
@@ -12,6 +13,7 @@ from latentvid.models.saved import load_component
 from latentvid.models.transformer import VideoDiT
 from latentvid.pipelines.arguments import Lora, parser_of, read_lora
 from latentvid.pipelines.loading import load_pipeline
+from latentvid.pipelines.prompts import Row, sample_prompts
 from latentvid.pipelines.sampling import Sampling
 
 
@@ -24,13 +26,19 @@ def test_a_file_and_how_much_of_it(tmp_path):
     odd = tmp_path / "x:2"
     odd.mkdir()
     assert read_lora(str(odd)) == (odd, 1.0)
-    for wrong in ("a:b", ":1", "a:1e9"):
-        with pytest.raises(argparse.ArgumentTypeError, match="must be|give FILE"):
+    for wrong, said in (
+        (":1", "give FILE or FILE:SCALE"),
+        ("", "give FILE or FILE:SCALE"),
+        *((f"a:{scale}", f"a:{scale}: there is no such file, and the scale") for scale in ("b", "", "nan", "1e9")),
+        ("x" * 5000 + ":b", "there is no such file"),  # a name that no disk takes
+    ):
+        with pytest.raises(argparse.ArgumentTypeError, match=said):
             read_lora(wrong)
     args = parser_of("").parse_args(["--lora", "a", "--lora", "b:2", "--lora-2", "c"])
     assert [str(lora.file) for lora in args.lora] == ["a", "b"] and args.lora_2[0].scale == 1.0
 
 
+@pytest.mark.usefixtures("fresh_accelerate")
 def test_a_pipeline_of_ours_has_it(tiny_pipeline, tmp_path, capsys):
     dit = load_component(VideoDiT, tiny_pipeline / "transformer")
     inject_adapter_in_model(LoraConfig(r=2, lora_alpha=4, target_modules=["query", "fc2"]), dit)
@@ -53,3 +61,8 @@ def test_a_pipeline_of_ours_has_it(tiny_pipeline, tmp_path, capsys):
         "pytorch_lora_weights",
         "pytorch_lora_weights_2",
     ]
+    rows = [Row(file="x.png", prompt="a red 7", negative_prompt="", seed=1, frames=1, height=16, width=16, fps=8.0)]
+    words = rows, tmp_path / "made", Sampling(steps=1, progress=False), PartialState()
+    sample_prompts(load_pipeline(tiny_pipeline, "cpu", lora=[Lora(file, 0.5)]), *words)
+    with pytest.raises(UserError, match="x.png is there already, but made with another model"):
+        sample_prompts(load_pipeline(tiny_pipeline, "cpu", lora=[Lora(file, 0.25)]), *words)

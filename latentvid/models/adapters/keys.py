@@ -18,6 +18,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .changes import Kind
@@ -32,6 +33,7 @@ TUCKER = ("mid", "hada_t1", "hada_t2", "lokr_t2")  # the kernel of a convolution
 _MATRIX = re.compile(r"(.+)\.(lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up|lora_mid)(?:\.[^.]+)?\.(weight|bias)")
 _MAGNITUDE = re.compile(r"(.+)\.(?:lora_magnitude_vector|dora_scale)(?:\.[^.]+)?(?:\.weight)?")
 _OTHER = re.compile(r"(.+)\.(alpha|diff|diff_b|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))(?:\.default)?")
+_MATRICES = ("a", "b", *HADAMARD, *(f"lokr_w{n}{end}" for n in (1, 2) for end in ("", "_a", "_b")), *TUCKER)
 _DOWN = ("lora_A", "lora_down", "lora.down")
 _OTHER_KINDS = {"OFT": ("oft_",), "GLoRA": (".a1.weight", ".b1.weight"), "IA3": ("on_input",), "VeRA": ("vera_",)}
 
@@ -97,6 +99,22 @@ def fault_of(layer: str, pieces: Collection[str]) -> str | None:
     if wants <= has and not over and kernels:
         return None
     return f"{layer}: {' and '.join(sorted(has))} alone"
+
+
+def fault_in(key: str, tensor: Tensor) -> str | None:
+    """Why a tensor of that name is of no use, whatever the model; None where it may be."""
+    if not torch.isfinite(tensor).all():
+        return "has numbers that are nan or infinite"
+    layer, piece = parsed(key)
+    if layer is None:
+        return None
+    if not tensor.numel():
+        return "is empty"
+    if piece in _MATRICES and tensor.ndim < 2:
+        return "is no matrix"
+    if piece != "alpha" and not tensor.is_floating_point():
+        return f"holds {str(tensor.dtype).removeprefix('torch.')}, whose scale is not said"
+    return None
 
 
 def other_kind(keys: Collection[str]) -> str | None:

@@ -93,6 +93,12 @@ def adapters_in(model: nn.Module) -> list[str]:
     return list(dict.fromkeys(name for _, layer in adapted_layers(model) for name in _names_in(layer)))
 
 
+def scales_in(model: nn.Module) -> dict[str, float]:
+    """Of each adapter that `load_lora` put in."""
+    layers = [layer for _, layer in adapted_layers(model) if isinstance(layer, Adapted)]
+    return {name: scale for layer in layers for name, scale in layer.scales.items()}
+
+
 def _names_in(layer: nn.Module) -> list[str]:
     if isinstance(layer, Adapted):
         return [*_names_in(layer.base_layer), *layer.scales]

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
@@ -30,9 +31,10 @@ from torch import Tensor, nn
 
 from ...errors import UserError, brief
 from ...files import file_fault
+from ...limits import shown
 from ...weights import read_object
 from .changes import Change, Hadamard, Kronecker, LayerChange, as_lora, both
-from .keys import HADAMARD, fault_of, kind_of, other_kind, parsed, rank_of, without_prefix
+from .keys import HADAMARD, fault_in, fault_of, kind_of, other_kind, parsed, rank_of, without_prefix
 from .layer_names import Place, layers_of, places
 
 FILE = "pytorch_lora_weights.safetensors"  # as diffusers calls it
@@ -112,9 +114,9 @@ def open_adapter(file: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None, 
             header = held.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read ({brief(error)}): it is damaged, copy it again") from None
-    bad = [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]
-    if bad:
-        raise UserError(f"{file} has numbers that are nan or infinite in {bad[0]}: it is of no use")
+    for key, tensor in tensors.items():
+        if fault := fault_in(key, tensor):
+            raise UserError(f"{file}: {key} {fault}: the file is of no use")
     if (noted := header.get(METADATA)) is not None:
         try:
             found = json.loads(noted)
@@ -141,8 +143,24 @@ class _Alphas:
     def __init__(self, file: Path, config: Mapping[str, Any] | None) -> None:
         self.file, self.config = file, config or {}
         for key in ("lora_alpha", "alpha", "r"):
-            if not isinstance(self.config.get(key, 1), int | float):
-                raise UserError(f"{file}: {key} is {self.config[key]!r}, not a number: it is damaged")
+            self._check(key, self.config.get(key, 1), whole=key == "r")
+        for key in ("alpha_pattern", "rank_pattern"):
+            patterns = self.config.get(key) or {}
+            if not isinstance(patterns, dict):
+                raise UserError(f"{file}: {key} is {shown(patterns)}, and no numbers by layers' names: it is damaged")
+            for name, value in patterns.items():
+                self._check(f"{key} of {name}", value, whole=key == "rank_pattern")
+                try:
+                    re.compile(rf"(.*\.)?({name})$")  # as peft finds it
+                except re.error as error:
+                    raise UserError(f"{file}: {key} has {name!r}, no pattern ({error}): it is damaged") from None
+
+    def _check(self, key: str, value: Any, whole: bool) -> None:
+        """Raises UserError for what is no finite number, or for a rank below 1."""
+        number = isinstance(value, int | float) and math.isfinite(value)
+        if not number or (whole and value < 1):
+            what = "a rank" if number else "a number"
+            raise UserError(f"{self.file}: {key} is {shown(value)}, not {what}: it is damaged")
 
     def scale(self, layer: str, rank: int | None, lora: bool) -> float:
         """layer: its name here. rank: None where its matrices are whole."""
@@ -151,7 +169,7 @@ class _Alphas:
             return 1.0
         alpha = self._of(layer, "alpha_pattern", key)
         if rank is None:
-            rank = self._of(layer, "rank_pattern", "r") if "r" in self.config else alpha
+            rank = self._of(layer, "rank_pattern", "r") if "r" in self.config else alpha or 1.0
         return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
 
     def _of(self, layer: str, pattern: str, key: str) -> float:
@@ -203,6 +221,8 @@ def _matrices(file: Path, layer: str, tensors: Mapping[str, Tensor], size: tuple
     if kind in ("lora", "dora"):
         a, b = tensors["a"], tensors["b"].flatten(1)  # B of a convolution has kernels of 1
         if "mid" in tensors:
+            if not _follow(tensors["mid"], a):
+                raise _of_another_size(file, f"{layer}.lora_mid", str(list(tensors["mid"].shape)), size)
             a = torch.einsum("rs...,si->ri...", tensors["mid"], a.flatten(1))
         a = a.flatten(1) if len(size) == 2 else a  # as kohya's of linear layers may have kernels
         change: LayerChange = Change(a, b)
@@ -232,11 +252,15 @@ def _loha(tensors: Mapping[str, Tensor], size: tuple[int, ...]) -> tuple[LayerCh
     parts = [tensors[name] for name in HADAMARD]
     said = " and ".join(str(list(part.shape)) for part in parts)
     if "hada_t1" in tensors:
+        kernels = tensors["hada_t1"], tensors["hada_t2"]
+        if not all(_fits_tucker(t, *parts[2 * i : 2 * i + 2]) for i, t in enumerate(kernels)):
+            return as_lora(parts[0]), said, False
         product = _tucker(tensors["hada_t1"], *parts[:2]) * _tucker(tensors["hada_t2"], *parts[2:])
         return as_lora(product), said, product.shape == size
     change = Hadamard(*parts)
     shapes = (parts[0].shape[0], parts[1].shape[1]), (parts[2].shape[0], parts[3].shape[1])
-    if not shapes[0] == shapes[1] == (size[0], math.prod(size[1:])) or parts[0].shape[1] != parts[1].shape[0]:
+    follow = _follow(*parts[:2]) and _follow(*parts[2:])
+    if not shapes[0] == shapes[1] == (size[0], math.prod(size[1:])) or not follow:
         return change, said, False
     return (change if len(size) == 2 else as_lora(change.product().reshape(size))), said, True
 
@@ -247,8 +271,14 @@ def _lokr(tensors: Mapping[str, Tensor], size: tuple[int, ...]) -> tuple[LayerCh
         pairs.append(tuple(tensors[key] for key in (name, f"{name}_a", f"{name}_b") if key in tensors))
     said = " and ".join(str(list(part.shape)) for pair in pairs for part in pair)
     if "lokr_t2" in tensors:
+        if not _fits_tucker(tensors["lokr_t2"], *pairs[1]):
+            return Kronecker(*pairs), said, False
         pairs[1] = (_tucker(tensors["lokr_t2"], *pairs[1]),)
+    if len(size) == 2:  # as those of linear layers may have kernels of 1
+        pairs = [tuple(part.flatten(1) for part in pair) for pair in pairs]
     change = Kronecker(*pairs)
+    if not all(len(pair) == 1 or _follow(*pair) for pair in pairs) or pairs[0][0].ndim != 2:
+        return change, said, False
     if len(size) == 2:
         return change, said, change.shape == size
     w1, w2 = pairs[0][0] if len(pairs[0]) == 1 else pairs[0][0] @ pairs[0][1], pairs[1]
@@ -257,6 +287,15 @@ def _lokr(tensors: Mapping[str, Tensor], size: tuple[int, ...]) -> tuple[LayerCh
         return change, said, False
     w2 = w2.reshape(w2.shape[0], size[1] // w1.shape[1], *size[2:])
     return as_lora(torch.kron(w1.reshape(*w1.shape, *[1] * len(size[2:])), w2)), said, True
+
+
+def _follow(first: Tensor, second: Tensor) -> bool:
+    """Whether the columns of a matrix, which may have kernels, are as many as the rows of the next one."""
+    return first.shape[1] == len(second)
+
+
+def _fits_tucker(kernel: Tensor, a: Tensor, b: Tensor) -> bool:
+    return a.ndim == b.ndim == 2 and tuple(kernel.shape[:2]) == (len(a), len(b))
 
 
 def _tucker(kernel: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -257,9 +257,13 @@ def test_older_names_of_diffusers_convolutions_and_changes_of_biases(tmp_path):
         torch.testing.assert_close(run(raw), want, rtol=0, atol=6e-6 * float(want.abs().max()))
 
 
-def lora_of(name, into=D, rows=D):
-    a, b = matrices(into, rows, 2, 0)
+def lora_of(name, into=D, rows=D, rank=2):
+    a, b = matrices(into, rows, rank, 0)
     return {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
+
+
+def of_layer(stem, **shapes):
+    return {f"blocks.0.attn1.to_q.{stem}_{piece}": torch.ones(shape) for piece, shape in shapes.items()}
 
 
 @pytest.mark.parametrize(
@@ -285,6 +289,16 @@ def lora_of(name, into=D, rows=D):
         ({"blocks.0.attn1.to_q.alpha": torch.tensor(4.0)}, "holds no LoRA"),
         (lora_of("blocks.0.attn1.to_q") | {"text_encoder.x.lora_A.weight": torch.ones(2, 2)}, "text_encoder.x"),
         ({k: v * torch.nan for k, v in lora_of("blocks.0.attn1.to_q").items()}, "nan or infinite"),
+        (lora_of("blocks.0.attn1.to_q", rank=0), "to_q.lora_A.weight is empty"),
+        ({k: torch.tensor(1.0) for k in lora_of("blocks.0.attn1.to_q")}, "is no matrix"),
+        ({k: v.to(torch.int8) for k, v in lora_of("blocks.0.attn1.to_q").items()}, "int8, whose scale is not said"),
+        (lora_of("blocks.0.attn1.to_q") | {"blocks.0.attn1.to_q.alpha": torch.zeros(0)}, "alpha is empty"),
+        (lora_of("blocks.0.attn1.to_q") | {"blocks.0.attn1.to_q.lora_mid.weight": torch.ones(2, 5)}, "another size"),
+        (of_layer("hada", w1_a=(D, 2), w1_b=(2, D), w2_a=(D, 2), w2_b=(3, D)), "another size"),
+        (of_layer("hada", w1_a=(2, D), w1_b=(2, D), w2_a=(2, D), w2_b=(2, D), t1=(2, 3), t2=(2, 2)), "another size"),
+        (of_layer("lokr", w1_a=(4, 2), w1_b=(3, 4), w2=(D // 4, D // 4)), "another size"),
+        (of_layer("lokr", w1=(4, 4), w2=(D // 4, D // 4, 3, 3)), "another size"),
+        (of_layer("lokr", w1=(4, 4), w2_a=(2, D // 4), w2_b=(2, D // 4), t2=(3, 2)), "another size"),
     ],
 )
 def test_what_finds_no_place_is_refused(tensors, said, tmp_path):
@@ -314,6 +328,40 @@ def test_files_that_are_no_lora(tmp_path):
     ):
         with pytest.raises(UserError, match=said):
             read_lora(raw, tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("noted", "said"),
+    [
+        ({"alpha_pattern": {"(blocks": 4}}, "no pattern"),
+        ({"alpha_pattern": "to_q"}, "no numbers by layers' names"),
+        ({"alpha_pattern": {"to_q": "4"}}, "alpha_pattern of to_q is '4', not a number"),
+        ({"alpha_pattern": {"to_q": torch.inf}}, "alpha_pattern of to_q is inf, not a number"),
+        ({"rank_pattern": {"to_q": 0}}, "rank_pattern of to_q is 0, not a rank"),
+        ({"r": 0}, "r is 0, not a rank"),
+        ({"lora_alpha": torch.nan}, "lora_alpha is nan, not a number"),
+    ],
+)
+def test_broken_metadata_is_refused(noted, said, tmp_path):
+    whole = {f"transformer.{key}": value for key, value in ({"r": 2, "lora_alpha": 2} | noted).items()}
+    file = write(tmp_path / "x.safetensors", lora_of("blocks.0.attn1.to_q"), lora_adapter_metadata=json.dumps(whole))
+    with pytest.raises(UserError, match=re.escape(said)):
+        read_lora(model("wan"), file)
+
+
+def test_kernels_of_a_linear_layers_lokr(tmp_path):
+    """Matrices of linear layers that are written with kernels of 1 are the same ones."""
+    tensors = of_layer("lokr", w1=(4, 4), w2=(D // 4, D // 4))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tensors = {key: torch.randn_like(tensor) for key, tensor in tensors.items()}
+    wide = {key: tensor[..., None, None] if "w2" in key else tensor for key, tensor in tensors.items()}
+    raw = model("wan")
+    plain, same = (
+        read_lora(raw, write(tmp_path / f"{i}.safetensors", each))["blocks.0.attn1.to_q"].dense(torch.zeros(D, D))
+        for i, each in enumerate((tensors, wide))
+    )
+    assert plain.any() and torch.equal(plain, same)
 
 
 def test_names_of_our_own_transformer(tmp_path):
