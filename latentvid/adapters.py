@@ -36,7 +36,7 @@ from .models.transformer import VideoDiT
 from .pipelines.arguments import Lora
 from .pipelines.folder import CLASSES, INDEX, check_index
 from .pipelines.latent_video import LatentVideoPipeline
-from .references import Role, as_json, read_roles, roles_in, save_roles, saved_roles
+from .references import Role, as_json, read_roles, roles_in, save_roles, saved_roles, with_more
 from .weights import read_object, types_in, weight_files
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -71,33 +71,36 @@ def _merge_published(
 ) -> None:
     published = read_published(model)
     asked = _asked(published.experts, first, second)
+    roles = _with_roles(saved_roles(published.folder), [*first, *second])
     merged = {}
     for part, files in asked.items():
         backbone = load_backbone(published, part)
         merged[part] = _merged(backbone, files, published.parts[part], dtype)
     copy_repository(published, out, without=tuple(asked))
-    save_roles(out, saved_roles(published.folder) | _roles([*first, *second]))
+    save_roles(out, roles)
     for part, network in merged.items():
         network.save_pretrained(out / part)
 
 
 def _merge_ours(model: str | Path, out: Path, first: Sequence[Lora], second: Sequence[Lora], dtype: str | None) -> None:
     folder = Path(model)
-    check_index(folder, LatentVideoPipeline)
+    known = read_roles(check_index(folder, LatentVideoPipeline).get("references"), str(folder / INDEX))
+    roles = _with_roles(known, first)
     part, network = "transformer", load_component(VideoDiT, folder / "transformer")
     network = _merged(network, _asked((part,), first, second)[part], folder / part, dtype)
     others = CLASSES.keys() - {part}
     linked_copy(folder, out, lambda place: len(place.parts) == 1 or place.parts[0] in others)
     network.save_pretrained(out / part)
-    if roles := _roles(first):
+    if roles != known:
         index = read_object(out / INDEX)
-        known = read_roles(index.get("references"), str(folder / INDEX))
-        write_whole(out / INDEX, json.dumps(index | {"references": as_json(known | roles)}, indent=2) + "\n")
+        write_whole(out / INDEX, json.dumps(index | {"references": as_json(roles)}, indent=2) + "\n")
 
 
-def _roles(files: Sequence[Lora]) -> dict[str, Role]:
-    """The roles of references that the files were trained with."""
-    return {name: role for file, _ in files for name, role in roles_in(header_of(file), str(file)).items()}
+def _with_roles(known: Mapping[str, Role], files: Sequence[Lora]) -> dict[str, Role]:
+    """The roles of references of a model with these files in it. Raises UserError for two of one name."""
+    for file, _ in files:
+        known = with_more(known, roles_in(header_of(file), str(file)), file)
+    return dict(known)
 
 
 def _asked(parts: Sequence[str], first: Sequence[Lora], second: Sequence[Lora]) -> Mapping[str, Sequence[Lora]]:

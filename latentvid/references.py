@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ SIGNALS = ("canny", "lines", "luminance", "flow", "tracks")  # data/signals.py c
 
 
 @dataclass(frozen=True, kw_only=True)
-class Role:
+class Placed:
     """How the pictures and clips of one role are put beside a sample."""
 
     place: Literal["beside", "aligned", "control", "channels"] = setting(
@@ -59,17 +59,31 @@ class Role:
         """Whether its frames are those of the clip, cut and mirrored as it is."""
         return self.place != "beside"
 
-    def as_json(self) -> dict[str, Any]:
-        found = {field.name: getattr(self, field.name) for field in fields(Role)}
-        return found if self.signal is not None else {key: value for key, value in found.items() if key != "signal"}
-
     def area(self, height: int, width: int) -> int | None:
         """Largest height x width of one that is aligned with a clip of this size; None: the clip's own."""
         return None if self.max_area is None or height * width <= self.max_area else self.max_area
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReferenceColumn(Role):
+class Role(Placed):
+    """A role as a model knows it. number: among those beside, where it is another than its place among them: of a LoRA
+    that was trained without the roles that the model knows before."""
+
+    number: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.number is not None and (self.along or type(self.number) is not int or self.number < 0):
+            raise ValueError(f"number is {shown(self.number)}: of those beside a whole number from 0")
+
+    def as_json(self) -> dict[str, Any]:
+        """Without `signal` and `number` where they say nothing: as folders were written before there were such."""
+        found = {field.name: getattr(self, field.name) for field in fields(Role)}
+        return {key: value for key, value in found.items() if value is not None or key not in ("signal", "number")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceColumn(Placed):
     """A role in training: where the files are, or what is computed of the clips."""
 
     column: str | None = setting(
@@ -94,7 +108,7 @@ class ReferenceColumn(Role):
 
     def role(self, max_area: int | None, max_frames: int) -> Role:
         """What sampling must know of it. max_area, max_frames: of the clips."""
-        known = {field.name: getattr(self, field.name) for field in fields(Role)}
+        known = {field.name: getattr(self, field.name) for field in fields(Placed)}
         if self.place == "beside":
             known["max_area"] = self.max_area if self.max_area is not None else max_area
             known["max_frames"] = self.max_frames if self.max_frames is not None else max_frames
@@ -149,15 +163,32 @@ def saved_roles(folder: Path) -> dict[str, Role]:
         raise UserError(f"{file} cannot be read ({error}): it is damaged, copy it again") from None
 
 
-def mask_in(roles: Mapping[str, Role]) -> str | None:
+def mask_in(roles: Mapping[str, Placed]) -> str | None:
     """The name of the role whose files are masks of the clips; None: there is none."""
     return next((name for name, role in roles.items() if role.place == "channels"), None)
 
 
-def numbers_of(roles: Mapping[str, Role]) -> dict[str, int]:
+def numbers_of(roles: Mapping[str, Placed]) -> dict[str, int]:
     """`packing.Reference.role` of each: numbers among those that stand beside."""
     beside = [name for name, role in roles.items() if role.place == "beside"]
-    return {name: beside.index(name) if name in beside else 0 for name in roles}
+    own = {name: role.number for name, role in roles.items() if isinstance(role, Role) and role.number is not None}
+    return {name: beside.index(name) if name in beside else 0 for name in roles} | own
+
+
+def with_more(known: Mapping[str, Role], more: Mapping[str, Role], where: object) -> dict[str, Role]:
+    """Roles of a model, and those of a LoRA in the file `where`, which keep the numbers that it was trained with.
+    Raises UserError where one is known otherwise."""
+    for name, role in more.items():
+        if _unnumbered(known.get(name, role)) != _unnumbered(role):
+            raise UserError(f"{where} was trained with another reference {name} than what is loaded: load one of them")
+    joined = {name: _unnumbered(role) for name, role in {**known, **more}.items()}
+    numbers = numbers_of(known) | numbers_of(more)
+    other = {name for name, number in numbers_of(joined).items() if number != numbers[name]}
+    return {name: replace(role, number=numbers[name]) if name in other else role for name, role in joined.items()}
+
+
+def _unnumbered(role: Role) -> Role:
+    return replace(role, number=None)
 
 
 def check_role(name: str, roles: Mapping[str, Role], what: str = "reference") -> Role:

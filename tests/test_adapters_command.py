@@ -1,5 +1,6 @@
 """`python -m latentvid.adapters`: folders with adapters in their weights, which load as any other; files shown."""
 
+import json
 import os
 import runpy
 import sys
@@ -17,6 +18,7 @@ from latentvid.models.transformer import VideoDiT
 from latentvid.pipelines.arguments import Lora
 from latentvid.pipelines.loading import load_pipeline
 from latentvid.pipelines.sampling import Sampling
+from latentvid.references import Role, header_of
 
 SAMPLING = Sampling(steps=2, progress=False)
 
@@ -39,14 +41,14 @@ def command(monkeypatch, capsys):
     return run
 
 
-def lora_of(raw, folder, *targets, seed=0):
+def lora_of(raw, folder, *targets, seed=0, note=None):
     inject_adapter_in_model(LoraConfig(r=2, lora_alpha=4, target_modules=list(targets)), raw)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in raw.named_parameters():
             if "lora_" in name:
                 p.copy_(torch.randn(p.shape, generator=generator) * 0.3)
-    return save_lora(raw, folder)
+    return save_lora(raw, folder, note=note)
 
 
 def test_a_pipeline_of_ours(tiny_pipeline, command, tmp_path):
@@ -78,6 +80,21 @@ def test_a_pipeline_of_ours(tiny_pipeline, command, tmp_path):
         status, _, wrong = command(*words)
         assert status == 2 and wrong.count("\n") == 1 and any(part in wrong for part in message.split("|")), wrong
     assert not (tmp_path / "new").exists()
+
+
+def test_two_files_that_know_a_reference_otherwise_are_not_merged(tiny_pipeline, command, tmp_path):
+    roles = {"aligned": Role(place="aligned"), "beside": Role(place="beside", max_frames=1)}
+    files = []
+    for name, role in roles.items():
+        raw = load_component(VideoDiT, tiny_pipeline / "transformer")
+        files.append(lora_of(raw, tmp_path / name, "query", note=header_of({"pose": role})))
+    both = [word for file in files for word in ("--lora", file)]
+    status, _, wrong = command("merge", tiny_pipeline, *both, "--out", tmp_path / "out")
+    assert status == 2 and "was trained with another reference pose" in wrong and not (tmp_path / "out").exists()
+    assert command("merge", tiny_pipeline, *both[:2], "--out", tmp_path / "out")[0] == 0
+    assert json.loads((tmp_path / "out/model_index.json").read_text())["references"]["pose"]["place"] == "aligned"
+    status, _, wrong = command("merge", tmp_path / "out", *both[2:], "--out", tmp_path / "new")
+    assert status == 2 and "was trained with another reference pose" in wrong
 
 
 def test_a_published_repository_in_the_types_it_has(repository, command, tmp_path):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..errors import UserError
-from ..references import ReferenceColumn, Role
+from ..references import Placed, ReferenceColumn
 from ..rng import generator
 from .manifest.columns import Lookup, Made
 from .manifest.facts import Memory, look_at_files
@@ -215,7 +215,7 @@ class References:
 
 
 def shape_of(
-    role: Role, have: tuple[int, int, int], clip: tuple[int, int, int], transform: Transform
+    role: Placed, have: tuple[int, int, int], clip: tuple[int, int, int], transform: Transform
 ) -> tuple[int, int, int]:
     """(F, H, W) in which a file of frames, height and width `have` is shown beside a clip of (F, H, W) `clip`.
 

@@ -20,7 +20,7 @@ from ..data.video.reading import probe, read_frames
 from ..data.windows import Transform
 from ..errors import UserError
 from ..packing import Patch, Reference, Shape, patch_stride, token_grid
-from ..references import Role, as_json, check_role, numbers_of
+from ..references import Role, as_json, check_role, numbers_of, with_more
 from .controls import reads_control
 from .sampling import Request
 
@@ -154,8 +154,4 @@ def _transform(pipeline: LatentVideoPipeline, frames: int, max_area: int | None 
 
 def add_roles(pipeline: LatentVideoPipeline, roles: Mapping[str, Role], where: object) -> None:
     """Makes a pipeline know roles that a LoRA was trained with. Raises UserError where one is known otherwise."""
-    known = pipeline.roles
-    for name, role in roles.items():
-        if known.get(name, role) != role:
-            raise UserError(f"{where} was trained with another reference {name} than what is loaded: load one of them")
-    pipeline.register_to_config(references=as_json(known | dict(roles)))
+    pipeline.register_to_config(references=as_json(with_more(pipeline.roles, roles, where)))

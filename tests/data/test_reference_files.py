@@ -18,6 +18,7 @@ from latentvid.errors import UserError
 from latentvid.references import (
     ReferenceColumn,
     Role,
+    as_json,
     check_role,
     header_of,
     numbers_of,
@@ -25,6 +26,7 @@ from latentvid.references import (
     roles_in,
     save_roles,
     saved_roles,
+    with_more,
 )
 from latentvid.rng import generator
 
@@ -196,6 +198,25 @@ def test_the_configuration_reads_and_writes_them(tmp_path):
             load_config(DitConfig, None, [*PARTS, f"data.references={line}"])
     with pytest.raises(ConfigError, match="references are read from files as it trains, which a cache does not hold"):
         load_config(DitConfig, None, [*PARTS[:3], "data.latents=c", "data.references={p: {column: p, place: beside}}"])
+
+
+def test_roles_of_a_lora_keep_the_numbers_that_they_were_trained_with():
+    """What the numbers decide is where a reference beside the clip stands in time."""
+    face, style, pose = (
+        Role(place=place, max_frames=n) for place, n in (("beside", 1), ("beside", 2), ("aligned", None))
+    )
+    joined = with_more({"face": face, "pose": pose}, {"style": style}, "x")
+    assert list(joined) == ["face", "pose", "style"] and numbers_of(joined) == {"face": 0, "pose": 0, "style": 0}
+    assert numbers_of(with_more({"face": face}, {"face": face, "style": style}, "x")) == {"face": 0, "style": 1}
+    again = with_more(joined, {"style": style}, "x")
+    assert again == joined == read_roles(as_json(joined), "x")
+    assert with_more({}, {"face": face, "style": style}, "x") == {"face": face, "style": style}
+    assert numbers_of(with_more({"face": face, "style": style}, {"style": style}, "x")) == {"face": 0, "style": 0}
+    with pytest.raises(UserError, match="x was trained with another reference style"):
+        with_more({"style": style}, {"style": face}, "x")
+    for wrong in (-1, 0.5, True):
+        with pytest.raises(UserError, match="must be roles with their places"):
+            read_roles({"a": {"place": "beside", "number": wrong}}, "the pipeline")
 
 
 def test_roles_are_saved_and_read(tmp_path):
