@@ -31,6 +31,8 @@ class PreferenceTuning:
         check_fields(self, "preference")
         if not self.rejected_column:
             raise ValueError("rejected_column is empty: name the column of the clips that were not preferred")
+        if not self.on and self.rejected_column != "rejected":
+            raise ValueError("rejected_column is of pairs, which beta turns on: set beta too, or leave it out")
 
     @property
     def on(self) -> bool:

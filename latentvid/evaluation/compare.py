@@ -17,7 +17,7 @@ if __name__ == "__main__":  # before torch is imported: --help and wrong options
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -61,7 +61,7 @@ def make_page(
     if len(set(questions)) < len(questions) or not all(question.strip() for question in questions):
         raise UserError(f"--questions {' '.join(map(repr, questions))}: give different ones that are not empty")
     drawn = draw_pairs(names, len(names) if pairs is None else pairs, check("attention", checks), seed)
-    key = Key(str(a), str(b), seed, questions, _digest(folders, drawn), tuple(drawn))
+    key = Key(str(a), str(b), seed, questions, digest_of(folders, drawn), tuple(drawn))
     key.check_folder(out)
     clips: list[Shown] = []
     for number, pair in enumerate(tqdm(drawn, desc="pairs", unit="pair", disable=None), 1):
@@ -115,7 +115,8 @@ def read_prompts(first: Files, second: Files) -> dict[str, str]:
     return found
 
 
-def _digest(folders: dict[str, Path], pairs: Sequence[Pair]) -> str:
+def digest_of(folders: Mapping[str, Path], pairs: Sequence[Pair]) -> str:
+    """Of the clips that the pairs show, as `Key.digest` holds it."""
     digest = hashlib.sha256()
     for pair in pairs:
         for side in (pair.left, pair.right):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from tqdm import tqdm
 from ..data.manifest.manifest import check_output
 from ..data.video.reading import probe, read_frames
 from ..errors import ClipError, UserError
-from ..evaluation.compare import IMAGE_FPS, paired_files, read_prompts
+from ..evaluation.compare import IMAGE_FPS, digest_of, paired_files, read_prompts
 from ..evaluation.mean_score import MeanScore
 from ..evaluation.metrics import Metrics, open_metrics
 from ..evaluation.preference.counting import WORTH
@@ -42,6 +43,9 @@ def by_scores(a: Path, b: Path, names: Sequence[str], weights: Path | None, devi
         except ClipError as error:
             found.left_out[error.reason] += 1
             continue
+        if none := [score for score in metrics.scores if any(math.isnan(each[score]) for each in values)]:
+            found.left_out[f"{none[0]} is no number"] += 1
+            continue
         signs = [_sign(metrics, score, *(each[score] for each in values)) for score in metrics.scores]
         ahead = next((sign for sign in signs if sign), 0)
         found.add(clips, prompts[name], ahead, values)
@@ -70,9 +74,22 @@ def by_choices(folder: Path, files: Sequence[Path], question: str | None) -> Pai
     choices = read_choices(files, key)
     question = _question(key, question)
     sides = {"A": Path(key.a), "B": Path(key.b)}
+    if lost := [side for side in sides.values() if not side.is_dir()]:
+        raise UserError(
+            f"{lost[0]}, whose clips the page in {folder} shows, is not there: put it back, or call this from the "
+            "folder in which the page was made"
+        )
     prompts = read_prompts(*paired_files(*sides.values()))
     if not prompts:
         raise UserError(f"the clips of {key.a} and {key.b} have no prompts: pairs need a caption")
+    if lost := [pair.name for pair in key.pairs if pair.name not in prompts]:
+        raise UserError(
+            f"{sides['A'] / lost[0]} is gone: put the clips that the page shows back into {key.a} and {key.b}"
+        )
+    if digest_of(sides, key.pairs) != key.digest:
+        raise UserError(
+            f"clips in {key.a} and {key.b} are others than those that the page in {folder} shows: put these back"
+        )
     found = Pairs()
     for number, pair in enumerate(key.pairs, 1):
         if pair.is_check:
@@ -82,8 +99,6 @@ def by_choices(folder: Path, files: Sequence[Path], question: str | None) -> Pai
             found.left_out["nobody chose"] += 1
             continue
         clips = [side / pair.name for side in sides.values()]
-        if pair.name not in prompts:
-            raise UserError(f"{clips[0]} is gone: put the clips that the page shows back into {key.a} and {key.b}")
         worth = sum(WORTH[vote] for vote in votes) - len(votes) / 2
         found.add(clips, prompts[pair.name], (worth > 0) - (worth < 0), [{"votes": votes.count(s)} for s in sides])
     return found

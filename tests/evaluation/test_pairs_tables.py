@@ -14,6 +14,8 @@ from latentvid.data.manifest.manifest import read_manifest
 from latentvid.data.video.reading import read_frames
 from latentvid.data.video.writing import write_video
 from latentvid.demo.digits import Label, render
+from latentvid.evaluation.compare import digest_of
+from latentvid.evaluation.mean_score import MeanScore
 from latentvid.evaluation.preference.key import Key, Pair
 from latentvid.preference.pairs import Pairs
 
@@ -104,6 +106,14 @@ def test_less_is_preferred_where_less_is_better(folders, command, tmp_path):
         assert float(row["preferred_flicker"]) < float(row["rejected_flicker"])
 
 
+def test_scores_that_are_no_numbers_are_left_out(folders, command, tmp_path, monkeypatch):
+    values = iter([float("nan"), 1.0, 2.0, 1.0, 1.0, 1.0, 0.0, float("nan")])
+    monkeypatch.setattr(MeanScore, "of_clip", lambda self, rows: next(values))
+    status, said, errors = command("label", *folders, "--score", "flicker", "--out", tmp_path / "pairs.jsonl")
+    assert status == 0, errors
+    assert "1 pairs" in said and "1 ties left out, 2 left out (flicker is no number)" in said
+
+
 def test_what_says_nothing_of_two_clips_is_refused(folders, command, tmp_path):
     a, b = folders
     out = tmp_path / "pairs.jsonl"
@@ -134,7 +144,7 @@ def test_people_s_choices_become_pairs(folders, command, tmp_path):
         Pair("z", "A", "B"),
     )
     pairs = tuple(Pair(f"{pair.name}.mp4", pair.left, pair.right) for pair in pairs)
-    key = Key(str(a), str(b), 0, ("Better?", "Sharper?"), "", pairs)
+    key = Key(str(a), str(b), 0, ("Better?", "Sharper?"), digest_of({"A": a, "B": b}, pairs), pairs)
     key.write(tmp_path)
     files = []
     for name, letters in (("one", "lrrl-"), ("two", "ltlr-"), ("three", "rrt--")):
@@ -159,6 +169,14 @@ def test_people_s_choices_become_pairs(folders, command, tmp_path):
     assert "does not ask 'Nicer?'" in refused(
         command("choices", tmp_path, *files, "--question", "Nicer?", "--out", out)
     )
+    changed, moved = Key(str(a), str(b), 0, key.questions, "0", pairs), Key("a", str(b), 0, key.questions, "0", pairs)
+    for other, said in ((changed, "are others than those that the page"), (moved, "a, whose clips the page")):
+        other.write(tmp_path)
+        choices = json.loads(files[0].read_text()) | {"page": other.page}
+        (tmp_path / "other.json").write_text(json.dumps(choices))
+        words = ("choices", tmp_path, tmp_path / "other.json", "--question", "Better?", "--out", tmp_path / "x.jsonl")
+        assert said in refused(command(*words))
+    assert not (tmp_path / "x.jsonl").exists()
 
 
 @pytest.mark.usefixtures("fresh_accelerate")

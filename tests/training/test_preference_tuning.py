@@ -304,6 +304,7 @@ def test_a_dry_run_counts_the_reference(config, tmp_path):
         (("prior.prompts=[a 7]",), r"prior makes single clips"),
         (("preference.beta=0",), r"preference\.beta=0"),
         (("preference.rejected_column=",), r"rejected_column"),
+        (("preference.beta=null", "preference.rejected_column=other"), r"which beta turns on"),
         (("stages=[{name: a, train: {steps: 1}}, {name: b, preference: {beta: null}}]",), r"in some of the stages"),
     ],
 )

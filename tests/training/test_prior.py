@@ -228,7 +228,7 @@ def test_contradictions_are_refused_at_once(overrides, message, config, tmp_path
 
 
 def test_prompts_from_a_file(config, tmp_path):
-    (tmp_path / "class.txt").write_text("a dog\n\n  two   dogs \n")
+    (tmp_path / "class.txt").write_text("\ufeffa dog\n\n  two   dogs \n", encoding="utf-8")  # as some editors begin
     settings = config(tmp_path, "prior.prompts=[]", f"prior.prompts_file={tmp_path / 'class.txt'}").prior
     assert prompts_of(settings) == ["a dog", "two dogs"]
     (tmp_path / "class.txt").write_bytes(b"caf\xe9")

@@ -81,7 +81,7 @@ def prompts_of(prior: Prior) -> list[str]:
     if prior.prompts_file is not None:
         key = f"prior.prompts_file {prior.prompts_file}"
         try:
-            lines = prior.prompts_file.read_text(encoding="utf-8").splitlines()
+            lines = prior.prompts_file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{key} cannot be read ({error}): give a text file in UTF-8, a prompt a line") from None
         prompts = [" ".join(line.split()) for line in lines if line.strip()]
