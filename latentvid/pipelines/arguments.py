@@ -46,20 +46,24 @@ class ControlNet(NamedTuple):
 
 def read_controlnet(text: str) -> ControlNet:
     """FOLDER, FOLDER:SCALE or FOLDER:SCALE:START-END."""
-    wrong = argparse.ArgumentTypeError(f"{text}: give FOLDER, FOLDER:SCALE or FOLDER:SCALE:START-END")
-    if Path(text).exists() or ":" not in text:
+    wrong = f"{text!r}: give FOLDER, FOLDER:SCALE or FOLDER:SCALE:START-END"
+    if text and (os.path.exists(text) or ":" not in text):
         return ControlNet(Path(text))
     folder, _, last = text.rpartition(":")
     part = (0.0, 1.0)
-    if "-" in last.lstrip("-") and ":" in folder:
-        low, _, high = last.partition("-")
-        part = number("control_start")(low), number("control_end")(high)
-        if part[0] >= part[1]:
-            raise argparse.ArgumentTypeError(f"{text}: {low} to {high} are no steps: give the lower share first")
-        folder, _, last = folder.rpartition(":")
+    try:
+        if "-" in last.lstrip("-") and ":" in folder:
+            low, _, high = last.partition("-")
+            part = number("control_start")(low), number("control_end")(high)
+            folder, _, last = folder.rpartition(":")
+        scale = number("control_scale")(last)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{wrong} ({error})") from None
+    if part[0] >= part[1]:
+        raise argparse.ArgumentTypeError(f"{text}: {low} to {high} are no steps: give the lower share first")
     if not folder:
-        raise wrong
-    return ControlNet(Path(folder), number("control_scale")(last), *part)
+        raise argparse.ArgumentTypeError(wrong)
+    return ControlNet(Path(folder), scale, *part)
 
 
 class ReferenceFile(NamedTuple):
