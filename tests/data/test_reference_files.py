@@ -185,7 +185,7 @@ def test_the_configuration_reads_and_writes_them(tmp_path):
             "{pose: {column: p, place: above}}",
             "data.references.pose.place='above': expected one of 'beside', 'aligned'",
         ),
-        ("{pose: {place: beside}}", "data.references.pose.column"),
+        ("{pose: {place: beside}}", "data.references.pose: give column, which names the files"),
         (
             "{pose: {column: p, place: beside, drop: 1}}",
             "unknown key data.references.pose.drop.*did you mean .*dropout",
