@@ -48,7 +48,13 @@ def train(demo: Path, manifest: Path, folder: Path, args: argparse.Namespace, se
     words = (
         *("train/train_dit.py", "configs/dit/demo_control.yaml", f"--run.dir={folder}", f"--run.seed={seed}"),
         *(f"--init={demo / 'pipeline'}", f"--vae={demo / 'pipeline/vae'}", f"--text_encoder={demo / 't5'}"),
-        *(f"--data.manifest={manifest}", "--log.trackers=[]", f"--train.steps={args.steps}", *options, *args.set),
+        *(
+            f"--data.manifest={manifest}",
+            "--log.trackers=[]",
+            f"--train.steps={args.steps}",
+            *options,
+            *(f"--{option}" for option in args.set),
+        ),
     )
     started = time.perf_counter()
     subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, check=True)
@@ -96,7 +102,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="*", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--steps", type=number("train.steps"), default=800, help="of each run")
     parser.add_argument("--prompts", type=number("pairs"), default=100, help="each with a path")
-    parser.add_argument("--set", nargs="*", default=[], help="further options of train_dit.py")
+    parser.add_argument("--set", nargs="*", default=[], help="further options of training, such as optim.lr=1e-3")
     args = parser.parse_args()
     demo, out = args.demo.resolve(), args.out.resolve()
     manifest = out / "paths/train.jsonl"
