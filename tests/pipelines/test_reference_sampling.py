@@ -207,7 +207,7 @@ def test_the_option_and_the_programs(folder, tmp_path, run):
     assert status and "there is no such role: this model knows control, subject" in err
     rows = ["--prompts", "rows.csv", "--model", folder, "--reference", f"control={clip}", "--output", tmp_path / "many"]
     status, _, err = run("inference/t2v.py", *rows)
-    assert status and "--reference is with --prompt" in err
+    assert status and "--reference, --signal and --control are with --prompt" in err
 
 
 def test_a_lora_brings_its_roles_loaded_or_merged(tiny_pipeline, tmp_path):
