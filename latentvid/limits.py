@@ -81,7 +81,9 @@ _NAMES: tuple[tuple[Range, str], ...] = (  # of the numbers that have each range
     # data
     (_whole(1, 10**5), "data.max_frames frames_per_read"),
     (_above(0, 1e12), "data.weights"),
-    (_SHARE, "image_share fps_dropout unknown_share fps_slack"),
+    (_SHARE, "image_share fps_dropout unknown_share fps_slack degrade.share"),
+    (Range(0, 51), "degrade.amount"),
+    (Range(0, 1, below=True), "references.noise reference_noise"),
     (_whole(1, 2**26), "tokens_per_pack"),
     (_whole(1, 2**16), "packs_per_step"),
     (_whole(0, 256), "workers"),

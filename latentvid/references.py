@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from .errors import UserError
 from .limits import check, check_fields, setting, shown
@@ -16,6 +16,51 @@ HEADER = "latentvid_references"  # the same in the header of a LoRA's file
 DROPOUT = 0.1  # of a role, where nothing is said
 PLACES = ("beside", "aligned", "control", "channels")
 SIGNALS = ("canny", "lines", "luminance", "flow", "tracks")  # data/signals.py computes them
+
+KINDS = ("blur", "resize", "h264", "frames")  # data/degradations.py does them
+AMOUNTS = {"blur": (0.0, 32.0), "resize": (1.0, 16.0), "h264": (0.0, 51.0), "frames": (2.0, 16.0)}
+
+
+class Factors(NamedTuple):
+    """How much smaller what is shown of a clip is than the clip: in height and width, and in frames."""
+
+    least: float
+    most: float
+    frames: int
+
+    @property
+    def side(self) -> int:
+        """By which its latent is smaller, for whatever of the factors is drawn."""
+        return int(self.least)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Degradation:
+    """One thing that is done to a clip, so that a model learns to undo it."""
+
+    kind: Literal["blur", "resize", "h264", "frames"] = setting(
+        "blur: Gaussian, of so many pixels; resize: means over areas, so many times smaller; h264: coded, of that CRF; "
+        "frames: one frame of so many is kept"
+    )
+    amount: float | tuple[float, float] = setting("how much: a number, or [low, high] of which one is drawn a sample")
+    share: float = setting("share of the samples that it is done to", default=1.0)
+
+    def __post_init__(self) -> None:
+        check_fields(self, "degrade")
+        if self.kind not in KINDS:
+            raise ValueError(f"degrade: kind is {shown(self.kind)}: one of {', '.join(KINDS)}")
+        low, high = self.amount if isinstance(self.amount, list | tuple) else (self.amount, self.amount)
+        least, most = AMOUNTS[self.kind]
+        if not least <= low <= high <= most:
+            raise ValueError(
+                f"degrade: amount of {self.kind} is {shown(self.amount)}: a number from {least:g} to {most:g}, or "
+                "[low, high], the lower one first"
+            )
+        if self.kind == "frames" and (low != high or low != int(low)):
+            raise ValueError("degrade: amount of frames is one whole number: what a model is shown keeps its length")
+        if self.kind in ("resize", "frames") and self.share != 1:
+            raise ValueError(f"degrade: share of {self.kind} must be 1: leave it out, or draw the amount of a resize")
+        object.__setattr__(self, "amount", (float(low), float(high)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +83,22 @@ class Placed:
         default=None,
     )
     max_frames: int | None = setting("most frames of one beside, from its start; null: as of the clips", default=None)
+    degrade: tuple[Degradation, ...] | None = setting(
+        "in the place of column: the clip itself after these, one after another: [{kind: resize, amount: 2}, ...]",
+        default=None,
+    )
+    noise: float | tuple[float, float] | None = setting(
+        "noise level that its latents have, and that the model is told: [low, high] of which one is drawn a sample; "
+        "null: none",
+        default=None,
+    )
 
     def __post_init__(self) -> None:
+        each = tuple(Degradation(**x) if isinstance(x, Mapping) else x for x in self.degrade or ())
+        object.__setattr__(self, "degrade", each or None)
+        if self.noise is not None:
+            pair = self.noise if isinstance(self.noise, list | tuple) else (self.noise, self.noise)
+            object.__setattr__(self, "noise", tuple(pair))
         check_fields(self, "references")
         if self.place not in PLACES:
             raise ValueError(f"place is {shown(self.place)}: one of {', '.join(PLACES)}")
@@ -53,11 +112,33 @@ class Placed:
             raise ValueError("max_area: a ControlNet reads a signal of the clip's own size: leave it out")
         if self.place == "channels" and self.max_area is not None:
             raise ValueError("max_area is of references that are tokens: a mask has the clip's size")
+        self._check_made_worse()
+
+    def _check_made_worse(self) -> None:
+        """Raises ValueError for what `degrade` and `noise` do not go with."""
+        if self.degrade and self.signal is not None:
+            raise ValueError("degrade and signal both say what is computed of the clip: leave one of them out")
+        if self.degrade and self.place != "aligned":
+            raise ValueError("degrade is of what runs along with the clip: set place to aligned")
+        if self.degrade and self.max_area is not None:
+            raise ValueError("max_area: the resize of degrade says how large it is: leave it out")
+        if twice := [kind for kind in ("resize", "frames") if sum(x.kind == kind for x in self.degrade or ()) > 1]:
+            raise ValueError(f"degrade has {twice[0]} more than once: give it once, with all of it")
+        if self.noise is not None and self.place in ("control", "channels"):
+            raise ValueError("noise: a ControlNet reads its signal, and a mask is read, as it is: leave it out")
+        if self.noise is not None and (len(self.noise) != 2 or not self.noise[0] <= self.noise[1] < 1):
+            raise ValueError(f"noise is {shown(list(self.noise))}: two levels below 1, the lower one first")
 
     @property
     def along(self) -> bool:
         """Whether its frames are those of the clip, cut and mirrored as it is."""
         return self.place != "beside"
+
+    @property
+    def factors(self) -> Factors:
+        """By how much it is smaller than the clip that it is computed of."""
+        amounts = {each.kind: each.amount for each in self.degrade or ()}
+        return Factors(*amounts.get("resize", (1.0, 1.0)), int(amounts.get("frames", (1.0,))[0]))
 
     def area(self, height: int, width: int) -> int | None:
         """Largest height x width of one that is aligned with a clip of this size; None: the clip's own."""
@@ -77,9 +158,16 @@ class Role(Placed):
             raise ValueError(f"number is {shown(self.number)}: of those beside a whole number from 0")
 
     def as_json(self) -> dict[str, Any]:
-        """Without `signal` and `number` where they say nothing: as folders were written before there were such."""
+        """What is younger than the first folders is there only where it says something."""
         found = {field.name: getattr(self, field.name) for field in fields(Role)}
-        return {key: value for key, value in found.items() if value is not None or key not in ("signal", "number")}
+        if self.degrade is not None:
+            found["degrade"] = [
+                {"kind": x.kind, "amount": list(x.amount), **({} if x.share == 1 else {"share": x.share})}
+                for x in self.degrade
+            ]
+        found["noise"] = None if self.noise is None else list(self.noise)
+        younger = ("signal", "degrade", "noise", "number")
+        return {key: value for key, value in found.items() if value is not None or key not in younger}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,14 +185,20 @@ class ReferenceColumn(Placed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.column is None) == (self.signal is None):
+        if (self.column is not None) + (self.signal is not None) + bool(self.degrade) != 1:
             raise ValueError(
-                "give column, which names the files, or signal, which is computed of the clips: one of both"
+                "give column, which names the files, or signal, which is computed of the clips: one of both (or "
+                "degrade, the clips themselves made worse)"
             )
         if self.dropout is None:
             object.__setattr__(self, "dropout", 0.0 if self.place == "control" else DROPOUT)
         if self.place == "control" and self.dropout:
             raise ValueError("dropout: without its signal a ControlNet learns nothing of a sample: leave it out")
+
+    @property
+    def computed(self) -> bool:
+        """Whether it is made of the clip itself, and has no files."""
+        return self.column is None
 
     def role(self, max_area: int | None, max_frames: int) -> Role:
         """What sampling must know of it. max_area, max_frames: of the clips."""

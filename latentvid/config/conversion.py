@@ -39,6 +39,12 @@ def section_of_each(hint: Any) -> type | None:
     return args[1] if args and dataclasses.is_dataclass(args[1]) else None
 
 
+def section_in_list(hint: Any) -> type | None:
+    """The dataclass of a field typed ``tuple[Section, ...]``, or that or null."""
+    each = (typing.get_args(m) for m in _members(hint) if typing.get_origin(m) is tuple)
+    return next((args[0] for args in each if args[1:] == (...,) and dataclasses.is_dataclass(args[0])), None)
+
+
 def type_name(hint: Any) -> str:
     """A field's type as messages show it: ``int | null``."""
     if len(_members(hint)) > 1:
@@ -72,10 +78,10 @@ def _from_text(text: str, hint: Any, key: str) -> Any:
 
 
 def sections_in(value: Any, hint: Any, key: str) -> Iterator[tuple[type, Mapping[str, Any], str]]:
-    """(dataclass, what is given, dotted key) of the section that a field of this type holds, or of each by its name;
-    also where a command line gives them as one text. Raises ConfigError for a text that is no YAML."""
-    one, each = section_of(hint), section_of_each(hint)
-    if one is None and each is None:
+    """(dataclass, what is given, dotted key) of the section that a field of this type holds, or of each by its name
+    or place; also where a command line gives them as one text. Raises ConfigError for a text that is no YAML."""
+    one, each, listed = section_of(hint), section_of_each(hint), section_in_list(hint)
+    if one is None and each is None and listed is None:
         return
     value = _from_text(value, hint, key) if isinstance(value, Text) else value
     if isinstance(value, dict) and one is not None:
@@ -83,6 +89,9 @@ def sections_in(value: Any, hint: Any, key: str) -> Iterator[tuple[type, Mapping
     elif isinstance(value, dict):
         for name, section in value.items():
             yield from sections_in(section, each, f"{key}.{name}")
+    elif isinstance(value, list):
+        for i, section in enumerate(value):
+            yield from sections_in(section, listed, f"{key}[{i}]")
 
 
 def _scalar(value: Any, hint: Any) -> Any:

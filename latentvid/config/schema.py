@@ -143,8 +143,8 @@ class DitData(Data):
         "share of samples trained without their frame rate, where model.fps_condition tells it", default=0.1
     )
     references: dict[str, ReferenceColumn] = _help(
-        "pictures and clips that samples are shown beside their own, by the names of their roles: {NAME: {column or "
-        "signal, place, dropout, max_area, max_frames}} (docs/conditions.md)",
+        "pictures and clips that samples are shown beside their own, by the names of their roles: {NAME: {column, "
+        "signal or degrade, place, dropout, max_area, max_frames, noise}} (docs/conditions.md)",
         default_factory=dict,
     )
 

@@ -19,6 +19,7 @@ from ..errors import ClipError, StorageError, UserError
 from ..references import ReferenceColumn
 from ..rng import generator
 from .clip_table import ClipTable
+from .degradations import degraded
 from .manifest.columns import paired
 from .manifest.manifest import USUAL, Columns, Manifest, read_manifest
 from .plan.plan import Draw
@@ -155,7 +156,7 @@ class ClipSource(ClipTable):
         found: tuple[list[Tensor], list[Tensor]] = [], []
         for one, is_mask in zip(read, self.references.are_masks(index, kept), strict=True):
             if isinstance(one, Computed):
-                found[is_mask].append(fit(signal_of(one.signal, pixels), *one.shape[1:]))
+                found[is_mask].append(_computed(one, pixels, seed, number))
             else:
                 found[is_mask].append(self._decode_file(one, [one.start], [change], believed)[0])
         return tuple(found[0]), tuple(found[1])
@@ -241,6 +242,13 @@ class ClipSource(ClipTable):
             return self._decode(indices[0], starts, changes or [torch.Tensor.contiguous] * len(indices), believed=True)
         except ClipError:
             return None
+
+
+def _computed(one: Computed, pixels: Tensor, seed: int, number: int) -> Tensor:
+    """uint8 [F,H,W,3] of a window's own pixels, for global sample number `number`."""
+    if one.role.degrade:
+        return degraded(pixels, one.role.degrade, one.shape[1:], generator(seed, number, f"degrade/{one.name}"))
+    return fit(signal_of(one.role.signal, pixels), *one.shape[1:])
 
 
 def open_sources(

@@ -36,9 +36,11 @@ class Shown(NamedTuple):
 
 
 class Computed(NamedTuple):
-    """A reference that is computed of the window's own pixels (`signals.signal_of`), and fitted to (H, W)."""
+    """A reference that is computed of the window's own pixels (`signals.signal_of`, `degradations.degraded`), in a
+    role, and has (F, H, W)."""
 
-    signal: str
+    name: str
+    role: Placed
     shape: tuple[int, int, int]
 
 
@@ -73,7 +75,7 @@ class References:
         for name, role in roles.items():
             if role.signal is not None:
                 check_signal(role.signal)
-            elif not any(role.column in manifest.extra for manifest in manifests):
+            elif not role.computed and not any(role.column in manifest.extra for manifest in manifests):
                 raise UserError(
                     f"data.references.{name}: no manifest has a column `{role.column}`: correct the name, or add it "
                     f"({', '.join(str(manifest.source) for manifest in manifests)})"
@@ -138,8 +140,11 @@ class References:
         """size: (F, H, W) of the sample's windows."""
         found = []
         for name, role in self.roles.items():
-            if role.signal is not None:
-                found.append(Shown(name, shape_of(role, size, size, self.transform)))
+            if role.computed:
+                try:
+                    found.append(Shown(name, shape_of(role, size, size, self.transform)))
+                except UserError as error:
+                    raise UserError(f"data.references.{name}: {error}") from None
                 continue
             files = self._files[name]
             for i in files.of(sample):
@@ -173,8 +178,8 @@ class References:
         found: list[Reading | Computed] = []
         for n in kept:
             (name, i), (_, shape) = places[n], self.shapes[window][n]
-            if self.roles[name].signal is not None:
-                found.append(Computed(self.roles[name].signal, shape))
+            if self.roles[name].computed:
+                found.append(Computed(name, self.roles[name], shape))
                 continue
             here = self._files[name].samples
             along = self.roles[name].along and here.frames[i] > 1
@@ -183,8 +188,8 @@ class References:
         return found
 
     def _numbers(self, name: str, sample: int) -> Sequence[int]:
-        """Of the role's files those of a sample; of a signal there is one."""
-        return (0,) if self.roles[name].signal is not None else self._files[name].of(sample)
+        """Of the role's files those of a sample; of what is computed there is one."""
+        return (0,) if self.roles[name].computed else self._files[name].of(sample)
 
     def texts(self, samples: Sequence[int]) -> Made[str]:
         """The files of each of these samples, as the manifests have them, for `identify`."""
@@ -202,8 +207,9 @@ class References:
         """How many of each role there are, a line each."""
         lines = []
         for name, role in self.roles.items():
-            if role.signal is not None:
-                lines.append(f"  {name}, {role.place}: {role.signal} of each clip")
+            if role.computed:
+                what = role.signal or ", ".join(each.kind for each in role.degrade)
+                lines.append(f"  {name}, {role.place}: {what} of each clip")
                 continue
             counts = np.diff(self._files[name].first)
             lines.append(f"  {name}, {role.place}: {int(counts.sum())} references of {int((counts > 0).sum())} clips")
@@ -219,10 +225,15 @@ def shape_of(
 ) -> tuple[int, int, int]:
     """(F, H, W) in which a file of frames, height and width `have` is shown beside a clip of (F, H, W) `clip`.
 
-    Where the role does not say, one beside has at most the area and frames of `transform`. Raises UserError for a file
-    smaller than a stride.
+    Where the role does not say, one beside has at most the area and frames of `transform`. One that is smaller by
+    factors has their share of the clip's sides, in whole strides, of which it has at least one, and of its frames.
+    Raises UserError for a file smaller than a stride, and for a clip whose share of frames is no length.
     """
     stride = transform.spatial_stride
+    if role.degrade:
+        side = role.factors.side
+        frames = 1 if have[0] == 1 else few_frames(clip[0], role.factors.frames, transform.temporal_stride)
+        return frames, *(-(-size // (side * stride)) * stride for size in clip[1:])
     if role.along:
         area = role.area(*clip[1:])
         size = clip[1:] if area is None else legal_size(*clip[1:], stride=stride, max_area=area)
@@ -231,6 +242,18 @@ def shape_of(
     most = transform.max_frames if role.max_frames is None else role.max_frames
     frames = legal_frames(min(have[0], most), transform.temporal_stride)
     return frames, *legal_size(*have[1:], stride=stride, max_area=area)
+
+
+def few_frames(frames: int, factor: int, temporal_stride: int) -> int:
+    """Every so many of a clip's frames, its first one among them. Raises UserError where that is no length that the VAE
+    has, or does not end with the clip."""
+    few = 1 + (frames - 1) // factor
+    if (frames - 1) % factor or (few - 1) % temporal_stride:
+        raise UserError(
+            f"one of {factor} frames of a clip of {frames}: that must be 1 + a multiple of {temporal_stride}, of "
+            f"1 + a multiple of {factor}: take clips of 1 + a multiple of {factor * temporal_stride} frames"
+        )
+    return few
 
 
 class _Files:

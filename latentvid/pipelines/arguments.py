@@ -173,6 +173,7 @@ def add_references(parser: Parser) -> None:
         help="picture or clip that is shown beside what is made, in a role that the model was trained with; give it "
         "again for more",
     )
+    add_reference_noise(parser)
     parser.add_argument(
         "--signal",
         type=read_reference,
@@ -189,6 +190,28 @@ def add_references(parser: Parser) -> None:
         metavar="FOLDER[:SCALE[:START-END]]",
         help="ControlNet to put in, times SCALE, in the part of the steps between these shares (0-1: in all); its "
         "signal is that of --reference or --signal; give it again for more",
+    )
+
+
+def add_reference_noise(parser: Parser) -> None:
+    """Adds --reference-noise."""
+    parser.add_argument(
+        "--reference-noise",
+        type=float,
+        metavar="LEVEL",
+        help="noise in references whose role has it, of which the model is told (default: the least of training)",
+    )
+
+
+def add_then(parser: Parser) -> None:
+    """Adds --then, for `cascade.open_stages`."""
+    parser.add_argument(
+        "--then",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PIPELINE",
+        help="model that makes what is made larger, or gives it more frames (docs/cascades.md); give it again for more",
     )
 
 

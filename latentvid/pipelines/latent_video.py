@@ -279,7 +279,7 @@ class LatentVideoPipeline(CodecMixin, KnownMixin, DiffusionPipeline):
             raise UserError("0 prompts: at least one is needed")
         requests = self._complete(requests)
         self.reader.check(text for request in requests for text in (request.prompt, request.negative_prompt))
-        shown = shown_to(requests, self)
+        shown = shown_to(requests, self, sampling.reference_noise)
         if cache is not None and (shown or any(map(len, map(branches_of, self.experts)))):
             raise UserError(
                 "a rollout with a cache has no place for references and ControlNets: leave them out, or sample whole "

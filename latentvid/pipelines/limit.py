@@ -19,6 +19,7 @@ from .references import usual_references
 
 if TYPE_CHECKING:
     from .latent_video import LatentVideoPipeline
+    from .sampling import ShownReference
 
 TIMES = 10
 BYTES_A_PIXEL = 15  # of a decoded clip: three fp32 values, and three bytes of what is written
@@ -108,7 +109,7 @@ def check_cost(
     pipeline: LatentVideoPipeline,
     grids: Sequence[Grid],
     large: bool,
-    shown: Sequence[Sequence[tuple[Reference, Any]]] = (),
+    shown: Sequence[Sequence[ShownReference]] = (),
 ) -> None:
     """Raises UserError where a clip costs more than `TIMES` the dearest of training, and `large` is not asked for; one
     that is shown references, than a clip of training with one of each role."""
@@ -120,7 +121,7 @@ def check_cost(
     plain = cost(pipeline, made.latent_grid(*size))
     for grid, each in zip(grids, shown or [()] * len(grids), strict=True):
         usual = cost(pipeline, made.latent_grid(*size), usual_references(pipeline, *size)) if each else plain
-        times = cost(pipeline, grid, [reference for reference, _ in each]) / usual
+        times = cost(pipeline, grid, [one.reference for one in each]) / usual
         if times > TIMES:
             f, h, w = grid
             side = made.spatial_stride

@@ -93,7 +93,7 @@ def _guided(
     def predict(z: Tensor, t: Tensor) -> Tensor:
         if still is not None and bool((t > still).any()):
             return _zero_velocity(scheduler, z, t, layout)
-        told, control = scheduler.told(t), control_at(transformer, batch, t)
+        told, control = scheduler.told(batch.seen(t)), control_at(transformer, batch, t)
         if not guided or bool((guidance.scales(t) == 1).all()):
             more = one.more if control is None else {**one.more, "control": control}
             return alone(z, told, *one.text, fps=batch.fps, **more).float()

@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..data.degradations import stretched
 from ..data.references import shape_of
 from ..data.signals import check_signal, signal_of
 from ..data.transforms import fit
 from ..data.video.reading import probe, read_frames
 from ..data.windows import Transform
 from ..errors import UserError
+from ..limits import check
 from ..packing import Patch, Reference, Shape, patch_stride, token_grid
 from ..references import Role, as_json, check_role, numbers_of, with_more
 from .controls import reads_control
-from .sampling import Request
+from .sampling import Request, ShownReference
 
 if TYPE_CHECKING:
     from .latent_video import LatentVideoPipeline
@@ -60,32 +62,56 @@ def _clip(name: str, pixels: Tensor) -> Tensor:
     return pixels if pixels.ndim == 4 else pixels[None]
 
 
-def shown_to(requests: Sequence[Request], pipeline: LatentVideoPipeline) -> list[list[tuple[Reference, Tensor]]]:
+def shown_to(
+    requests: Sequence[Request], pipeline: LatentVideoPipeline, noise: float | None = None
+) -> list[list[ShownReference]]:
     """Of each request its references and their latents, in the order in which the model knows the roles; empty where
-    none has any. Raises UserError for what the model does not take."""
+    none has any. noise: as `Sampling.reference_noise`. Raises UserError for what the model does not take."""
     roles, model = pipeline.roles, pipeline.transformer
+    _check_noise(noise, roles)
     if all(reads_control(roles, name) for request in requests for name in request.references):
         return []
     if (why := model.no_references) is not None:
         raise UserError(f"references: {why}: leave them out")
-    found = [list(_shown(request.references, roles, model.patch)) for request in requests]
+    found = [list(_shown(request.references, roles, model.patch, noise)) for request in requests]
     grids = [token_grid(request.grid, model.patch) for request in requests]
     for network in pipeline.experts:
         network.check_references(
-            [Shape(grid, tuple(one for one, _ in each)) for grid, each in zip(grids, found, strict=True)]
+            [Shape(grid, tuple(one.reference for one in each)) for grid, each in zip(grids, found, strict=True)]
         )
     return found
 
 
+def _check_noise(noise: float | None, roles: Mapping[str, Role]) -> None:
+    """Raises UserError for a level that no role, or not every one with noise, was trained with."""
+    if noise is None:
+        return
+    check("reference_noise", noise)
+    noisy = {name: role.noise for name, role in roles.items() if role.noise is not None}
+    if not noisy:
+        raise UserError(
+            f"reference noise {noise:g}: the model was trained without noise in references: leave --reference-noise out"
+        )
+    for name, (low, high) in noisy.items():
+        if not low <= noise <= high:
+            raise UserError(
+                f"reference noise {noise:g}: the model was trained with {low:g} to {high:g} in {name}: give one of "
+                "these (--reference-noise)"
+            )
+
+
 def _shown(
-    references: Mapping[str, Sequence[Tensor]], roles: Mapping[str, Role], patch: Patch
-) -> Iterable[tuple[Reference, Tensor]]:
+    references: Mapping[str, Sequence[Tensor]], roles: Mapping[str, Role], patch: Patch, noise: float | None
+) -> Iterable[ShownReference]:
     for name in references:
         check_role(name, roles)
     numbers = numbers_of(roles)
     for name, role in roles.items():
         for latent in references.get(name, ()) if role.place != "control" else ():
-            yield Reference(token_grid(tuple(latent.shape[1:]), patch), role.place, numbers[name]), latent
+            level = 0.0 if role.noise is None else role.noise[0] if noise is None else noise
+            yield ShownReference(
+                Reference(token_grid(tuple(latent.shape[1:]), patch), role.place, numbers[name]), latent, level
+            )
 
 
 def read_references(
@@ -112,21 +138,22 @@ def read_references(
     found: dict[str, list[Tensor]] = {}
     for name, path, computed in [*((*each, False) for each in asked), *((*each, True) for each in signals)]:
         role, info = pipeline.roles[name], probe(path)
-        if role.along and (1 if role.place == "aligned" else 0) < info.frames < frames:
-            raise UserError(
-                f"--{'signal' if computed else 'reference'} {name}={path} has {info.frames} frames, the clip {frames}: "
-                "what is aligned with it needs a frame for each"
-                f"{', or is one picture' if role.place == 'aligned' else ''}; ask for fewer --frames"
-            )
         try:
             shape = shape_of(role, (info.frames, info.height, info.width), (frames, height, width), transform)
         except UserError as error:
             raise UserError(f"--reference {name}={path}: {error}") from None
+        if role.along and (1 if role.place == "aligned" else 0) < info.frames < shape[0]:
+            of, every = f"the clip {frames}", role.factors.frames
+            raise UserError(
+                f"--{'signal' if computed else 'reference'} {name}={path} has {info.frames} frames, {of}: "
+                f"what is aligned with it needs a frame for {'each' if every == 1 else f'{every} of its'}"
+                f"{', or is one picture' if role.place == 'aligned' else ''}; ask for fewer --frames"
+            )
         pixels = read_frames(path, 0, shape[0], threads=0)
         if tuple(pixels.shape[1:3]) != shape[1:]:
-            size = " x ".join(map(str, shape[1:]))
-            print(f"{path}: {info.height} x {info.width} pixels scaled and cropped to {size}", flush=True)
-        pixels = fit(pixels, *shape[1:])
+            size, how = " x ".join(map(str, shape[1:])), "scaled" if role.degrade else "scaled and cropped"
+            print(f"{path}: {info.height} x {info.width} pixels {how} to {size}", flush=True)
+        pixels = (stretched if role.degrade else fit)(pixels, *shape[1:])
         found.setdefault(name, []).append(signal_of(role.signal, pixels) if computed else pixels)
     return found
 

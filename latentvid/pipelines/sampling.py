@@ -9,7 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +66,7 @@ class Sampling:
     them, levels if it was trained with given frames.
     guidance_low: scale of guidance of a second expert, at low noise levels (None: the model's, or that of `guidance`).
     guidance_embedded: the scale that a model with a guidance embedding is told.
+    reference_noise: noise level of references whose roles have such (None: the lowest that each was trained with).
     large: whether a clip may cost more than `limit.TIMES` those that the model was trained on.
     precision: autocast type of the networks; None is bf16 where the device computes it faster, else fp32.
     """
@@ -78,8 +79,17 @@ class Sampling:
     condition: Literal["levels", "channels", "replacement", "reconstruction"] | None = None
     reconstruction_weight: float = RECONSTRUCTION_WEIGHT
     precision: torch.dtype | None = None
+    reference_noise: float | None = None
     progress: bool = True
     large: bool = False
+
+
+class ShownReference(NamedTuple):
+    """What a request is shown: a reference, its clean latent [C,f,h,w], and the noise level that both have."""
+
+    reference: Reference
+    latent: Tensor
+    level: float = 0.0
 
 
 def condition_of(given: Sequence[str], asked: str | None, told: bool = False) -> str:
@@ -114,6 +124,7 @@ class Batch:
     eps: Tensor  # [T,P], their noise
     given: Conditions  # of the samples, but for what comes of their prompts
     sources: list[torch.Generator] = field(repr=False)
+    noisy: Tensor  # [R], levels of references that have noise in z; 0 of all else
     signals: Mapping[str, Any] = field(default_factory=dict)  # of control branches, by role (`controls.Signal`)
 
     @classmethod
@@ -127,10 +138,11 @@ class Batch:
         by_levels: bool,
         device: torch.device,
         past: Sequence[int] | None = None,
-        shown: Sequence[Sequence[tuple[Reference, Tensor]]] = (),
+        shown: Sequence[Sequence[ShownReference]] = (),
         told: Literal["", "nothing", "known"] = "",
     ) -> Batch:
-        """With `by_levels` latent frames that are wholly known have noise level 0 throughout, as references have.
+        """With `by_levels` latent frames that are wholly known have noise level 0 throughout, as references have; of
+        those with noise the network is told by `noisy` alone, since no solver moves them.
 
         past: latent frames before each request's that the network has in a cache; they count as tokens of its clip.
         shown: references of each request with their latents; empty: none has any.
@@ -138,10 +150,10 @@ class Batch:
         """
         shown = shown or [()] * len(requests)
         grids = [token_grid(r.grid, patch) for r in requests]
-        layout = Packed.of(grids, [[reference for reference, _ in each] for each in shown])
+        layout = Packed.of(grids, [[one.reference for one in each] for each in shown])
         sources = [generator(r.seed, 0, "sample") for r in requests]
         eps = draw_noise(sources, layout, channels * patch_size(patch))
-        columns, known, clean, z, channels_of = [], [], [], [], []
+        columns, known, clean, z, noisy, channels_of = [], [], [], [], [], []
         past = past or [0] * len(requests)
         for r, grid, noise, before, each in zip(requests, layout.grid, layout.own(eps), past, shown, strict=True):
             f, h, w = grid
@@ -158,10 +170,15 @@ class Batch:
             clean.append(values)
             if told:
                 at = patchify([latent[None] & (told == "known")], patch)[0]  # [n, p q]
-                beside = sum(math.prod(reference.grid) for reference, _ in each)  # tokens that are told nothing
+                beside = sum(math.prod(one.reference.grid) for one in each)  # tokens that are told nothing
                 channels_of.append(F.pad(known_channels(values, at), (0, 0, 0, beside)))
-            for reference, latent in each:
+            noisy.append(torch.zeros(f))
+            fresh = generator(r.seed, 0, "reference-noise")
+            for reference, latent, noised in each:
                 tokens = patchify([latent.float().cpu()], patch)[0]
+                if noised:
+                    tokens = scheduler.mix(tokens, torch.randn(tokens.shape, generator=fresh), torch.tensor(noised))
+                noisy.append(torch.full((reference.grid[0],), noised))
                 columns.append(level.new_zeros(len(level), reference.grid[0]))
                 z.append(tokens)
                 known.append(torch.zeros(len(tokens), 1, dtype=torch.bool))
@@ -173,8 +190,8 @@ class Batch:
             raise UserError("channels: those of this model are made of what is known: give `given` and `known`")
         if told:
             given = replace(given, channels=torch.cat(channels_of))
-        batch = cls(requests, layout, rates_of(requests), levels, *tokens, eps, given, sources)
-        for name in ("layout", "fps", "levels", "z", "known", "clean", "eps", "given"):
+        batch = cls(requests, layout, rates_of(requests), levels, *tokens, eps, given, sources, torch.cat(noisy))
+        for name in ("layout", "fps", "levels", "z", "known", "clean", "eps", "given", "noisy"):
             setattr(batch, name, getattr(batch, name).to(device))
         batch.z = batch.put_back(scheduler, batch.z, batch.levels[0])
         return batch
@@ -185,6 +202,10 @@ class Batch:
             return z
         level = t.index_select(0, self.layout.frame)[:, None]
         return torch.where(self.known, scheduler.mix(self.clean, self.eps, level), z)
+
+    def seen(self, t: Tensor) -> Tensor:
+        """The noise levels [R] that the network sees where those of the samples are t [R]."""
+        return torch.where(self.noisy > 0, self.noisy, t)
 
     @property
     def noise(self) -> Noise:

@@ -4,6 +4,7 @@ Axes: F frames, H height, W width. Frames are uint8 [F,H,W,3], RGB, 0..255, in d
 """
 
 import errno
+import io
 import math
 import os
 import shutil
@@ -132,12 +133,27 @@ def copies_audio(path: str | os.PathLike, output: str | os.PathLike = ".mp4") ->
     return codec in _AUDIO.get(name[name.rfind(".") :], ()), codec
 
 
+def in_memory(frames: Tensor, fps: float, crf: int) -> io.BytesIO:
+    """What `write_video` makes of uint8 [F,H,W,3] as an .mp4, at its start."""
+    file = io.BytesIO()
+    with _opened(file, ".mp4", *frames.shape[1:3], fps, crf) as write:
+        write(frames.cpu().numpy())
+    file.seek(0)
+    return file
+
+
 @contextmanager
 def _opened(
-    path: Path, ending: str, height: int, width: int, fps: float, crf: int, audio: str | os.PathLike | None = None
+    path: Path | io.BytesIO,
+    ending: str,
+    height: int,
+    width: int,
+    fps: float,
+    crf: int,
+    audio: str | os.PathLike | None = None,
 ) -> Iterator[Callable[[np.ndarray], None]]:
     pixel_format = "yuv444p" if height % 2 or width % 2 else "yuv420p"
-    rate = Fraction(fps).limit_denominator(1001)
+    rate, in_memory = Fraction(fps).limit_denominator(1001), isinstance(path, io.BytesIO)
     # the conversion below averages 2x2 pixels, so the chroma sits in their centre; untagged it is read as "left", which
     # costs 4 dB on a 32x32 clip
     options = {"threads": "1", "chroma_sample_location": "center"}
@@ -149,10 +165,10 @@ def _opened(
     with ExitStack() as stack:
         source = None if audio is None else stack.enter_context(opened_container(audio))
         container = av.open(
-            os.fspath(path),
+            path if in_memory else os.fspath(path),
             "w",
             format=ending[1:],
-            options={"movflags": "+faststart"} if ending == ".mp4" else {},
+            options={"movflags": "+faststart"} if ending == ".mp4" and not in_memory else {},
         )
         stack.enter_context(container)
         stream = container.add_stream(_CODECS[ending], rate=rate, options=options)

@@ -170,7 +170,7 @@ class DitPacks(Drawn):
             own = math.prod(shape.grid)
             tokens = torch.randn(own, self.features, generator=generator(seed, draw.number, "noise"))
             if shape.references:
-                tokens = torch.cat([tokens, tokens.new_zeros(shape.tokens - own, self.features)])
+                tokens = torch.cat([tokens, self.augmentation.noise(draw, shape, self.features)])
             noise.append(tokens[skip : skip + length])
             skip = 0
         made = [draw for draw, maker in zip(draws, makers(whole.lengths, size), strict=True) if maker == rank]
@@ -182,13 +182,16 @@ class DitPacks(Drawn):
             int(((level > 0) * (h * w - n)).sum())
             for level, n, (_, h, w) in zip(levels, there, whole.grid, strict=True)
         ]
+        here = slice(span.first, span.last)
+        seen = self.augmentation.seen(levels[here], draws[here], layout.shapes)
         levels = [  # with those of references' latent frames, which are 0
             torch.cat([level, level.new_zeros(shape.frames - len(level))])
             for level, shape in zip(levels, whole.shapes, strict=True)
         ]
         return DitPack(
             noise=torch.cat(noise),
-            timestep=torch.cat(levels[span.first : span.last]),
+            timestep=torch.cat(levels[here]),
+            seen=seen,
             layout=layout,
             rates=torch.tensor([self._rate(draw) for draw in draws[span.first : span.last]]),
             counted=tuple(counted[span.first : span.last]),
@@ -323,13 +326,14 @@ class DitPacks(Drawn):
         """The loss of each sample [N] and, if asked, the mean squared error of the clean tokens [N] that the
         prediction implies, which compares models of any target."""
         pack = pack if pack.ready else self.prepare(pack)
-        t = pack.timestep.index_select(0, pack.layout.frame)[:, None]  # [T,1]
+        seen = pack.timestep if pack.seen is None else pack.seen
+        t = seen.index_select(0, pack.layout.frame)[:, None]  # [T,1]
         noised = self.scheduler.mix(pack.clean, pack.noise, t)
         target = self.scheduler.target(pack.clean, pack.noise, t)
         more = {} if pack.conditions is None else {"conditions": pack.conditions}
         if pack.control is not None:
             more["control"] = Control.of(pack.control)
-        prediction = model(noised, pack.timestep, pack.text, pack.layout, pack.text_layout, fps=pack.rates, **more)
+        prediction = model(noised, seen, pack.text, pack.layout, pack.text_layout, fps=pack.rates, **more)
         weight = self.config.weighting(self.scheduler.config.target, self.scheduler.path, pack.timestep)
         known = {} if pack.known is None else {"known": pack.known.all(1), "known_tokens": pack.known_tokens}
         loss = loss_per_sample(prediction, target, pack.timestep, pack.layout, weight, **known)

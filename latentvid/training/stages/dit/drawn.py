@@ -19,6 +19,7 @@ from ....data.windows import drawn_caption
 from ....diffusion.scheduler import LatentVideoScheduler
 from ....packing import Grid
 from ....rng import generator
+from .augmentation import Augmentation
 
 
 class Drawn:
@@ -33,6 +34,10 @@ class Drawn:
     fps_dropout = 0.0
     told = False
     of_class: int | None = None
+
+    @property
+    def augmentation(self) -> Augmentation:
+        return Augmentation(self.config, self.source, self.scheduler.path)
 
     def _drawn(self, draw: Draw, grid: Grid) -> Tensor:
         """What is known of a latent (f,h,w): bool [f,h,w]."""

@@ -24,8 +24,9 @@ class DitPack:
     From a cache: clean [T,P], text [S,Dt], text_layout. From clips: videos uint8 [F,H,W,3], posterior noise, captions.
     Where processes share a pack, noise, timestep, layout and rates are of this process's piece, and the rest is of the
     samples that it makes for all of them (text_layout is None where these are none), until they trade.
-    Tokens of references (packing.py) have noise 0 and level 0; of clips `references` has their uint8 [F,H,W,3], a list
-    each, where any has some.
+    Tokens of references (packing.py) have level 0 in `timestep`, and so no loss; of clips `references` has their uint8
+    [F,H,W,3], a list each, where any has some. seen: [R], the noise levels that the model sees, where references have
+    noise too; their tokens have it in `noise`, which is 0 of others.
     conditions: what a model reads beside these. known: bool [T, p q], of a model that is told what is known by
     channels: which latent positions of each token are; known_tokens: int64 [R], wholly known tokens of each latent
     frame in the whole sample. control: [T,P], of the control branch's signal; of clips its frames are in `references`.
@@ -50,6 +51,7 @@ class DitPack:
     counted: tuple[int, ...] = ()  # of each sample that `tokens` counts: tokens that have a loss, not being given
     counted_in_all: int = 0  # in the whole pack
     numbers: tuple[int, ...] = ()  # global numbers of the layout's samples
+    seen: Tensor | None = None
     replaced: int = 0  # clips read in the place of others
     ready: bool = False  # encoded and traded
 

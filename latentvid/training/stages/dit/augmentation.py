@@ -1,0 +1,78 @@
+"""Noise conditioning augmentation: references with noise of a level that the model is told (Ho et al. 2021, Cascaded
+Diffusion Models, section 4.1; Imagen Video draws it uniformly).
+
+Axes: n tokens of a sample's references, P token features, r their latent frames.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ....config.schema import DitConfig
+from ....data.clips import ClipSource
+from ....data.plan.plan import Draw
+from ....diffusion.path import Path
+from ....packing import Shape
+from ....references import Placed
+from ....rng import generator
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Of the samples of a source. A role's level and noise are keyed by (seed, global sample number, role) alone."""
+
+    config: DitConfig
+    source: ClipSource | None
+    path: Path
+
+    @property
+    def on(self) -> bool:
+        """Whether some role has noise."""
+        return any(role.noise is not None for role in self.config.data.references.values())
+
+    def seen(self, levels: Sequence[Tensor], draws: Sequence[Draw], shapes: Sequence[Shape]) -> Tensor | None:
+        """What the model sees of samples whose own latent frames have these levels [f] each; None: that they are 0
+        in references."""
+        if not self.on:
+            return None
+        each = zip(levels, draws, shapes, strict=True)
+        return torch.cat([x for level, *sample in each for x in (level, self.levels(*sample))])
+
+    def levels(self, draw: Draw, shape: Shape) -> Tensor:
+        """[r] of a sample of this shape: one level a role, uniform in its range; 0 of roles without."""
+        parts = [torch.zeros(0)]
+        for (name, role), (f, _, _) in zip(self._roles(draw), shape.grids[1:], strict=True):
+            parts.append(self.level(name, role, draw.number).expand(f))
+        return torch.cat(parts)
+
+    def level(self, name: str, role: Placed, number: int) -> Tensor:
+        if role.noise is None:
+            return torch.zeros(())
+        low, high = role.noise
+        place = torch.rand((), generator=generator(self.config.run.seed, number, f"reference-level/{name}"))
+        level = low + (high - low) * place
+        return self.path.snap(level) if high > 0 else level
+
+    def noise(self, draw: Draw, shape: Shape, features: int) -> Tensor:
+        """[n,P] of a sample of this shape; 0 of roles without."""
+        if not self.on:
+            return torch.zeros(shape.tokens - math.prod(shape.grid), features)
+        parts, sources = [], {}
+        for (name, role), grid in zip(self._roles(draw), shape.grids[1:], strict=True):
+            size, key = (math.prod(grid), features), f"reference-noise/{name}"
+            source = sources.setdefault(name, generator(self.config.run.seed, draw.number, key))
+            parts.append(torch.zeros(size) if role.noise is None else torch.randn(size, generator=source))
+        return torch.cat(parts)
+
+    def _roles(self, draw: Draw) -> list[tuple[str, Placed]]:
+        """Of each reference that the sample is shown as tokens, in their order."""
+        roles, held = self.config.data.references, self.source.references
+        kept = held.kept(draw.index, self.config.run.seed, draw.number)
+        masks = held.are_masks(draw.index, kept)
+        names = [held.shapes[draw.index][i].role for i, is_mask in zip(kept, masks, strict=True) if not is_mask]
+        return [(name, roles[name]) for name in names]
