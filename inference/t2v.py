@@ -6,10 +6,11 @@
 Several --prompt make several clips, sampled together. The output's ending chooses the format: mp4, webm, gif, or png
 (one frame as it is, more as a contact sheet). --prompts reads a .csv, .jsonl or .parquet with the columns prompt and,
 as far as wanted, negative_prompt, seed, frames, height, width, fps, name; a run that was stopped goes on where it was,
-and the processes of a launch share the work.
+and the processes of a launch share the work. With --then the clips go through further models: a cascade.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from latentvid.errors import UserError, user_errors
@@ -27,12 +28,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--height", type=int, help="pixels (default: the model's)")
     parser.add_argument("--width", type=int, help="pixels (default: the model's)")
     arguments.add_references(parser)
+    arguments.add_then(parser)
     parser.add_argument("--compile", action="store_true", help="compile the network: for runs of several minutes")
     args = parser.parse_args()
     if args.prompts is None and args.tokens_per_pack:
         parser.error("--tokens-per-pack is of --prompts: several --prompt are one pack")
     if args.prompts is not None and (args.reference or args.signal or args.control):
         parser.error("--reference, --signal and --control are with --prompt: clips of --prompts are made without them")
+    if args.prompts is not None and args.then:
+        parser.error("--then is with --prompt: clips of --prompts are made by one model (inference/upscale.py goes on)")
     args.tokens_per_pack = args.tokens_per_pack or defaults.TOKENS_PER_PACK
     return args
 
@@ -58,8 +62,12 @@ def main() -> None:
         sampling = command.sampling_of(args, pipeline)
         size = frames or pipeline.config.frames, *(words[side] or pipeline.config[side] for side in ("height", "width"))
         shown = read_references(pipeline, args.reference, *size, args.signal)
-        result = pipeline(args.prompt, frames=frames, fps=fps, references=shown, sampling=sampling, **words)
-        outputs.write_all(args.output, result.frames, fps, args.prompt)
+        cascade = command.cascade_of(args, pipeline, *size, fps)
+        if cascade.stages:
+            sampling = replace(sampling, reference_noise=None)
+        clips = pipeline(args.prompt, frames=frames, fps=fps, references=shown, sampling=sampling, **words).frames
+        clips, fps = command.refined(args, cascade, clips, args.prompt, fps)
+        outputs.write_all(args.output, clips, fps, args.prompt)
         return
     if args.output.suffix.lower() in defaults.ENDINGS:
         raise UserError(f"--output {args.output}: with --prompts give a folder")

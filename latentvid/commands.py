@@ -48,10 +48,13 @@ def digits() -> None:
     parser.add_argument("--train", type=number("digits.train"), default=3000, help="samples (default %(default)s)")
     parser.add_argument("--val", type=number("digits.val"), default=320, help="held-out ones (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
+    parser.add_argument(
+        "--scale", type=int, choices=(1, 2, 4), default=1, help="times as large, with edges as steep (default 1)"
+    )
     args = parser.parse_args()
     from .demo.digits import write_dataset
 
-    write_dataset(args.out, train=args.train, val=args.val, seed=args.seed)
+    write_dataset(args.out, train=args.train, val=args.val, seed=args.seed, scale=args.scale)
 
 
 @user_errors()

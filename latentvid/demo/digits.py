@@ -116,8 +116,9 @@ class Label:
 
 
 @cache
-def glyphs(heldout: bool) -> tuple[Tensor, Tensor]:
-    """Digit images [N,16,16] in 0..1 and their digits [N]: each class's every fifth image, or all the others."""
+def glyphs(heldout: bool, scale: int = 1) -> tuple[Tensor, Tensor]:
+    """Digit images [N,n,n] in 0..1, of n = 16 scale pixels, and their digits [N]: each class's every fifth image, or
+    all the others. Edges are as steep in pixels at every scale: larger images show what smaller ones do not."""
     from sklearn.datasets import load_digits  # here, since it takes a second that captions and labels need not pay
 
     data = load_digits()
@@ -127,19 +128,22 @@ def glyphs(heldout: bool) -> tuple[Tensor, Tensor]:
         nth[digits == digit] = torch.arange(int((digits == digit).sum()))
     keep = (nth % 5 == 4) == heldout
     small = torch.from_numpy(data.images[keep.numpy()]).float()[:, None] / 16  # [N,1,8,8]
-    large = nnf.interpolate(small, size=(GLYPH, GLYPH), mode="bicubic", align_corners=False)
+    side = GLYPH * scale
+    large = nnf.interpolate(small, size=(side, side), mode="bicubic", align_corners=False)
+    if scale > 1:
+        large = (large - 0.5) * scale + 0.5
     return large[:, 0].clamp(0, 1), digits[keep]
 
 
 def paint(glyph: Tensor, corner: Tensor, size: tuple[int, int]) -> Tensor:
-    """Glyphs [F,16,16] (or one for all, [16,16]) on a black canvas, by exact bilinear shift: [F,H,W] in 0..1.
+    """Glyphs [F,n,n] (or one for all, [n,n]) on a black canvas, by exact bilinear shift: [F,H,W] in 0..1.
 
     `corner` [F,2]: each glyph's top left pixel (y, x), fractional; what falls outside is cut.
     """
 
-    def hat(length: int, start: Tensor) -> Tensor:  # [F,length,16]
+    def hat(length: int, start: Tensor) -> Tensor:  # [F,length,n]
         pixel = torch.arange(length)[None, :, None]
-        source = start[:, None, None] + torch.arange(GLYPH)
+        source = start[:, None, None] + torch.arange(glyph.shape[-1])
         return (1 - (pixel - source).abs()).clamp_min(0)
 
     rows, columns = hat(size[0], corner[:, 0]), hat(size[1], corner[:, 1])
@@ -192,14 +196,20 @@ def trajectory(label: Label, frames: int, free: Tensor, rng: np.random.Generator
     return path
 
 
-def render(label: Label, frames: int, size: tuple[int, int], rng: np.random.Generator, *, heldout: bool) -> Tensor:
-    """A clip of `label`, uint8 [F,H,W,3] on black; `heldout` draws from the held-out digit images.
+def render(
+    label: Label, frames: int, size: tuple[int, int], rng: np.random.Generator, *, heldout: bool, scale: int = 1
+) -> Tensor:
+    """A clip of `label`, uint8 [F,H,W,3] on black; `heldout` draws from the held-out digit images. scale: how many
+    times as large as usual digits are.
 
     Raises ValueError for a canvas too small to move in, or a clip too short to show a motion.
     """
-    if min(size) < 24 or frames < (1 if label.verb is None else 5):
-        raise ValueError(f"{frames} frames of {size[0]}x{size[1]}: digits need 24x24 pixels, and 5 frames to move")
-    images, digits = glyphs(heldout)
+    least = 24 * scale
+    if min(size) < least or frames < (1 if label.verb is None else 5):
+        raise ValueError(
+            f"{frames} frames of {size[0]}x{size[1]}: digits need {least}x{least} pixels, and 5 frames to move"
+        )
+    images, digits = glyphs(heldout, scale)
     glyph = images[int(rng.choice(torch.nonzero(digits == label.digit).flatten().numpy()))]
     corner = trajectory(label, frames, free_range(glyph, size), rng)
     grey = paint(glyph, corner, size)
@@ -285,26 +295,26 @@ def _length(split: str, index: int) -> int:
     return 9 if place < 6 else 17
 
 
-def _write_sample(root: Path, split: str, index: int, rng: np.random.Generator) -> dict[str, object]:
+def _write_sample(root: Path, split: str, index: int, rng: np.random.Generator, scale: int) -> dict[str, object]:
     """Render and write one sample; return its manifest row."""
-    frames, size = _length(split, index), SIZES[index % len(SIZES)]
+    frames, size = _length(split, index), tuple(scale * side for side in SIZES[index % len(SIZES)])
     pairs = sorted(HELD_OUT_PAIRS) if split == "val_pairs" else SEEN_PAIRS
     digit, direction = pairs[rng.integers(len(pairs))]
     colour, verb = tuple(COLOURS)[rng.integers(len(COLOURS))], VERBS[rng.integers(2)]
     label = Label(digit, colour) if frames == 1 else Label(digit, colour, verb, direction)
     path = Path("clips", split, f"{index:05d}.{'png' if frames == 1 else 'mp4'}")
-    write_video(root / path, render(label, frames, size, rng, heldout=split != "train"), FPS)
+    write_video(root / path, render(label, frames, size, rng, heldout=split != "train", scale=scale), FPS)
     row = {"path": path.as_posix(), "caption": caption(label, rng), "frames": frames}
     row["fps"] = 0.0 if frames == 1 else FPS  # an image has no rate, as `probe` says too
     return {**row, "height": size[0], "width": size[1], **asdict(label)}
 
 
-def write_dataset(root: Path, *, train: int = 3000, val: int = 320, seed: int = 0) -> None:
+def write_dataset(root: Path, *, train: int = 3000, val: int = 320, seed: int = 0, scale: int = 1) -> None:
     """Write clips and images under `root/clips` and the manifests train.jsonl, val.jsonl and val_pairs.jsonl.
 
     val: held-out digit images in seen (digit, direction) pairs; val_pairs (`val // 2` rows): held-out images in
-    held-out pairs. A sample depends on `seed`, its split and its number only. Manifests come last, so one that is
-    there is whole.
+    held-out pairs. A sample depends on `seed`, `scale`, its split and its number only. Manifests come last, so one that
+    is there is whole.
     """
     if train < 1 or val < 2:
         raise ValueError(f"train={train}, val={val}: ask for at least 1 training and 2 validation samples")
@@ -313,7 +323,7 @@ def write_dataset(root: Path, *, train: int = 3000, val: int = 320, seed: int = 
     lines = {}
     for number, (split, count) in enumerate(counts.items()):
         rngs = (np.random.default_rng((seed, number, index)) for index in range(count))
-        rows = [_write_sample(root, split, index, rng) for index, rng in enumerate(rngs)]
+        rows = [_write_sample(root, split, index, rng, scale) for index, rng in enumerate(rngs)]
         lines[split] = "".join(json.dumps(row) + "\n" for row in rows)
     for split, text in lines.items():
         (root / f"{split}.jsonl").write_text(text, encoding="utf-8")

@@ -8,16 +8,20 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from .. import precision
 from ..errors import UserError
+from .cascade import Cascade, Stage, open_stages
 from .inputs import Footage
 from .latent_video import LatentVideoPipeline
-from .limit import knows_rates, trained_area, trained_frames, trained_rates
+from .limit import check_room, knows_rates, trained_area, trained_frames, trained_rates
+from .outputs import check_output
+from .references import check_noise
 from .sampling import Sampling
 
 _GUIDANCE = {
@@ -41,6 +45,67 @@ def sampling_of(args: argparse.Namespace, pipeline: LatentVideoPipeline) -> Samp
         options["precision"] = precision.dtype_of(computed)
     options["large"] = args.large
     return Sampling(steps=args.steps, solver=args.solver, guidance=guidance, **options)
+
+
+def cascade_of(
+    args: argparse.Namespace, pipeline: LatentVideoPipeline, frames: int, height: int, width: int, fps: float
+) -> Cascade:
+    """The stages of --then behind clips of the pipeline. Raises UserError where one cannot take what comes to it."""
+    stages = open_stages(args.then, pipeline.device, args.mixed_precision)
+    cascade = Cascade.of(stages, frames, (height, width), fps, args.prompt, args.large)
+    of_stages(args, stages)  # what it refuses, before the base's clips are made
+    say_stages(cascade, frames, (height, width), fps)
+    for made, size, rate in cascade.made[-1:]:
+        check_room(made, *size)
+        check_output(args.output, rate, len(args.prompt))
+    return cascade
+
+
+def say_stages(cascade: Cascade, frames: int, size: tuple[int, int], fps: float) -> None:
+    """Prints what each stage makes of what comes to it."""
+    for stage, plan, (made, larger, rate) in zip(cascade.stages, cascade.plans, cascade.made, strict=True):
+        note_rate(stage.pipeline, rate, None)
+        parts = ""
+        if plan is not None:
+            windows, tiles = len(plan.firsts), len(plan.rows) * len(plan.columns)
+            parts = f", in {windows} windows of {plan.window} frames" if windows > 1 else ""
+            parts += f", in {tiles} tiles of {plan.tile[0]} x {plan.tile[1]} pixels" if tiles > 1 else ""
+        print(
+            f"{stage.said}: {frames} frames of {size[0]} x {size[1]} at {fps:g} fps -> {made} of {larger[0]} x "
+            f"{larger[1]} at {rate:g}{parts}",
+            flush=True,
+        )
+        frames, size, fps = made, larger, rate
+
+
+def refined(
+    args: argparse.Namespace, cascade: Cascade, clips: Sequence[Tensor], prompts: Sequence[str], fps: float
+) -> tuple[list[Tensor], float]:
+    """Clips [F,H,W,3] at `fps` after the stages of --then, which are as they are where there is none, and their fps."""
+    if not cascade.stages:
+        return list(clips), fps
+    words = {"negative_prompt": args.negative_prompt, "samplings": of_stages(args, cascade.stages)}
+    found = []
+    for i, (clip, prompt) in enumerate(zip(clips, prompts, strict=True)):
+        found.append(torch.cat(list(cascade.run(iter([clip]), prompt, seed=args.seed + i, **words))))
+    return found, cascade.made[-1][2]
+
+
+def of_stages(args: argparse.Namespace, stages: Sequence[Stage]) -> list[Sampling]:
+    """How the stages of --then sample: each as its own model does, in the precision and with the noise asked for.
+    Raises UserError for noise that none of them has, and for a level that one was not trained with."""
+    noisy = [stage.model is not None and stage.model.role.noise is not None for stage in stages]
+    noise = getattr(args, "reference_noise", None)
+    if noise is not None and stages and not any(noisy):
+        raise UserError("--reference-noise: no model here was trained with noise in references: leave it out")
+    found = []
+    for stage, has in zip(stages, noisy, strict=True):
+        if has:
+            check_noise(noise, stage.pipeline.roles)
+        computed = precision.dtype_of(precision.choose(args.mixed_precision, stage.pipeline.device))
+        own = noise if has else None
+        found.append(Sampling(precision=computed, reference_noise=own, large=args.large, progress=False))
+    return found
 
 
 def asked_frames(frames: int | None, seconds: float | None, fps: float) -> int:

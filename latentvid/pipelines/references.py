@@ -68,7 +68,7 @@ def shown_to(
     """Of each request its references and their latents, in the order in which the model knows the roles; empty where
     none has any. noise: as `Sampling.reference_noise`. Raises UserError for what the model does not take."""
     roles, model = pipeline.roles, pipeline.transformer
-    _check_noise(noise, roles)
+    check_noise(noise, roles)
     if all(reads_control(roles, name) for request in requests for name in request.references):
         return []
     if (why := model.no_references) is not None:
@@ -82,7 +82,7 @@ def shown_to(
     return found
 
 
-def _check_noise(noise: float | None, roles: Mapping[str, Role]) -> None:
+def check_noise(noise: float | None, roles: Mapping[str, Role]) -> None:
     """Raises UserError for a level that no role, or not every one with noise, was trained with."""
     if noise is None:
         return

@@ -8,7 +8,7 @@ Each function raises UserError for sizes that the model cannot make.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..limits import check
 from .defaults import TOKENS_PER_PACK
 from .latent_video import LatentVideoPipeline
-from .packs import packs, tokens_of
+from .packs import tokens_of
 from .references import Given, encoded
 from .sampling import Request, Sampling, one_each, same_number, with_frames
 
@@ -155,11 +155,35 @@ def raise_rate(
     """
     if factor < 2 or len(clip) < 2:
         raise UserError(f"{len(clip)} frames at {factor} times their rate: at least 2 of each are needed")
+    words = {"fps": fps, "seed": seed, "negative_prompt": negative_prompt, "sampling": sampling}
+    return torch.cat(list(filled_in(pipeline, iter([clip]), factor, prompt, tokens_per_pack=tokens_per_pack, **words)))
+
+
+def filled_in(
+    pipeline: LatentVideoPipeline,
+    chunks: Iterator[Tensor],
+    factor: int,
+    prompt: str = "",
+    *,
+    tokens_per_pack: int = TOKENS_PER_PACK,
+    seed: int = 0,
+    **words: Any,
+) -> Iterator[Tensor]:
+    """`raise_rate` of a clip that comes in chunks [F,H,W,3], yielded as it is made, in memory that does not grow."""
+    held, done = next(chunks), 0
     stride = pipeline.codec.temporal_stride
-    grid = pipeline.latent_grid(1 + made_between(factor - 1, stride) + stride, *clip.shape[1:3])
-    parts = []
-    for pairs in packs([tokens_of(pipeline, grid)] * (len(clip) - 1), tokens_per_pack):
-        part = slice(pairs[0], pairs[-1] + 1)
-        words = {"fps": fps, "seed": seed + pairs[0], "negative_prompt": negative_prompt, "sampling": sampling}
-        parts += interpolate(pipeline, clip[:-1][part], clip[1:][part], [prompt] * len(pairs), factor - 1, **words)
-    return torch.cat([*(part[:-1] for part in parts), parts[-1][-1:]])
+    grid = pipeline.latent_grid(1 + made_between(factor - 1, stride) + stride, *held.shape[1:3])
+    together = max(1, tokens_per_pack // tokens_of(pipeline, grid))
+    last = None
+    while True:
+        while len(held) <= together and (chunk := next(chunks, None)) is not None:
+            held = torch.cat([held, chunk])
+        pairs = min(together, len(held) - 1)
+        if not pairs:
+            break
+        ends = held[: pairs + 1]
+        made = interpolate(pipeline, ends[:-1], ends[1:], [prompt] * pairs, factor - 1, seed=seed + done, **words)
+        yield torch.cat([clip[:-1] for clip in made])
+        held, done, last = held[pairs:], done + pairs, made[-1][-1:]
+    if last is not None:
+        yield last

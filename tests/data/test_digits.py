@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as nnf
 
 from latentvid.data.video.reading import read_frames
 from latentvid.demo import digits as dg
@@ -104,9 +105,23 @@ def test_held_out_images_are_a_fifth_of_each_class_and_never_train(monkeypatch: 
     apart = torch.cdist(held.flatten(1), seen.flatten(1)).min()
     assert apart > 0.1  # no image twice
     asked = []
-    monkeypatch.setattr(dg, "glyphs", lambda heldout, real=dg.glyphs: asked.append(heldout) or real(heldout))
+    monkeypatch.setattr(dg, "glyphs", lambda heldout, scale, real=dg.glyphs: asked.append(heldout) or real(heldout))
     dg.write_dataset(tmp_path, train=6, val=4, seed=0)
     assert asked == [True] * 6 + [False] * 6
+
+
+def test_larger_digits_are_the_same_with_edges_as_steep():
+    small, large = dg.glyphs(True)[0][:20], dg.glyphs(True, 2)[0][:20]
+    assert large.shape[1:] == (32, 32)
+    assert (nnf.avg_pool2d(large, 2) - small).abs().mean() < 0.12
+    steps = [each.diff(dim=-1).abs().amax() for each in (small, large)]
+    assert 0.8 < float(steps[1] / steps[0]) < 1.8  # of the same image enlarged it would be a half
+    label = dg.Label(3, "red", "moves", "up")
+    words = {"heldout": True, "scale": 2}
+    clip = dg.render(label, 5, (48, 64), np.random.default_rng(1), **words)
+    assert clip.shape == (5, 48, 64, 3) and clip.max() > 200
+    with pytest.raises(ValueError, match="digits need 48x48 pixels"):
+        dg.render(label, 5, (24, 64), np.random.default_rng(1), **words)
 
 
 def test_same_seed_same_bytes_other_seed_other_data(root: Path, tmp_path: Path):
