@@ -106,6 +106,7 @@ _NAMES: tuple[tuple[Range, str], ...] = (  # of the numbers that have each range
     # measurements
     (_whole(1, 10**7), "samples statistics_samples digits.train digits.val"),
     (_whole(1, 1000), "bins"),
+    (_COUNT_OR_NONE, "endpoints"),
     # adapters
     (_whole(1, 4096), "adapter.rank"),
     (_above(0, 1e6), "adapter.alpha"),
@@ -143,7 +144,7 @@ _NAMES: tuple[tuple[Range, str], ...] = (  # of the numbers that have each range
     (Range(0, 1, above=True, below=True), "beta_start beta_end"),
     (_whole(1, 10**6), "num_train_timesteps whole_steps"),
     # sampling
-    (_whole(1, 10_000), "steps"),
+    (_whole(1, 10_000), "steps teacher_steps"),
     (Range(0, 1000), "guidance guidance_low guidance_embedded"),
     (Range(-100, 100), "lora_scale"),
     (_SHARE, "guidance_rescale guidance_interval strength level control_start control_end"),

@@ -27,6 +27,8 @@ OF_THE_RUN = (
     "init_weights",
     "freeze_encoder",
     "prior",
+    "teacher",
+    "distill.guidance",
     "scheduler.path",
     "scheduler.target",
     "scheduler.betas",

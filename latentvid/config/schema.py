@@ -299,6 +299,15 @@ class DitConfig(TrainingConfig):
         """Whether weights that the run begins with are needed as they are to its end."""
         return bool(self.adapter.kind != "none" or self.controlnet.on or self.trainable or self.preference.on)
 
+    @property
+    def student(self) -> dict[str, Any] | None:
+        """`steps` and `guidance` of a distilled model (`pipelines.student.Student`); None of others."""
+        return None
+
+    def sampled(self, steps: int, guidance: float) -> dict[str, Any]:
+        """`steps` and `guidance` of sampling where these are asked for."""
+        return {"steps": steps, "guidance": guidance}
+
 
 def stage_of(settings: Mapping[str, Any]) -> str | None:
     """The stage of a saved configuration; None if it has none.
@@ -306,5 +315,5 @@ def stage_of(settings: Mapping[str, Any]) -> str | None:
     Those of older versions lack the key `stage`, and are told apart by keys that only one of the two has.
     """
     if "stage" in settings:
-        return settings["stage"] if settings["stage"] in ("dit", "vae") else None
+        return settings["stage"] if settings["stage"] in ("dit", "vae", "distill") else None
     return "dit" if "text_encoder" in settings else "vae" if "statistics_samples" in settings else None

@@ -27,7 +27,8 @@ def timestep_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> T
 
 
 def rate_embedding(fps: Tensor, width: int, max_period: float = 32.0) -> Tensor:
-    """Sinusoidal features [N,width] of the logarithms of frame rates fps [N]; all 0 where a rate is 0, not known.
+    """Sinusoidal features [N,width] of the logarithms of frame rates fps [N], or of scales of guidance; all 0 where a
+    rate is 0, not known.
 
     The quickest turn once while a rate grows e-fold, the slowest once in `max_period` such steps: 23.976 and 24 are
     nearly one, and what lies between two rates of training is between them here too.

@@ -32,6 +32,7 @@ from .text_context import BlockText, TextContext
 TIMESTEP_FEATURES = 256
 FPS_FEATURES = 256
 CONDITION_CHANNELS = ("none", "mask_and_latents")
+GUIDANCE_FEATURES = 256
 
 
 class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
@@ -61,6 +62,8 @@ class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
         condition_channels: further input channels, by which it is told what is known of a clip: "mask_and_latents", a
             mask of the known latent positions and their latents (`conditions.known_channels`); "none". At first they
             change nothing.
+        guidance_condition: the scale of guidance joins the noise level in the modulation, so that one pass does what
+            guidance does with two: of students (docs/distillation.md). At first it changes nothing.
     """
 
     _supports_gradient_checkpointing = True
@@ -83,6 +86,7 @@ class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
         rope_fps: float | None = None,
         temporal_stride: int = 1,
         condition_channels: str = "none",
+        guidance_condition: bool = False,
     ) -> None:
         super().__init__()
         if width % heads or width // heads % 2 or width // heads < 6:
@@ -110,6 +114,8 @@ class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
         # a map of its own beside that of the tokens, which their sum makes one map of all channels: while it is 0, what
         # comes out is equal to the last bit
         self.channels_in = nn.Linear(self.channels * patch**2, width, bias=False) if self.channels else None
+        scaled = guidance_condition
+        self.guidance_in = Mlp(GUIDANCE_FEATURES, width, width, act_layer=nn.SiLU) if scaled else None
         self.controls = nn.ModuleList()
         self.attention_backend = "auto"
         self.sequence: SequenceGroup | None = None
@@ -162,7 +168,7 @@ class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
 
     def initialise(self) -> None:
         """Xavier-uniform maps; modulations, cross-attention outputs and the last map at zero (AdaLN-Zero), and what
-        is taken of the frame rate and of further channels."""
+        is taken of the frame rate, of the scale of guidance and of further channels."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -177,6 +183,8 @@ class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
             nn.init.zeros_(self.fps_in.fc2.weight)
         if self.channels_in is not None:
             nn.init.zeros_(self.channels_in.weight)
+        if self.guidance_in is not None:
+            nn.init.zeros_(self.guidance_in.fc2.weight)
 
     def forward(
         self,
@@ -187,7 +195,7 @@ class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
         text_layout: Packed,
         cache: KeyValueCache | None = None,
         fps: Tensor | None = None,  # [N] frame rate of each sample; 0: it has none, or it is not known
-        conditions: Conditions | None = None,  # its channels alone are read, by models of `condition_channels`
+        conditions: Conditions | None = None,  # channels and guidance are read, by models of these conditions
         control: Control | None = None,  # what the branches of `controls` read; None: none of them acts
     ) -> Tensor:
         """The network's prediction [T,P], in the target that the scheduler's config names.
@@ -200,15 +208,17 @@ class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
         A text context is for passes of other noise levels or tokens with the same prompts, in the same precision.
         """
         fps = tokens.new_zeros(layout.segments, dtype=torch.float32) if fps is None else fps
-        channels = None if conditions is None else conditions.channels  # [T,P']
-        self._check(timestep, layout, text_layout, cache, fps, channels)
+        given = conditions or Conditions()
+        self._check(timestep, layout, text_layout, cache, fps, given)
         if cache is not None and control is not None:
             raise ValueError("a cache of past frames has no place for control branches: sample whole clips with them")
         x = self.tokens_in(tokens)  # [T,D]
         if self.channels_in is not None:
-            x = x + self.channels_in(channels)
+            x = x + self.channels_in(given.channels)
         pooled, texts = self._read(text, text_layout)  # [N,D], and each block's [S,D]
         of_sample = pooled if self.fps_in is None else pooled + self._rate(fps, x.dtype)  # [N,D]
+        if self.guidance_in is not None:
+            of_sample = of_sample + self.guidance_in(rate_embedding(given.guidance, GUIDANCE_FEATURES).to(x.dtype))
         condition = self._level(timestep, x.dtype) + of_sample.index_select(0, layout.frame_segment)  # [R,D]
         contexts = self._contexts(x, layout, text_layout, cache, fps)
         with self._controlled(control, layout):
@@ -226,7 +236,7 @@ class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
         text_layout: Packed,
         cache: KeyValueCache | None,
         fps: Tensor,
-        channels: Tensor | None,
+        given: Conditions,
     ) -> None:
         """Raises ValueError where the arguments of `forward` do not fit each other or the model."""
         if layout.segments != text_layout.segments:
@@ -235,9 +245,15 @@ class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
             raise ValueError(f"timestep has shape {tuple(timestep.shape)}, the layout has {layout.frames} frames")
         if fps.shape != (layout.segments,):
             raise ValueError(f"fps has shape {tuple(fps.shape)}, the layout has {layout.segments} samples")
+        channels, guidance = given.channels, given.guidance
         wanted, held = self.channels * self.config.patch**2, 0 if channels is None else channels.shape[-1]
         if wanted != held:
             raise ValueError(f"the model takes {wanted} features of further channels a token, got {held}")
+        if (self.guidance_in is None) != (guidance is None):
+            what = "none was given" if guidance is None else "this one does not"
+            raise ValueError(f"models of guidance_condition are told a scale of guidance a sample, and {what}")
+        if guidance is not None and guidance.shape != (layout.segments,):
+            raise ValueError(f"guidance has shape {tuple(guidance.shape)}, the layout has {layout.segments} samples")
         if layout.whole is not None and self.sequence is None:
             raise ValueError("this is a piece of a pack, but the model has no group of processes to see the rest with")
         if cache is not None:

@@ -44,7 +44,9 @@ def sampling_of(args: argparse.Namespace, pipeline: LatentVideoPipeline) -> Samp
         print(precision.describe(computed, pipeline.device), file=sys.stderr, flush=True)
         options["precision"] = precision.dtype_of(computed)
     options["large"] = args.large
-    return Sampling(steps=args.steps, solver=args.solver, guidance=guidance, **options)
+    sampling = Sampling(steps=args.steps, solver=args.solver, guidance=guidance, **options)
+    pipeline.check_sampling(sampling)
+    return sampling
 
 
 def cascade_of(

@@ -41,6 +41,7 @@ from .limit import Kind, check_cost
 from .predict import SecondExpert, make_predict, record
 from .references import Given, encoded, shown_to
 from .sampling import Batch, Request, Sampling, one_each
+from .student import Student, StudentMixin
 
 
 @dataclass
@@ -52,7 +53,7 @@ class VideoOutput(BaseOutput):
     fps: float | list[float]
 
 
-class LatentVideoPipeline(CodecMixin, KnownMixin, DiffusionPipeline):
+class LatentVideoPipeline(CodecMixin, KnownMixin, StudentMixin, DiffusionPipeline):
     """VAE, transformer, scheduler and text encoder, saved together; use `LatentVideoPipeline.from_pretrained`.
 
     The VAE is ours or one of diffusers' (`latentvid.models.interchange`): `vae` is what diffusers saves, `codec` the
@@ -61,7 +62,7 @@ class LatentVideoPipeline(CodecMixin, KnownMixin, DiffusionPipeline):
     `frames, height, width, fps` are those of most of the training's tokens and, with `steps, guidance`, the defaults of
     a call; `given` names the frames that were given in training (`diffusion.masks.GivenFrames`), `given_shares` has how
     often each. `trained` lists the kinds of clips that training saw (`limit.Kind`). `references` are the roles in which
-    clips are shown others (`references.Role`, as JSON).
+    clips are shown others (`references.Role`, as JSON). `student` is of a distilled model (`student.Student`).
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -83,6 +84,7 @@ class LatentVideoPipeline(CodecMixin, KnownMixin, DiffusionPipeline):
         trained: list | None = None,
         given_shares: dict | None = None,
         references: dict | None = None,
+        student: dict | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -103,6 +105,7 @@ class LatentVideoPipeline(CodecMixin, KnownMixin, DiffusionPipeline):
             trained=None if trained is None else [Kind.of(kind).as_json() for kind in trained],
             given_shares=given_shares,
             references=as_json(read_roles(references, "the pipeline")),
+            student=None if student is None else Student.of(student).as_json(),
         )
 
     @classmethod
@@ -265,7 +268,8 @@ class LatentVideoPipeline(CodecMixin, KnownMixin, DiffusionPipeline):
         with self._autocast(sampling.precision):
             latents = [z.to(self._execution_device) for z in latents]
             requests = self._complete(requests)
-            record(self.transformer, self.reader, requests, latents, self.guidance(sampling), cache)
+            guidance, given = self._by_passes(self.guidance(sampling), Conditions(), len(requests))
+            record(self.transformer, self.reader, requests, latents, guidance, cache, given)
 
     def _prepare(
         self, requests: Sequence[Request], sampling: Sampling, cache: KeyValueCache | None = None
@@ -274,10 +278,13 @@ class LatentVideoPipeline(CodecMixin, KnownMixin, DiffusionPipeline):
         steps = self.config.steps if sampling.steps is None else sampling.steps
         guidance, second = self.guidance(sampling), self._second(sampling)
         check("steps", steps)
+        self.check_sampling(sampling)
         check("reconstruction_weight", sampling.reconstruction_weight)
         if not requests:
             raise UserError("0 prompts: at least one is needed")
         requests = self._complete(requests)
+        if self.student is not None:
+            self.student.check_requests(requests)
         self.reader.check(text for request in requests for text in (request.prompt, request.negative_prompt))
         shown = shown_to(requests, self, sampling.reference_noise)
         if cache is not None and (shown or any(map(len, map(branches_of, self.experts)))):
@@ -302,6 +309,7 @@ class LatentVideoPipeline(CodecMixin, KnownMixin, DiffusionPipeline):
             shown,
             ("known" if condition == "channels" else "nothing") if self.told else "",
         )
+        guidance, batch.given = self._by_passes(guidance, batch.given, len(requests))
         batch.given = self._tell(batch.given, len(requests), sampling)
         batch.signals = signals_of(requests, self, batch)
         predict = make_predict(self.transformer, self.reader, batch, guidance, scheduler, cache, second)

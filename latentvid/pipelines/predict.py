@@ -112,16 +112,18 @@ def record(
     latents: Sequence[Tensor],
     guidance: Guidance,
     cache: KeyValueCache,
+    given: Conditions,
 ) -> None:
-    """Adds finished latents [C,f,h,w] of the requests to the cache, at noise level 0, for each branch of guidance."""
+    """Adds finished latents [C,f,h,w] of the requests to the cache, at noise level 0, for each branch of guidance.
+    given: what the network is told of each request beside its text."""
     z, grids = patchify(latents, transformer.patch)
     layout = Packed.of(grids).to(z.device)
-    _, both = _branches(text, requests, layout, guidance.scale != 1.0, Conditions())
+    _, both = _branches(text, requests, layout, guidance.scale != 1.0, given)
     layout = both.text[1]
     branches, fps = layout.segments // len(latents), rates_of(requests).to(z.device)
     with cache.recording():
         state, levels = z.repeat(branches, 1), z.new_zeros(layout.frames)
-        transformer(state, levels, *both.text, cache=cache, fps=fps.repeat(branches))
+        transformer(state, levels, *both.text, cache=cache, fps=fps.repeat(branches), **both.more)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from ..config.distillation import DistillConfig
 from ..config.entries import by_name, flat
 from ..config.parsing import default_values, to_dict
 from ..config.schema import DitConfig, VaeConfig
@@ -17,12 +18,14 @@ from ..models.transformer import VideoDiT
 from ..page import note, table
 from .runs import Run
 
-CONFIGS = {"vae": VaeConfig, "dit": DitConfig}
+CONFIGS = {"vae": VaeConfig, "dit": DitConfig, "distill": DistillConfig}
 SIGNATURES = {  # sections that are the arguments of a class
     ("vae", "model"): CausalVideoAutoencoder,
     ("vae", "loss.critic"): PatchCritic,
     ("dit", "model"): VideoDiT,
     ("dit", "scheduler"): LatentVideoScheduler,
+    ("distill", "model"): VideoDiT,
+    ("distill", "scheduler"): LatentVideoScheduler,
 }
 
 

@@ -20,8 +20,8 @@ from .curves import mean_share
 from .runs import KINDS, Run
 from .validation import best_of
 
-SCRIPTS = {"vae": "vae/train_vae.py", "dit": "train/train_dit.py"}
-LOSS = ("loss", "scheduler", "timesteps", "weighting", "given")  # sections that say what the loss is of
+SCRIPTS = {"vae": "vae/train_vae.py", "dit": "train/train_dit.py", "distill": "train/distill.py"}
+LOSS = ("loss", "distill", "scheduler", "timesteps", "weighting", "given")  # sections that say what the loss is of
 PLAN = {
     "samples": ("samples of an epoch", "{:,}"),
     "tokens": ("tokens of an epoch", "{:,}"),

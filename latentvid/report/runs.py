@@ -18,7 +18,7 @@ from ..training.checkpoint.records import About, Best
 from .reading import Evaluation, Faults, read_columns, read_config, read_json, read_measured, there
 
 LOGS = ("metrics.jsonl", "config.yaml", "run.json", "validation.jsonl")  # any of them makes a folder a run
-KINDS = {"vae": "Autoencoder", "dit": "Diffusion transformer", None: "Training run"}
+KINDS = {"vae": "Autoencoder", "dit": "Diffusion transformer", "distill": "Distilled transformer", None: "Training run"}
 SAMPLE = re.compile(r"step-(\d{1,9})-(ema|raw)(?:\.png|-(\d{1,6})\.(?:png|mp4))")
 
 

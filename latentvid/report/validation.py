@@ -14,7 +14,12 @@ from .curves import colour, figures, marks, missing, named, validated
 from .runs import Run
 from .scores import Score, score_table
 
-MEASURES = {"loss": "loss", "x_mse": "square error of the clean latents"}
+MEASURES = {
+    "loss": "loss",
+    "x_mse": "square error of the clean latents",
+    "student_loss": "student's error beside the data",
+    "teacher_loss": "teacher's error beside the data",
+}
 KNOWN = {"step", "stage", "weights", "loss", "bins", "samples", "scores", "seconds"}
 TITLES = {
     "x_mse": "Square error of the clean latents",

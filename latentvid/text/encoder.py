@@ -26,13 +26,15 @@ class TextEncoder(TextReader):
 
     @classmethod
     def from_pretrained(cls, model: str | Path, *, dtype: torch.dtype = torch.float32) -> TextEncoder:
-        """From a transformers folder that holds encoder and tokenizer, or the hub name of one.
+        """From a transformers folder that holds encoder and tokenizer, the hub name of one, or a pipeline's folder.
 
         Weights must be safetensors. Raises :class:`TextError` for a folder that is missing or incomplete.
         """
         if not Path(model).is_dir():
             where = hub_options(str(model))
             return cls(load_encoder(str(model), dtype, "t5", **where), load_tokenizer(str(model), **where))
+        if (Path(model) / "model_index.json").is_file():
+            return cls.from_folders(Path(model) / "text_encoder", Path(model) / "tokenizer", dtype=dtype)
         check_folder(Path(model))
         return cls.from_folders(Path(model), Path(model), dtype=dtype)
 

@@ -75,6 +75,10 @@ class Task(Protocol):
 
     origin: Origin | None  # the weights that a run from the start begins with; None: new ones, or the run goes on
 
+    def follow(self, before: Path | None) -> None:
+        """Called once, before the first step: the checkpoint at the end of the stage before this one, None of the first
+        stage. Raises UserError."""
+
     def summary(self) -> str:
         """What it trains on, and what was left out for which reason; shown at the start."""
 

@@ -90,6 +90,7 @@ def train_stage(
     """One stage, from a checkpoint or the start to its end; the last one is exported. Nothing of it stays in memory."""
     config, run_dir, accelerator = stage.config, stage.config.run.dir, launched.accelerator
     task = launched.make_task(config, accelerator.device)
+    task.follow(CheckpointStore(run_dir / "checkpoints").path(stage.begin) if stage.begin else None)
     plan = make_plan(config, task)
     if task.clips is not None:
         task.clips.quarantine = Quarantine(run_dir / "quarantine.jsonl")

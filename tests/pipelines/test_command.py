@@ -23,6 +23,7 @@ PIPELINE = SimpleNamespace(
     guidance=lambda: Guidance(scale=3.0),
     device="cpu",
     latent_grid=lambda *_: None,
+    check_sampling=lambda sampling: None,
 )
 
 

@@ -183,18 +183,20 @@ def _plain(value: Any) -> Any:
 
 
 @torch.no_grad()
-def begin_with(model: nn.Module, source: Source, differing: Sequence[str], partial: bool) -> Origin:
+def begin_with(
+    model: nn.Module, source: Source, differing: Sequence[str], partial: bool, new: tuple[str, ...] = ()
+) -> Origin:
     """Overwrites the parameters of a whole model with the source's; all of them, or with `partial` those that fit.
 
-    differing: what else is not as it was, in words. Raises UserError, which lists it, where something does not fit, and
-    where nothing would come from there.
+    differing: what else is not as it was, in words. new: how the names of parameters begin that the source need not
+    have. Raises UserError, which lists it, where something does not fit, and where nothing would come from there.
     """
     wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
     equal = {name for name, shape in wanted.items() if source.shapes.get(name) == shape}
     both = wanted.keys() & source.shapes.keys()
     left = {
         "of another shape": _sized(sorted(both - equal), wanted, source.shapes),
-        "not there": sorted(wanted.keys() - both),
+        "not there": sorted(name for name in wanted.keys() - both if not name.startswith(new)),
         "there alone": sorted(source.shapes.keys() - both),
         "not as it was": list(differing),
     }

@@ -24,7 +24,7 @@ FREE = (
     *("train.extend", "train.compile", "train.gradient_checkpointing", "train.max_bad_steps"),
     "text.place",
     *("train.sequence_parallel", "train.mixed_precision"),  # the last is settled by `compute.settle`
-    *("loss.lpips_path", "loss.lpips_optional"),
+    *("loss.lpips_path", "loss.lpips_optional", "distill.endpoints"),
 )
 # How it trains from here on: taken, and said in a line. `optim.name` is not among them: its state is another.
 SAID = (

@@ -11,6 +11,7 @@ from ...config.curriculum import CurriculumStage, curriculum, errors_of
 from ...config.schema import TrainingConfig
 from ...errors import UserError
 from ...world import from_main
+from ..checkpoint.checkpoint import CheckpointStore
 from ..checkpoint.same_run import check_same_run
 from ..compute import settle
 from ..launch import make_accelerator, make_plan
@@ -53,6 +54,7 @@ def _one(
     config = stage.config
     with errors_of(stage):
         task = make_task(config, accelerator.device)
+        task.follow(CheckpointStore(config.run.dir / "checkpoints").path(stage.begin) if stage.begin else None)
         plan = make_plan(config, task)
     if not accelerator.is_main_process:
         return None

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from ...config.distillation import DistillConfig
 from ...config.schema import DitConfig, VaeConfig
 from ..task import Stage
 from .dit.choice import dit_task
+from .dit.distill.task import distill_task
 from .vae.task import VaeTask
 
-STAGES = {"dit": Stage(DitConfig, dit_task), "vae": Stage(VaeConfig, VaeTask)}
+STAGES = {
+    "dit": Stage(DitConfig, dit_task),
+    "vae": Stage(VaeConfig, VaeTask),
+    "distill": Stage(DistillConfig, distill_task),
+}

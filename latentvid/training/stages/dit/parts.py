@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -117,10 +118,18 @@ def given_of(config: DitConfig) -> tuple[str, ...]:
     return config.given.names if mask_in(config.data.references) is None else (*config.given.names, "mask")
 
 
+def student_of(config: DitConfig, scheduler: LatentVideoScheduler) -> dict[str, Any] | None:
+    """What the pipeline's `student` says of a distilled model, at what levels it was; None of others."""
+    if config.student is None:
+        return None
+    steps = config.student["steps"]
+    return {**config.student, "levels": None if steps is None else scheduler.levels(steps).tolist()}
+
+
 def make_pipeline(config: DitConfig, parts: Parts, model: nn.Module) -> LatentVideoPipeline:
     """The pipeline around a model; its defaults are those of `samples`, the looks at it during training."""
     s = config.samples
-    sizes = {"frames": s.frames, "height": s.height, "width": s.width, "steps": s.steps, "guidance": s.guidance}
+    sizes = {"frames": s.frames, "height": s.height, "width": s.width, **config.sampled(s.steps, s.guidance)}
     sizes |= {} if s.fps is None else {"fps": s.fps}
     if parts.published is not None:
         return OpenVideoPipeline(
@@ -140,5 +149,6 @@ def make_pipeline(config: DitConfig, parts: Parts, model: nn.Module) -> LatentVi
         tokenizer=parts.text.tokenizer,
         given=given_of(config),
         references=as_json(roles_of(config)),
+        student=student_of(config, parts.scheduler),
         **sizes,
     )

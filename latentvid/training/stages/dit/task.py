@@ -87,6 +87,9 @@ class DitTask(DitPacks):
             with may_stop():
                 make_prior(config, device, cls)
 
+    def follow(self, before: Path | None) -> None:
+        """It learns from its data alone, whatever was before."""
+
     def _check_references(self) -> None:
         """Raises UserError where the model does not take those that the data have."""
         check_told(self.config, self.model)
@@ -313,8 +316,7 @@ class DitTask(DitPacks):
         pipeline = make_pipeline(self.config, self.parts, model)
         pipeline.register_to_config(
             **defaults_of(seen),
-            steps=inference.steps,
-            guidance=inference.guidance,
+            **self.config.sampled(inference.steps, inference.guidance),
             trained=seen or None,
             given_shares=asdict(self.config.given),
         )

@@ -74,18 +74,18 @@ class HeldOutLatents(DitPacks):
             self.null = self.cache.null()
         count = min(settings.samples, len(self.grids))
         self.windows = torch.linspace(0, len(self.grids) - 1, count).round().long().tolist()
-        self.packs = list(self._packed())
+        self.packs = list(self._packed(self.windows, self.bins))
 
     def _encoded(self, seed: int) -> EncodedClips:
         return EncodedClips(self.source, self.vae, self.text, seed, self.conditions)
 
-    def _packed(self) -> Iterator[list[Draw]]:
-        """Every window in every bin, in packs of at most `data.tokens_per_pack` tokens."""
+    def _packed(self, windows: Sequence[int], bins: int) -> Iterator[list[Draw]]:
+        """Every window in each of the first so many bins, in packs of at most `data.tokens_per_pack` tokens."""
         pack, tokens = [], 0
-        order = sorted(self.windows, key=lambda i: self.grids[i])
+        order = sorted(windows, key=lambda i: self.grids[i])
         for index in order:
             size = self.clips_each * self.shapes[index].tokens
-            for number in range(index * self.bins, (index + 1) * self.bins):
+            for number in range(index * self.bins, index * self.bins + bins):
                 if pack and tokens + size > self.config.data.tokens_per_pack:
                     yield pack
                     pack, tokens = [], 0

@@ -192,6 +192,9 @@ class VaeTask:
             )
         return network.to(self.device)
 
+    def follow(self, before: Path | None) -> None:
+        """It learns from its data alone, whatever was before."""
+
     def summary(self) -> str:
         missing = f"\nwarning: trained without loss.lpips={self.config.loss.lpips}: {self.without_lpips}"
         return self.source.summary() + (missing if self.without_lpips else "")

@@ -1,0 +1,1 @@
+"""Distillation of the transformer's stage: a frozen teacher, and a student that needs fewer passes."""
