@@ -314,7 +314,10 @@ def test_halving_goes_on_where_it_was_stopped_and_the_end_says_what_it_is(
         (("preference.beta=5",), r"preference\.beta is not of distillation"),
         (("train.sequence_parallel=2",), r"a teacher sees whole packs"),
         (
-            ("data.latents=null", "data.manifest=x", "data.references={a: {column: a, place: beside, noise: [0, 0.5]}}"),
+            (
+                *("data.latents=null", "data.manifest=x"),
+                "data.references={a: {column: a, place: beside, noise: [0, 0.5]}}",
+            ),
             r"data\.references\.a\.noise: references with noise are not distilled",
         ),
         (
