@@ -227,12 +227,12 @@ def _sample_prompts(
     done = set(from_main(lambda: [file for file in records if (folder / file).exists()]))  # for all as one node sees it
     for file in sorted(done):
         if found.get(file) != records[file]:
-            was = found.get(file, {})
-            other = next((k for k, v in records[file].items() if was.get(k) != v), "") if was else "origin"
-            raise UserError(
-                f"{folder / file} is there already, but made with another {other} ({INDEX} says of what): give another "
-                f"{option}, or remove it"
-            )
+            was = found.get(file)
+            why = f"and {INDEX} there does not say of what it was made"
+            if was is not None:
+                other = next(k for k, v in records[file].items() if was.get(k) != v)
+                why = f"but made with another {other} ({INDEX} says of what)"
+            raise UserError(f"{folder / file} is there already, {why}: give another {option}, or remove it")
     processes, left = (1, rows) if steady else (state.num_processes, [row for row in rows if row.file not in done])
     todo = [pack for pack in plan(pipeline, left, tokens_per_pack, processes) if not done.issuperset(_files(pack))]
     state.wait_for_everyone()  # all have looked at the folder

@@ -198,7 +198,8 @@ def test_clips_of_something_else_are_not_taken_for_finished(change, pipeline, tm
         monkeypatch.setattr(prompts, "_mark", lambda pipeline: "another")
     if change == "index":
         (tmp_path / INDEX).unlink()
-    with pytest.raises(UserError, match="x.png is there already"):
+    said = "and results.jsonl there does not say of what" if change == "index" else "but made with another"
+    with pytest.raises(UserError, match=f"x.png is there already, {said}"):
         sample_prompts(pipeline, [row], tmp_path, sampling, Rank())
     assert (tmp_path / "x.png").read_bytes() == before
     more = replace(row, file="y.png")
