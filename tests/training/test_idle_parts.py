@@ -5,6 +5,8 @@ from types import SimpleNamespace
 import pytest
 from diffusers import LTX2VideoTransformer3DModel
 
+from latentvid.config.controlnet import ControlNet
+from latentvid.config.sections import Adapter
 from latentvid.errors import UserError
 from latentvid.models.open import OpenBackbone, packed
 from latentvid.models.open.ltx2 import RECIPES
@@ -17,10 +19,8 @@ SMALL |= dict(audio_cross_attention_dim=16, num_layers=1, caption_channels=8)
 
 def chosen(trainable: tuple[str, ...] = (), **adapter) -> tuple[OpenBackbone, set[str]]:
     """The model, and the names of what is trained."""
-    settings = SimpleNamespace(
-        **{"kind": "none", "rank": 2, "alpha": None, "targets": (), "dropout": 0.0, "init": None} | adapter
-    )
-    config = SimpleNamespace(adapter=settings, trainable=trainable, run=SimpleNamespace(seed=0))
+    sections = {"adapter": Adapter(rank=2, **adapter) if adapter else Adapter(), "controlnet": ControlNet()}
+    config = SimpleNamespace(**sections, trainable=trainable, run=SimpleNamespace(seed=0))
     model = packed(LTX2VideoTransformer3DModel(**SMALL))
     choose_trained(model, config, RECIPES["LTX2Pipeline"].lora)
     return model, {name for name, p in model.raw.named_parameters() if p.requires_grad}
