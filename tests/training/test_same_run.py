@@ -4,12 +4,14 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
 from comparing import assert_each_once, draws, lines, state
 
+from latentvid.config.distillation import Distillation
 from latentvid.config.entries import flat
 from latentvid.config.parsing import save_config, to_dict
 from latentvid.errors import UserError
@@ -138,6 +140,7 @@ def test_the_table_is_what_is_done(dit_config, vae_config, tmp_path):
     levels += ("lowest=0.0", "terminal=0.1", "whole_steps=1000")
     dit = dit_config(tmp_path, *(f"scheduler.{level}" for level in levels))
     keys = {key for config in (dit, vae_config(tmp_path)) for key in flat(to_dict(config))}
+    keys |= {f"distill.{field.name}" for field in fields(Distillation)}
     for row, expected in ((free, FREE), (said, SAID)):
         named = re.findall(r"`([a-z_0-9.]+)`", row.rpartition("|")[0].rpartition("|")[0])
         unnamed = {key for key in keys if among(key, expected) and not among(key, named)}
