@@ -61,6 +61,7 @@ def test_networks_have_the_parameters_of_their_names(gpu):
         assert sum(p.numel() for p in model.parameters()) == pytest.approx(float(name[:-1]) * 1e9, rel=0.2)
 
 
+@pytest.mark.slow
 def test_our_step_is_measured_eager_and_compiled(gpu, rows):
     found, reports = measured(gpu, rows, "step 1B mixed")
     assert list(found["ways"]) == ["eager", "compiled"] and found["best"] in found["ways"]

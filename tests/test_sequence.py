@@ -212,6 +212,7 @@ def count_reads(task: DitTask) -> list[int]:
 # --- tests ---
 
 
+@pytest.mark.slow  # of the test below, which makes a whole run, the parts
 def test_processes_that_share_packs_equal_one(dit_config, digits_data, tmp_path):
     """Two, three and four processes a pack: outputs and gradients of the model, losses of the task."""
     with socket.socket() as free:

@@ -35,7 +35,9 @@ def told(caplog) -> str:
     return text
 
 
-@pytest.mark.parametrize(("first", "then", "kept"), [(SLOW, FAST, "no"), (FAST, SLOW, "bf16")])
+@pytest.mark.parametrize(
+    ("first", "then", "kept"), [(SLOW, FAST, "no"), pytest.param(FAST, SLOW, "bf16", marks=pytest.mark.slow)]
+)
 def test_auto_goes_on_in_what_the_run_began_with(first, then, kept, speed, dit_config, tmp_path, caplog):
     """Begun on one machine and gone on with on the other kind, it is the run that stayed on the first."""
     moved, stayed = tmp_path / "moved", tmp_path / "stayed"

@@ -148,7 +148,7 @@ def test_weights_average_and_moments_go_on(whole, three, tmp_path):
     assert_same(run, whole)
 
 
-@pytest.mark.parametrize("stops", [[(7, None), (3, None)], [(0, 2), (17, None)]])
+@pytest.mark.parametrize("stops", [[(7, None), (3, None)], pytest.param([(0, 2), (17, None)], marks=pytest.mark.slow)])
 def test_stopped_inside_and_between_stages_equals_never_stopped(stops, whole, three, tmp_path):
     """After packs of a launch, or between two stages: before the second one's data are open."""
     run = tmp_path / "run"
@@ -164,7 +164,8 @@ def test_stopped_inside_and_between_stages_equals_never_stopped(stops, whole, th
     assert CheckpointStore(run / "checkpoints").steps() == sorted({4, 9, 13, 14, read_json(run / "best.json")["step"]})
 
 
-@pytest.mark.parametrize("step", [4, pytest.param(6, marks=pytest.mark.slow)])  # inside a stage: test_signals.py
+@pytest.mark.slow  # inside a stage: test_signals.py; between stages: the test before
+@pytest.mark.parametrize("step", [4, 6])
 def test_asked_to_stop_it_saves_and_goes_on_in_the_right_stage(step, whole, three, tmp_path, monkeypatch):
     """At the end of a stage too: what is due there is then measured by the next launch, once."""
     run, after = tmp_path / "run", TrainingRun._after_step

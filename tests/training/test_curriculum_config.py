@@ -74,6 +74,7 @@ def test_a_critic_is_there_in_all_stages_or_in_none(vae_config, tmp_path):
         vae_config(tmp_path, "stages=[{}, {loss: {adversarial: 0.1}}]")
 
 
+@pytest.mark.slow
 def test_the_recipe_is_one_that_a_dry_run_accepts(digits_data, tiny_vae, tiny_t5, tmp_path, capsys):
     """With a narrow model and small packs of the digits: those of the recipe would hold thousands."""
     recipe = ROOT / "configs/dit/curriculum.yaml"

@@ -377,6 +377,7 @@ def test_a_teacher_of_other_parts_is_refused(config, tiny_pipeline, tiny_vae, ti
             LatentVideoPipeline.from_pretrained(student)
 
 
+@pytest.mark.slow
 def test_a_dry_run_counts_the_teacher(config, tmp_path):
     few = ("run.dry_run=true", "data.tokens_per_pack=96", "data.packs_per_step=1")
     settings = config(tmp_path, *few, *PROGRESSIVE)

@@ -135,6 +135,7 @@ def test_activations_are_estimated_without_computing_them(dit_config, digits_dat
         assert all(p.grad is not None and type(p.grad) is torch.Tensor for p in task.model.parameters())
 
 
+@pytest.mark.slow
 def test_compiled_blocks_are_counted_as_what_they_keep(dit_config, tmp_path):
     task = DitTask(dit_config(tmp_path, "train.compile=true"), CPU)
     draws = [Draw(0, 0), Draw(1, 5), Draw(2, 9)]

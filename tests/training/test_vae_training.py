@@ -127,6 +127,7 @@ class Distance(nn.Module):
         return (a - b).square().mean((1, 2, 3))
 
 
+@pytest.mark.slow  # bf16 is emulated where there are no instructions for it
 def test_images_and_clips_of_mixed_sizes_train_together_with_every_loss_in_bf16(vae_config, tmp_path, monkeypatch):
     monkeypatch.setattr("latentvid.training.stages.vae.task.load_lpips", lambda path, net: Distance())
     options = (
