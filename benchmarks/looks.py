@@ -105,7 +105,8 @@ def learn(args: argparse.Namespace, demo: Path, out: Path, seed: int, judge: Jud
         return scores(sample(out / "full/pipeline")) | {"seconds": seconds}
 
     def lora() -> dict:
-        seconds = tune(demo, out / "one", out / "lora", seed, steps, *LORA, f"--optim.lr={args.lora_lr}")
+        targets = [f"--adapter.targets=[{','.join(args.lora_targets)}]"] if args.lora_targets else []
+        seconds = tune(demo, out / "one", out / "lora", seed, steps, *LORA, *targets, f"--optim.lr={args.lora_lr}")
         file = out / "lora/lora/pytorch_lora_weights.safetensors"
         merged = out / "merged"
         if not merged.exists():
@@ -168,6 +169,7 @@ def main() -> None:
     parser.add_argument("--steps", type=number("train.steps"), default=300, help="of each run on one look")
     parser.add_argument("--lr", default="5e-4", help="of all weights")
     parser.add_argument("--lora-lr", default="4e-3")
+    parser.add_argument("--lora-targets", nargs="*", default=[], help="adapter.targets (the attentions)")
     parser.add_argument("--clips", type=number("pairs"), default=600, help="of one look")
     parser.add_argument("--style-steps", type=number("train.steps"), default=600)
     parser.add_argument("--style-lr", default="1e-3")
