@@ -100,3 +100,10 @@ def assert_same_run(a: Path, b: Path, step: int) -> None:
     assert lines(a) == lines(b)
     for name in ("model", "ema", "optimizer"):
         assert same(state(a, step, name), state(b, step, name)), name
+
+
+def apart(one: Path, other: Path) -> float:
+    """The largest difference of two files' tensors, over the largest number in each."""
+    a, b = load_file(one), load_file(other)
+    assert a.keys() == b.keys()
+    return max(float((a[k] - b[k]).abs().max() / b[k].abs().max().clamp_min(1e-3)) for k in a)

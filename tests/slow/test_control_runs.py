@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import pytest
-from comparing import losses
+from comparing import apart, losses
 from launching import ROOT, launch
-from safetensors.torch import load_file
 
 from latentvid.config.parsing import save_config
 
@@ -35,13 +34,6 @@ def written(dit_config, tiny_pipeline, digits_data, tmp_path):
         return path
 
     return write
-
-
-def apart(one: Path, other: Path) -> float:
-    """The largest difference of two files' tensors, over the largest number in each."""
-    a, b = load_file(one), load_file(other)
-    assert a.keys() == b.keys()
-    return max(float((a[k] - b[k]).abs().max() / b[k].abs().max().clamp_min(1e-3)) for k in a)
 
 
 @pytest.mark.parametrize("recipe", ["ddp", "fsdp2", "zero3"])

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from comparing import same, state
+from small_tasks import draws_of, lively
 
-from latentvid.data.plan.plan import Draw
 from latentvid.data.video.reading import read_frames
 from latentvid.data.video.writing import write_video
 from latentvid.errors import UserError
@@ -31,18 +31,6 @@ MIXED = tuple(f"given.{name}=1" for name in EACH)
 MASKS = "data.references={hole: {column: mask, place: channels, dropout: 0.3}}"
 
 
-def lively(task: DitTask) -> DitTask:
-    rand = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in task.model.parameters():
-            p.add_(0.1 * torch.randn(p.shape, generator=rand))
-    return task
-
-
-def draws_of(task: DitTask, count: int = 24) -> list[Draw]:
-    return [Draw(number, number % len(task.grids)) for number in range(count)]
-
-
 def latents_of(task: DitTask, pack, tokens: torch.Tensor) -> list[torch.Tensor]:
     """[T, C p q] -> [C,f,h,w] of each sample."""
     return unpatchify(tokens, Packed.of(pack.layout.grid), task.patch)
@@ -50,7 +38,8 @@ def latents_of(task: DitTask, pack, tokens: torch.Tensor) -> list[torch.Tensor]:
 
 def test_a_packs_loss_is_that_of_each_sample_written_out(dit_config, tmp_path):
     """All tokens of a sample at its level, also known ones; mask and known latents beside; the error of the rest."""
-    task = lively(DitTask(dit_config(tmp_path / "run", TOLD, *MIXED), CPU))
+    task = DitTask(dit_config(tmp_path / "run", TOLD, *MIXED), CPU)
+    lively(task.model)
     draws = draws_of(task, 40)
     pack = task.prepare(task.make_pack(draws))
     losses, _ = task.loss(task.model, pack, 0)
@@ -94,7 +83,7 @@ def test_pieces_of_a_pack_hold_what_is_known_of_their_tokens(dit_config, tmp_pat
 def test_other_draws_are_those_of_a_model_that_is_told_by_levels(dit_config, tmp_path):
     shares = ("given.first=1", "given.random=1")
     by_levels, told = (DitTask(dit_config(tmp_path / "run", *more, *shares), CPU) for more in ((), (TOLD,)))
-    one, other = (task.make_pack(draws_of(task)) for task in (by_levels, told))
+    one, other = (task.make_pack(draws_of(task, 24)) for task in (by_levels, told))
     assert torch.equal(one.noise, other.noise) and torch.equal(one.clean, other.clean) and one.known is None
     given = one.timestep == 0
     assert given.any() and torch.equal(one.timestep[~given], other.timestep[~given])
@@ -106,7 +95,7 @@ def test_a_model_that_is_widened_begins_as_it_was_and_goes_on(dit_config, tiny_p
     begun = ("model={}", f"init={tiny_pipeline}", "optim.schedule=constant", "given.first=1", "given.inpaint=1")
     wide = ("model={condition_channels: mask_and_latents}", "init_partial=true")
     told = DitTask(dit_config(tmp_path / "none", *begun, *wide), CPU)
-    pack = told.prepare(told.make_pack(draws_of(told)))
+    pack = told.prepare(told.make_pack(draws_of(told, 24)))
     before = load_pipeline(tiny_pipeline, "cpu").transformer
     t = pack.timestep.index_select(0, pack.layout.frame)[:, None]
     inputs = told.scheduler.mix(pack.clean, pack.noise, t), pack.timestep, pack.text, pack.layout, pack.text_layout
@@ -171,7 +160,7 @@ def test_masks_of_a_manifest_say_what_is_known(masked, manifest, tmp_path):
     """Cut and mirrored with their clips, which have no further tokens; where there is none it is drawn as ever."""
     held = ("validation.every=2", "validation.samples=4", f"validation.manifest={manifest}")
     task = DitTask(masked(tmp_path / "run", "given.first=0.5", *held), CPU)
-    draws = draws_of(task)
+    draws = draws_of(task, 24)
     pack, seen = task.make_pack(draws), []
     assert not any(pack.layout.references) and task.partial
     in_a_loader = pickle.loads(pickle.dumps(task)).make_pack(draws)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_tasks import Stop, draws_of, lively, stopping
 
 from latentvid.config.yaml_files import ConfigError
-from latentvid.data.plan.plan import Draw
 from latentvid.data.signals import signal_of
 from latentvid.data.transforms import from_uint8
 from latentvid.errors import UserError
@@ -27,10 +27,6 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 ROLE = "data.references={edges: {signal: luminance, place: control}}"
 
 
-class Stop(Exception):
-    pass
-
-
 @pytest.fixture
 def config(dit_config, digits_data, tiny_pipeline):
     """`config(run, ...)`: a tiny DitConfig over the digits' luminance."""
@@ -43,28 +39,17 @@ def config(dit_config, digits_data, tiny_pipeline):
     return make
 
 
-def lively(task: DitTask) -> None:
-    rand = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in task.model.controls.parameters():
-            p.add_(0.1 * torch.randn(p.shape, generator=rand))
-
-
-def draws_of(task: DitTask, count: int = 6) -> list[Draw]:
-    return [Draw(number, number % len(task.grids)) for number in range(count)]
-
-
 def test_a_packs_loss_is_that_of_each_sample_written_out(config, tmp_path):
     """The signal is that of the window's own pixels, encoded as the clip is; at first the loss is the base's."""
     task = DitTask(config(tmp_path / "run"), CPU)
-    pack = task.prepare(task.make_pack(draws_of(task)))
+    pack = task.prepare(task.make_pack(draws_of(task, 6)))
     assert not pack.layout.references and pack.control.shape == pack.clean.shape and not task.partial
     with torch.no_grad():
         plain = task.model(pack.noise, pack.timestep, pack.text, pack.layout, pack.text_layout)
         control = Control.of(pack.control)
         now = task.model(pack.noise, pack.timestep, pack.text, pack.layout, pack.text_layout, control=control)
     assert torch.equal(plain, now)
-    lively(task)
+    lively(task.model.controls)
     losses, _ = task.loss(task.model, pack, 0)
     texts, start = iter(pack.text.split(pack.text_layout.lengths)), 0
     for place, (number, grid) in enumerate(zip(pack.numbers, pack.layout.grid, strict=True)):
@@ -87,19 +72,10 @@ def test_a_packs_loss_is_that_of_each_sample_written_out(config, tmp_path):
 
 
 def test_a_run_gone_on_with_is_one_not_stopped_and_leaves_the_branch_alone(config, tmp_path, tiny_pipeline, capsys):
-    class Stopping(DitTask):
-        left = 1
-
-        def loss(self, model, pack, step):
-            Stopping.left -= 1
-            if Stopping.left < 0:
-                raise Stop
-            return super().loss(model, pack, step)
-
     short = ("train.steps=2", "checkpoint.every=1", "data.packs_per_step=1")
     train(config(tmp_path / "whole", *short), DitTask)
     with pytest.raises(Stop):
-        train(config(tmp_path / "run", *short), Stopping)
+        train(config(tmp_path / "run", *short), stopping(1))
     train(config(tmp_path / "run", *short), DitTask)
     for kind in ("model", "ema", "optimizer"):
         a, b = (load_file(tmp_path / run / f"checkpoints/step-00000002/{kind}.safetensors") for run in ("whole", "run"))
@@ -122,12 +98,12 @@ def test_a_run_gone_on_with_is_one_not_stopped_and_leaves_the_branch_alone(confi
 
 def test_processes_share_packs_and_memory_and_flops_count_it(config, tmp_path):
     task = DitTask(config(tmp_path / "run"), CPU)
-    lively(task)
-    whole = task.prepare(task.make_pack(draws_of(task)))
+    lively(task.model.controls)
+    whole = task.prepare(task.make_pack(draws_of(task, 6)))
     made = []
     for rank in range(2):
         task.sequence = SequenceGroup("group", rank, 2)
-        made.append(task.make_pack(draws_of(task)))
+        made.append(task.make_pack(draws_of(task, 6)))
     task.sequence = None
     pieces = [task._encode(part) for part in made]
     torch.testing.assert_close(sorted(torch.cat([p.control for p in pieces]).sum(1)), sorted(whole.control.sum(1)))

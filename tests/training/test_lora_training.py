@@ -7,6 +7,7 @@ import torch
 from diffusers import WanPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file
+from small_tasks import Stop, stopping
 
 from latentvid.errors import UserError
 from latentvid.training.export import export_run
@@ -15,24 +16,6 @@ from latentvid.training.stages.table import STAGES
 from latentvid.training.trainer import train
 
 LORA = ("adapter.kind=lora", "adapter.rank=4", "adapter.alpha=6")
-
-
-class Stop(Exception):
-    pass
-
-
-def stopping(after: int) -> type:
-    """The task, whose loss raises at a pack."""
-    left = [after]
-
-    class Stopping(DitTask):
-        def loss(self, model, pack, step):
-            left[0] -= 1
-            if left[0] < 0:
-                raise Stop
-            return super().loss(model, pack, step)
-
-    return Stopping
 
 
 def names_in(file) -> set[str]:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_tasks import Stop, draws_of, lively, stopping
 
 from latentvid.config.yaml_files import ConfigError
 from latentvid.data.degradations import degraded
-from latentvid.data.plan.plan import Draw
 from latentvid.data.transforms import from_uint8
 from latentvid.errors import UserError
 from latentvid.packing import Packed, patchify, spans
@@ -27,10 +27,6 @@ WORSE = "[{kind: blur, amount: [0.0, 1.0], share: 0.5}, {kind: resize, amount: [
 ROLE = f"data.references={{low: {{place: aligned, dropout: 0.2, noise: [0.1, 0.6], degrade: {WORSE}}}}}"
 
 
-class Stop(Exception):
-    pass
-
-
 @pytest.fixture
 def config(dit_config, digits_data):
     """`config(run, ...)`: a tiny DitConfig over the digits, each shown itself at half its size or less."""
@@ -42,23 +38,12 @@ def config(dit_config, digits_data):
     return make
 
 
-def lively(task: DitTask) -> None:
-    rand = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in task.model.parameters():
-            p.add_(0.1 * torch.randn(p.shape, generator=rand))
-
-
-def draws_of(task: DitTask, count: int = 6) -> list[Draw]:
-    return [Draw(number, number % len(task.grids)) for number in range(count)]
-
-
 def test_noise_and_what_is_told_of_it_are_one_and_only_the_own_tokens_have_a_loss(config, tmp_path):
     """Each sample written out: its pixels made worse by the key of its number, encoded, mixed with noise at the level
     that the model is told."""
     task = DitTask(config(tmp_path / "run"), CPU)
-    lively(task)
-    pack = task.prepare(task.make_pack(draws_of(task)))
+    lively(task.model)
+    pack = task.prepare(task.make_pack(draws_of(task, 6)))
     losses, _ = task.loss(task.model, pack, 0)
     what = (Degradation(kind="blur", amount=(0.0, 1.0), share=0.5), Degradation(kind="resize", amount=(2, 3)))
     told, texts, seen = iter(pack.seen), iter(pack.text.split(pack.text_layout.lengths)), []
@@ -94,7 +79,7 @@ def test_noise_and_what_is_told_of_it_are_one_and_only_the_own_tokens_have_a_los
 def test_without_noise_the_rest_is_drawn_as_ever(config, tmp_path):
     plain = ROLE.replace("noise: [0.1, 0.6], ", "")
     packs = [
-        task.make_pack(draws_of(task)) for task in (DitTask(config(tmp_path / "r", *x), CPU) for x in ((), (plain,)))
+        task.make_pack(draws_of(task, 6)) for task in (DitTask(config(tmp_path / "r", *x), CPU) for x in ((), (plain,)))
     ]
     noisy, without = packs
     assert without.seen is None and torch.equal(noisy.timestep, without.timestep)
@@ -105,10 +90,10 @@ def test_without_noise_the_rest_is_drawn_as_ever(config, tmp_path):
 
 def test_processes_that_share_a_pack_have_its_noise_and_levels(config, tmp_path):
     task = DitTask(config(tmp_path / "run"), CPU)
-    whole, made = task.make_pack(draws_of(task)), []
+    whole, made = task.make_pack(draws_of(task, 6)), []
     for rank in range(2):
         task.sequence = SequenceGroup("group", rank, 2)
-        made.append(task.make_pack(draws_of(task)))
+        made.append(task.make_pack(draws_of(task, 6)))
     assert torch.equal(torch.cat([part.noise for part in made]), whole.noise)
     of_token = [part.seen.index_select(0, part.layout.frame) for part in made]
     assert torch.equal(torch.cat(of_token), whole.seen.index_select(0, whole.layout.frame))
@@ -116,15 +101,6 @@ def test_processes_that_share_a_pack_have_its_noise_and_levels(config, tmp_path)
 
 
 def test_a_run_gone_on_with_is_one_not_stopped_and_the_pipeline_knows_the_role(config, tmp_path, digits_data):
-    class Stopping(DitTask):
-        left = 1
-
-        def loss(self, model, pack, step):
-            Stopping.left -= 1
-            if Stopping.left < 0:
-                raise Stop
-            return super().loss(model, pack, step)
-
     held = (
         f"validation.manifest={digits_data / 'val.jsonl'}",
         "validation.every=2",
@@ -135,7 +111,7 @@ def test_a_run_gone_on_with_is_one_not_stopped_and_the_pipeline_knows_the_role(c
     short = ("train.steps=2", "checkpoint.every=1", "data.packs_per_step=1", *held)
     train(config(tmp_path / "whole", *short), DitTask)
     with pytest.raises(Stop):
-        train(config(tmp_path / "run", *short), Stopping)
+        train(config(tmp_path / "run", *short), stopping(1))
     train(config(tmp_path / "run", *short), DitTask)
     for kind in ("model", "ema", "optimizer"):
         a, b = (load_file(tmp_path / run / f"checkpoints/step-00000002/{kind}.safetensors") for run in ("whole", "run"))

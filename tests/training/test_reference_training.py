@@ -8,8 +8,8 @@ import pytest
 import torch
 from einops import rearrange
 from safetensors.torch import load_file
+from small_tasks import Stop, draws_of, lively, stopping
 
-from latentvid.data.plan.plan import Draw
 from latentvid.data.transforms import from_uint8
 from latentvid.data.video.writing import write_video
 from latentvid.errors import UserError
@@ -29,10 +29,6 @@ ROLES = (
     "data.references={control: {column: control, place: aligned, dropout: 0.3}, "
     "subject: {column: subject, place: beside, max_area: 256, max_frames: 1, dropout: 0.3}}"
 )
-
-
-class Stop(Exception):
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -65,22 +61,11 @@ def config(dit_config, manifest):
     return make
 
 
-def lively(task: DitTask) -> None:
-    rand = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in task.model.parameters():
-            p.add_(0.1 * torch.randn(p.shape, generator=rand))
-
-
-def draws_of(task: DitTask, count: int = 10) -> list[Draw]:
-    return [Draw(number, number % len(task.grids)) for number in range(count)]
-
-
 def test_a_packs_loss_is_that_of_each_sample_written_out(config, tmp_path):
     """Noise on the sample's own tokens, the references' latents clean beside them, the error of the own alone."""
     task = DitTask(config(tmp_path / "run", "given.first=0.5"), CPU)
-    lively(task)
-    draws = draws_of(task)
+    lively(task.model)
+    draws = draws_of(task, 10)
     pack = task.prepare(task.make_pack(draws))
     losses, _ = task.loss(task.model, pack, 0)
     assert any(pack.layout.references) and not all(pack.layout.references)
@@ -131,17 +116,17 @@ def test_plans_flops_and_memory_count_them(config, tmp_path):
     flops = task.grid_flops(*shape)
     assert flops.model == backbone_flops(task.model, [shape.grid], [task.mean_text], [shape.references])
     assert flops.encode > task.grid_flops(shape.grid).encode
-    pack = task.make_pack(draws_of(task))
+    pack = task.make_pack(draws_of(task, 10))
     texts = [len(ids) for ids in task.text.tokenize(pack.captions)]
     assert task.flops(pack) == backbone_flops(task.model, pack.layout.grid, texts, pack.layout.references)
     assert blank_pack(task, [shape, shape]).layout.tokens == 2 * shape.tokens
-    assert not plain.partial and plain.make_pack(draws_of(plain)).references is None
+    assert not plain.partial and plain.make_pack(draws_of(plain, 10)).references is None
 
 
 def test_without_them_nothing_else_changes(config, tmp_path):
     """The draws of a sample are the same with references and without."""
     task, plain = (DitTask(config(tmp_path / "run", *more), CPU) for more in ((), ("data.references={}",)))
-    with_them, without = (each.make_pack(draws_of(each)) for each in (task, plain))
+    with_them, without = (each.make_pack(draws_of(each, 10)) for each in (task, plain))
     assert with_them.numbers == without.numbers and with_them.captions == without.captions
     own = with_them.layout.own(with_them.noise)
     assert torch.equal(torch.cat(own), without.noise)
@@ -151,11 +136,11 @@ def test_without_them_nothing_else_changes(config, tmp_path):
 
 def test_processes_that_share_a_pack_have_pieces_of_it(config, tmp_path):
     task = DitTask(config(tmp_path / "run"), CPU)
-    whole = task.make_pack(draws_of(task))
+    whole = task.make_pack(draws_of(task, 10))
     parts = []
     for rank in range(3):
         task.sequence = SequenceGroup("group", rank, 3)
-        parts.append(task.make_pack(draws_of(task)))
+        parts.append(task.make_pack(draws_of(task, 10)))
     assert torch.equal(torch.cat([part.noise for part in parts]), whole.noise)
     for part, span in zip(parts, spans(whole.layout.lengths, 3), strict=True):
         rows = (whole.layout.frame_segment >= span.first) & (whole.layout.frame_segment < span.last)
@@ -167,19 +152,10 @@ def test_processes_that_share_a_pack_have_pieces_of_it(config, tmp_path):
 
 
 def test_a_run_gone_on_with_is_one_not_stopped_and_leaves_its_roles(config, tmp_path):
-    class Stopping(DitTask):
-        left = 1
-
-        def loss(self, model, pack, step):
-            Stopping.left -= 1
-            if Stopping.left < 0:
-                raise Stop
-            return super().loss(model, pack, step)
-
     short = ("train.steps=2", "checkpoint.every=1", "data.packs_per_step=1")
     train(config(tmp_path / "whole", *short), DitTask)
     with pytest.raises(Stop):
-        train(config(tmp_path / "run", *short), Stopping)
+        train(config(tmp_path / "run", *short), stopping(1))
     train(config(tmp_path / "run", *short), DitTask)
     for kind in ("model", "optimizer"):
         a, b = (load_file(tmp_path / run / f"checkpoints/step-00000002/{kind}.safetensors") for run in ("whole", "run"))
@@ -209,7 +185,7 @@ def test_looks_are_shown_what_their_prompts_name(config, manifest, tmp_path):
     looks = ("samples.every=2", 'samples.prompts=["a red 7", "a red 7"]', "samples.fps=8")
     picture = manifest.parent / "subject.png"
     task = DitTask(config(tmp_path, *looks, f"samples.references=[{{}}, {{subject: {picture}}}]"), CPU)
-    lively(task)
+    lively(task.model)
     shown, plain = (each.sample(task.model, 0, 1) for each in (task, DitTask(config(tmp_path, *looks), CPU)))
     first, second = ((shown[i].clips[0].int() - plain[i].clips[0].int()).abs().max() for i in (0, 1))
     assert first <= 1 < second
