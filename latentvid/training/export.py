@@ -30,9 +30,11 @@ from ..config.schema import stage_of
 from ..config.yaml_files import read_yaml
 from ..errors import UserError
 from ..files import check_name, check_writable, follow_umask
+from ..precision import choose
 from .checkpoint.checkpoint import CheckpointStore, find_damage
 from .checkpoint.records import About, State, read_best, read_record
 from .checkpoint.tensors import check_base
+from .compute import kept_in
 from .parallel.pieces import PieceReader, not_finite
 from .task import Stage, Task
 
@@ -124,6 +126,8 @@ def export_run(
     made_by = stage_at(of, read_record(checkpoint / "state.json", State, checkpoint)["step"])
     made_by.config.train.sequence_parallel = 1
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    train = made_by.config.train
+    train.mixed_precision = kept_in(run).get("passes") or choose(train.mixed_precision, device)  # "auto" was settled
     task = stages[name].task(made_by.config, device, data=False)
     if made_by.name and (trained := _trained(run, made_by.number)) is not None:
         task.trained = trained  # run.json says first what the newest stage trains on

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -257,6 +258,17 @@ def test_nan_in_a_checkpoint_is_not_exported(finished, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="is not finite: export another step"):
         export_run(finished, tmp_path / "out", STAGES)
     assert not (tmp_path / "out").exists() and not list(tmp_path.iterdir())
+
+
+def test_a_run_whose_type_was_chosen_for_it_is_exported(finished, tmp_path):
+    """config.yaml says what was asked for, `auto` by default: what it came to is in the checkpoints."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    text = (run / "config.yaml").read_text()
+    assert (changed := re.sub("mixed_precision: '?no'?", "mixed_precision: auto", text)) != text
+    (run / "config.yaml").write_text(changed)
+    export_run(run, tmp_path / "out", STAGES)
+    exported = next((tmp_path / "out/transformer").glob("*.safetensors"))
+    assert exported.read_bytes() == (finished / "pipeline/transformer" / exported.name).read_bytes()
 
 
 def test_an_export_that_cannot_be_written_is_said_before_the_work(finished, tmp_path, monkeypatch):
