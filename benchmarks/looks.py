@@ -45,13 +45,23 @@ def run(*words: object) -> None:
     subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, check=True)
 
 
-def tune(demo: Path, data: Path, folder: Path, seed: int, *options: str) -> float:
-    """A run on these clips, that goes on where it was stopped; seconds of this start."""
+def cached(demo: Path, data: Path) -> str:
+    """The option that trains from these clips' latents, which are made once for all runs."""
+    cache = data.with_name(f"{data.name}_latents")
+    run(
+        *("vae/encode_latents.py", "--manifest", data / "train.jsonl", "--out", cache),
+        *("--vae", demo / "pipeline/vae", "--text-encoder", demo / "t5"),
+    )
+    return f"--data.latents={cache}"
+
+
+def tune(demo: Path, folder: Path, seed: int, *options: str) -> float:
+    """A run that goes on where it was stopped; seconds of this start."""
     started = time.perf_counter()
     run(
         *("train/train_dit.py", "configs/dit/demo_look.yaml", f"--run.dir={folder}", f"--run.seed={seed}"),
         *(f"--init={demo / 'pipeline'}", f"--vae={demo / 'pipeline/vae'}", f"--text_encoder={demo / 't5'}"),
-        *(f"--data.manifest={data / 'train.jsonl'}", "--samples.every=0", "--log.trackers=[]", *options),
+        *("--samples.every=0", "--log.trackers=[]", *options),
     )
     return time.perf_counter() - started
 
@@ -98,15 +108,15 @@ def learn(args: argparse.Namespace, demo: Path, out: Path, seed: int, judge: Jud
         run("-m", "latentvid.demo.looks", out / "one", "--looks", LOOK, "--clips", args.clips, "--seed", seed)
     base = demo / "pipeline"
     found = {"as it was": held(out / "base.json", lambda: scores(sample(base)))}
-    steps = f"--train.steps={args.steps}"
+    same = ("--data.manifest=null", cached(demo, out / "one"), f"--train.steps={args.steps}")
 
     def full() -> dict:
-        seconds = tune(demo, out / "one", out / "full", seed, steps, f"--optim.lr={args.lr}")
+        seconds = tune(demo, out / "full", seed, *same, f"--optim.lr={args.lr}")
         return scores(sample(out / "full/pipeline")) | {"seconds": seconds}
 
     def lora() -> dict:
         targets = [f"--adapter.targets=[{','.join(args.lora_targets)}]"] if args.lora_targets else []
-        seconds = tune(demo, out / "one", out / "lora", seed, steps, *LORA, *targets, f"--optim.lr={args.lora_lr}")
+        seconds = tune(demo, out / "lora", seed, *same, *LORA, *targets, f"--optim.lr={args.lora_lr}")
         file = out / "lora/lora/pytorch_lora_weights.safetensors"
         merged = out / "merged"
         if not merged.exists():
@@ -143,8 +153,8 @@ def style(args: argparse.Namespace, demo: Path, out: Path, seed: int, judge: Jud
             )
         role = "--data.references={style: {column: style, place: beside, max_frames: 1, dropout: 0.1}}"
         seconds = tune(
-            *(demo, out / "all", out / "style", seed, role, f"--train.steps={args.style_steps}"),
-            *(f"--optim.lr={args.style_lr}", "--data.packs_per_step=2"),
+            *(demo, out / "style", seed, f"--data.manifest={out / 'all/train.jsonl'}", role),
+            *(f"--train.steps={args.style_steps}", f"--optim.lr={args.style_lr}", "--data.packs_per_step=2"),
         )
         clips = sampled(load_pipeline(out / "style/pipeline", "cpu"), texts, 10**5 * seed, shown)
         found = looks.score(clips, labels, names, judge) | {"seconds": seconds}
@@ -183,9 +193,7 @@ def main() -> None:
     for seed in args.seeds:
         place = out / f"seed{seed}"
         place.mkdir(exist_ok=True)
-        found[seed] = {
-            part: {"learn": learn, "style": style}[part](args, demo, place, seed, judge) for part in args.parts
-        }
+        found[seed] = {part: PARTS[part](args, demo, place, seed, judge) for part in args.parts}
         print(seed, json.dumps(found[seed]), flush=True)
     settings = {name: value for name, value in vars(args).items() if name not in ("demo", "out", "seeds")}
     (out / "looks.json").write_text(

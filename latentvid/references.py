@@ -15,7 +15,7 @@ FILE = "references.json"  # beside a published model's parts, its roles
 HEADER = "latentvid_references"  # the same in the header of a LoRA's file
 DROPOUT = 0.1  # of a role, where nothing is said
 PLACES = ("beside", "aligned", "control", "channels")
-SIGNALS = ("canny", "lines", "luminance", "flow", "tracks")  # data/signals.py computes them
+SIGNALS = ("canny", "lines", "luminance", "flow", "tracks", "depth")  # data/signals.py computes them
 
 KINDS = ("blur", "resize", "h264", "frames")  # data/degradations.py does them
 AMOUNTS = {"blur": (0.0, 32.0), "resize": (1.0, 16.0), "h264": (0.0, 51.0), "frames": (2.0, 16.0)}
@@ -73,9 +73,14 @@ class Placed:
         "tokens, but a mask, white where the clip is to be made, whose rest the model is told of by "
         "model.condition_channels"
     )
-    signal: Literal["canny", "lines", "luminance", "flow", "tracks"] | None = setting(
+    signal: Literal["canny", "lines", "luminance", "flow", "tracks", "depth"] | None = setting(
         "in the place of column: what is computed of the clip itself (edges, soft edges, luminance, optical flow, "
-        "tracks of points)",
+        "tracks of points, depth)",
+        default=None,
+    )
+    signal_model: str | None = setting(
+        "of signal: depth, folder or hub name of the network that estimates it (transformers' "
+        "AutoModelForDepthEstimation)",
         default=None,
     )
     max_area: int | None = setting(
@@ -104,6 +109,12 @@ class Placed:
             raise ValueError(f"place is {shown(self.place)}: one of {', '.join(PLACES)}")
         if self.signal not in (None, *SIGNALS):
             raise ValueError(f"signal is {shown(self.signal)}: one of {', '.join(SIGNALS)}")
+        if (self.signal_model is not None) != (self.signal == "depth"):
+            raise ValueError(
+                "signal: depth needs signal_model, the folder or hub name of the network that estimates it"
+                if self.signal == "depth"
+                else "signal_model is of signal: depth, which a network estimates: leave it out"
+            )
         if self.along and self.max_frames is not None:
             raise ValueError("max_frames is of references beside the clip: an aligned one has the clip's frames")
         if self.signal is not None and self.place not in ("control", "aligned"):
@@ -166,7 +177,7 @@ class Role(Placed):
                 for x in self.degrade
             ]
         found["noise"] = None if self.noise is None else list(self.noise)
-        younger = ("signal", "degrade", "noise", "number")
+        younger = ("signal", "signal_model", "degrade", "noise", "number")
         return {key: value for key, value in found.items() if value is not None or key not in younger}
 
 

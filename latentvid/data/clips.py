@@ -248,7 +248,7 @@ def _computed(one: Computed, pixels: Tensor, seed: int, number: int) -> Tensor:
     """uint8 [F,H,W,3] of a window's own pixels, for global sample number `number`."""
     if one.role.degrade:
         return degraded(pixels, one.role.degrade, one.shape[1:], generator(seed, number, f"degrade/{one.name}"))
-    return fit(signal_of(one.role.signal, pixels), *one.shape[1:])
+    return fit(signal_of(one.role, pixels), *one.shape[1:])
 
 
 def open_sources(

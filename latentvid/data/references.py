@@ -74,7 +74,7 @@ class References:
         self.names = tuple(roles)
         for name, role in roles.items():
             if role.signal is not None:
-                check_signal(role.signal)
+                check_signal(role)
             elif not role.computed and not any(role.column in manifest.extra for manifest in manifests):
                 raise UserError(
                     f"data.references.{name}: no manifest has a column `{role.column}`: correct the name, or add it "

@@ -7,6 +7,7 @@
 | `luminance` | luma of BT.601                                                                           |
 | `flow`      | optical flow from this frame to the next (DIS): direction as hue, length as brightness   |
 | `tracks`    | dots that follow corners of the first frame (pyramids of Lucas and Kanade)               |
+| `depth`     | what a network of depth estimates (depth.py)                                             |
 
 All are functions of the frames alone: nothing is drawn, so that sampling computes what training was shown.
 Axes: F frames, H height, W width; clips are uint8 [F,H,W,3].
@@ -26,6 +27,8 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from ..errors import UserError
+from ..references import Placed
+from .depth import check_depth, depth
 
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
 SIGMA = 1.0  # of Canny's Gaussian, pixels; its window has 5
@@ -34,15 +37,17 @@ FULL_FLOW = 0.05  # share of the frame's diagonal that the longest flow of full 
 POINTS = 64  # tracks at most
 
 
-def signal_of(name: str, pixels: Tensor) -> Tensor:
-    """uint8 [F,H,W,3] -> the signal of that name, uint8 [F,H,W,3]."""
-    return _TABLE[name](pixels)
+def signal_of(role: Placed, pixels: Tensor) -> Tensor:
+    """uint8 [F,H,W,3] -> the role's signal, uint8 [F,H,W,3]."""
+    return depth(pixels, role.signal_model) if role.signal == "depth" else _TABLE[role.signal](pixels)
 
 
-def check_signal(name: str) -> None:
-    """Raises UserError where it cannot be computed here."""
-    if name in ("flow", "tracks"):
+def check_signal(role: Placed) -> None:
+    """Raises UserError where its signal cannot be computed here."""
+    if role.signal in ("flow", "tracks"):
         _opencv()
+    elif role.signal == "depth":
+        check_depth(role.signal_model)
 
 
 def luminance(pixels: Tensor) -> Tensor:

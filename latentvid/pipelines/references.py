@@ -133,7 +133,7 @@ def read_references(
     for name, path in signals:
         if check_role(name, pipeline.roles, "--signal").signal is None:
             raise UserError(f"--signal {name}={path}: nothing is computed for that role: give --reference {name}=FILE")
-        check_signal(pipeline.roles[name].signal)
+        check_signal(pipeline.roles[name])
     transform = _transform(pipeline, frames)
     found: dict[str, list[Tensor]] = {}
     for name, path, computed in [*((*each, False) for each in asked), *((*each, True) for each in signals)]:
@@ -154,7 +154,7 @@ def read_references(
             size, how = " x ".join(map(str, shape[1:])), "scaled" if role.degrade else "scaled and cropped"
             print(f"{path}: {info.height} x {info.width} pixels {how} to {size}", flush=True)
         pixels = (stretched if role.degrade else fit)(pixels, *shape[1:])
-        found.setdefault(name, []).append(signal_of(role.signal, pixels) if computed else pixels)
+        found.setdefault(name, []).append(signal_of(role, pixels) if computed else pixels)
     return found
 
 

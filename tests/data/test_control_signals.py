@@ -6,13 +6,18 @@ import math
 
 import pytest
 import torch
+from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config, DPTImageProcessor
 
 from latentvid.data.clips import open_sources
 from latentvid.data.signals import FULL_FLOW, STRONG, WEAK, flow_colours, signal_of
 from latentvid.data.transforms import from_uint8
 from latentvid.data.windows import Transform
 from latentvid.errors import UserError
-from latentvid.references import SIGNALS, ReferenceColumn
+from latentvid.references import SIGNALS, ReferenceColumn, Role
+
+
+def signal(name: str, **more) -> Role:
+    return Role(place="control", signal=name, **more)
 
 
 def scene(frames: int = 3, height: int = 14, width: int = 17) -> torch.Tensor:
@@ -70,7 +75,7 @@ def slow_canny(frame: torch.Tensor) -> list[list[int]]:
 
 def test_canny_is_that_of_plain_loops():
     clip = scene()
-    made = signal_of("canny", clip)
+    made = signal_of(signal("canny"), clip)
     assert made.shape == clip.shape and made.dtype == torch.uint8
     for frame, of in zip(made, clip, strict=True):
         assert frame[..., 0].tolist() == slow_canny(of) and (frame == frame[..., :1]).all()
@@ -85,7 +90,7 @@ def test_lines_and_luminance_are_those_of_plain_loops():
         [min(255.0, math.hypot(a, b) / 4) for a, b in zip(*rows, strict=True)] for rows in zip(gx, gy, strict=True)
     ]
     for name, want in (("lines", lines), ("luminance", x)):
-        found = signal_of(name, clip)[0, ..., 0].float()
+        found = signal_of(signal(name), clip)[0, ..., 0].float()
         assert float((found - torch.tensor(want)).abs().max()) <= 0.51, name
 
 
@@ -100,11 +105,11 @@ def test_flow_is_coloured_by_direction_and_tracks_follow():
     wide = torch.nn.functional.interpolate(torch.rand(1, 3, 8, 20, generator=rand), (32, 80), mode="bicubic")[0]
     wide = (255 * wide.clamp(0, 1)).to(torch.uint8).permute(1, 2, 0)  # [32,80,3]
     clip = torch.stack([wide[:, 8 - 2 * i : 40 - 2 * i] for i in range(4)])  # what it shows moves right
-    red, green, blue = signal_of("flow", clip)[:, 8:24, 8:24].float().mean((0, 1, 2)).tolist()
+    red, green, blue = signal_of(signal("flow"), clip)[:, 8:24, 8:24].float().mean((0, 1, 2)).tolist()
     assert red > 100 and red > 2 * green and red > 2 * blue  # to the right is hue 0
-    dots = signal_of("tracks", clip).amax(-1) > 0
+    dots = signal_of(signal("tracks"), clip).amax(-1) > 0
     assert dots[0].any() and 1 <= dots[3].nonzero()[:, 1].float().mean() - dots[0].nonzero()[:, 1].float().mean() <= 9
-    assert not signal_of("flow", clip[:1]).any()
+    assert not signal_of(signal("flow"), clip[:1]).any()
 
 
 def test_the_data_path_computes_them_of_what_a_sample_shows(digits_data, tmp_path):
@@ -119,7 +124,7 @@ def test_the_data_path_computes_them_of_what_a_sample_shows(digits_data, tmp_pat
     for number in range(4):
         clip = source.load(number, 0, number)
         edges, small = clip.references
-        assert torch.equal(edges, signal_of("canny", clip.pixels))
+        assert torch.equal(edges, signal_of(signal("canny"), clip.pixels))
         assert [shown.role for shown in source.references.shapes[number]] == ["edges", "small"]
         assert small.shape[:3] == source.references.shapes[number][1].shape and small.shape[1] * small.shape[2] <= 256
     assert from_uint8(edges).shape == (3, *edges.shape[:3])
@@ -144,4 +149,55 @@ def test_a_column_of_signals_has_one_for_each_clip(digits_data, tmp_path):
         )
         with pytest.raises(UserError, match=message):
             open_sources([table], transform, roles=role)
-    assert set(SIGNALS) == {"canny", "lines", "luminance", "flow", "tracks"}
+    assert set(SIGNALS) == {"canny", "lines", "luminance", "flow", "tracks", "depth"}
+
+
+@pytest.fixture(scope="module")
+def depth_model(tmp_path_factory):
+    """A small Depth Anything of random weights, with its image processor."""
+    torch.manual_seed(0)
+    backbone = Dinov2Config(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14,
+        out_features=["stage1", "stage2"], reshape_hidden_states=False,
+    )  # fmt: skip
+    config = DepthAnythingConfig(
+        backbone_config=backbone, patch_size=14, neck_hidden_sizes=[8, 8], reassemble_factors=[2, 1],
+        reassemble_hidden_size=16, fusion_hidden_size=8, head_hidden_size=4,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("depth")
+    DepthAnythingForDepthEstimation(config).save_pretrained(folder)
+    size = {"height": 28, "width": 28}
+    DPTImageProcessor(size=size, keep_aspect_ratio=True, ensure_multiple_of=14).save_pretrained(folder)
+    return folder
+
+
+def test_depth_is_what_the_network_estimates(depth_model, digits_data):
+    """Frame by frame, between the least and the greatest value of the whole clip; and as the data path computes it."""
+    clip = scene(6, 30, 40)
+    model = DepthAnythingForDepthEstimation.from_pretrained(depth_model)
+    processor, alone = DPTImageProcessor.from_pretrained(depth_model), []
+    for frame in clip:
+        out = model(**processor(images=frame.numpy(), return_tensors="pt"))
+        alone += processor.post_process_depth_estimation(out, [(30, 40)])
+    x = torch.stack([each["predicted_depth"].detach() for each in alone])
+    want = 255 * (x - x.min()) / (x.max() - x.min())
+    role = signal("depth", signal_model=str(depth_model))
+    found = signal_of(role, clip)
+    assert found.dtype == torch.uint8 and found.shape == clip.shape and found.min() == 0 and found.max() == 255
+    assert float((found - want[..., None]).abs().max()) <= 1.5
+    column = ReferenceColumn(place="control", signal="depth", signal_model=str(depth_model))
+    transform = Transform(spatial_stride=8, temporal_stride=4, max_frames=9)
+    one = open_sources([digits_data / "train.jsonl"], transform, roles={"depth": column}).load(0, 0, 0)
+    assert torch.equal(one.references[0], signal_of(role, one.pixels))
+    assert Role(**role.as_json()) == role and "signal_model" not in signal("canny").as_json()
+
+
+def test_depth_without_a_network_is_said(tmp_path, digits_data):
+    transform = Transform(spatial_stride=8, temporal_stride=4, max_frames=9)
+    column = ReferenceColumn(place="control", signal="depth", signal_model=str(tmp_path))
+    with pytest.raises(UserError, match="holds no network of depth with its image processor"):
+        open_sources([digits_data / "train.jsonl"], transform, roles={"depth": column})
+    with pytest.raises(ValueError, match="signal: depth needs signal_model"):
+        signal("depth")
+    with pytest.raises(ValueError, match="signal_model is of signal: depth"):
+        signal("canny", signal_model="a")

@@ -128,7 +128,7 @@ def test_what_is_asked_wrongly_is_named(nets, tiny_pipeline, tmp_path):
         read_references(pipeline, [("edges", clip)], 9, 32, 32)
     shown = read_references(pipeline, [], 5, 32, 32, [("edges", clip)])["edges"][0]
     given = read_references(pipeline, [("edges", clip)], 5, 32, 32)["edges"][0]
-    assert torch.equal(shown, signal_of("canny", given)) and not torch.equal(shown, given)
+    assert torch.equal(shown, signal_of(Role(place="control", signal="canny"), given)) and not torch.equal(shown, given)
 
 
 def test_a_folder_and_how_much_of_it_and_when(tmp_path):

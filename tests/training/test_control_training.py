@@ -17,6 +17,7 @@ from latentvid.models.flops import backbone_flops
 from latentvid.packing import Packed, patchify, spans
 from latentvid.pipelines.arguments import ControlNet
 from latentvid.pipelines.loading import load_pipeline
+from latentvid.references import Role
 from latentvid.sequence import SequenceGroup
 from latentvid.training.dryrun.preflight import blank_pack
 from latentvid.training.stages.dit.task import DitTask
@@ -55,7 +56,7 @@ def test_a_packs_loss_is_that_of_each_sample_written_out(config, tmp_path):
     for place, (number, grid) in enumerate(zip(pack.numbers, pack.layout.grid, strict=True)):
         clip = task.source.load(number % len(task.grids), 0, number)
         (shown,) = clip.references
-        assert torch.equal(shown, signal_of("luminance", clip.pixels))
+        assert torch.equal(shown, signal_of(Role(place="control", signal="luminance"), clip.pixels))
         mean = task.vae.encode(from_uint8(shown)[None]).latent_dist.mean
         signal = patchify([task.vae.normalise(mean)[0].detach()], task.patch)[0]
         rows = slice(start, start + len(signal))
