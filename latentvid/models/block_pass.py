@@ -24,8 +24,8 @@ class BlockPass:
     def __init__(self, module: nn.Module, compute: Callable[..., Any]) -> None:
         self.module, self.compute = module, compute
 
-    def __call__(self, *arguments: Any) -> Any:
-        return (self.compiled or self.compute)(self.module, *arguments)
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return (self.compiled or self.compute)(self.module, *arguments, **named)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BlockPass:
         other = BlockPass(copy.deepcopy(self.module, memo), self.compute)

@@ -12,6 +12,7 @@ from .hunyuan15 import Hunyuan15
 from .ltx import LTX
 from .ltx2 import LTX2
 from .mochi import Mochi
+from .unet3d import UNet3D
 from .wan import Wan
 
 FAMILIES: dict[str, type[OpenBackbone]] = {  # by the class in diffusers
@@ -23,12 +24,15 @@ FAMILIES: dict[str, type[OpenBackbone]] = {  # by the class in diffusers
     "MochiTransformer3DModel": Mochi,
     "WanTransformer3DModel": Wan,
 }
+UNETS: dict[str, type[OpenBackbone]] = {  # the same of U-Nets
+    "UNet3DConditionModel": UNet3D,
+}
 
 
 def packed(raw: ModelMixin) -> OpenBackbone:
-    """A backbone over a diffusers video transformer, its `.raw`, called as `VideoDiT` is.
+    """A backbone over a diffusers video transformer or U-Net, its `.raw`, called as `VideoDiT` is.
 
     A class that is not in the table runs as batches of equal shapes, which is logged. Raises UserError for one that is
     no video transformer, or reads what only a family of its own could give it.
     """
-    return FAMILIES.get(type(raw).__name__, Batches)(raw)
+    return (FAMILIES | UNETS).get(type(raw).__name__, Batches)(raw)

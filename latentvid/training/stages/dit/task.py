@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -74,10 +75,16 @@ class DitTask(DitPacks):
             self.open()
             self._check_references()
             self.tokens = self.shapes.map(lambda shape: shape.tokens).array()
-            # a block's attention is 4 D a pair of tokens, its linear layers about 24 D^2 a token
-            kind, depth = getattr(self.model.config, "attention", "full"), len(self.model.blocks)
-            pairs = self.shapes.map(lambda shape: attended_pairs(kind, depth, *shape) / depth).array()
-            self.costs = self.tokens + pairs / (6 * self.model.width)
+            self.costs = self._costs()
+
+    def _costs(self) -> np.ndarray:
+        """Of each sample. A block's attention is 4 D a pair of tokens, its linear layers about 24 D^2 a token; networks
+        without such blocks work about as much for every token."""
+        if not (depth := len(self.model.blocks)):
+            return self.tokens
+        kind = getattr(self.model.config, "attention", "full")
+        pairs = self.shapes.map(lambda shape: attended_pairs(kind, depth, *shape) / depth).array()
+        return self.tokens + pairs / (6 * self.model.width)
 
     @classmethod
     def prepare_run(
