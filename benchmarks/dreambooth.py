@@ -101,6 +101,7 @@ def measure(args: argparse.Namespace, demo: Path, out: Path, seed: int) -> dict[
                 pipeline = load_pipeline(demo / "pipeline", "cpu")
             else:
                 given = VARIANTS[name] if name == "no prior" else (*prior, *VARIANTS[name])
+                given = (*given, *(f"--{option}" for option in args.set))
                 folder = train(demo, out, name, seed, args.steps, *given)
                 lora = [Lora(folder / "lora")] if (folder / "lora").is_dir() else []
                 pipeline = load_pipeline(demo / "pipeline" if lora else folder / "pipeline", "cpu", lora=lora)
@@ -122,6 +123,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=number("pairs"), default=100, help="of the glyph")
     parser.add_argument("--digits", type=number("pairs"), default=140, help="prompts of digits")
     parser.add_argument("--judge-steps", type=number("train.steps"), default=600)
+    parser.add_argument("--set", nargs="*", default=[], help="further options of training, such as optim.lr=1e-3")
     args = parser.parse_args()
     demo, out = args.demo.resolve(), args.out.resolve()
     found = {}
