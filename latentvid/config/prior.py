@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..limits import check_fields
 from ..limits import setting as _help
@@ -31,6 +31,11 @@ class Prior:
     fps: float | None = _help("frames a second; null: what the model was trained on", default=None)
     steps: int | None = _help("sampling steps; null: the model's", default=None)
     guidance: float | None = _help("classifier-free guidance scale; null: the model's", default=None)
+    target: Literal["clips", "model"] = _help(
+        "what is learned of them. clips: themselves, as in the paper; model: what the model that the run begins with "
+        "predicts of them with noise",
+        default="clips",
+    )
     seed: int = _help("the n-th clip has the noise of seed + n", default=0)
 
     def __post_init__(self) -> None:
@@ -45,6 +50,11 @@ class Prior:
     @property
     def wanted(self) -> bool:
         return bool(self.prompts) or self.prompts_file is not None
+
+    @property
+    def by_model(self) -> bool:
+        """Whether the class clips' target is what the model before training predicts."""
+        return self.wanted and self.target == "model"
 
 
 def check_prior(config: DitConfig) -> None:

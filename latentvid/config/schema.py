@@ -297,7 +297,9 @@ class DitConfig(TrainingConfig):
     @property
     def keeps_base(self) -> bool:
         """Whether weights that the run begins with are needed as they are to its end."""
-        return bool(self.adapter.kind != "none" or self.controlnet.on or self.trainable or self.preference.on)
+        if self.preference.on or self.prior.by_model:
+            return True
+        return bool(self.adapter.kind != "none" or self.controlnet.on or self.trainable)
 
     @property
     def student(self) -> dict[str, Any] | None:

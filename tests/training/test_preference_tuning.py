@@ -169,7 +169,7 @@ def test_at_the_start_nothing_is_preferred_and_the_reference_is_frozen(kind, opt
     grads = {name: p.grad for name, p in task.model.named_parameters() if p.requires_grad}
     assert any(g is not None and bool(g.any()) for g in grads.values())
     assert all(p.grad is None for p in task.model.parameters() if not p.requires_grad)
-    copy = task.reference.copy
+    copy = task.before.copy
     assert (copy is None) == (LORA[0] in options)
     if copy is not None:
         assert not any(p.requires_grad or p.grad is not None for p in copy.parameters()) and not copy.training
@@ -281,7 +281,7 @@ def test_a_dry_run_counts_the_reference(config, tmp_path):
     lora = dit_task(config(tmp_path, "ours", *few, *LORA), CPU)
     settings = config(tmp_path, "ours", *few)
     task = dit_task(settings, CPU)
-    assert lora.reference.copy is None and len(task.frozen) == len(lora.frozen) + 1
+    assert lora.before.copy is None and len(task.frozen) == len(lora.frozen) + 1
     said = preflight(settings, task, make_plan(settings, task), world=1, device=CPU).text
     assert f"beside it frozen networks, {in_bytes(sum(map(size, task.frozen)))} on every device" in said
     alone = DitTask.grid_flops(task, task.grids[0])

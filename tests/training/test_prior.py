@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from latentvid.config.yaml_files import ConfigError, dump_yaml
 from latentvid.data.manifest.manifest import read_manifest
 from latentvid.data.video.reading import probe
 from latentvid.errors import UserError
+from latentvid.packing import Packed
 from latentvid.pipelines import prompts as module
 from latentvid.training.launch import make_plan
 from latentvid.training.signals import Preempted
@@ -153,6 +155,58 @@ def test_a_run_goes_on_with_its_clips_and_without_the_model_that_made_them(made,
         train(config(run, shared, "prior.seed=8"), DitTask)
     with pytest.raises(UserError, match="does not hold all its clips"):
         train(config(run, f"prior.dir={tmp_path / 'empty'}", "train.steps=3"), DitTask)
+
+
+@pytest.mark.parametrize("options", [(), LORA])
+def test_class_clips_may_teach_what_the_model_before_predicts(options, made, config, tmp_path):
+    """Their error is that beside its prediction at the same noised latents: nothing at the start, of the subject's it
+    is as ever. A run that goes on is one that was not stopped, and needs the model again."""
+    shared, run = (f"prior.dir={made / 'prior'}", "prior.target=model", *options), tmp_path / "run"
+    task = DitTask(config(run, *shared, "caption.dropout=0.5"), CPU)
+    plan = make_plan(task.config, task)
+    draws = next(pack for _ in range(9) for pack in plan.next().packs if {task._source_of(d) for d in pack} == {0, 1})
+    pack = task.prepare(task.make_pack(draws))
+    assert pack.by_model.tolist() == [task._source_of(draw) == 1 for draw in sorted_as(pack, draws)]
+    losses = task.loss(task.model, pack, 0)[0].detach()
+    plain = task.errors(task.model, replace(pack, by_model=None))[0].detach()
+    assert not losses[pack.by_model].any() and torch.equal(losses[~pack.by_model], plain[~pack.by_model])
+    with torch.no_grad():
+        for parameter in (p for p in task.model.parameters() if p.requires_grad):
+            parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    fresh = DitTask(config(run, *shared), CPU).model
+    for i in torch.nonzero(pack.by_model).flatten().tolist():  # each class clip alone, against the model at its start
+        alone = sample_of(pack, i)
+        t = alone["t"].index_select(0, alone["layout"].frame)[:, None]
+        z = task.scheduler.mix(alone["clean"], alone["noise"], t)
+        words = (z, alone["t"], alone["text"], alone["layout"], alone["words"])
+        with torch.no_grad():
+            now, then = (net.eval()(*words, fps=alone["rates"]) for net in (task.model, fresh))
+        assert float(task.loss(task.model, pack, 0)[0][i]) == pytest.approx(
+            float((now - then).square().mean()), rel=1e-4
+        )
+    train(config(run, *shared), DitTask)
+    parted = tmp_path / "parted"
+    train(config(parted, *shared, "train.steps=1"), DitTask)
+    train(config(parted, *shared), DitTask)
+    mine, theirs = (load_file(r / "checkpoints/step-00000002/model.safetensors") for r in (run, parted))
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert not any("before" in name or "copy" in name for name in mine)
+
+
+def sorted_as(pack, draws):
+    by_number = {draw.number: draw for draw in draws}
+    return [by_number[number] for number in pack.numbers]
+
+
+def sample_of(pack, i: int) -> dict:
+    """What the model reads of one sample of a pack."""
+    layout, words = pack.layout, pack.text_layout
+    tokens, frames = layout.segment == i, layout.frame_segment == i
+    of_words = torch.repeat_interleave(torch.arange(len(words.lengths)), torch.tensor(words.lengths)) == i
+    return {
+        "clean": pack.clean[tokens], "noise": pack.noise[tokens], "t": pack.timestep[frames], "rates": pack.rates[i : i + 1],
+        "layout": Packed.of([layout.grid[i]]), "text": pack.text[of_words], "words": Packed.of_lengths([words.lengths[i]]),
+    }  # fmt: skip
 
 
 def test_caches_get_a_cache_of_the_clips(dit_config, tiny_pipeline, tiny_latents, tmp_path):

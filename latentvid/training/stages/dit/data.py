@@ -43,6 +43,7 @@ from ....references import numbers_of
 from ....rng import generator
 from ....sequence import makers
 from ....text import TextEncoder
+from .before import Before
 from .cache_check import check_cache
 from .clips import open_clips
 from .conditions import ConditionMaker, traded
@@ -61,6 +62,7 @@ class DitPacks(Drawn):
     """
 
     clips_each = 1
+    before: Before | None = None
 
     def __init__(self, config: DitConfig, parts: Parts, patch: Patch, conditions: ConditionMaker | None = None) -> None:
         """conditions: what a published model reads beside tokens, levels and text; None: nothing."""
@@ -75,7 +77,7 @@ class DitPacks(Drawn):
 
     def __getstate__(self) -> dict[str, Any]:
         """What loader processes need to make packs: no network, and nothing that is of every sample."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("model", "parts", "weights", *PER_SAMPLE)}
+        return {k: v for k, v in self.__dict__.items() if k not in ("model", "parts", "weights", "before", *PER_SAMPLE)}
 
     @property
     def vae(self) -> Vae:
@@ -200,6 +202,7 @@ class DitPacks(Drawn):
             made=tuple(draw.number for draw in made),
             known=None if known is None else known.tokens(span),
             known_tokens=None if known is None else known.of_frames(span),
+            by_model=self._by_model(draws[span.first : span.last]),
             **content,
         )
 
@@ -213,6 +216,12 @@ class DitPacks(Drawn):
         masks = held.are_masks(draw.index, range(len(held.shapes[draw.index])))
         places = [i for i, is_mask in enumerate(masks) if not is_mask]
         return tuple(reference for i, reference in zip(places, references, strict=True) if i in kept)
+
+    def _by_model(self, draws: Sequence[Draw]) -> Tensor | None:
+        """Which samples are class clips whose target is the model's own prediction: bool [N]."""
+        if not self.config.prior.by_model or self.of_class is None:
+            return None
+        return torch.tensor([self._source_of(draw) == self.of_class for draw in draws])
 
     def _known_of(self, draws: Sequence[Draw], whole: Packed, masks: Mapping[int, Tensor]) -> Known:
         """masks: what masks leave of the samples of these numbers; of the others it is drawn what is known."""
@@ -333,7 +342,12 @@ class DitPacks(Drawn):
         more = {} if pack.conditions is None else {"conditions": pack.conditions}
         if pack.control is not None:
             more["control"] = Control.of(pack.control)
-        prediction = model(noised, seen, pack.text, pack.layout, pack.text_layout, fps=pack.rates, **more)
+        read = (noised, seen, pack.text, pack.layout, pack.text_layout)
+        if pack.by_model is not None:
+            with self.before.instead_of(model) as frozen:  # first: what it gathers of a sharded model is still right
+                told = frozen(*read, fps=pack.rates, **more).float()
+            target = torch.where(pack.by_model.index_select(0, pack.layout.segment)[:, None], told, target)
+        prediction = model(*read, fps=pack.rates, **more)
         weight = self.config.weighting(self.scheduler.config.target, self.scheduler.path, pack.timestep)
         known = {} if pack.known is None else {"known": pack.known.all(1), "known_tokens": pack.known_tokens}
         loss = loss_per_sample(prediction, target, pack.timestep, pack.layout, weight, **known)

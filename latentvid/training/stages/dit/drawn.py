@@ -67,10 +67,13 @@ class Drawn:
     def _posterior(self, number: int, shape: Sequence[int]) -> Tensor:
         return torch.randn(shape, generator=generator(self.config.run.seed, number, "posterior"))
 
+    def _source_of(self, draw: Draw) -> int:
+        return (self.cache or self.source).source(draw.index)
+
     def _drops(self, draw: Draw) -> bool:
         """Not of a subject beside its class (`prior`): guidance leads away from what is made without a caption, which
         must not become the subject."""
-        if self.of_class is not None and (self.cache or self.source).source(draw.index) != self.of_class:
+        if self.of_class is not None and self._source_of(draw) != self.of_class:
             return False
         chance = torch.rand((), generator=generator(self.config.run.seed, draw.number, "caption-dropout"))
         return bool(chance < self.config.caption.dropout)

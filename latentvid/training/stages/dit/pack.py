@@ -30,6 +30,7 @@ class DitPack:
     conditions: what a model reads beside these. known: bool [T, p q], of a model that is told what is known by
     channels: which latent positions of each token are; known_tokens: int64 [R], wholly known tokens of each latent
     frame in the whole sample. control: [T,P], of the control branch's signal; of clips its frames are in `references`.
+    by_model: bool [N], samples whose target is what the model before training predicts; None: no run of such.
     """
 
     noise: Tensor
@@ -47,6 +48,7 @@ class DitPack:
     known: Tensor | None = None
     known_tokens: Tensor | None = None
     control: Tensor | None = None
+    by_model: Tensor | None = None
     made: tuple[int, ...] = ()  # global numbers of the samples that this process makes
     counted: tuple[int, ...] = ()  # of each sample that `tokens` counts: tokens that have a loss, not being given
     counted_in_all: int = 0  # in the whole pack

@@ -13,24 +13,21 @@ from torch import Tensor, nn
 from ....config.schema import DitConfig
 from ....data.cache.shards import Encoded
 from ....data.plan.plan import Draw
-from ....models.flops import TRAINING, GridFlops
+from ....models.flops import GridFlops
 from ....packing import Grid, Reference
-from .pairs import Before, PairPack, PairPacks
+from .pairs import PairPack, PairPacks
 from .sampled_scores import SampledScores
 from .task import DitTask
 from .trained import dropout_of
 from .validation import EncodedClips, HeldOutLatents
 
 FIGURES = ("loss", "margin", "accuracy", "error_preferred", "error_rejected")  # as `Preference` has them
-PASSES = 1 + 1 / TRAINING  # of the model and of the reference, which has no backward pass, over one of the model
 
 
 class PreferenceTask(PairPacks, DitTask):
     """What is trained is the transformer, on the loss of `diffusion.preference`; the plan's samples are pairs.
 
-    The reference is the model that the run begins with, also where it goes on: `init` (or `model.from`) is read again.
-    With an adapter it is the model itself with the adapter off. Where weights are trained it is a copy, whole on every
-    process whatever the strategy, so that it computes what the model computed.
+    The reference is `before`, the model that the run begins with.
     """
 
     def __init__(self, config: DitConfig, device: torch.device, data: bool = True) -> None:
@@ -38,28 +35,10 @@ class PreferenceTask(PairPacks, DitTask):
         if not data:
             return
         self.tokens, self.costs = self.clips_each * self.tokens, self.clips_each * self.costs
-        self.reference = Before(self.model, self._copy(device), self.config, device)
-
-    def _copy(self, device: torch.device) -> nn.Module | None:
-        """The model as it was at first, where no adapter can be switched off."""
-        if self.config.adapter.kind != "none":
-            return None
-        origin = self.origin  # which is of the model that is trained, and of a run's start
-        copy = self.new_model().requires_grad_(False).eval()
-        self.origin = origin
-        return copy if self.config.run.dry_run else copy.to(device)
-
-    @property
-    def frozen(self) -> tuple[nn.Module, ...]:
-        copy = self.reference.copy
-        return super().frozen if copy is None else (*super().frozen, copy)
 
     def grid_flops(self, grid: Grid, references: Sequence[Reference] = ()) -> GridFlops:
         one = super().grid_flops(grid, references)
-        return GridFlops(round(self.clips_each * PASSES * one.model), self.clips_each * one.encode)
-
-    def flops(self, pack: PairPack) -> float:
-        return PASSES * super().flops(pack)
+        return GridFlops(self.clips_each * one.model, self.clips_each * one.encode)
 
     def blank_pack(self, grids: Sequence[Grid], references: Sequence[Sequence[Reference]] = ()) -> PairPack:
         twice = ([each for each in of_pairs for _ in range(self.clips_each)] for of_pairs in (grids, references))
@@ -76,7 +55,7 @@ class PreferenceTask(PairPacks, DitTask):
             return None
         scores = SampledScores(self.config, self.parts, self.patch) if settings.scores else None
         held_out = HeldOutPairs(self.config, self.parts, self.patch, scores, self.conditions)
-        held_out.reference = self.reference
+        held_out.before = self.before
         return held_out
 
 

@@ -24,7 +24,7 @@ from ....evaluation.sheet import Row
 from ....models.adapters.fingerprint import fingerprint
 from ....models.adapters.lora import save_lora
 from ....models.attention_context import attended_pairs
-from ....models.flops import GridFlops, backbone_flops, vae_flops
+from ....models.flops import TRAINING, GridFlops, backbone_flops, vae_flops
 from ....models.open import OpenBackbone
 from ....models.transformer import VideoDiT
 from ....packing import Grid, Packed, Reference, Shape, patch_size
@@ -36,6 +36,7 @@ from ...checkpoint.init import Source, Wanted, begin_with, goes_on, inherited, o
 from ...feed.manifests import main_first
 from ...origin import Base, Origin
 from ...task import HeldOut, build_model, shares
+from .before import Before
 from .conditions import ConditionMaker
 from .data import DitPacks
 from .known import check_told
@@ -52,7 +53,12 @@ from .validation import HeldOutLatents
 
 
 class DitTask(DitPacks):
-    """What is trained is the transformer; the VAE and the text encoder are frozen."""
+    """What is trained is the transformer; the VAE and the text encoder are frozen.
+
+    Where the model that the run begins with is needed beside it (`before`), it is that also where the run goes on:
+    `init` (or `model.from`) is read again. With an adapter it is the model itself with the adapter off. Where weights
+    are trained it is a copy, whole on every process whatever the strategy, so that it computes what the model computed.
+    """
 
     apart = ()
     settled = staticmethod(settled)
@@ -76,6 +82,8 @@ class DitTask(DitPacks):
             self._check_references()
             self.tokens = self.shapes.map(lambda shape: shape.tokens).array()
             self.costs = self._costs()
+            if config.preference.on or config.prior.by_model:
+                self.before = Before(self.model, self._copy(device), self.config, device)
 
     def _costs(self) -> np.ndarray:
         """Of each sample. A block's attention is 4 D a pair of tokens, its linear layers about 24 D^2 a token; networks
@@ -85,6 +93,15 @@ class DitTask(DitPacks):
         kind = getattr(self.model.config, "attention", "full")
         pairs = self.shapes.map(lambda shape: attended_pairs(kind, depth, *shape) / depth).array()
         return self.tokens + pairs / (6 * self.model.width)
+
+    def _copy(self, device: torch.device) -> nn.Module | None:
+        """The model as the run begins with it, where no adapter can be switched off."""
+        if self.config.adapter.kind != "none":
+            return None
+        origin = self.origin  # which is of the model that is trained, and of a run's start
+        copy = self.new_model().requires_grad_(False).eval()
+        self.origin = origin
+        return copy if self.config.run.dry_run else copy.to(device)
 
     @classmethod
     def prepare_run(
@@ -139,7 +156,8 @@ class DitTask(DitPacks):
 
     @property
     def frozen(self) -> tuple[nn.Module, ...]:
-        return self.vae, *self.text.networks
+        copy = () if self.before is None or self.before.copy is None else (self.before.copy,)
+        return self.vae, *self.text.networks, *copy
 
     def _source(self) -> Source | None:
         """What `init` names, which says what `model` leaves out; None where the run goes on, which said it itself, with
@@ -247,9 +265,14 @@ class DitTask(DitPacks):
         dropout = self.config.caption.dropout
         return (1 - dropout) * sum(lengths) / len(lengths) + dropout * null
 
+    @property
+    def _passes_too(self) -> float:
+        """Of the model and of the one before it, which has no backward pass, over one of the model."""
+        return 1 + (self.before is not None) / TRAINING
+
     def grid_flops(self, grid: Grid, references: Sequence[Reference] = ()) -> GridFlops:
         shape = Shape(grid, tuple(references))
-        model = backbone_flops(self.model, [grid], [self.mean_text], [shape.references])
+        model = round(self._passes_too * backbone_flops(self.model, [grid], [self.mean_text], [shape.references]))
         encoded = shape.grids if self.cache is None else ()
         return GridFlops(model, sum(vae_flops(self.vae, self.pixels(each)).encode for each in encoded))
 
@@ -261,7 +284,8 @@ class DitTask(DitPacks):
             text = [len(ids) for ids in self.text.tokenize(pack.captions)]
         else:
             text = [] if pack.text_layout is None else pack.text_layout.lengths
-        return backbone_flops(self.model, [s.grid for s in made], text, [s.references for s in made])
+        each = [s.grid for s in made], text, [s.references for s in made]
+        return self._passes_too * backbone_flops(self.model, *each)
 
     def blank_pack(self, grids: Sequence[Grid], references: Sequence[Sequence[Reference]] = ()) -> DitPack:
         layout, text_layout = Packed.of(grids, references), Packed.of_lengths([round(self.mean_text)] * len(grids))
@@ -274,6 +298,8 @@ class DitTask(DitPacks):
             pack = replace(pack, known=known, known_tokens=torch.zeros_like(layout.frame_tokens))
         if self.controlled:
             pack = replace(pack, control=blank)
+        if self.config.prior.by_model:
+            pack = replace(pack, by_model=torch.zeros(len(grids), dtype=torch.bool))
         if self.conditions is None:
             return pack
         several = len(self.published.recipe.text) > 1
