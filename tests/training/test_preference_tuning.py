@@ -17,6 +17,7 @@ from latentvid.config.parsing import load_config
 from latentvid.config.schema import DitConfig
 from latentvid.data.plan.plan import Draw
 from latentvid.errors import UserError
+from latentvid.models.flops import backbone_flops
 from latentvid.models.transformer import VideoDiT
 from latentvid.packing import Packed, unpatchify
 from latentvid.training.dryrun.memory import size
@@ -284,9 +285,9 @@ def test_a_dry_run_counts_the_reference(config, tmp_path):
     assert lora.before.copy is None and len(task.frozen) == len(lora.frozen) + 1
     said = preflight(settings, task, make_plan(settings, task), world=1, device=CPU).text
     assert f"beside it frozen networks, {in_bytes(sum(map(size, task.frozen)))} on every device" in said
-    alone = DitTask.grid_flops(task, task.grids[0])
-    found = task.grid_flops(task.grids[0])
-    assert found.encode == 2 * alone.encode and math.isclose(found.model, 2 * 4 / 3 * alone.model, rel_tol=1e-6)
+    found, model = task.grid_flops(task.grids[0]), backbone_flops(task.model, [task.grids[0]], [task.mean_text])
+    assert math.isclose(found.model, 2 * 4 / 3 * model, rel_tol=1e-6)
+    assert found.encode == 2 * DitTask.grid_flops(task, task.grids[0]).encode > 0
 
 
 # --- what is refused ---

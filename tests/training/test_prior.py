@@ -174,6 +174,7 @@ def test_class_clips_may_teach_what_the_model_before_predicts(options, made, con
         for parameter in (p for p in task.model.parameters() if p.requires_grad):
             parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
     fresh = DitTask(config(run, *shared), CPU).model
+    losses = task.loss(task.model, pack, 0)[0].detach()
     for i in torch.nonzero(pack.by_model).flatten().tolist():  # each class clip alone, against the model at its start
         alone = sample_of(pack, i)
         t = alone["t"].index_select(0, alone["layout"].frame)[:, None]
@@ -181,9 +182,7 @@ def test_class_clips_may_teach_what_the_model_before_predicts(options, made, con
         words = (z, alone["t"], alone["text"], alone["layout"], alone["words"])
         with torch.no_grad():
             now, then = (net.eval()(*words, fps=alone["rates"]) for net in (task.model, fresh))
-        assert float(task.loss(task.model, pack, 0)[0][i]) == pytest.approx(
-            float((now - then).square().mean()), rel=1e-4
-        )
+        assert float(losses[i]) == pytest.approx(float((now - then).square().mean()), rel=1e-4)
     train(config(run, *shared), DitTask)
     parted = tmp_path / "parted"
     train(config(parted, *shared, "train.steps=1"), DitTask)
@@ -204,9 +203,14 @@ def sample_of(pack, i: int) -> dict:
     tokens, frames = layout.segment == i, layout.frame_segment == i
     of_words = torch.repeat_interleave(torch.arange(len(words.lengths)), torch.tensor(words.lengths)) == i
     return {
-        "clean": pack.clean[tokens], "noise": pack.noise[tokens], "t": pack.timestep[frames], "rates": pack.rates[i : i + 1],
-        "layout": Packed.of([layout.grid[i]]), "text": pack.text[of_words], "words": Packed.of_lengths([words.lengths[i]]),
-    }  # fmt: skip
+        "clean": pack.clean[tokens],
+        "noise": pack.noise[tokens],
+        "t": pack.timestep[frames],
+        "rates": pack.rates[i : i + 1],
+        "layout": Packed.of([layout.grid[i]]),
+        "text": pack.text[of_words],
+        "words": Packed.of_lengths([words.lengths[i]]),
+    }
 
 
 def test_caches_get_a_cache_of_the_clips(dit_config, tiny_pipeline, tiny_latents, tmp_path):
