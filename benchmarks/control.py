@@ -23,6 +23,7 @@ from torch import Tensor
 
 from latentvid.demo.judge import Judge
 from latentvid.demo.paths import FRAMES, Asked, asked_clips, dot, score, write_paths
+from latentvid.diffusion.guidance import Guidance
 from latentvid.limits import number
 from latentvid.pipelines.arguments import ControlNet
 from latentvid.pipelines.latent_video import LatentVideoPipeline
@@ -61,9 +62,12 @@ def train(demo: Path, manifest: Path, folder: Path, args: argparse.Namespace, se
     return time.perf_counter() - started
 
 
-def sampled(pipeline: LatentVideoPipeline, asked: list[Asked], seed: int, shown: bool) -> tuple[list[Tensor], float]:
+def sampled(
+    pipeline: LatentVideoPipeline, asked: list[Asked], seed: int, shown: bool, guidance: float
+) -> tuple[list[Tensor], float]:
     """A clip each, and seconds a clip; the noise is the same for all variants."""
     clips, started = [], time.perf_counter()
+    sampling = Sampling(progress=False, large=True, guidance=Guidance(scale=guidance))
     for start in range(0, len(asked), CHUNK):
         part = asked[start : start + CHUNK]
         heights, widths = zip(*(one.size for one in part), strict=True)
@@ -71,7 +75,7 @@ def sampled(pipeline: LatentVideoPipeline, asked: list[Asked], seed: int, shown:
         if shown:
             words["references"] = [{"path": dot(one.path, one.size)} for one in part]
         prompts = [one.prompt for one in part]
-        clips += pipeline(prompts, **words, sampling=Sampling(progress=False, large=True)).frames
+        clips += pipeline(prompts, **words, sampling=sampling).frames
     return clips, (time.perf_counter() - started) / len(asked)
 
 
@@ -90,7 +94,8 @@ def measure(name: str, demo: Path, out: Path, manifest: Path, args: argparse.Nam
             )
         )
     asked = asked_clips(args.prompts, seed)
-    clips, each = sampled(load_pipeline(pipeline, "cpu", control=nets), asked, 100_000 * seed, options is not None)
+    loaded = load_pipeline(pipeline, "cpu", control=nets)
+    clips, each = sampled(loaded, asked, 100_000 * seed, options is not None, args.guidance)
     return {**score(clips, asked, Judge.load()), "training_s": seconds, "sampling_s": each}
 
 
@@ -100,8 +105,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/control"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="*", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument("--steps", type=number("train.steps"), default=800, help="of each run")
+    parser.add_argument("--steps", type=number("train.steps"), default=1600, help="of each run")
     parser.add_argument("--prompts", type=number("pairs"), default=100, help="each with a path")
+    parser.add_argument("--guidance", type=float, default=2.0, help="scale of guidance by the text in sampling")
     parser.add_argument("--set", nargs="*", default=[], help="further options of training, such as optim.lr=1e-3")
     args = parser.parse_args()
     demo, out = args.demo.resolve(), args.out.resolve()
