@@ -128,34 +128,56 @@ def read_references(
     before any file is read, for one that has no signal, and for a clip that is shorter than the one that it is aligned
     with.
     """
-    for name, _ in asked:
-        check_role(name, pipeline.roles, "--reference")
     for name, path in signals:
         if check_role(name, pipeline.roles, "--signal").signal is None:
             raise UserError(f"--signal {name}={path}: nothing is computed for that role: give --reference {name}=FILE")
         check_signal(pipeline.roles[name])
-    transform = _transform(pipeline, frames)
+    shapes = check_files(pipeline, asked, frames, height, width, "--reference")
+    shapes += check_files(pipeline, signals, frames, height, width, "--signal")
     found: dict[str, list[Tensor]] = {}
-    for name, path, computed in [*((*each, False) for each in asked), *((*each, True) for each in signals)]:
+    for i, ((name, path), shape) in enumerate(zip([*asked, *signals], shapes, strict=True)):
+        role, pixels = pipeline.roles[name], read_frames(path, 0, shape[0], threads=0)
+        if tuple(pixels.shape[1:3]) != shape[1:]:
+            size, how = " x ".join(map(str, shape[1:])), "scaled" if role.degrade else "scaled and cropped"
+            print(f"{path}: {' x '.join(map(str, pixels.shape[1:3]))} pixels {how} to {size}", flush=True)
+        pixels = (stretched if role.degrade else fit)(pixels, *shape[1:])
+        found.setdefault(name, []).append(pixels if i < len(asked) else signal_of(role, pixels))
+    return found
+
+
+def check_files(
+    pipeline: LatentVideoPipeline,
+    asked: Sequence[tuple[str, Path]],
+    frames: int,
+    height: int,
+    width: int,
+    what: str,
+    length: str = "--frames",
+) -> list[tuple[int, int, int]]:
+    """(F, H, W) in which each file is shown in its role beside a clip of these sizes. Nothing is decoded.
+
+    what: names the files in messages, length: the option of the clip's frames. Raises UserError for a role that the
+    model does not know, before any file is looked at, for a file that cannot be read, and for one that is shorter than
+    the clip that it is aligned with.
+    """
+    for name, _ in asked:
+        check_role(name, pipeline.roles, what)
+    transform, shapes = _transform(pipeline, frames), []
+    for name, path in asked:
         role, info = pipeline.roles[name], probe(path)
         try:
             shape = shape_of(role, (info.frames, info.height, info.width), (frames, height, width), transform)
         except UserError as error:
-            raise UserError(f"--reference {name}={path}: {error}") from None
+            raise UserError(f"{what} {name}={path}: {error}") from None
         if role.along and (1 if role.place == "aligned" else 0) < info.frames < shape[0]:
             of, every = f"the clip {frames}", role.factors.frames
             raise UserError(
-                f"--{'signal' if computed else 'reference'} {name}={path} has {info.frames} frames, {of}: "
+                f"{what} {name}={path} has {info.frames} frames, {of}: "
                 f"what is aligned with it needs a frame for {'each' if every == 1 else f'{every} of its'}"
-                f"{', or is one picture' if role.place == 'aligned' else ''}; ask for fewer --frames"
+                f"{', or is one picture' if role.place == 'aligned' else ''}; ask for fewer {length}"
             )
-        pixels = read_frames(path, 0, shape[0], threads=0)
-        if tuple(pixels.shape[1:3]) != shape[1:]:
-            size, how = " x ".join(map(str, shape[1:])), "scaled" if role.degrade else "scaled and cropped"
-            print(f"{path}: {info.height} x {info.width} pixels {how} to {size}", flush=True)
-        pixels = (stretched if role.degrade else fit)(pixels, *shape[1:])
-        found.setdefault(name, []).append(signal_of(role, pixels) if computed else pixels)
-    return found
+        shapes.append(shape)
+    return shapes
 
 
 def usual_references(pipeline: LatentVideoPipeline, frames: int, height: int, width: int) -> list[Reference]:

@@ -189,13 +189,20 @@ def test_looks_are_shown_what_their_prompts_name(config, manifest, tmp_path):
     shown, plain = (each.sample(task.model, 0, 1) for each in (task, DitTask(config(tmp_path, *looks), CPU)))
     first, second = ((shown[i].clips[0].int() - plain[i].clips[0].int()).abs().max() for i in (0, 1))
     assert first <= 1 < second
+    short, broken = tmp_path / "short.mp4", tmp_path / "broken.mp4"
+    write_video(short, torch.zeros(3, 32, 32, 3, dtype=torch.uint8), 8.0)
+    broken.write_bytes(b"no video")
     for wrong, message in [
         ("[{}]", "1 references for 2 prompts: give a mapping each"),
         ("[{}, {pose: x.png}]", "samples.references: pose: there is no such role"),
         ("[{}, {subject: x.png}]", "samples.references: x.png of role subject is no file"),
+        (f"[{{}}, {{control: {short}}}]", "samples.references: control=.* has 3 frames, the clip 5.*samples.frames"),
+        (f"[{{}}, {{subject: {broken}}}]", "broken.mp4: "),
     ]:
         with pytest.raises(UserError, match=message):
             DitTask(config(tmp_path, *looks, f"samples.references={wrong}"), CPU)
+    with pytest.raises(UserError, match="samples: 30 x 32 pixels: this model makes multiples of"):
+        DitTask(config(tmp_path, *looks, "samples.height=30"), CPU)
 
 
 @pytest.mark.parametrize("kind", ["factorised", "causal"])

@@ -8,6 +8,8 @@ from ....config.schema import DitConfig
 from ....config.sections import several
 from ....errors import UserError
 from ....models.open.folder import Published
+from ....pipelines.latent_video import LatentVideoPipeline
+from ....pipelines.references import check_files
 from ....references import check_role
 from ....text import TextEncoder
 from .parts import roles_of
@@ -33,6 +35,18 @@ def check_looks(config: DitConfig, published: Published | None, text: TextEncode
         text.check(config.samples.prompts)
     except UserError as error:
         raise UserError(f"samples.prompts: {error}") from None
+
+
+def check_sizes(config: DitConfig, pipeline: LatentVideoPipeline) -> None:
+    """Raises UserError for looks of sizes that the model does not make, and for references that cannot be shown beside
+    them: before the first step, not at the first look."""
+    size = [pipeline.config[name] for name in ("frames", "height", "width")]
+    try:
+        pipeline.latent_grid(*size)
+    except UserError as error:
+        raise UserError(f"samples: {error}") from None
+    for shown in shown_by(config):
+        check_files(pipeline, shown, *size, "samples.references:", "samples.frames")
 
 
 def shown_by(config: DitConfig) -> list[list[tuple[str, Path]]]:

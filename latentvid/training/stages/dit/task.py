@@ -40,7 +40,7 @@ from .before import Before
 from .conditions import ConditionMaker
 from .data import DitPacks
 from .known import check_told
-from .looks import check_looks, shown_by
+from .looks import check_looks, check_sizes, shown_by
 from .pack import DitPack
 from .parts import compute_dtype, differing_from, load_parts, make_pipeline, roles_of
 from .prior_maker import make_prior
@@ -78,6 +78,8 @@ class DitTask(DitPacks):
         self.fps_dropout = config.data.fps_dropout if getattr(self.model.config, "fps_condition", False) else 0.0
         if data:
             check_looks(self.config, self.published, self.text)
+            if self.config.samples.every:
+                check_sizes(self.config, make_pipeline(self.config, self.parts, self.model))
             self.open()
             self._check_references()
             self.tokens = self.shapes.map(lambda shape: shape.tokens).array()
