@@ -141,6 +141,12 @@ def edit(
     if not 0 < strength <= 1:
         raise UserError(f"strength {strength}: give a noise level above 0, up to 1")
     sampling = sampling or Sampling()
+    if mode == "inversion" and pipeline.student is not None:
+        instead = "edit with its teacher" if pipeline.student.steps else "take mode sdedit (--mode), or its teacher"
+        raise UserError(
+            "mode inversion finds the noise without guidance, and guides at some levels alone, which this distilled "
+            f"model cannot: {instead}"
+        )
     if mode == "inversion" and sampling.solver is None:
         sampling = replace(sampling, solver="euler")  # the one that is inverted
     latents = _encode_whole(pipeline, clips, sampling)

@@ -20,7 +20,10 @@ from latentvid.models.autoencoder import CausalVideoAutoencoder
 from latentvid.models.conditions import Conditions
 from latentvid.models.transformer import VideoDiT
 from latentvid.packing import Packed
+from latentvid.pipelines.edits import edit
 from latentvid.pipelines.latent_video import LatentVideoPipeline
+from latentvid.pipelines.loading import load_pipeline
+from latentvid.pipelines.sampling import Sampling
 from latentvid.training.dryrun.memory import size
 from latentvid.training.dryrun.preflight import preflight
 from latentvid.training.dryrun.words import in_bytes
@@ -330,6 +333,31 @@ def test_halving_goes_on_where_it_was_stopped_and_the_end_says_what_it_is(
 def test_what_cannot_be_is_refused_at_once(options, message, config, tmp_path):
     with pytest.raises(UserError, match=message):
         config(tmp_path, *options)
+
+
+def test_a_student_that_is_told_a_scale_is_not_trained_as_another_model(dit_config, tiny_vae, tiny_t5, tmp_path):
+    with pytest.raises(UserError, match="model.guidance_condition is of distilled models"):
+        DitTask(dit_config(tmp_path / "run", "model.guidance_condition=true"), CPU)
+    sizes = {"latent_channels": 4, "width": 32, "depth": 1, "heads": 2, "text_width": 32}
+    VideoDiT(**sizes, guidance_condition=True).save_pretrained(tmp_path / "student")
+    for more in ((), ("adapter.kind=lora",), ("trainable=[out]",)):
+        config = dit_config(tmp_path / "run", f"init={tmp_path / 'student'}", *more)
+        config.model = {}
+        with pytest.raises(UserError, match=f"train their teacher .*init is {tmp_path / 'student'}"):
+            DitTask(config, CPU)
+
+
+@pytest.mark.parametrize("steps, fix", [(None, "take mode sdedit"), (2, "edit with its teacher")])
+def test_a_student_is_not_inverted(steps, fix, tiny_pipeline):
+    pipeline = load_pipeline(tiny_pipeline, "cpu")
+    levels = None if steps is None else [1.0, 0.5, 0.0]
+    pipeline.register_to_config(student={"steps": steps, "guidance": 3.0, "levels": levels})
+    clip = torch.zeros(5, 32, 32, 3, dtype=torch.uint8)
+    with pytest.raises(UserError, match=f"which this distilled model cannot: {fix}"):
+        edit(pipeline, [clip], ["a red 7"], ["a red 3"])
+    if steps is None:
+        sampling = Sampling(steps=2, progress=False)
+        assert edit(pipeline, [clip], [""], ["a red 3"], "sdedit", sampling=sampling)[0].shape == clip.shape
 
 
 def test_a_teacher_of_other_parts_is_refused(config, tiny_pipeline, tiny_vae, tiny_t5, tmp_path):

@@ -23,7 +23,7 @@ from latentvid.pipelines import prompts as module
 from latentvid.training.launch import make_plan
 from latentvid.training.signals import Preempted
 from latentvid.training.stages.dit.prior import subject_words
-from latentvid.training.stages.dit.prior_maker import prompts_of
+from latentvid.training.stages.dit.prior_maker import prompts_of, usual_of
 from latentvid.training.stages.dit.task import DitTask
 from latentvid.training.trainer import train
 
@@ -100,6 +100,13 @@ def test_the_subjects_captions_are_never_dropped(made, config, dit_config, tiny_
     plain = (f"init={tiny_pipeline}", f"data.manifest={subject}", *ALONE, *LORA, "caption.dropout=1")
     alone = DitTask(dit_config(tmp_path / "run", *plain), CPU)
     assert set(alone.make_pack(make_plan(alone.config, alone).next().packs[0]).captions) == {""}
+
+
+def test_a_distilled_model_makes_them_without_a_second_guidance():
+    index = {"steps": 4, "guidance": 3.0, "frames": 5, "height": 32, "width": 32, "fps": 8.0}
+    assert usual_of("", index)["guidance"] == 3.0
+    student = {"steps": 4, "guidance": 3.0, "levels": [1.0, 0.75, 0.5, 0.25, 0.0]}
+    assert usual_of("", index | {"student": student}) == index | {"guidance": 1.0}
 
 
 def test_weights_are_of_the_rest(made, config, subject, digits_data):

@@ -57,6 +57,16 @@ def check_told(config: DitConfig, model: VideoDiT | OpenBackbone) -> None:
         raise UserError(f"{names[0]}: the model has no channels by which to be told of parts of frames: {why}")
 
 
+def check_scale(config: DitConfig, model: VideoDiT) -> None:
+    """Raises UserError for a model that is told a scale of guidance, where training tells it none."""
+    if model.config.guidance_condition and config.student is None:
+        begun = f" (init is {config.init})" if config.init else ""
+        raise UserError(
+            "model.guidance_condition is of distilled models, which are told a scale of guidance: train their teacher "
+            f"and distill it again (train/distill.py), or leave it out{begun}"
+        )
+
+
 def kept_by(masks: Sequence[Tensor], frames: int, temporal: int, spatial: int) -> Tensor | None:
     """Which latent positions masks uint8 [F,H,W,3], or [1,H,W,3], leave of a clip of so many frames: bool [f,h,w],
     those none of whose pixels is white in any of them. temporal, spatial: the VAE's strides. None without a mask, and

@@ -131,7 +131,8 @@ def usual_of(init: str, index: dict[str, Any] | None) -> dict[str, Any]:
     """Size, length, rate, steps and guidance that a model makes by default, as far as the pipeline's index that it lies
     in, or the run that trained it, says."""
     if index is not None:
-        return {name: index[name] for name in USUAL if index.get(name) is not None}
+        usual = {name: index[name] for name in USUAL if index.get(name) is not None}
+        return usual | ({"guidance": 1.0} if index.get("student") else {})  # which a student has in its weights
     folder = Path(init).expanduser().resolve()
     run = next((place for place in (folder, folder.parent.parent) if (place / "config.yaml").is_file()), None)
     if run is None:

@@ -39,7 +39,7 @@ from ...task import HeldOut, build_model, shares
 from .before import Before
 from .conditions import ConditionMaker
 from .data import DitPacks
-from .known import check_told
+from .known import check_scale, check_told
 from .looks import check_looks, check_sizes, shown_by
 from .pack import DitPack
 from .parts import compute_dtype, differing_from, load_parts, make_pipeline, roles_of
@@ -242,6 +242,7 @@ class DitTask(DitPacks):
                     f"model.{key} is {self.config.model[key]} but the loaded parts have {value}: leave it out"
                 )
         model = build_model(VideoDiT, {**self.config.model, **known}, "model")
+        check_scale(self.config, model)
         if self.sequence is not None and model.config.attention != "full":
             raise UserError(
                 f"train.sequence_parallel is {self.sequence.size}, but model.attention is {model.config.attention!r}: "
