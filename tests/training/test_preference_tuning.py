@@ -319,6 +319,17 @@ def test_a_table_without_pairs_is_refused(config, digits_data, tmp_path):
         dit_task(config(tmp_path, "ours", f"data.manifest={digits_data / 'train.jsonl'}"), CPU)
 
 
+@pytest.mark.parametrize("kept", [(), ("preference.beta=null", "trainable=[query]")])
+def test_a_model_that_is_tuned_keeps_its_roles(kept, config, tiny_pipeline, tmp_path):
+    folder, roles = shutil.copytree(tiny_pipeline, tmp_path / "begun"), {"low": {"place": "aligned", "max_area": 256}}
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"references": roles}))
+    task = dit_task(config(tmp_path / "run", "ours", f"init={folder}", *kept), CPU, data=False)
+    task.export(task.model, tmp_path / "tuned")
+    found = json.loads((tmp_path / "tuned/model_index.json").read_text())["references"]
+    assert found == {"low": {"place": "aligned", "max_area": 256, "max_frames": None}}
+
+
 def test_without_the_section_a_configuration_is_as_it_was(dit_config, tmp_path):
     plain = dit_config(tmp_path)
     demo = load_config(DitConfig, Path(__file__).parents[2] / "configs/dit/demo_dpo.yaml")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ....config.schema import DitConfig
 from ....models.adapters.control_files import PARTS, base_of, save_control
 from ....models.open import OpenBackbone
 from ....models.open.folder import Published, copy_repository
 from ....models.transformer import VideoDiT
+from ....references import as_json, read_roles
+from ...checkpoint.init import Source
 from ...origin import Base
 from .parts import roles_of
 from .published import part_of
@@ -18,6 +21,14 @@ def export_repository(model: OpenBackbone, published: Published, part: str, fold
     """The repository with the transformer that was trained in its place: diffusers' own pipeline loads it."""
     copy_repository(published, folder, without=(part,))
     model.raw.save_pretrained(folder / part)
+
+
+def kept_roles(config: DitConfig, begun: Source | None) -> dict[str, Any]:
+    """`references` of a pipeline that stays near the one that it began with, in roles that it was not trained in again:
+    those of that one. begun: None where the run does not look at it any more."""
+    if begun is None or config.data.references or not config.keeps_base or config.student is not None:
+        return {}
+    return {"references": as_json(read_roles(begun.beside.get("pipeline", {}).get("references"), begun.where))}
 
 
 def export_branch(

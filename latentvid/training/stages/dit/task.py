@@ -44,7 +44,7 @@ from .looks import check_looks, check_sizes, shown_by
 from .pack import DitPack
 from .parts import compute_dtype, differing_from, load_parts, make_pipeline, roles_of
 from .prior_maker import make_prior
-from .product import export_branch, export_repository
+from .product import export_branch, export_repository, kept_roles
 from .published import load_published, part_of, published_of, settled
 from .sampled_scores import SampledScores
 from .seen import defaults_of, seen_by, seen_in
@@ -351,6 +351,7 @@ class DitTask(DitPacks):
         seen, inference = self.trained or seen_by(self.config.run.dir), self.config.inference
         pipeline = make_pipeline(self.config, self.parts, model)
         pipeline.register_to_config(
+            **kept_roles(self.config, self.weights),
             **defaults_of(seen),
             **self.config.sampled(inference.steps, inference.guidance),
             trained=seen or None,
