@@ -45,7 +45,7 @@ def main() -> None:
     first = cascade.Stage.of(pipeline, f"--model {args.model}", args.by, times)
     stages = [first, *cascade.open_stages(args.then, args.device, args.mixed_precision)]
     size = info.height, info.width
-    planned = cascade.Cascade.of(stages, info.frames, size, fps, [args.prompt], args.large)
+    planned = cascade.Cascade.of(stages, info.frames, size, fps, [args.prompt], args.large, args.negative_prompt)
     command.say_stages(planned, info.frames, size, fps)
     usual = command.of_stages(args, stages)
     own = command.sampling_of(args, pipeline)

@@ -59,6 +59,13 @@ class Stage:
             )
         return cls(pipeline, None, 1, 2 if times is None else times, said)
 
+    def check_words(self, prompts: Sequence[str], negative_prompt: str | None) -> None:
+        """Raises UserError for what the model cannot be told, and for a distilled one that is not as it was trained."""
+        self.pipeline.reader.check([*prompts, *([negative_prompt] if negative_prompt else ())])
+        self.pipeline.check_sampling(Sampling())
+        if self.pipeline.student is not None:
+            self.pipeline.student.check_words([negative_prompt])
+
     def plan(self, frames: int, size: tuple[int, int], large: bool) -> Plan | None:
         """How a clip goes through it. Raises UserError where it cannot."""
         if self.model is not None:
@@ -99,11 +106,12 @@ class Cascade:
         fps: float,
         prompts: Sequence[str] = (),
         large: bool = False,
+        negative_prompt: str | None = None,
     ) -> Cascade:
         """Raises UserError, before anything is made, where a stage cannot take what the one before it makes."""
         plans, made = [], []
         for stage in stages:
-            _named(stage.said, lambda stage=stage: stage.pipeline.reader.check(prompts))
+            _named(stage.said, lambda stage=stage: stage.check_words(prompts, negative_prompt))
             plans.append(stage.plan(frames, size, large))
             frames, size = (frames - 1) * stage.times + 1, (size[0] * stage.by, size[1] * stage.by)
             fps *= stage.times

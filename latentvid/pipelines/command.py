@@ -54,7 +54,7 @@ def cascade_of(
 ) -> Cascade:
     """The stages of --then behind clips of the pipeline. Raises UserError where one cannot take what comes to it."""
     stages = open_stages(args.then, pipeline.device, args.mixed_precision)
-    cascade = Cascade.of(stages, frames, (height, width), fps, args.prompt, args.large)
+    cascade = Cascade.of(stages, frames, (height, width), fps, args.prompt, args.large, args.negative_prompt)
     of_stages(args, stages)  # what it refuses, before the base's clips are made
     say_stages(cascade, frames, (height, width), fps)
     for made, size, rate in cascade.made[-1:]:

@@ -87,13 +87,17 @@ class Student:
                     f"to {_rounded(self.levels)}: set scheduler/scheduler_config.json as training left it"
                 )
 
-    def check_requests(self, requests: Sequence[Request]) -> None:
-        """Raises UserError for those that it was not trained for."""
-        if any(request.negative_prompt for request in requests):
+    def check_words(self, negative_prompts: Sequence[str | None]) -> None:
+        """Raises UserError where there are any."""
+        if any(negative_prompts):
             raise UserError(
                 "negative prompts need a second pass at each step, which this distilled model does not make: leave "
                 "them out, or sample with its teacher"
             )
+
+    def check_requests(self, requests: Sequence[Request]) -> None:
+        """Raises UserError for those that it was not trained for."""
+        self.check_words([request.negative_prompt for request in requests])
         if self.steps is not None and any(request.level != 1.0 for request in requests):
             raise UserError(
                 f"this model was distilled to {self.steps} steps from noise alone, and cannot begin in between, as "

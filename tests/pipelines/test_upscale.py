@@ -235,6 +235,23 @@ def test_what_does_not_fit_is_one_message(run, folders, tiny_pipeline, tmp_path)
         assert not (tmp_path / "b.mp4").exists()
 
 
+def test_a_distilled_stage_refuses_negative_prompts_before_anything_is_made(run, folders, tiny_pipeline, tmp_path):
+    folder = shutil.copytree(folders["larger"], tmp_path / "student")
+    index = json.loads((folder / "model_index.json").read_text())
+    student = {"steps": None, "guidance": 3.0, "levels": None}
+    (folder / "model_index.json").write_text(json.dumps(index | {"student": student}))
+    for options in (
+        ("inference/t2v.py", "--model", tiny_pipeline, "--then", folder, "--steps", 1, "--frames", 5),
+        ("inference/upscale.py", "--model", folders["larger"], "--then", folder, "--clip", tmp_path / "one.mp4"),
+    ):
+        write_video(tmp_path / "one.mp4", noise(5, 16, 16, 3), 8.0)
+        words = ("--prompt", RED, "--output", tmp_path / "b.mp4")
+        said = refused(run(*options, *words, "--negative-prompt", "blur"))
+        assert f"--then {folder}: negative prompts need a second pass" in said
+        said = refused(run(*options, *words, "--negative-prompt", "word " * 99))
+        assert "token" in said
+
+
 def test_a_cascade_whose_stages_do_not_fit_is_refused_before_anything_is_made(larger, more):
     stages = [Stage(larger.pipeline, larger, 2, 1, "--then larger"), Stage(more.pipeline, more, 1, 2, "--then more")]
     assert Cascade.of(stages, 5, (16, 16), 8.0, [RED]).made == [(5, (32, 32), 8.0), (9, (32, 32), 16.0)]
