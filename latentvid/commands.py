@@ -281,12 +281,11 @@ def _label_pairs(given: list[str]) -> None:
     parser.add_argument("--device", help="cuda, cpu, ... (default: cuda where there is one)")
     parser.add_argument("--out", type=Path, required=True, help="table of pairs to write")
     args = parser.parse_args(given)
-    import torch
-
     from .preference.label import by_scores, check_table
+    from .world import usable_device
 
     check_table(args.out)
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = usable_device(args.device)
     print(by_scores(args.a, args.b, args.score, args.weights, device).write(args.out))
 
 

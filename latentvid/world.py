@@ -26,6 +26,16 @@ CPU_LAUNCH = (
 )
 
 
+def usable_device(asked: torch.device | str | None) -> torch.device:
+    """The device that is asked for; None: CUDA where there is one. Raises UserError for one that is not here."""
+    asked = asked or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=asked)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise UserError(f"device {asked} cannot be used here: {str(error).splitlines()[0]}") from error
+    return torch.device(asked)
+
+
 def check_world(found: int) -> None:
     """Raises UserError unless `found` processes work together, as many as the launcher started."""
     asked = int(os.environ.get("WORLD_SIZE", "1"))

@@ -16,6 +16,7 @@ from ..models.compiling import compile_blocks
 from ..models.open import is_published, read_published
 from ..precision import MixedPrecision, choose, dtype_of
 from ..references import roles_in
+from ..world import usable_device
 from .arguments import ControlNet, Lora
 from .folder import check_index
 from .latent_video import LatentVideoPipeline
@@ -45,15 +46,11 @@ def load_pipeline(
         published = read_published(folder)
     else:
         check_index(Path(folder), LatentVideoPipeline)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        raise UserError(f"device {device} cannot be used here: {str(error).splitlines()[0]}") from error
+    device = usable_device(device)
     if published is None:
         pipeline = LatentVideoPipeline.from_pretrained(folder)
     else:
-        pipeline = OpenVideoPipeline.of(published, dtype_of(choose(mixed_precision, torch.device(device))))
+        pipeline = OpenVideoPipeline.of(published, dtype_of(choose(mixed_precision, device)))
     put_control(pipeline, control)
     put_lora(pipeline, lora, lora_2)
     if compiled:

@@ -134,6 +134,12 @@ def test_what_says_nothing_of_two_clips_is_refused(folders, command, tmp_path):
     assert not out.exists()
 
 
+def test_a_device_that_is_not_here_is_refused(command, tmp_path):
+    out = ("--out", tmp_path / "pairs.jsonl")
+    said = refused(command("label", "a", "b", "--score", "flicker", "--device", "nowhere", *out))
+    assert "device nowhere cannot be used here" in said
+
+
 def test_people_s_choices_become_pairs(folders, command, tmp_path):
     a, b = folders
     pairs = (
