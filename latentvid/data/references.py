@@ -86,7 +86,7 @@ class References:
         for name in self._files:
             if roles[name].along:
                 self._check_along(name, samples)
-        self.shapes = self._shapes(windows)
+        self.shapes = self._shapes(samples, windows)
 
     def _check_along(self, name: str, samples: Samples) -> None:
         """Raises UserError for a clip that is not as long as the one that it belongs to, or of another rate where
@@ -124,19 +124,19 @@ class References:
                 "so give both one rate"
             )
 
-    def _shapes(self, windows: Windows) -> Lookup[tuple[Shown, ...]]:
+    def _shapes(self, samples: Samples, windows: Windows) -> Lookup[tuple[Shown, ...]]:
         table: dict[tuple[Shown, ...], int] = {}
         of = np.zeros(len(windows), np.int32)
         sample, last = windows.sample, None
         for window in range(len(windows)):
             if sample[window] != last:
                 last, place = sample[window], None
-                shown = self._of_sample(int(last), windows.sizes[window])
+                shown = self._of_sample(int(last), windows.sizes[window], samples)
                 place = table.setdefault(shown, len(table))
             of[window] = place
         return Lookup(table, share_arrays({"references": of})["references"])
 
-    def _of_sample(self, sample: int, size: tuple[int, int, int]) -> tuple[Shown, ...]:
+    def _of_sample(self, sample: int, size: tuple[int, int, int], samples: Samples) -> tuple[Shown, ...]:
         """size: (F, H, W) of the sample's windows."""
         found = []
         for name, role in self.roles.items():
@@ -144,7 +144,7 @@ class References:
                 try:
                     found.append(Shown(name, shape_of(role, size, size, self.transform)))
                 except UserError as error:
-                    raise UserError(f"data.references.{name}: {error}") from None
+                    raise UserError(f"data.references.{name}: {samples.name(sample)}: {error}") from None
                 continue
             files = self._files[name]
             for i in files.of(sample):
