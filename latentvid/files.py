@@ -47,6 +47,11 @@ def part_of(name: str) -> str:
     return os.fsencode(name)[: LONGEST_NAME - 40].decode("utf-8", "ignore")
 
 
+def inside(folder: Path, name: str, usual: str) -> str:
+    """What to give in the place of a folder, in words: the one of that name in it, where a run has left one."""
+    return str(folder / name) if (folder / name).is_dir() else usual
+
+
 def check_name(path: Path, option: str, more: int = 0) -> None:
     """Raises UserError for a name that is too long, or no text. more: bytes that names beside it are longer."""
     length, most = len(os.fsencode(path.name)), LONGEST_NAME - more

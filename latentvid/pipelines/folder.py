@@ -14,6 +14,7 @@ from torch import nn
 
 from ..diffusion.scheduler import LatentVideoScheduler
 from ..errors import UserError, brief
+from ..files import inside
 from ..limits import shown
 from ..models.interchange import CLASSES as VAES
 from ..models.interchange import FOREIGN, load_vae, raw_vae
@@ -41,7 +42,8 @@ def check_index(folder: Path, pipeline: type) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError(f"there is no model folder {folder}: give another, or train one (make demo)")
     if not file.exists() and not file.is_symlink():
-        raise UserError(f"{folder} is not a pipeline ({INDEX} is missing): give the folder that training wrote")
+        usual = inside(folder, "pipeline", "the folder that training wrote")
+        raise UserError(f"{folder} is not a pipeline ({INDEX} is missing): give {usual}")
     index = read_object(file)
     found = index.get("_class_name")
     if (found[-1:] if isinstance(found, list) else [found]) != [PIPELINE]:

@@ -202,6 +202,8 @@ def test_a_folder_of_another_model_is_said(tiny_pipeline, tiny_vae, tmp_path):
         load_vae(tiny_pipeline / "transformer")
     with pytest.raises(UserError, match="is not a pipeline"):
         load_pipeline(tiny_vae)
+    with pytest.raises(UserError, match=f"is not a pipeline .*: give {tmp_path}/run/pipeline"):
+        load_pipeline(shutil.copytree(tiny_pipeline, tmp_path / "run" / "pipeline").parent)
     folder = shutil.copytree(tiny_pipeline / "vae", tmp_path / "vae")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "widths": [16, 16, 16]}))

@@ -12,13 +12,16 @@ from latentvid.config.yaml_files import ConfigError
 from latentvid.data.signals import signal_of
 from latentvid.data.transforms import from_uint8
 from latentvid.errors import UserError
+from latentvid.models.adapters.control_files import read_control
 from latentvid.models.control import Control
 from latentvid.models.flops import backbone_flops
+from latentvid.models.transformer import VideoDiT
 from latentvid.packing import Packed, patchify, spans
 from latentvid.pipelines.arguments import ControlNet
 from latentvid.pipelines.loading import load_pipeline
 from latentvid.references import Role
 from latentvid.sequence import SequenceGroup
+from latentvid.training.checkpoint.init import Wanted, open_source
 from latentvid.training.dryrun.preflight import blank_pack
 from latentvid.training.stages.dit.task import DitTask
 from latentvid.training.trainer import train
@@ -93,6 +96,10 @@ def test_a_run_gone_on_with_is_one_not_stopped_and_leaves_the_branch_alone(confi
     average = load_file(tmp_path / "run/checkpoints/step-00000002/ema.safetensors")
     for name, tensor in pipeline.transformer.controls.state_dict().items():
         assert torch.equal(tensor, average[f"controls.{name}"])
+    with pytest.raises(UserError, match=f"holds no ControlNet .*: give {net}"):
+        read_control(tmp_path / "run")
+    with pytest.raises(UserError, match=f"holds a ControlNet alone.*{net} by controlnet.init"):
+        open_source(str(tmp_path / "run"), "ema", Wanted(VideoDiT, "dit", "transformer", {}))
     again = DitTask(config(tmp_path / "again", f"controlnet.init={net}"), CPU, data=False)
     assert all(torch.equal(p, average[name]) for name, p in again.model.named_parameters() if p.requires_grad)
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from small_tasks import Stop, stopping
 
 from latentvid.errors import UserError
+from latentvid.models.adapters.lora_files import find_file
 from latentvid.training.export import export_run
 from latentvid.training.stages.dit.task import DitTask
 from latentvid.training.stages.table import STAGES
@@ -168,6 +169,11 @@ def test_a_lora_on_a_model_of_ours(dit_config, begun_pipeline, tmp_path):
     names = names_in(tmp_path / "run/checkpoints/step-00000002/model.safetensors")
     assert names and all(".lora_" in name for name in names) and any(".key_value." in name for name in names)
     assert (tmp_path / "run" / "lora" / "pytorch_lora_weights.safetensors").is_file()
+    for begun in (tmp_path / "run", tmp_path / "run/checkpoints/step-00000002"):
+        with pytest.raises(UserError, match=f"holds an adapter alone.*merge {tmp_path}/run/lora into its model"):
+            DitTask(dit_config(tmp_path / "other", f"init={begun}"), torch.device("cpu"))
+    with pytest.raises(UserError, match=f"run holds 0 files of tensors: give {tmp_path}/run/lora"):
+        find_file(tmp_path / "run")
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ...errors import UserError
-from ...files import follow_umask, written_whole
+from ...files import follow_umask, inside, written_whole
 from ...limits import check, shown
 from ...packing import patch_size
 from ...references import Role, read_roles
@@ -80,7 +80,8 @@ def read_control(folder: str | Path) -> ControlFolder:
     """What a folder says of its branch. Raises UserError where it holds none."""
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} holds no ControlNet (config.json is missing): give the folder that training wrote")
+        usual = inside(folder, "controlnet", "the folder that training wrote")
+        raise UserError(f"{folder} holds no ControlNet (config.json is missing): give {usual}")
     config = read_object(folder / "config.json")
     if (name := config.get("_class_name")) != NAME:
         raise UserError(f"{folder} holds a {shown(name)}, not a {NAME}: give the folder that training wrote")

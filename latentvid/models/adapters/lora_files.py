@@ -30,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ...errors import UserError, brief
-from ...files import file_fault
+from ...files import file_fault, inside
 from ...limits import shown
 from ...weights import read_object
 from .changes import Change, Hadamard, Kronecker, LayerChange, as_lora, both
@@ -87,7 +87,8 @@ def find_file(file: str | Path) -> Path:
         named = [file / name for name in (FILE, PEFT_FILE) if (file / name).is_file()]
         found = named or sorted(file.glob("*.safetensors"))
         if len(found) != 1:
-            raise UserError(f"{file} holds {len(found)} files of tensors: give the LoRA's own file (FILE.safetensors)")
+            usual = inside(file, "lora", "the LoRA's own file (FILE.safetensors)")
+            raise UserError(f"{file} holds {len(found)} files of tensors: give {usual}")
         file = found[0]
     if fault := file_fault(file):
         raise UserError(f"{file} {fault}: give a LoRA's .safetensors file, or the folder that it is in")

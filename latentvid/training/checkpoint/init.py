@@ -137,6 +137,8 @@ def _of_checkpoint(folder: Path, weights: Weights, wanted: Wanted) -> Source:
         raise UserError(f"init: {folder} is of a run of stage {stage}, not {wanted.stage}: give a run of that")
     if state["ema_updates"] == 0:
         raise UserError(f"init: {folder} holds no trained weights, because every step was skipped: give another")
+    if state.get("base") is not None:  # else it holds all of the model
+        _check_whole(folder, settings)
     arguments = state.get("model")
     if arguments is None and isinstance(settings.get("model"), dict):  # older checkpoints do not say it themselves
         arguments = {**settings["model"], **{k: v for k, v in wanted.arguments.items() if k not in settings["model"]}}
@@ -154,6 +156,21 @@ def _of_checkpoint(folder: Path, weights: Weights, wanted: Wanted) -> Source:
     beside |= {"vae": read_object(vae)} if vae.is_file() else {}
     kind = "averaged" if weights == "ema" else "raw"
     return Source(f"{folder} ({kind} weights of step {state['step']:,})", arguments, shapes, read, beside)
+
+
+def _check_whole(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Raises UserError for a checkpoint of what was trained beside a model, or of a part of it, alone."""
+    told = {name: found for name, found in settings.items() if isinstance(found, dict)}
+    run, what, fix = folder.resolve().parent.parent, "", ""
+    if told.get("adapter", {}).get("kind", "none") != "none":
+        what, fix = "an adapter", f"merge {run / 'lora'} into its model (python -m latentvid.adapters merge)"
+        fix += ", or go on with it by adapter.init"
+    elif told.get("controlnet", {}).get("every") is not None:
+        what, fix = "a ControlNet", f"give its model, and {run / 'controlnet'} by controlnet.init"
+    elif settings.get("trainable"):
+        what, fix = "the weights that `trainable` named", f"give {run / 'pipeline'}, which is whole"
+    if what:
+        raise UserError(f"init: {folder} holds {what} alone, not the model beside it: {fix}")
 
 
 def _settings(checkpoint: Path) -> dict[str, Any]:
