@@ -101,7 +101,7 @@ class References:
                 i = int(other[0])
                 raise UserError(
                     f"data.references.{name}: {samples.name(i)} has {counts[i]} files in `{self.roles[name].column}`: "
-                    "a ControlNet reads one of each clip"
+                    "a ControlNet reads one of each clip: fill the cells, or take such rows out"
                 )
             clip |= samples.frames > 1  # of which a picture is no signal
         short = np.flatnonzero(clip & (here.frames < samples.frames[of_clip]))

@@ -347,6 +347,16 @@ def test_a_student_that_is_told_a_scale_is_not_trained_as_another_model(dit_conf
             DitTask(config, CPU)
 
 
+def test_a_run_that_begins_with_a_student_and_leaves_none_says_so(dit_config, tiny_pipeline, tmp_path):
+    folder = shutil.copytree(tiny_pipeline, tmp_path / "student")
+    index = json.loads((folder / "model_index.json").read_text())
+    student = {"steps": 2, "guidance": 3.0, "levels": [1.0, 0.5, 0.0]}
+    (folder / "model_index.json").write_text(json.dumps(index | {"student": student}))
+    sizes = ("model.mlp_ratio=2.6666666666666665", f"init={folder}")
+    said = [DitTask(dit_config(tmp_path, *sizes, *more), CPU).summary() for more in ((), ("adapter.kind=lora",))]
+    assert ["of a distilled model, and what this run leaves is none" in each for each in said] == [True, False]
+
+
 @pytest.mark.parametrize("steps, fix", [(None, "take mode sdedit"), (2, "edit with its teacher")])
 def test_a_student_is_not_inverted(steps, fix, tiny_pipeline):
     pipeline = load_pipeline(tiny_pipeline, "cpu")

@@ -31,6 +31,18 @@ def kept_roles(config: DitConfig, begun: Source | None) -> dict[str, Any]:
     return {"references": as_json(read_roles(begun.beside.get("pipeline", {}).get("references"), begun.where))}
 
 
+def notes_of_student(config: DitConfig, begun: Source | None) -> list[str]:
+    """What is to be said at the start of a run that begins with a distilled model and leaves none, a line each."""
+    beside = config.adapter.kind != "none" or config.controlnet.on  # which the distilled model takes as it is
+    if begun is None or beside or config.student is not None or not begun.beside.get("pipeline", {}).get("student"):
+        return []
+    return [
+        f"warning: {begun.where} is of a distilled model, and what this run leaves is none: it is sampled in "
+        f"{config.inference.steps} steps with guidance {config.inference.guidance:g} (inference.steps, "
+        "inference.guidance; 1 is without a second pass)"
+    ]
+
+
 def export_branch(
     model: VideoDiT | OpenBackbone, config: DitConfig, base: Base, published: Published | None, folder: Path
 ) -> None:

@@ -44,7 +44,7 @@ from .looks import check_looks, check_sizes, shown_by
 from .pack import DitPack
 from .parts import compute_dtype, differing_from, load_parts, make_pipeline, roles_of
 from .prior_maker import make_prior
-from .product import export_branch, export_repository, kept_roles
+from .product import export_branch, export_repository, kept_roles, notes_of_student
 from .published import load_published, part_of, published_of, settled
 from .sampled_scores import SampledScores
 from .seen import defaults_of, seen_by, seen_in
@@ -81,6 +81,7 @@ class DitTask(DitPacks):
             if self.config.samples.every:
                 check_sizes(self.config, make_pipeline(self.config, self.parts, self.model))
             self.open()
+            self.notes += notes_of_student(self.config, self.weights)
             self._check_references()
             self.tokens = self.shapes.map(lambda shape: shape.tokens).array()
             self.costs = self._costs()
