@@ -7,12 +7,15 @@ from pathlib import Path
 from ....config.schema import DitConfig
 from ....config.sections import several
 from ....errors import UserError
+from ....evaluation.sheet import Row
 from ....models.open.folder import Published
 from ....pipelines.latent_video import LatentVideoPipeline
-from ....pipelines.references import check_files
+from ....pipelines.references import check_files, read_references
+from ....pipelines.sampling import Sampling
 from ....references import check_role
 from ....text import TextEncoder
-from .parts import roles_of
+from ...task import shares
+from .parts import compute_dtype, roles_of
 
 
 def check_looks(config: DitConfig, published: Published | None, text: TextEncoder) -> None:
@@ -47,6 +50,18 @@ def check_sizes(config: DitConfig, pipeline: LatentVideoPipeline) -> None:
         raise UserError(f"samples: {error}") from None
     for shown in shown_by(config):
         check_files(pipeline, shown, *size, "samples.references:", "samples.frames")
+
+
+def looked_at(config: DitConfig, pipeline: LatentVideoPipeline, fps: float, rank: int, world: int) -> dict[int, Row]:
+    """By the numbers of their prompts, the looks that this process shares in."""
+    prompts, shown = config.samples.prompts, shown_by(config)
+    mine = shares(len(prompts), rank, world)
+    sampling = Sampling(precision=compute_dtype(config), progress=False, large=True)
+    size = [pipeline.config[name] for name in ("frames", "height", "width")]
+    seen = [read_references(pipeline, shown[i], *size) if shown else {} for i, _ in mine]
+    wanted = [prompts[i] for i, _ in mine]
+    clips = pipeline(wanted, fps=fps, references=seen, seed=mine[0][0], sampling=sampling).frames
+    return {i: Row([clip], prompts[i]) for (i, counts), clip in zip(mine, clips, strict=True) if counts}
 
 
 def shown_by(config: DitConfig) -> list[list[tuple[str, Path]]]:

@@ -1,7 +1,9 @@
-"""What a finished training leaves: a published repository with the trained transformer, or a control branch."""
+"""What a finished training leaves: a pipeline, a published repository with the trained transformer, or a control
+branch."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +12,33 @@ from ....models.adapters.control_files import PARTS, base_of, save_control
 from ....models.open import OpenBackbone
 from ....models.open.folder import Published, copy_repository
 from ....models.transformer import VideoDiT
+from ....pipelines.latent_video import LatentVideoPipeline
 from ....references import as_json, read_roles
 from ...checkpoint.init import Source
 from ...origin import Base
 from .parts import roles_of
 from .published import part_of
+from .seen import defaults_of
 
 
 def export_repository(model: OpenBackbone, published: Published, part: str, folder: Path) -> None:
     """The repository with the transformer that was trained in its place: diffusers' own pipeline loads it."""
     copy_repository(published, folder, without=(part,))
     model.raw.save_pretrained(folder / part)
+
+
+def export_pipeline(
+    pipeline: LatentVideoPipeline, config: DitConfig, begun: Source | None, seen: list[dict[str, Any]], folder: Path
+) -> None:
+    """The pipeline, which makes by default what it was trained on. begun: as in `kept_roles`. seen: kinds of clips."""
+    pipeline.register_to_config(
+        **kept_roles(config, begun),
+        **defaults_of(seen),
+        **config.sampled(config.inference.steps, config.inference.guidance),
+        trained=seen or None,
+        given_shares=asdict(config.given),
+    )
+    pipeline.save_pretrained(folder)
 
 
 def kept_roles(config: DitConfig, begun: Source | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,23 +28,21 @@ from ....models.flops import TRAINING, GridFlops, backbone_flops, vae_flops
 from ....models.open import OpenBackbone
 from ....models.transformer import VideoDiT
 from ....packing import Grid, Packed, Reference, Shape, patch_size
-from ....pipelines.references import read_references
-from ....pipelines.sampling import Sampling
 from ....references import header_of, save_roles
 from ....sequence import makers
 from ...checkpoint.init import Source, Wanted, begin_with, goes_on, inherited, open_source
 from ...feed.manifests import main_first
 from ...origin import Base, Origin
-from ...task import HeldOut, build_model, shares
+from ...task import HeldOut, build_model
 from .before import Before
 from .conditions import ConditionMaker
 from .data import DitPacks
 from .known import check_scale, check_told
-from .looks import check_looks, check_sizes, shown_by
+from .looks import check_looks, check_sizes, looked_at
 from .pack import DitPack
 from .parts import compute_dtype, differing_from, load_parts, make_pipeline, roles_of
 from .prior_maker import make_prior
-from .product import export_branch, export_repository, kept_roles, notes_of_student
+from .product import export_branch, export_pipeline, export_repository, notes_of_student
 from .published import load_published, part_of, published_of, settled
 from .sampled_scores import SampledScores
 from .seen import defaults_of, seen_by, seen_in
@@ -319,15 +317,7 @@ class DitTask(DitPacks):
     # --- looks, measurements, export ---
 
     def sample(self, model: VideoDiT, rank: int, world: int) -> dict[int, Row]:
-        prompts = self.config.samples.prompts
-        mine = shares(len(prompts), rank, world)
-        wanted = [prompts[i] for i, _ in mine]
-        sampling = Sampling(precision=compute_dtype(self.config), progress=False, large=True)
-        pipeline = make_pipeline(self.config, self.parts, model)
-        size, shown = [pipeline.config[name] for name in ("frames", "height", "width")], shown_by(self.config)
-        seen = [read_references(pipeline, shown[i], *size) if shown else {} for i, _ in mine]
-        clips = pipeline(wanted, fps=self.fps, references=seen, seed=mine[0][0], sampling=sampling).frames
-        return {i: Row([clip], prompts[i]) for (i, counts), clip in zip(mine, clips, strict=True) if counts}
+        return looked_at(self.config, make_pipeline(self.config, self.parts, model), self.fps, rank, world)
 
     def held_out(self) -> HeldOut | None:
         settings = self.config.validation
@@ -341,24 +331,14 @@ class DitTask(DitPacks):
         repository of a published model; an adapter's file; or a control branch's folder."""
         if self.config.adapter.kind != "none":
             save_lora(model, folder, note=header_of(roles_of(self.config)))
-            return
-        if self.controlled:
+        elif self.controlled:
             export_branch(model, self.config, self.base, self.published, folder)
-            return
-        if self.published is not None:
+        elif self.published is not None:
             export_repository(model, self.published, part_of(self.config, self.published), folder)
             save_roles(folder, roles_of(self.config))
-            return
-        seen, inference = self.trained or seen_by(self.config.run.dir), self.config.inference
-        pipeline = make_pipeline(self.config, self.parts, model)
-        pipeline.register_to_config(
-            **kept_roles(self.config, self.weights),
-            **defaults_of(seen),
-            **self.config.sampled(inference.steps, inference.guidance),
-            trained=seen or None,
-            given_shares=asdict(self.config.given),
-        )
-        pipeline.save_pretrained(folder)
+        else:
+            seen = self.trained or seen_by(self.config.run.dir)
+            export_pipeline(make_pipeline(self.config, self.parts, model), self.config, self.weights, seen, folder)
 
     @property
     def fps(self) -> float:
