@@ -70,8 +70,8 @@ class Placed:
     place: Literal["beside", "aligned", "control", "channels"] = setting(
         "beside: positions in time after the clip's (a subject, a style); aligned: those of the clip (control signals, "
         "edits, low resolution); control: no tokens, a ControlNet reads it (the section controlnet); channels: no "
-        "tokens, but a mask, white where the clip is to be made, whose rest the model is told of by "
-        "model.condition_channels"
+        "tokens, but further input channels (model.condition_channels): with degrade the clip made worse, else a mask, "
+        "white where the clip is to be made, whose rest the model is told of"
     )
     signal: Literal["canny", "lines", "luminance", "flow", "tracks", "depth"] | None = setting(
         "in the place of column: what is computed of the clip itself (edges, soft edges, luminance, optical flow, "
@@ -122,20 +122,20 @@ class Placed:
         if self.place == "control" and self.max_area is not None:
             raise ValueError("max_area: a ControlNet reads a signal of the clip's own size: leave it out")
         if self.place == "channels" and self.max_area is not None:
-            raise ValueError("max_area is of references that are tokens: a mask has the clip's size")
+            raise ValueError("max_area is of references that are tokens: what channels show has the clip's size")
         self._check_made_worse()
 
     def _check_made_worse(self) -> None:
         """Raises ValueError for what `degrade` and `noise` do not go with."""
         if self.degrade and self.signal is not None:
             raise ValueError("degrade and signal both say what is computed of the clip: leave one of them out")
-        if self.degrade and self.place != "aligned":
-            raise ValueError("degrade is of what runs along with the clip: set place to aligned")
+        if self.degrade and self.place not in ("aligned", "channels"):
+            raise ValueError("degrade is of what runs along with the clip: set place to aligned or channels")
         if self.degrade and self.max_area is not None:
             raise ValueError("max_area: the resize of degrade says how large it is: leave it out")
         if twice := [kind for kind in ("resize", "frames") if sum(x.kind == kind for x in self.degrade or ()) > 1]:
             raise ValueError(f"degrade has {twice[0]} more than once: give it once, with all of it")
-        if self.noise is not None and self.place in ("control", "channels"):
+        if self.noise is not None and not (self.as_tokens or self.by_channels):
             raise ValueError("noise: a ControlNet reads its signal, and a mask is read, as it is: leave it out")
         if self.noise is not None and (len(self.noise) != 2 or not self.noise[0] <= self.noise[1] < 1):
             raise ValueError(f"noise is {shown(list(self.noise))}: two levels below 1, the lower one first")
@@ -144,6 +144,21 @@ class Placed:
     def along(self) -> bool:
         """Whether its frames are those of the clip, cut and mirrored as it is."""
         return self.place != "beside"
+
+    @property
+    def as_tokens(self) -> bool:
+        """Whether its tokens stand in a sample's segment."""
+        return self.place in ("beside", "aligned")
+
+    @property
+    def by_channels(self) -> bool:
+        """Whether its latent is further input channels of the clip's tokens."""
+        return self.place == "channels" and self.degrade is not None
+
+    @property
+    def is_mask(self) -> bool:
+        """Whether it says what of the clip is to be made."""
+        return self.place == "channels" and self.degrade is None
 
     @property
     def factors(self) -> Factors:
@@ -270,7 +285,12 @@ def saved_roles(folder: Path) -> dict[str, Role]:
 
 def mask_in(roles: Mapping[str, Placed]) -> str | None:
     """The name of the role whose files are masks of the clips; None: there is none."""
-    return next((name for name, role in roles.items() if role.place == "channels"), None)
+    return next((name for name, role in roles.items() if role.is_mask), None)
+
+
+def low_in(roles: Mapping[str, Placed]) -> str | None:
+    """The name of the role whose clips are further input channels; None: there is none."""
+    return next((name for name, role in roles.items() if role.by_channels), None)
 
 
 def numbers_of(roles: Mapping[str, Placed]) -> dict[str, int]:

@@ -153,7 +153,7 @@ class DitData(Data):
         if wrong := [name for name in self.references if not NAME.fullmatch(name)]:
             raise ValueError(f"references.{wrong[0]}: name a role by letters, digits and _, beginning with a letter")
         if len(masks := [name for name, role in self.references.items() if role.place == "channels"]) > 1:
-            raise ValueError(f"references.{masks[1]}: {masks[0]} is the mask of the clips already: leave one out")
+            raise ValueError(f"references.{masks[1]}: {masks[0]} has place=channels already: leave one of them out")
         if self.references and self.latents is not None:
             raise ValueError(
                 "references are read from files as it trains, which a cache does not hold: set data.manifest, and "

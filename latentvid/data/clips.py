@@ -154,11 +154,11 @@ class ClipSource(ClipTable):
         read = self.references.readings(sample, index, start, self.view(index), kept)
         change = partial(self.transform.augment, seed, number)
         found: tuple[list[Tensor], list[Tensor]] = [], []
-        for one, is_mask in zip(read, self.references.are_masks(index, kept), strict=True):
+        for one, (_, role) in zip(read, self.references.of(index, kept), strict=True):
             if isinstance(one, Computed):
-                found[is_mask].append(_computed(one, pixels, seed, number))
+                found[role.is_mask].append(_computed(one, pixels, seed, number))
             else:
-                found[is_mask].append(self._decode_file(one, [one.start], [change], believed)[0])
+                found[role.is_mask].append(self._decode_file(one, [one.start], [change], believed)[0])
         return tuple(found[0]), tuple(found[1])
 
     def _shown_or_none(self, index: int, seed: int, number: int, pixels: Tensor) -> Beside | None:

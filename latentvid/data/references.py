@@ -165,10 +165,10 @@ class References:
         there = dict(zip(self.roles, drawn.tolist(), strict=True))
         return tuple(i for i, (role, _) in enumerate(shown) if there[role])
 
-    def are_masks(self, window: int, kept: Sequence[int]) -> list[bool]:
-        """Which of these references of a window are masks of it."""
-        shown = self.shapes[window]
-        return [self.roles[shown[i].role].place == "channels" for i in kept]
+    def of(self, window: int, kept: Sequence[int] | None = None) -> list[tuple[str, ReferenceColumn]]:
+        """Names and roles of these references of a window; None: of all."""
+        names = [role for role, _ in self.shapes[window]]
+        return [(names[i], self.roles[names[i]]) for i in (range(len(names)) if kept is None else kept)]
 
     def readings(
         self, sample: int, window: int, start: int, view: View | None, kept: Sequence[int]
@@ -232,7 +232,8 @@ def shape_of(
     stride = transform.spatial_stride
     if role.degrade:
         side = role.factors.side
-        frames = 1 if have[0] == 1 else few_frames(clip[0], role.factors.frames, transform.temporal_stride)
+        picture = have[0] == 1 and role.as_tokens  # which stands at the first frame
+        frames = 1 if picture else few_frames(clip[0], role.factors.frames, transform.temporal_stride)
         return frames, *(-(-size // (side * stride)) * stride for size in clip[1:])
     if role.along:
         area = role.area(*clip[1:])

@@ -1,4 +1,5 @@
-"""What a transformer reads beside tokens, noise levels and text, and what is known of a clip as further channels.
+"""What a transformer reads beside tokens, noise levels and text: what is known of a clip, or a smaller one of it, as
+further channels.
 
 Axes: T tokens in a pack, C latent channels, p q of a patch, P = C p q token features, N samples, S text tokens,
 f h w of a latent, F H W frames, height and width in pixels.
@@ -6,11 +7,12 @@ f h w of a latent, F H W frames, height and width in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
@@ -19,7 +21,8 @@ from torch import Tensor
 class Conditions:
     """What some models read beside tokens, noise levels and text. None: not given.
 
-    channels: [T,P'] further input features of each token, after the noised ones: masks and latents of given frames.
+    channels: [T,P'] further input features of each token, after the noised ones: masks and latents of given frames, or
+        of a smaller clip.
     pooled: [N,Dp] one state a prompt, of a second text encoder.
     second: [S',D'] token states of a second text encoder; `second_lengths` has the tokens of each sample, 0 among them.
     image: [N,I,Di] states of an image encoder; where `has_image` is given, of the samples alone that it is true of.
@@ -54,6 +57,24 @@ def known_channels(clean: Tensor, known: Tensor) -> Tensor:
     mask = known.to(clean.dtype)
     latents = clean.unflatten(-1, (-1, known.shape[-1])) * mask[:, None]
     return torch.cat([mask, latents.flatten(1)], dim=-1)
+
+
+def low_channels(low: Tensor, level: Tensor, grid: Sequence[int]) -> Tensor:
+    """What is seen of a smaller clip, for `Conditions.channels`: how much of it is no noise, 1 - level, and its latents
+    in the size of the clip that is made: [1 + C, f,h,w]. Where there is none all of it is 0.
+
+    low: [C,f',h',w'], with noise of that level []. grid: (f,h,w).
+    """
+    return torch.cat([(1 - level.to(low)).expand(1, *grid), resized(low, grid)])
+
+
+def resized(latent: Tensor, grid: Sequence[int]) -> Tensor:
+    """[C,f',h',w'] -> [C,f,h,w], linear between neighbours. The places are those of aligned references (packing.py):
+    middles of rows and columns keep theirs in the picture, the first frame is at the first, the last at the last."""
+    frames, *size = grid
+    x = F.interpolate(rearrange(latent.float(), "c f h w -> f c h w"), size=size, mode="bilinear")
+    x = F.interpolate(rearrange(x, "f c h w -> (h w) c f"), size=frames, mode="linear", align_corners=True)
+    return rearrange(x, "(h w) c f -> c f h w", h=size[0])
 
 
 def known_latents(keep: Tensor, temporal: int, spatial: int) -> Tensor:

@@ -31,7 +31,7 @@ from .text_context import BlockText, TextContext
 
 TIMESTEP_FEATURES = 256
 FPS_FEATURES = 256
-CONDITION_CHANNELS = ("none", "mask_and_latents")
+CONDITION_CHANNELS = ("none", "mask_and_latents", "latents")
 GUIDANCE_FEATURES = 256
 
 
@@ -59,9 +59,10 @@ class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
         rope_fps: positions in time are seconds, counted in latent frames of a clip of this rate, so that clips of other
             rates have positions that agree in time; null: numbers of latent frames.
         temporal_stride: frames of a latent frame after the first, which is one frame: the VAE's (for rope_fps).
-        condition_channels: further input channels, by which it is told what is known of a clip: "mask_and_latents", a
-            mask of the known latent positions and their latents (`conditions.known_channels`); "none". At first they
-            change nothing.
+        condition_channels: further input channels: "mask_and_latents", by which it is told what is known of a clip, a
+            mask of the known latent positions and their latents (`conditions.known_channels`); "latents", by which it
+            sees the clip made smaller, with the noise in it (`conditions.low_channels`); "none". At first they change
+            nothing.
         guidance_condition: the scale of guidance joins the noise level in the modulation, so that one pass does what
             guidance does with two: of students (docs/distillation.md). At first it changes nothing.
     """

@@ -173,7 +173,7 @@ def note_rate(pipeline: LatentVideoPipeline, fps: float, asked: float | None) ->
 
 def note_condition(pipeline: LatentVideoPipeline, sampling: Sampling, *wanted: str) -> None:
     """Prints how what is given conditions a model that was trained without given frames, or without those `wanted`."""
-    if pipeline.transformer.channels and not pipeline.told:  # a published model that is told of pictures so
+    if pipeline.transformer.channels and pipeline.channel_kind == "none":  # a published model, told of pictures so
         return
     given, shares = set(pipeline.config.given), pipeline.config.given_shares or {}
     if wanted and (pipeline.told or given != {"plain"}) and not given & set(wanted):

@@ -17,7 +17,6 @@ from ..errors import UserError
 from ..models.control import Control, ControlBranch
 from ..models.open.backbone import sample_level
 from ..packing import Packed, Patch, patchify
-from ..references import Role
 from .sampling import Batch, Request
 
 if TYPE_CHECKING:
@@ -96,8 +95,3 @@ def _within(batch: Batch, t: Tensor, start: float, end: float) -> Tensor:
     if last < steps:
         acts &= here > sample_level(batch.levels[last], layout) + 1e-6
     return acts
-
-
-def reads_control(roles: dict[str, Role], name: str) -> bool:
-    """Whether what is shown in a role is a branch's signal, and not tokens."""
-    return name in roles and roles[name].place == "control"

@@ -47,5 +47,10 @@ class KnownMixin:
 
     @property
     def told(self) -> bool:
-        """Whether the model is told what is known by further input channels (`VideoDiT`'s `condition_channels`)."""
-        return isinstance(self.transformer, VideoDiT) and self.transformer.channels > 0
+        """Whether the model is told what is known by further input channels."""
+        return self.channel_kind == "mask_and_latents"
+
+    @property
+    def channel_kind(self) -> str:
+        """`VideoDiT`'s condition_channels; "none" of published models, which have channels of their own."""
+        return self.transformer.config.condition_channels if isinstance(self.transformer, VideoDiT) else "none"

@@ -38,6 +38,7 @@ from .defaults import SOLVER
 from .folder import CLASSES, check_index, read_parts
 from .known import KnownMixin
 from .limit import Kind, check_cost
+from .low import with_low
 from .predict import SecondExpert, make_predict, record
 from .references import Given, encoded, shown_to
 from .sampling import Batch, Request, Sampling, one_each
@@ -294,8 +295,8 @@ class LatentVideoPipeline(CodecMixin, KnownMixin, StudentMixin, DiffusionPipelin
             )
         check_cost(self, [request.grid for request in requests], sampling.large, shown)
         condition = self._condition(sampling)
-        if cache is not None and self.told:
-            raise UserError("a rollout with a cache is of models that are told what is known by noise levels")
+        if cache is not None and self.channel_kind != "none":
+            raise UserError("a rollout with a cache is of models that are told what is known by noise levels alone")
         scheduler = self.scheduler
         batch = Batch.of(
             requests,
@@ -309,6 +310,7 @@ class LatentVideoPipeline(CodecMixin, KnownMixin, StudentMixin, DiffusionPipelin
             shown,
             ("known" if condition == "channels" else "nothing") if self.told else "",
         )
+        batch.given = with_low(requests, self, batch, sampling.reference_noise)
         guidance, batch.given = self._by_passes(guidance, batch.given, len(requests))
         batch.given = self._tell(batch.given, len(requests), sampling)
         batch.signals = signals_of(requests, self, batch)

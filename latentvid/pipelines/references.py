@@ -23,7 +23,6 @@ from ..errors import UserError
 from ..limits import check
 from ..packing import Patch, Reference, Shape, patch_stride, token_grid
 from ..references import Role, as_json, check_role, numbers_of, with_more
-from .controls import reads_control
 from .sampling import Request, ShownReference
 
 if TYPE_CHECKING:
@@ -65,11 +64,12 @@ def _clip(name: str, pixels: Tensor) -> Tensor:
 def shown_to(
     requests: Sequence[Request], pipeline: LatentVideoPipeline, noise: float | None = None
 ) -> list[list[ShownReference]]:
-    """Of each request its references and their latents, in the order in which the model knows the roles; empty where
-    none has any. noise: as `Sampling.reference_noise`. Raises UserError for what the model does not take."""
+    """Of each request its references and their latents, in the order in which the model knows the roles, of those that
+    are shown as tokens; empty where none has any. noise: as `Sampling.reference_noise`. Raises UserError for what the
+    model does not take."""
     roles, model = pipeline.roles, pipeline.transformer
     check_noise(noise, roles)
-    if all(reads_control(roles, name) for request in requests for name in request.references):
+    if all(name in roles and not roles[name].as_tokens for request in requests for name in request.references):
         return []
     if (why := model.no_references) is not None:
         raise UserError(f"references: {why}: leave them out")
@@ -107,7 +107,7 @@ def _shown(
         check_role(name, roles)
     numbers = numbers_of(roles)
     for name, role in roles.items():
-        for latent in references.get(name, ()) if role.place != "control" else ():
+        for latent in references.get(name, ()) if role.as_tokens else ():
             level = 0.0 if role.noise is None else role.noise[0] if noise is None else noise
             yield ShownReference(
                 Reference(token_grid(tuple(latent.shape[1:]), patch), role.place, numbers[name]), latent, level
@@ -185,7 +185,7 @@ def usual_references(pipeline: LatentVideoPipeline, frames: int, height: int, wi
     transform, numbers = _transform(pipeline, frames, height * width), numbers_of(pipeline.roles)
     found = []
     for name, role in pipeline.roles.items():
-        if role.place == "control":
+        if not role.as_tokens:
             continue
         side = max(transform.spatial_stride, math.isqrt(role.max_area or height * width))
         have = frames if role.along else role.max_frames or frames

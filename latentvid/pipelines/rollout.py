@@ -172,7 +172,7 @@ class Ask:
 
 def _can_cache(pipeline: LatentVideoPipeline, sampling: Sampling) -> bool:
     causal = attention_of(pipeline.transformer) == "causal"
-    return causal and _streams(pipeline) and pipeline.by_levels(sampling)
+    return causal and _streams(pipeline) and pipeline.by_levels(sampling) and pipeline.channel_kind == "none"
 
 
 def _streams(pipeline: LatentVideoPipeline) -> bool:

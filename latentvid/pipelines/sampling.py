@@ -100,7 +100,9 @@ def condition_of(given: Sequence[str], asked: str | None, told: bool = False) ->
             raise UserError("this model is told what is known by channels, not by noise levels: leave condition out")
         return asked or "channels"
     if asked == "channels":
-        raise UserError("condition 'channels' is of a model that was trained with model.condition_channels")
+        raise UserError(
+            "condition 'channels' is of a model that was trained with model.condition_channels=mask_and_latents"
+        )
     trained = tuple(given) != ("plain",)
     if asked == "levels" and not trained:
         raise UserError(

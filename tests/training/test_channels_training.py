@@ -204,9 +204,9 @@ def test_a_mask_is_white_by_its_middle_grey():
         (("data.latents=anywhere", "data.manifest=null"), "references are read from files as it trains"),
         (
             ("data.references={a: {column: mask, place: channels}, b: {column: mask, place: channels}}",),
-            "references.b: a is the mask of the clips already",
+            "references.b: a has place=channels already",
         ),
-        (("data.references={a: {column: mask, place: channels, max_area: 64}}",), "a mask has the clip's size"),
+        (("data.references={a: {column: mask, place: channels, max_area: 64}}",), "what channels show has"),
         (("data.references={a: {column: masks, place: channels}}",), "no manifest has a column `masks`"),
         (("given.inpaint=-1",), "given.inpaint=-1"),
     ],

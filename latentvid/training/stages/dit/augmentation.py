@@ -7,7 +7,7 @@ Axes: n tokens of a sample's references, P token features, r their latent frames
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,7 @@ from ....diffusion.path import Path
 from ....packing import Shape
 from ....references import Placed
 from ....rng import generator
+from .low import Low
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Augmentation:
 
     @property
     def on(self) -> bool:
-        """Whether some role has noise."""
-        return any(role.noise is not None for role in self.config.data.references.values())
+        """Whether the tokens of some role have noise."""
+        return any(role.noise is not None and role.as_tokens for role in self.config.data.references.values())
 
     def seen(self, levels: Sequence[Tensor], draws: Sequence[Draw], shapes: Sequence[Shape]) -> Tensor | None:
         """What the model sees of samples whose own latent frames have these levels [f] each; None: that they are 0
@@ -69,10 +70,30 @@ class Augmentation:
             parts.append(torch.zeros(size) if role.noise is None else torch.randn(size, generator=source))
         return torch.cat(parts)
 
-    def _roles(self, draw: Draw) -> list[tuple[str, Placed]]:
-        """Of each reference that the sample is shown as tokens, in their order."""
-        roles, held = self.config.data.references, self.source.references
+    def parted(
+        self, draw: Draw, shown: Sequence[Tensor], latent: Callable[[Tensor], Sequence[int]]
+    ) -> tuple[list[Tensor], Low | None]:
+        """Of what a sample is shown but for masks: what has tokens, or is a branch's signal; and what it sees by
+        channels, with its noise. latent: the shape [C,f,h,w] of the latent of one."""
+        if not shown:
+            return [], None
+        others, low = [], None
+        for each, (name, role) in zip(shown, self._kept(draw, lambda role: not role.is_mask), strict=True):
+            if not role.by_channels:
+                others.append(each)
+                continue
+            noise, key = torch.zeros(latent(each)), f"reference-noise/{name}"
+            if role.noise is not None:
+                noise.normal_(generator=generator(self.config.run.seed, draw.number, key))
+            low = Low(each, self.level(name, role, draw.number), noise)
+        return others, low
+
+    def _kept(self, draw: Draw, wanted: Callable[[Placed], bool]) -> list[tuple[str, Placed]]:
+        """Of each reference that the sample is shown, of the roles that are wanted, in their order."""
+        held = self.source.references
         kept = held.kept(draw.index, self.config.run.seed, draw.number)
-        masks = held.are_masks(draw.index, kept)
-        names = [held.shapes[draw.index][i].role for i, is_mask in zip(kept, masks, strict=True) if not is_mask]
-        return [(name, roles[name]) for name in names]
+        return [(name, role) for name, role in held.of(draw.index, kept) if wanted(role)]
+
+    def _roles(self, draw: Draw) -> list[tuple[str, Placed]]:
+        """Of each that the sample is shown as tokens."""
+        return self._kept(draw, lambda role: role.as_tokens)

@@ -9,6 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +47,15 @@ from ....text import TextEncoder
 from .before import Before
 from .cache_check import check_cache
 from .clips import open_clips
-from .conditions import ConditionMaker, traded
+from .conditions import ConditionMaker
 from .drawn import Drawn
-from .known import Known, in_tokens, is_told, kept_by, notes_of_known
+from .known import Known, in_tokens, is_told, kept_by, notes_of_known, sees_low
+from .low import Low, encoded, latent_shape, tokens_of_low
 from .pack import DitPack
 from .parts import Parts
 from .prior import class_source, notes_of, notes_of_word, sources_of, weights_of
 from .shown import clean_tokens, shown_latents
+from .trade import traded_pack
 
 
 class DitPacks(Drawn):
@@ -71,7 +74,7 @@ class DitPacks(Drawn):
         self.channels, self.stride = parts.vae.latent_channels, parts.vae.temporal_stride
         self.strides = parts.vae.temporal_stride, parts.vae.spatial_stride
         self.features = self.channels * patch_size(patch)
-        self.told = is_told(config)
+        self.told, self.sees_low = is_told(config), sees_low(config)
         self.cache: LatentCaches | None = None
         self.source = self.clips = None  # of clips
 
@@ -132,12 +135,12 @@ class DitPacks(Drawn):
         return self.config.controlnet.on
 
     def _references(self, shown: Sequence[Shown]) -> tuple[Reference, ...]:
-        """In tokens, of which masks and the signals of control branches have none."""
+        """In tokens, of which masks, the signals of control branches and what is seen by channels have none."""
         roles, numbers = self.config.data.references, numbers_of(self.config.data.references)
         return tuple(
             Reference(token_grid(self.vae.latent_grid(*shape), self.patch), roles[role].place, numbers[role])
             for role, shape in shown
-            if roles[role].place not in ("channels", "control")
+            if roles[role].as_tokens
         )
 
     def summary(self) -> str:
@@ -213,8 +216,7 @@ class DitPacks(Drawn):
             return ()
         held = self.source.references
         kept = held.kept(draw.index, self.config.run.seed, draw.number)
-        masks = held.are_masks(draw.index, range(len(held.shapes[draw.index])))
-        places = [i for i, is_mask in enumerate(masks) if not is_mask]
+        places = [i for i, (_, role) in enumerate(held.of(draw.index)) if role.as_tokens]
         return tuple(reference for i, reference in zip(places, references, strict=True) if i in kept)
 
     def _by_model(self, draws: Sequence[Draw]) -> Tensor | None:
@@ -241,9 +243,13 @@ class DitPacks(Drawn):
         words = [self.null if self._drops(draw) else e.words for draw, e in zip(draws, entries, strict=True)]
         texts = [each.states if self.conditions is None else self.conditions.filled(each.states) for each in words]
         given = None if self.conditions is None else self.conditions.of_entries(entries, words)
+        parted = [self._parted(draw, e.references) for draw, e in zip(draws, entries, strict=True)]
+        shown, none = [others for others, _ in parted], torch.empty(0, self.features)
+        if self.sees_low:
+            given = self._of_low([low for _, low in parted], latents, shown, none)
         masks = {draw.number: e.known for draw, e in zip(draws, entries, strict=True) if e.known is not None}
         content = {
-            **self._tokens(latents, [e.references for e in entries], torch.empty(0, self.features)),
+            **self._tokens(latents, shown, none),
             "conditions": given,
             "text": torch.cat(texts) if texts else self.null_text[:0],
             "text_layout": Packed.of_lengths([len(text) for text in texts]) if texts else None,
@@ -256,24 +262,33 @@ class DitPacks(Drawn):
     def _from_clips(self, draws: Sequence[Draw]) -> tuple[dict[str, Any], dict[int, Tensor]]:
         """As `_from_cache`."""
         videos, captions, replaced = Stacks(self.source.shapes[draw.index] for draw in draws), [], 0
-        references: list[list[Tensor]] = []
+        parted: list[tuple[list[Tensor], Low | None]] = []
         masks: dict[int, Tensor] = {}
         for draw, clip in zip(draws, self.source.load_each(draws, self.config.run.seed), strict=True):
             videos.append(clip.pixels)
-            references.append(list(clip.references))
+            parted.append(self._parted(draw, clip.references))
             captions.append("" if self._drops(draw) else clip.caption)
             replaced += clip.replaced
             if (known := kept_by(clip.masks, len(clip.pixels), *self.strides)) is not None:
                 masks[draw.number] = known
-        shapes = [self._latent_shape(draw) for draw in draws]
+        shapes, references = [self._latent_shape(draw) for draw in draws], [others for others, _ in parted]
         content = {
             "videos": [video for group in videos.tensors().values() for video in group],  # equal ones stand together
             "posterior": [self._posterior(draw.number, shape) for draw, shape in zip(draws, shapes, strict=True)],
             "captions": captions,
             "references": references if any(references) else None,
+            "low": [low for _, low in parted] if self.sees_low else None,
             "replaced": replaced,
         }
         return content, masks
+
+    def _parted(self, draw: Draw, shown: Sequence[Tensor]) -> tuple[list[Tensor], Low | None]:
+        return self.augmentation.parted(draw, shown, partial(latent_shape, self.channels, self.strides))
+
+    def _of_low(
+        self, low: Sequence[Low | None], own: Sequence[Tensor], shown: Sequence[Sequence[Tensor]], none: Tensor
+    ) -> Conditions:
+        return Conditions(channels=tokens_of_low(low, own, shown, self.patch, self.scheduler, none))
 
     def _latent_shape(self, draw: Draw) -> tuple[int, int, int, int]:
         """C, f, h, w of a window of clips."""
@@ -301,30 +316,20 @@ class DitPacks(Drawn):
             given = self.conditions.of_clips(
                 self.vae, self.parts.image, pack.videos, latents, pack.made, text, self.config.run.seed
             )
-        clean = self._tokens(latents, shown_latents(self.vae, pack.references, len(latents)), pack.noise[:0])
-        return replace(pack, **clean, text=text.states.float(), text_layout=layout, conditions=given)
+        shown, none = shown_latents(self.vae, pack.references, len(latents)), pack.noise[:0]
+        if pack.low is not None:
+            given = self._of_low(encoded(self.vae, pack.low), latents, shown, none)
+        clean = self._tokens(latents, shown, none)
+        return replace(pack, **clean, low=None, text=text.states.float(), text_layout=layout, conditions=given)
 
     def _tokens(self, latents: Sequence[Tensor], shown: Sequence[Sequence[Tensor]], none: Tensor) -> dict[str, Tensor]:
         return clean_tokens(latents, shown, self.patch, self.controlled, none)
-
-    def _trade(self, pack: DitPack) -> DitPack:
-        """From the samples that each process of the group made, the clean tokens and the text of this one's piece."""
-        words = [] if pack.text_layout is None else pack.text_layout.lengths
-        whole = pack.layout.whole.lengths
-        tokens = pack.clean if pack.control is None else torch.cat([pack.clean, pack.control], dim=-1)
-        tokens, text, words = self.sequence.redistribute(whole, tokens, pack.text, words)
-        clean, control = (tokens, None) if pack.control is None else tokens.chunk(2, dim=-1)
-        if pack.conditions is not None:
-            pack = replace(pack, conditions=traded(self.sequence, whole, pack.conditions))
-        here = spans(whole, self.sequence.size)[self.sequence.rank]
-        text_layout = replace(Packed.of_lengths(words[here.first : here.last]), whole=Packed.of_lengths(words))
-        return replace(pack, clean=clean, control=control, text=text, text_layout=text_layout.to(text.device))
 
     def prepare(self, pack: DitPack) -> DitPack:
         if pack.clean is None:
             pack = self._encode(pack)
         if pack.layout.whole is not None:
-            pack = self._trade(pack)
+            pack = traded_pack(self.sequence, pack)
         if self.conditions is not None:
             pack = replace(pack, conditions=self.conditions.finished(pack.conditions, pack.layout))
         if pack.known is not None:

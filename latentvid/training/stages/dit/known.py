@@ -18,18 +18,33 @@ from ....models.conditions import known_latents
 from ....models.open import OpenBackbone
 from ....models.transformer import VideoDiT
 from ....packing import Packed, Patch, Span, patchify
-from ....references import mask_in
+from ....references import low_in, mask_in
 
 WHITE = 128  # and more, of 255
 
 
+def channels_of(config: DitConfig) -> str:
+    """`VideoDiT`'s condition_channels; `config.model` says so, or `init` did."""
+    return config.model.get("condition_channels", "none")
+
+
 def is_told(config: DitConfig) -> bool:
-    """Whether what is known acts by channels, in the place of noise levels; `config.model` says so, or `init` did."""
-    return config.model.get("condition_channels", "none") != "none"
+    """Whether what is known acts by channels, in the place of noise levels."""
+    return channels_of(config) == "mask_and_latents"
+
+
+def sees_low(config: DitConfig) -> bool:
+    """Whether smaller clips are seen by channels."""
+    return channels_of(config) == "latents"
 
 
 def notes_of_known(config: DitConfig) -> list[str]:
     """What is to be said at the start, a line each."""
+    if sees_low(config) and low_in(config.data.references) is None:
+        return [
+            "model.condition_channels=latents: no clip is shown by them, so they learn nothing (a role of "
+            "data.references with degrade and place=channels)"
+        ]
     given = not {"plain", "independent"}.issuperset(config.given.names)
     if not is_told(config) or given or mask_in(config.data.references) is not None:
         return []
@@ -41,20 +56,23 @@ def notes_of_known(config: DitConfig) -> list[str]:
 
 def check_told(config: DitConfig, model: VideoDiT | OpenBackbone) -> None:
     """Raises UserError for what only a model that is told by channels can be trained on."""
-    if isinstance(model, VideoDiT) and model.channels:
-        if (role := mask_in(config.data.references)) and config.train.sequence_parallel > 1:
-            raise UserError(
-                f"data.references.{role}: masks are read with their clips, which processes that share a pack share "
-                "out: set train.sequence_parallel=1"
-            )
-        return
-    names = [f"given.{name}" for name in IN_SPACE if name in config.given.names]
-    if (role := mask_in(config.data.references)) is not None:
-        names.append(f"data.references.{role} (place: channels)")
-    if names:
-        why = "set model.condition_channels=mask_and_latents"
-        why = "published models have none of ours: leave it out" if isinstance(model, OpenBackbone) else why
-        raise UserError(f"{names[0]}: the model has no channels by which to be told of parts of frames: {why}")
+    has = model.config.condition_channels if isinstance(model, VideoDiT) else "none"
+    known = [f"given.{name}" for name in IN_SPACE if name in config.given.names]
+    if (mask := mask_in(config.data.references)) is not None:
+        known.append(f"data.references.{mask} (place: channels)")
+    low = low_in(config.data.references)
+    published = "published models have none of ours: leave it out" if isinstance(model, OpenBackbone) else None
+    if known and has != "mask_and_latents":
+        why = published or "set model.condition_channels=mask_and_latents"
+        raise UserError(f"{known[0]}: the model has no channels by which to be told of parts of frames: {why}")
+    if low is not None and has != "latents":
+        why = published or "set model.condition_channels=latents, or place=aligned to show it as tokens"
+        raise UserError(f"data.references.{low} (place: channels): the model has no channels by which to see it: {why}")
+    if mask is not None and config.train.sequence_parallel > 1:
+        raise UserError(
+            f"data.references.{mask}: masks are read with their clips, which processes that share a pack share "
+            "out: set train.sequence_parallel=1"
+        )
 
 
 def check_scale(config: DitConfig, model: VideoDiT) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ....models.conditions import Conditions
 from ....packing import Packed
+from .low import Low
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,10 @@ class DitPack:
     noise too; their tokens have it in `noise`, which is 0 of others.
     conditions: what a model reads beside these. known: bool [T, p q], of a model that is told what is known by
     channels: which latent positions of each token are; known_tokens: int64 [R], wholly known tokens of each latent
-    frame in the whole sample. control: [T,P], of the control branch's signal; of clips its frames are in `references`.
-    by_model: bool [N], samples whose target is what the model before training predicts; None: no run of such.
+    frame in the whole sample. low: of a model that sees smaller clips by channels, which are `conditions` when they are
+    encoded, one of each sample or None. control: [T,P], of the control branch's signal; of clips its frames are in
+    `references`. by_model: bool [N], samples whose target is what the model before training predicts; None: no run of
+    such.
     """
 
     noise: Tensor
@@ -47,6 +50,7 @@ class DitPack:
     conditions: Conditions | None = None
     known: Tensor | None = None
     known_tokens: Tensor | None = None
+    low: list[Low | None] | None = None
     control: Tensor | None = None
     by_model: Tensor | None = None
     made: tuple[int, ...] = ()  # global numbers of the samples that this process makes
@@ -66,7 +70,7 @@ class DitPack:
         def each(value: Any) -> Any:
             if isinstance(value, list):
                 return [each(v) for v in value]
-            if isinstance(value, Conditions):
+            if isinstance(value, Conditions | Low):
                 return value.map(change)
             return change(value) if isinstance(value, Tensor | Packed) else value
 

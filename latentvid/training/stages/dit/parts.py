@@ -109,7 +109,7 @@ def compute_dtype(config: DitConfig) -> torch.dtype:
 
 def roles_of(config: DitConfig) -> dict[str, Role]:
     """The roles in which the model is shown references, as sampling must know them; masks are no such role."""
-    data, shown = config.data, {k: v for k, v in config.data.references.items() if v.place != "channels"}
+    data, shown = config.data, {k: v for k, v in config.data.references.items() if not v.is_mask}
     return {name: column.role(data.max_area, data.max_frames) for name, column in shown.items()}
 
 

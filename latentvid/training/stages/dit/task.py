@@ -24,6 +24,7 @@ from ....evaluation.sheet import Row
 from ....models.adapters.fingerprint import fingerprint
 from ....models.adapters.lora import save_lora
 from ....models.attention_context import attended_pairs
+from ....models.conditions import Conditions
 from ....models.flops import TRAINING, GridFlops, backbone_flops, vae_flops
 from ....models.open import OpenBackbone
 from ....models.transformer import VideoDiT
@@ -118,7 +119,7 @@ class DitTask(DitPacks):
     def _check_references(self) -> None:
         """Raises UserError where the model does not take those that the data have."""
         check_told(self.config, self.model)
-        if roles_of(self.config) and not self.controlled:
+        if any(role.as_tokens for role in roles_of(self.config).values()):
             if (why := self.model.no_references) is not None:
                 raise UserError(f"data.references: {why}: leave them out, or train another model")
             try:
@@ -298,6 +299,9 @@ class DitTask(DitPacks):
         if self.told:
             known = torch.zeros(layout.tokens, patch_size(self.patch), dtype=torch.bool)
             pack = replace(pack, known=known, known_tokens=torch.zeros_like(layout.frame_tokens))
+        if self.sees_low:
+            channels = torch.zeros(layout.tokens, self.model.channels * patch_size(self.patch))
+            pack = replace(pack, conditions=Conditions(channels=channels))
         if self.controlled:
             pack = replace(pack, control=blank)
         if self.config.prior.by_model:

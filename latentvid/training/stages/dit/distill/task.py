@@ -45,8 +45,8 @@ class DistillTask(DistillPacks, DitTask):
         super().__init__(settled_by_teacher(config), device, data)
         if self.model.channels:
             raise UserError(
-                f"teacher {config.teacher} is told what is known of a clip by further channels "
-                "(model.condition_channels), and this is of models without them: give another teacher"
+                f"teacher {config.teacher} has further input channels (model.condition_channels), and this is of "
+                "models without them: give another teacher"
             )
         if data:
             self._check_levels()
