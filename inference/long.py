@@ -4,7 +4,8 @@
 
 Order rollout goes on window by window from the last frames, without end and in memory that does not grow. Order nuwa-xl
 makes keyframes of the whole first and fills in between them, level by level: it takes --local-prompt, one for each
-segment between the keyframes. Stopped, it leaves what is made in long.partial.mp4.
+segment between the keyframes. With --then what is made goes through further models, piece by piece: a cascade. Stopped,
+it leaves what is made in long.partial.mp4.
 """
 
 import argparse
@@ -29,7 +30,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tokens-per-pack", type=int, help=f"nuwa-xl (default: {defaults.TOKENS_PER_PACK})")
     parser.add_argument("--height", type=int, help="pixels (default: the model's)")
     parser.add_argument("--width", type=int, help="pixels (default: the model's)")
-    return parser.parse_args()
+    arguments.add_then(parser)
+    arguments.add_reference_noise(parser)
+    args = parser.parse_args()
+    if args.reference_noise is not None and not args.then:
+        parser.error("--reference-noise is of what the models of --then see: leave it out")
+    return args
 
 
 def main() -> None:
@@ -48,7 +54,7 @@ def main() -> None:
     pipeline = load_pipeline(args.model, args.device, **arguments.loading(args))
     fps = args.fps or pipeline.config.fps
     frames = command.asked_frames(args.frames, args.seconds, fps)
-    sampling = replace(command.sampling_of(args, pipeline), progress=False)
+    sampling = replace(command.sampling_of(args, pipeline), progress=False, reference_noise=None)
     options = {name: getattr(args, name) for name in ("negative_prompt", "height", "width", "seed")} | {"fps": fps}
     command.note_rate(pipeline, fps, args.fps)
     if args.order == "rollout":
@@ -60,8 +66,10 @@ def main() -> None:
         local = {"local_prompts": args.local_prompt, "tokens_per_pack": budget}
         pieces = nuwa_xl(pipeline, args.prompt, frames, sampling=sampling, **local, **options)
     command.note_condition(pipeline, sampling)
-    size = args.height or pipeline.config.height, args.width or pipeline.config.width
-    outputs.write_stream(args.output, pieces, size, fps, frames)
+    size = frames, args.height or pipeline.config.height, args.width or pipeline.config.width
+    cascade = command.cascade_of(args, pipeline, [args.prompt], size, fps)
+    made, sides, fps = cascade.made[-1] if cascade.stages else (frames, size[1:], fps)
+    outputs.write_stream(args.output, command.streamed(args, cascade, pieces, args.prompt), sides, fps, made)
 
 
 if __name__ == "__main__":

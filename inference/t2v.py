@@ -62,7 +62,8 @@ def main() -> None:
         sampling = command.sampling_of(args, pipeline)
         size = frames or pipeline.config.frames, *(words[side] or pipeline.config[side] for side in ("height", "width"))
         shown = read_references(pipeline, args.reference, *size, args.signal)
-        cascade = command.cascade_of(args, pipeline, *size, fps)
+        cascade = command.cascade_of(args, pipeline, args.prompt, size, fps)
+        command.check_held(args, cascade)
         if cascade.stages:
             sampling = replace(sampling, reference_noise=None)
         clips = pipeline(args.prompt, frames=frames, fps=fps, references=shown, sampling=sampling, **words).frames

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -50,17 +50,26 @@ def sampling_of(args: argparse.Namespace, pipeline: LatentVideoPipeline) -> Samp
 
 
 def cascade_of(
-    args: argparse.Namespace, pipeline: LatentVideoPipeline, frames: int, height: int, width: int, fps: float
+    args: argparse.Namespace,
+    pipeline: LatentVideoPipeline,
+    prompts: Sequence[str],
+    size: tuple[int, int, int],
+    fps: float,
 ) -> Cascade:
-    """The stages of --then behind clips of the pipeline. Raises UserError where one cannot take what comes to it."""
-    stages = open_stages(args.then, pipeline.device, args.mixed_precision)
-    cascade = Cascade.of(stages, frames, (height, width), fps, args.prompt, args.large, args.negative_prompt)
+    """The stages of --then behind clips (F, H, W) `size` of the pipeline. Raises UserError where one cannot take what
+    comes to it."""
+    stages, (frames, *sides) = open_stages(args.then, pipeline.device, args.mixed_precision), size
+    cascade = Cascade.of(stages, frames, tuple(sides), fps, prompts, args.large, args.negative_prompt)
     of_stages(args, stages)  # what it refuses, before the base's clips are made
-    say_stages(cascade, frames, (height, width), fps)
+    say_stages(cascade, frames, tuple(sides), fps)
+    return cascade
+
+
+def check_held(args: argparse.Namespace, cascade: Cascade) -> None:
+    """Raises UserError where what the last stage makes, which is held whole, has no room, or no place in the output."""
     for made, size, rate in cascade.made[-1:]:
         check_room(made, *size)
         check_output(args.output, rate, len(args.prompt))
-    return cascade
 
 
 def say_stages(cascade: Cascade, frames: int, size: tuple[int, int], fps: float) -> None:
@@ -91,6 +100,12 @@ def refined(
     for i, (clip, prompt) in enumerate(zip(clips, prompts, strict=True)):
         found.append(torch.cat(list(cascade.run(iter([clip]), prompt, seed=args.seed + i, **words))))
     return found, cascade.made[-1][2]
+
+
+def streamed(args: argparse.Namespace, cascade: Cascade, pieces: Iterator[Tensor], prompt: str) -> Iterator[Tensor]:
+    """A clip that comes in pieces [F,H,W,3] after the stages of --then, as it is made."""
+    words = {"negative_prompt": args.negative_prompt, "samplings": of_stages(args, cascade.stages)}
+    return cascade.run(pieces, prompt, seed=args.seed, **words)
 
 
 def of_stages(args: argparse.Namespace, stages: Sequence[Stage]) -> list[Sampling]:

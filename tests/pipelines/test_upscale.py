@@ -262,3 +262,25 @@ def test_a_cascade_whose_stages_do_not_fit_is_refused_before_anything_is_made(la
     with pytest.raises(UserError, match="--then larger: "):
         Cascade.of(stages, 5, (16, 16), 8.0, ["word " * 99])
     assert times_of(16.0, 8.0, None) == 2 and times_of(47.95, 23.976, None) == 2
+
+
+@pytest.mark.parametrize("order", ["rollout", pytest.param("nuwa-xl", marks=pytest.mark.slow)])
+def test_a_long_clip_goes_through_stages_as_it_is_made(order, run, folders, given_pipeline, tmp_path):
+    """Written to the last frame, in the size and at the rate of the last stage."""
+    words = ("--model", given_pipeline, "--prompt", RED, "--steps", 1, "--height", 16, "--width", 16, "--frames", 12)
+    words += ("--order", order, "--fps", 8) + (("--window", 9, "--context", 5) if order == "rollout" else ())
+    then, output = ("--then", folders["larger"], "--then", folders["more"]), ("--output", tmp_path / "long.mp4")
+    status, said, errors = run("inference/long.py", *words, *then, "--reference-noise", 0.2, *output)
+    assert status == 0, errors
+    info = probe(tmp_path / "long.mp4")
+    assert (info.frames, info.height, info.width, info.fps) == (23, 32, 32, 16.0)
+    assert "12 frames of 16 x 16 at 8 fps -> 12 of 32 x 32 at 8, in" in said
+    if order == "rollout":
+        output = ("--output", tmp_path / "none.mp4")
+        for more, message in (
+            (("--reference-noise", 0.2), "--reference-noise is of what the models of --then see"),
+            ((*then, "--reference-noise", 0.7), "the model was trained with 0 to 0.5 in low"),
+            (("--then", given_pipeline, "--then", folders["more"], "--height", 8), "and gets 8 x 16"),
+        ):
+            found = run("inference/long.py", *words, *more, *output)
+            assert found[0] and re.search(message, found[2]) and not (tmp_path / "none.mp4").exists()
