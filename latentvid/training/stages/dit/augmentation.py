@@ -17,7 +17,7 @@ from ....config.schema import DitConfig
 from ....data.clips import ClipSource
 from ....data.plan.plan import Draw
 from ....diffusion.path import Path
-from ....packing import Shape
+from ....packing import Reference, Shape
 from ....references import Placed
 from ....rng import generator
 from .low import Low
@@ -69,6 +69,15 @@ class Augmentation:
             source = sources.setdefault(name, generator(self.config.run.seed, draw.number, key))
             parts.append(torch.zeros(size) if role.noise is None else torch.randn(size, generator=source))
         return torch.cat(parts)
+
+    def shown(self, draw: Draw, shape: Shape) -> tuple[Reference, ...]:
+        """Of the references of a sample's window, of this shape, those of the roles that are not dropped."""
+        if not shape.references:
+            return ()
+        held = self.source.references
+        kept = held.kept(draw.index, self.config.run.seed, draw.number)
+        places = [i for i, (_, role) in enumerate(held.of(draw.index)) if role.as_tokens]
+        return tuple(reference for i, reference in zip(places, shape.references, strict=True) if i in kept)
 
     def parted(
         self, draw: Draw, shown: Sequence[Tensor], latent: Callable[[Tensor], Sequence[int]]

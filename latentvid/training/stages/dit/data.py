@@ -23,7 +23,6 @@ from ....data.cache.shards import Encoded
 from ....data.clips import ClipSource
 from ....data.manifest.columns import Lookup, paired
 from ....data.plan.plan import PER_SAMPLE, Draw
-from ....data.references import Shown
 from ....data.stacks import Stacks
 from ....data.transforms import from_uint8
 from ....diffusion.objective import loss_per_sample
@@ -34,13 +33,11 @@ from ....models.interchange import Vae
 from ....packing import (
     Packed,
     Patch,
-    Reference,
     Shape,
     patch_size,
     spans,
     token_grid,
 )
-from ....references import numbers_of
 from ....rng import generator
 from ....sequence import makers
 from ....text import TextEncoder
@@ -54,7 +51,7 @@ from .low import Low, encoded, latent_shape, tokens_of_low
 from .pack import DitPack
 from .parts import Parts
 from .prior import class_source, notes_of, notes_of_word, sources_of, weights_of
-from .shown import clean_tokens, shown_latents
+from .shown import clean_tokens, references_of, shown_latents
 from .trade import traded_pack
 
 
@@ -116,7 +113,8 @@ class DitPacks(Drawn):
             raise UserError(f"{error}: encode again with --patch {self.patch[1]}, or set another model.patch") from None
         self.shapes = self.grids.map(Shape)
         if self.source is not None and self.source.references is not None:
-            self.shapes = paired(self.grids, self.source.references.shapes.map(self._references)).map(
+            of_window = partial(references_of, self.config.data.references, self.vae, self.patch)
+            self.shapes = paired(self.grids, self.source.references.shapes.map(of_window)).map(
                 lambda pair: Shape(*pair)
             )
         if self.conditions is not None and self.cache is not None:
@@ -133,15 +131,6 @@ class DitPacks(Drawn):
     def controlled(self) -> bool:
         """Whether what samples are shown is the signal of a control branch, and not tokens of theirs."""
         return self.config.controlnet.on
-
-    def _references(self, shown: Sequence[Shown]) -> tuple[Reference, ...]:
-        """In tokens, of which masks, the signals of control branches and what is seen by channels have none."""
-        roles, numbers = self.config.data.references, numbers_of(self.config.data.references)
-        return tuple(
-            Reference(token_grid(self.vae.latent_grid(*shape), self.patch), roles[role].place, numbers[role])
-            for role, shape in shown
-            if roles[role].as_tokens
-        )
 
     def summary(self) -> str:
         opened, notes = (self.source, ()) if self.cache is None else (self.cache, self.cache_notes)
@@ -166,7 +155,10 @@ class DitPacks(Drawn):
         """The pack of these draws; where processes share it, this one's piece and what it makes for all."""
         seed = self.config.run.seed
         draws = sorted(draws, key=lambda draw: (self.grids[draw.index], draw.number))  # equal shapes side by side
-        whole = Packed.of([self.grids[draw.index] for draw in draws], [self._shown(draw) for draw in draws])
+        whole = Packed.of(
+            [self.grids[draw.index] for draw in draws],
+            [self.augmentation.shown(draw, self.shapes[draw.index]) for draw in draws],
+        )
         rank, size = (0, 1) if self.sequence is None else (self.sequence.rank, self.sequence.size)
         span = spans(whole.lengths, size)[rank]
         layout = whole if size == 1 else whole.piece(span)
@@ -209,16 +201,6 @@ class DitPacks(Drawn):
             **content,
         )
 
-    def _shown(self, draw: Draw) -> tuple[Reference, ...]:
-        """The references of a sample, without the roles that are dropped."""
-        references = self.shapes[draw.index].references
-        if not references:
-            return ()
-        held = self.source.references
-        kept = held.kept(draw.index, self.config.run.seed, draw.number)
-        places = [i for i, (_, role) in enumerate(held.of(draw.index)) if role.as_tokens]
-        return tuple(reference for i, reference in zip(places, references, strict=True) if i in kept)
-
     def _by_model(self, draws: Sequence[Draw]) -> Tensor | None:
         """Which samples are class clips whose target is the model's own prediction: bool [N]."""
         if not self.config.prior.by_model or self.of_class is None:
@@ -249,7 +231,7 @@ class DitPacks(Drawn):
             given = self._of_low([low for _, low in parted], latents, shown, none)
         masks = {draw.number: e.known for draw, e in zip(draws, entries, strict=True) if e.known is not None}
         content = {
-            **self._tokens(latents, shown, none),
+            **clean_tokens(latents, shown, self.patch, self.controlled, none),
             "conditions": given,
             "text": torch.cat(texts) if texts else self.null_text[:0],
             "text_layout": Packed.of_lengths([len(text) for text in texts]) if texts else None,
@@ -319,11 +301,8 @@ class DitPacks(Drawn):
         shown, none = shown_latents(self.vae, pack.references, len(latents)), pack.noise[:0]
         if pack.low is not None:
             given = self._of_low(encoded(self.vae, pack.low), latents, shown, none)
-        clean = self._tokens(latents, shown, none)
+        clean = clean_tokens(latents, shown, self.patch, self.controlled, none)
         return replace(pack, **clean, low=None, text=text.states.float(), text_layout=layout, conditions=given)
-
-    def _tokens(self, latents: Sequence[Tensor], shown: Sequence[Sequence[Tensor]], none: Tensor) -> dict[str, Tensor]:
-        return clean_tokens(latents, shown, self.patch, self.controlled, none)
 
     def prepare(self, pack: DitPack) -> DitPack:
         if pack.clean is None:

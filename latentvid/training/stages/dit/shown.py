@@ -5,14 +5,28 @@ Axes: T tokens, P token features; videos are uint8 [F,H,W,3], latents [C,f,h,w].
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from ....data.references import Shown
 from ....data.transforms import from_uint8
 from ....models.interchange import Vae
-from ....packing import Patch, patchify
+from ....packing import Patch, Reference, patchify, token_grid
 from ....pipelines.sampling import by_shape
+from ....references import ReferenceColumn, numbers_of
+
+
+def references_of(
+    roles: Mapping[str, ReferenceColumn], vae: Vae, patch: Patch, shown: Sequence[Shown]
+) -> tuple[Reference, ...]:
+    """In tokens, of which masks, the signals of control branches and what is seen by channels have none."""
+    numbers = numbers_of(roles)
+    return tuple(
+        Reference(token_grid(vae.latent_grid(*shape), patch), roles[role].place, numbers[role])
+        for role, shape in shown
+        if roles[role].as_tokens
+    )
 
 
 def shown_latents(vae: Vae, videos: Sequence[Sequence[Tensor]] | None, samples: int) -> list[list[Tensor]]:

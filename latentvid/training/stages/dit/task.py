@@ -24,11 +24,10 @@ from ....evaluation.sheet import Row
 from ....models.adapters.fingerprint import fingerprint
 from ....models.adapters.lora import save_lora
 from ....models.attention_context import attended_pairs
-from ....models.conditions import Conditions
 from ....models.flops import TRAINING, GridFlops, backbone_flops, vae_flops
 from ....models.open import OpenBackbone
 from ....models.transformer import VideoDiT
-from ....packing import Grid, Packed, Reference, Shape, patch_size
+from ....packing import Grid, Reference, Shape
 from ....references import header_of, save_roles
 from ....sequence import makers
 from ...checkpoint.init import Source, Wanted, begin_with, goes_on, inherited, open_source
@@ -36,6 +35,7 @@ from ...feed.manifests import main_first
 from ...origin import Base, Origin
 from ...task import HeldOut, build_model
 from .before import Before
+from .blank import blank
 from .conditions import ConditionMaker
 from .data import DitPacks
 from .known import check_scale, check_told
@@ -290,27 +290,7 @@ class DitTask(DitPacks):
         each = [s.grid for s in made], text, [s.references for s in made]
         return self._passes_too * backbone_flops(self.model, *each)
 
-    def blank_pack(self, grids: Sequence[Grid], references: Sequence[Sequence[Reference]] = ()) -> DitPack:
-        layout, text_layout = Packed.of(grids, references), Packed.of_lengths([round(self.mean_text)] * len(grids))
-        blank = torch.zeros(layout.tokens, self.features)
-        text = torch.zeros(text_layout.tokens, self.text.dim)
-        rates = torch.zeros(len(grids))
-        pack = DitPack(blank, torch.ones(layout.frames), layout, rates, clean=blank, text=text, text_layout=text_layout)
-        if self.told:
-            known = torch.zeros(layout.tokens, patch_size(self.patch), dtype=torch.bool)
-            pack = replace(pack, known=known, known_tokens=torch.zeros_like(layout.frame_tokens))
-        if self.sees_low:
-            channels = torch.zeros(layout.tokens, self.model.channels * patch_size(self.patch))
-            pack = replace(pack, conditions=Conditions(channels=channels))
-        if self.controlled:
-            pack = replace(pack, control=blank)
-        if self.config.prior.by_model:
-            pack = replace(pack, by_model=torch.zeros(len(grids), dtype=torch.bool))
-        if self.conditions is None:
-            return pack
-        several = len(self.published.recipe.text) > 1
-        given = self.conditions.blank(layout, self.text.encode([""]) if several else None)
-        return replace(pack, conditions=given, ready=True)
+    blank_pack = blank
 
     # --- training ---
 
