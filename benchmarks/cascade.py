@@ -7,13 +7,15 @@ For each seed:
   stay.
 - ssr, tsr: the demo's transformer trained by configs/dit/demo_ssr.yaml (24 to 48 pixels) and demo_tsr.yaml (every
   second frame to all); direct: the same transformer trained on the large clips alone, for as many seconds as both
-  together.
+  together. With --ways tokens channels SSR is trained twice, with the same steps: the small clip as reference tokens,
+  and as further input channels.
 - real: held-out handwriting. PSNR, SSIM, judge's distance (and LPIPS with --weights) of SSR's clips from the large
   ones, beside bicubic and beside the autoencoder alone, at some levels of noise in what is seen; PSNR of the frames
   that TSR makes, beside the mean of their neighbours.
 - cascade: 9 frames of 24 pixels by the demo's model -> TSR -> SSR: 17 frames of 48; the judge's scores (of clips
   brought back to 24 pixels) beside the base's own and the direct model's, with seconds and the networks' FLOPs a clip.
-OUT/cascade.json has all figures, OUT/seedN/*.png pictures; what is there already is not made again.
+OUT/cascade.json has all figures, OUT/cascade.md a table of SSR, means over the seeds, OUT/seedN/*.png pictures; what
+is there already is not made again.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -48,11 +51,13 @@ from latentvid.pipelines.latent_video import LatentVideoPipeline
 from latentvid.pipelines.loading import load_pipeline
 from latentvid.pipelines.sampling import Sampling
 from latentvid.pipelines.upscale import shown_shape
+from latentvid.tables import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
 NOISE = (0.0, 0.1, 0.2)  # levels in what the stages see
 FEW, ALL = 9, 17  # frames of the base's clips, and of the cascade's
 TEXT = 8  # text tokens of a prompt, for FLOPs
+KINDS = {"tokens": "ssr", "channels": "ssr-channels"}  # ways in which SSR sees the small clip
 
 
 def run(*words: object) -> float:
@@ -73,20 +78,23 @@ def held(file: Path, make: Callable[[], dict]) -> dict:
 
 
 def train(args: argparse.Namespace, demo: Path, out: Path, seed: int) -> dict[str, float]:
-    """Seconds of each run; the pipelines are in OUT/{ssr,tsr,direct}/pipeline."""
+    """Seconds of each run; the pipelines are in OUT/{ssr,ssr-channels,tsr,direct}/pipeline."""
     if not (out / "large/train.jsonl").exists():
         run("-m", "latentvid.demo.digits", out / "large", "--scale", 2, "--seed", seed, "--train", args.clips)
     seconds = {
         "vae": held(out / "vae.json", lambda: {"seconds": _decoder(args, demo, out, seed)})["seconds"],
-        "ssr": held(out / "ssr.json", lambda: {"seconds": _stage(args, demo, out, seed, "ssr")})["seconds"],
-        "tsr": held(out / "tsr.json", lambda: {"seconds": _stage(args, demo, out, seed, "tsr")})["seconds"],
     }
+    for kind in (*map(KINDS.get, args.ways), "tsr"):
+        seconds[kind] = held(out / f"{kind}.json", lambda k=kind: {"seconds": _stage(args, demo, out, seed, k)})[
+            "seconds"
+        ]
+    ssr = seconds[KINDS[args.ways[0]]]
 
     def direct() -> dict[str, float]:
         """As many steps as fit into the seconds of both stages, by what some steps take."""
         probe, more = (_stage(args, demo, out / "probe", seed, "direct", steps) for steps in (20, 60))
         step = max(1e-3, (more - probe) / 40)
-        steps = max(20, round((seconds["ssr"] + seconds["tsr"] - (probe - 20 * step)) / step))
+        steps = max(20, round((ssr + seconds["tsr"] - (probe - 20 * step)) / step))
         return {"seconds": _stage(args, demo, out, seed, "direct", steps), "steps": steps}
 
     return seconds | {"direct": held(out / "direct.json", direct)["seconds"]}
@@ -115,6 +123,8 @@ def _stage(args: argparse.Namespace, demo: Path, out: Path, seed: int, kind: str
         options += [f"--vae={demo / 'pipeline/vae'}", f"--data.manifest={demo / 'data/train.jsonl'}"]
         return run("train/train_dit.py", "configs/dit/demo_tsr.yaml", *options)
     options += [f"--vae={large / 'vae/vae'}", f"--data.manifest={large / 'large/train.jsonl'}"]
+    if kind == KINDS["channels"]:
+        options += ["--data.references.low.place=channels", "--model.condition_channels=latents", "--init_partial=true"]
     if kind == "direct":
         options += ["--data.references={}", "--inference.steps=16", "--inference.guidance=3.0"]
     return run("train/train_dit.py", "configs/dit/demo_ssr.yaml", *options)
@@ -162,36 +172,46 @@ class Distance:
         return found
 
 
-def real(args: argparse.Namespace, demo: Path, out: Path, judge: Judge) -> dict:
+def _stage_of(out: Path, kind: str) -> Stage:
+    return Stage.of(load_pipeline(out / kind / "pipeline", "cpu"), kind)
+
+
+def larger(args: argparse.Namespace, out: Path, judge: Judge, kind: str) -> dict:
+    """SSR of that kind, with the seconds that sampling takes."""
     lpips = None if args.weights is None else load_lpips(args.weights / "lpips", "alex")
-    stages = {kind: Stage.of(load_pipeline(out / kind / "pipeline", "cpu"), kind) for kind in ("ssr", "tsr")}
-    large = _clips(out / "large/val.jsonl", args.real)
-    found = {"ssr": {}, "tsr": {}}
+    stage, large = _stage_of(out, kind), _clips(out / "large/val.jsonl", args.real)
     vae, bicubic = Distance(judge, lpips), Distance(judge, lpips)
-    pipeline = stages["ssr"].pipeline
     for clip, _ in large:
         bicubic.add(_twice(resize(clip, 2)), clip)
-        vae.add(pipeline.decode(pipeline.encode([clip]))[0], clip)
-    found["ssr"] |= {"bicubic": bicubic.figures(), "autoencoder alone": vae.figures()}
+        vae.add(stage.pipeline.decode(stage.pipeline.encode([clip]))[0], clip)
+    found = {"bicubic": bicubic.figures(), "autoencoder alone": vae.figures()}
     for level in NOISE:
-        each, rows = Distance(judge, lpips), []
+        each, rows, seconds = Distance(judge, lpips), [], 0.0
         for i, (clip, caption) in enumerate(large):
-            small = resize(clip, 2)
-            made = _through([stages["ssr"]], small, caption, i, level)
+            small, started = resize(clip, 2), time.perf_counter()
+            made = _through([stage], small, caption, i, level)
+            seconds += time.perf_counter() - started
             each.add(made, clip)
             rows.append(torch.cat([_twice(small)[0], made[0], clip[0]], 1))
-        found["ssr"][f"noise {level:g}"] = each.figures()
-        _picture(out / f"ssr-{level:g}.png", rows)
+        cost = {"seconds a clip": seconds / len(large), "TFLOPs": _flops(stage.pipeline, ALL, 48, stage) / 1e12}
+        found[f"noise {level:g}"] = each.figures() | cost
+        _picture(out / f"{kind}-{level:g}.png", rows)
+    return found
+
+
+def smoother(args: argparse.Namespace, demo: Path, out: Path) -> dict[str, float]:
+    """TSR: PSNR of the frames that it makes."""
+    stage, found = _stage_of(out, "tsr"), {}
     few = [pair for pair in _clips(demo / "data/val.jsonl", args.real) if len(pair[0]) == ALL]
     mixed = Fidelity()
     for clip, _ in few:
         mixed.add(((clip[:-2:2].float() + clip[2::2].float()) / 2).round().to(torch.uint8), clip[1::2])
-    found["tsr"]["mean of neighbours"] = mixed.psnr
+    found["mean of neighbours"] = mixed.psnr
     for level in NOISE:
         made = Fidelity()
         for i, (clip, caption) in enumerate(few):
-            made.add(_through([stages["tsr"]], clip[::2], caption, i, level)[1::2], clip[1::2])
-        found["tsr"][f"noise {level:g}"] = made.psnr
+            made.add(_through([stage], clip[::2], caption, i, level)[1::2], clip[1::2])
+        found[f"noise {level:g}"] = made.psnr
     return found
 
 
@@ -222,7 +242,8 @@ def _picture(file: Path, rows: Sequence[Tensor]) -> None:
 
 
 @torch.no_grad()
-def cascaded(args: argparse.Namespace, demo: Path, out: Path, seed: int, judge: Judge) -> dict:
+def cascaded(args: argparse.Namespace, demo: Path, out: Path, seed: int, judge: Judge, kind: str) -> dict:
+    """With SSR of that kind; beside the first one the base's longer clips, and the direct model's."""
     asked = prompts(args.prompts, heldout=False, seed=700 + seed)
     labels, texts = [label for label, _ in asked], [text for _, text in asked]
     base = load_pipeline(demo / "pipeline", "cpu")
@@ -243,23 +264,23 @@ def cascaded(args: argparse.Namespace, demo: Path, out: Path, seed: int, judge: 
 
     clips, first = sampled(base, FEW, 1)
     note("base, 9 frames of 24", clips, first, _flops(base, FEW, 24))
-    longer, seconds = sampled(base, ALL, 1)
-    note("base, 17 frames of 24", longer, seconds, _flops(base, ALL, 24))
-    stages = {kind: Stage.of(load_pipeline(out / kind / "pipeline", "cpu"), kind) for kind in ("tsr", "ssr")}
-    total = _flops(base, FEW, 24) + _flops(stages["tsr"].pipeline, ALL, 24, stages["tsr"])
-    total += _flops(stages["ssr"].pipeline, ALL, 48, stages["ssr"])
+    tsr, ssr = stages = [_stage_of(out, each) for each in ("tsr", kind)]
+    total = _flops(base, FEW, 24) + _flops(tsr.pipeline, ALL, 24, tsr) + _flops(ssr.pipeline, ALL, 48, ssr)
     for level in NOISE:
         started = time.perf_counter()
         made = [
-            _through(list(stages.values()), clip, text, 10**5 * seed + i, level)
+            _through(stages, clip, text, 10**5 * seed + i, level)
             for i, (clip, text) in enumerate(zip(clips, texts, strict=True))
         ]
         seconds = first + (time.perf_counter() - started) / len(texts)
         note(f"cascade, 17 frames of 48, noise {level:g}", made, seconds, total)
-        _picture(out / f"cascade-{level:g}.png", [torch.cat([*clip[[0, 8, 16]]], 1) for clip in made])
-    direct = load_pipeline(out / "direct/pipeline", "cpu")
-    clips, seconds = sampled(direct, ALL, 2)
-    note("direct, 17 frames of 48", clips, seconds, _flops(direct, ALL, 48))
+        _picture(out / f"cascade-{kind}-{level:g}.png", [torch.cat([*clip[[0, 8, 16]]], 1) for clip in made])
+    if kind == KINDS[args.ways[0]]:
+        longer, seconds = sampled(base, ALL, 1)
+        note("base, 17 frames of 24", longer, seconds, _flops(base, ALL, 24))
+        direct = load_pipeline(out / "direct/pipeline", "cpu")
+        clips, seconds = sampled(direct, ALL, 2)
+        note("direct, 17 frames of 48", clips, seconds, _flops(direct, ALL, 48))
     return found
 
 
@@ -267,12 +288,27 @@ def _flops(pipeline: LatentVideoPipeline, frames: int, side: int, stage: Stage |
     """Of the network, for one clip with its pipeline's steps and guidance."""
     network = pipeline.transformer
     shown: list[Reference] = []
-    if stage is not None:
+    if stage is not None and stage.model.role.as_tokens:
         few = pipeline.codec.latent_grid(*shown_shape(stage.model, frames, side, side))
         shown = [Reference(token_grid(few, network.patch), "aligned")]
     grid = token_grid(pipeline.latent_grid(frames, side, side), network.patch)
     passes = pipeline.config.steps * (1 if pipeline.config.guidance == 1 else 2)
     return passes * backbone_flops(network, [grid], [TEXT], [shown])
+
+
+def table(args: argparse.Namespace, found: dict[int, dict]) -> str:
+    """SSR, means over the seeds."""
+    rows, keys = [], ["psnr", "ssim", "judge's distance", "lpips", "seconds a clip", "TFLOPs"]
+    for way in args.ways:
+        kind = KINDS[way]
+        for name in next(iter(found.values()))["real"][kind]:
+            each = [of_seed["real"][kind][name] for of_seed in found.values()]
+            trained = [of_seed["seconds"][kind] for of_seed in found.values()] if name.startswith("noise") else []
+            if trained or way == args.ways[0]:
+                cells = [[figures[key] for figures in each if key in figures] for key in keys] + [trained]
+                shown = [f"{sum(cell) / len(cell):.4g}" if cell else "" for cell in cells]
+                rows.append([f"{way}, {name}" if trained else name, *shown])
+    return markdown_table(["SSR", *keys, "seconds of training"], rows)
 
 
 def main() -> None:
@@ -285,20 +321,27 @@ def main() -> None:
     parser.add_argument("--steps", type=number("train.steps"), default=800, help="of each stage")
     parser.add_argument("--real", type=number("pairs"), default=64, help="held-out clips")
     parser.add_argument("--prompts", type=number("heldout"), default=112)
+    parser.add_argument(
+        "--ways", nargs="+", choices=tuple(KINDS), default=["tokens"], help="in which SSR sees the small clip"
+    )
     parser.add_argument("--weights", type=Path, help="folder with lpips/alex.safetensors")
     args = parser.parse_args()
     demo, out, judge, found = args.demo.resolve(), args.out.resolve(), Judge.load(), {}
     for seed in args.seeds:
         place = out / f"seed{seed}"
         place.mkdir(parents=True, exist_ok=True)
-        found[seed] = {
-            "seconds": train(args, demo, place, seed),
-            "real": held(place / "real.json", lambda at=place: real(args, demo, at, judge)),
-            "cascade": held(place / "scores.json", lambda at=place, n=seed: cascaded(args, demo, at, n, judge)),
-        }
-        print(seed, json.dumps(found[seed]), flush=True)
-    settings = {name: value for name, value in vars(args).items() if name in ("clips", "vae_steps", "steps", "real")}
+        found[seed] = {"seconds": train(args, demo, place, seed), "real": {}, "cascade": {}}
+        here, of_seed = found[seed], partial(cascaded, args, demo, place, seed, judge)
+        for kind in map(KINDS.get, args.ways):
+            here["real"][kind] = held(place / f"{kind}-real.json", partial(larger, args, place, judge, kind))
+            here["cascade"][kind] = held(place / f"{kind}-scores.json", partial(of_seed, kind))
+        here["real"]["tsr"] = held(place / "tsr-real.json", partial(smoother, args, demo, place))
+        print(seed, json.dumps(here), flush=True)
+    words = ("clips", "vae_steps", "steps", "real", "ways")
+    settings = {name: value for name, value in vars(args).items() if name in words}
     (out / "cascade.json").write_text(json.dumps({"settings": settings, "seeds": found}, indent=1) + "\n")
+    (out / "cascade.md").write_text(table(args, found) + "\n")
+    print(table(args, found))
 
 
 if __name__ == "__main__":
