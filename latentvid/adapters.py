@@ -29,10 +29,10 @@ from .errors import UserError
 from .files import check_name, check_writable, follow_umask, linked_copy, write_whole
 from .models.adapters.lora import load_lora, merge, raw_of
 from .models.adapters.lora_files import header_of
+from .models.kinds import load_network
 from .models.open import is_published, read_published
 from .models.open.folder import copy_repository, load_backbone
-from .models.saved import STEM, load_component
-from .models.transformer import VideoDiT
+from .models.saved import STEM
 from .pipelines.arguments import Lora
 from .pipelines.folder import CLASSES, INDEX, check_index
 from .pipelines.latent_video import LatentVideoPipeline
@@ -86,7 +86,7 @@ def _merge_ours(model: str | Path, out: Path, first: Sequence[Lora], second: Seq
     folder = Path(model)
     known = read_roles(check_index(folder, LatentVideoPipeline).get("references"), str(folder / INDEX))
     roles = _with_roles(known, first)
-    part, network = "transformer", load_component(VideoDiT, folder / "transformer")
+    part, network = "transformer", load_network(folder / "transformer")
     network = _merged(network, _asked((part,), first, second)[part], folder / part, dtype)
     others = CLASSES.keys() - {part}
     linked_copy(folder, out, lambda place: len(place.parts) == 1 or place.parts[0] in others)

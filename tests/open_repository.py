@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import open_animatediff
 import open_cogvideox
 import open_hunyuan
 import open_ltx
@@ -21,6 +22,8 @@ REPOSITORIES: dict[str, Callable[[], DiffusionPipeline]] = {
     "wan_image": open_wan.wan_image,
     "wan_clip": open_wan.wan_clip,
     "wan_ends": lambda: open_wan.wan_clip(ends=True),
+    "stable_diffusion": open_animatediff.stable_diffusion,
+    "modelscope": open_animatediff.modelscope,
     "ltx": open_ltx.ltx,
     "ltx_condition": lambda: open_ltx.ltx(condition=True),
     "ltx2": open_ltx.ltx2,
@@ -41,7 +44,7 @@ def write_repository(folder: Path, kind: str) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         pipeline = REPOSITORIES[kind]()
-        for name in ("transformer", "transformer_2"):
+        for name in ("transformer", "transformer_2", "unet"):
             if getattr(pipeline, name, None) is not None:
                 lively(getattr(pipeline, name))
         if getattr(pipeline, "transformer_2", None) is not None:

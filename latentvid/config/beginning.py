@@ -11,14 +11,24 @@ from ..files import check_parts
 if TYPE_CHECKING:
     from .schema import DitConfig
 
-# keys of `model` of a published one: (type, what it is)
-PUBLISHED = {
+# keys of `model` beside the arguments of `VideoDiT`: (type, what it is)
+KIND = {
+    "kind": (
+        "'dit' | 'unet3d'",
+        "the network; of unet3d the others are arguments of diffusers' UNet3DConditionModel (docs/unets.md)",
+    )
+}
+PUBLISHED = {  # of a published one
     "from": (
         "str",
         "folder or hub name of a published model, in the place of the others; it tells what is not set of vae, "
         "text_encoder, scheduler, timesteps, given and inference",
     ),
     "dtype": ("'fp32' | 'bf16'", "type of a published model's weights; bf16 where they stay as they are"),
+    "motion": (
+        "str | mapping",
+        "of Stable Diffusion: folder of a MotionAdapter of diffusers to train, or {} and arguments of a new one",
+    ),
     "expert": ("'high' | 'low'", "which of a published model's two transformers is trained, by noise levels"),
 }
 
@@ -34,6 +44,13 @@ def check_model(config: DitConfig) -> None:
             raise ValueError("model.from and init both name the weights to begin with: leave one out")
         if not (isinstance(config.model["from"], str) and config.model["from"]):
             raise ValueError(f"model.from={config.model['from']!r}: give a folder or a hub name")
+        motion = config.model.get("motion")
+        if motion is not None and not (isinstance(motion, str) and motion or isinstance(motion, dict)):
+            raise ValueError(f"model.motion={motion!r}: give a MotionAdapter's folder, or {{}} for a new one")
+        if motion is not None and config.trainable:
+            raise ValueError("model.motion is trained alone, or stays where adapter.kind is set: leave trainable out")
+        if motion is not None and config.prior.wanted:
+            raise ValueError("prior makes clips by the model as it is, and with model.motion that makes pictures")
         for key, allowed in (("dtype", ("fp32", "bf16")), ("expert", ("high", "low"))):
             if config.model.get(key, allowed[0]) not in allowed:
                 raise ValueError(f"model.{key}={config.model[key]!r}: one of {', '.join(allowed)}")

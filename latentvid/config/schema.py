@@ -13,7 +13,7 @@ from ..diffusion.timesteps import TimestepSampling
 from ..limits import check_fields
 from ..limits import setting as _help
 from ..references import ReferenceColumn
-from .beginning import PUBLISHED, check_model
+from .beginning import KIND, PUBLISHED, check_model
 from .controlnet import ControlNet, check_controlnet
 from .curriculum import curriculum
 from .entries import NAME
@@ -251,13 +251,16 @@ class DitConfig(TrainingConfig):
     stage: Literal["dit"] = _help("what is trained", default="dit")
     data: DitData
     caption: CaptionRules = field(default_factory=CaptionRules)
-    model: dict[str, Any] = arguments_of("latentvid.models.transformer.VideoDiT", also=PUBLISHED)
+    model: dict[str, Any] = arguments_of("latentvid.models.transformer.VideoDiT", also=KIND | PUBLISHED)
     adapter: Adapter = field(default_factory=Adapter)
     controlnet: ControlNet = field(default_factory=ControlNet)
     trainable: tuple[str, ...] = _help(
         "regular expressions: only parameters in whose names one is found are trained; empty trains all", default=()
     )
-    vae: Path | None = _help("folder of the VAE; null: that of the published model", default=None)
+    vae: Path | None = _help(
+        "folder of the VAE; pixels: none, the clips' own are what is noised; null: that of the published model",
+        default=None,
+    )
     text_encoder: str | None = _help(
         "folder or hub name of a T5 encoder with its tokenizer; null: that of the published model", default=None
     )
@@ -299,7 +302,12 @@ class DitConfig(TrainingConfig):
         """Whether weights that the run begins with are needed as they are to its end."""
         if self.preference.on or self.prior.by_model:
             return True
-        return bool(self.adapter.kind != "none" or self.controlnet.on or self.trainable)
+        return bool(self.adapter.kind != "none" or self.controlnet.on or self.trainable or self.moves)
+
+    @property
+    def moves(self) -> bool:
+        """Whether motion modules beside an image model of diffusers are what is trained, and all that is saved."""
+        return self.model.get("motion") is not None and self.adapter.kind == "none" and not self.trainable
 
     @property
     def student(self) -> dict[str, Any] | None:

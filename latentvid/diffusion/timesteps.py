@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from ..errors import UserError
 from ..limits import check_fields, setting
 
 if TYPE_CHECKING:
@@ -151,6 +152,15 @@ def _points(steps: int, lowest: float) -> Tensor:
     return torch.linspace(1.0, lowest, steps, dtype=torch.float64)
 
 
+def _leading(steps: int, lowest: float) -> Tensor:
+    """From `lowest` up, at a distance of whole steps of 1000 (of DDPM: Song et al. 2020; diffusers' "leading")."""
+    import torch
+
+    if steps > 1000:
+        raise UserError(f"steps={steps}: this model's noise has 1,000 levels: give at most so many")
+    return lowest + torch.arange(steps - 1, -1, -1, dtype=torch.float64) * (1000 // steps) / 1000
+
+
 def _linear_quadratic(steps: int, lowest: float, slow: float = 0.025) -> Tensor:
     """Half of the steps go down by `slow` alone, evenly; the others go on at that rate and ever faster, on a parabola
     that ends in 0 (Mochi 1, Genmo 2024)."""
@@ -164,7 +174,8 @@ def _linear_quadratic(steps: int, lowest: float, slow: float = 0.025) -> Tensor:
     return 1.0 - rate * i - (1.0 - rate * steps) * (beyond / rest) ** 2
 
 
-SPACINGS = {"even": _even, "points": _points, "linear_quadratic": _linear_quadratic}  # where the steps begin
+# where the steps begin
+SPACINGS = {"even": _even, "leading": _leading, "points": _points, "linear_quadratic": _linear_quadratic}
 
 
 def sampling_levels(

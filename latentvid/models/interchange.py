@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
 from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import AutoencoderKLHunyuanVideo
 from diffusers.models.autoencoders.autoencoder_kl_hunyuanvideo15 import AutoencoderKLHunyuanVideo15
@@ -33,14 +34,16 @@ from .diffusers_vae import (
     DiffusersVae,
     HunyuanVideo15Vae,
     HunyuanVideoVae,
+    ImageVae,
     LTX2VideoVae,
     LTXVideoVae,
     MochiVae,
     WanVae,
 )
+from .pixels import PIXELS, PixelCodec
 from .saved import class_name, load_component
 
-Vae = CausalVideoAutoencoder | DiffusersVae
+Vae = CausalVideoAutoencoder | DiffusersVae | PixelCodec
 OURS = CausalVideoAutoencoder.__name__
 FOREIGN: dict[type[ModelMixin], type[DiffusersVae]] = {
     AutoencoderKLWan: WanVae,
@@ -50,8 +53,9 @@ FOREIGN: dict[type[ModelMixin], type[DiffusersVae]] = {
     AutoencoderKLHunyuanVideo: HunyuanVideoVae,
     AutoencoderKLHunyuanVideo15: HunyuanVideo15Vae,
     AutoencoderKLMochi: MochiVae,
+    AutoencoderKL: ImageVae,
 }
-CLASSES = {cls.__name__: cls for cls in (CausalVideoAutoencoder, *FOREIGN)}
+CLASSES = {cls.__name__: cls for cls in (CausalVideoAutoencoder, PixelCodec, *FOREIGN)}
 
 
 def as_vae(module: nn.Module) -> Vae:
@@ -93,14 +97,17 @@ def arguments_of(vae: Vae) -> dict[str, Any]:
     """What `build_vae` makes another such VAE of."""
     raw = raw_vae(vae)
     own = {key: value for key, value in raw.config.items() if not key.startswith("_")}
-    return own if raw is vae else {"_class_name": type(raw).__name__, **own}
+    return own if isinstance(raw, CausalVideoAutoencoder) else {"_class_name": type(raw).__name__, **own}
 
 
 def load_vae(folder: str | Path, subfolder: str | None = None) -> Vae:
-    """The VAE in a folder in diffusers' format (or in its `subfolder`), in eval mode, whichever class it is of.
+    """The VAE in a folder in diffusers' format (or in its `subfolder`), in eval mode, whichever class it is of; or the
+    word "pixels": none.
 
     Raises UserError for a class that is not known, and for missing, damaged or foreign weights.
     """
+    if subfolder is None and str(folder) == PIXELS:
+        return PixelCodec().eval()
     folder = Path(folder) if subfolder is None else Path(folder) / subfolder
     if not (folder / "config.json").is_file() and (folder / "vae" / "config.json").is_file():
         raise UserError(f"{folder} is a whole pipeline: give its VAE, {folder / 'vae'}")

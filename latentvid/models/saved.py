@@ -21,6 +21,8 @@ M = TypeVar("M", bound=ModelMixin)
 
 
 STEM = "diffusion_pytorch_model"  # of diffusers' weights
+# attentions of older files, which diffusers renames as it loads them (`_fix_state_dict_keys_on_load`)
+RENAMED = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
 
 class SavedModel:
@@ -69,7 +71,15 @@ def check_saved(cls: type[ModelMixin], folder: Path) -> None:
     held = {name: shape for name, shape in shapes_in(files).items() if not _left_over(cls, name)}
     config = read_arguments(cls.__init__, folder / "config.json")
     wanted = _shapes_of(cls, config, folder, sum(file.stat().st_size for file in files))
-    check_tensors(folder, cls.__name__, wanted, held)
+    check_tensors(folder, cls.__name__, wanted, {_name_now(name, wanted): shape for name, shape in held.items()})
+
+
+def _name_now(name: str, wanted: Shapes) -> str:
+    """Of a tensor, in the class as it is."""
+    if name in wanted:
+        return name
+    new = next((name.replace(old, now) for old, now in RENAMED.items() if old in name), name)
+    return new if new in wanted else name
 
 
 def _left_over(cls: type[ModelMixin], name: str) -> bool:

@@ -92,6 +92,9 @@ def parser_of(doc: str, *, known: bool = False) -> Parser:
     )
     add_lora(parser)
     parser.add_argument(
+        "--motion", type=Path, metavar="FOLDER", help="motion module to put into an image model, which then makes clips"
+    )
+    parser.add_argument(
         "--output", type=Path, default=Path("output.mp4"), help="several clips get -0, -1 ... in the name"
     )
     parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
@@ -151,7 +154,7 @@ def add_lora(parser: Parser) -> None:
 
 def loading(args: argparse.Namespace) -> dict[str, Any]:
     """What of the parsed arguments `loading.load_pipeline` takes."""
-    names = ("mixed_precision", "lora", "lora_2", "control")
+    names = ("mixed_precision", "lora", "lora_2", "control", "motion")
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 

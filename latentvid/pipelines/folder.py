@@ -18,7 +18,9 @@ from ..files import inside
 from ..limits import shown
 from ..models.interchange import CLASSES as VAES
 from ..models.interchange import FOREIGN, load_vae, raw_vae
-from ..models.saved import load_component, read_arguments
+from ..models.kinds import load_network
+from ..models.open.unet3d import UNet3D
+from ..models.saved import read_arguments
 from ..models.transformer import VideoDiT
 from ..text import TextEncoder
 from ..weights import check_folder, read_object
@@ -29,7 +31,7 @@ PIPELINE = "LatentVideoPipeline"
 TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast", "T5Tokenizer", "T5TokenizerFast")
 CLASSES: dict[str, tuple[tuple[str, str], ...]] = {
     "vae": tuple(("diffusers" if cls in FOREIGN else cls.__module__, name) for name, cls in VAES.items()),
-    "transformer": ((VideoDiT.__module__, VideoDiT.__name__),),
+    "transformer": tuple((cls.__module__, cls.__name__) for cls in (VideoDiT, UNet3D)),
     "scheduler": ((LatentVideoScheduler.__module__, LatentVideoScheduler.__name__),),
     "text_encoder": (("transformers", "T5EncoderModel"),),
     "tokenizer": tuple(("transformers", name) for name in TOKENIZERS),
@@ -68,9 +70,9 @@ def read_parts(folder: Path, given: dict[str, Any], dtype: torch.dtype = torch.f
     if "vae" not in parts:
         parts["vae"] = _cast(raw_vae(load_vae(folder, "vae")), dtype)
     if "transformer" not in parts:
-        parts["transformer"] = _cast(load_component(VideoDiT, folder / "transformer"), dtype)
+        parts["transformer"] = _cast(load_network(folder / "transformer"), dtype)
     if "scheduler" not in parts:
-        parts["scheduler"] = _scheduler(folder / "scheduler")
+        parts["scheduler"] = read_scheduler(folder / "scheduler")
     if not {"text_encoder", "tokenizer"} <= parts.keys():
         text = TextEncoder.from_folders(folder / "text_encoder", folder / "tokenizer")
         parts = {"text_encoder": _cast(text.encoder, dtype), "tokenizer": text.tokenizer} | parts
@@ -81,7 +83,7 @@ def _cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     return nn.Module.to(module, dtype)  # diffusers' own `to` warns at every change of type
 
 
-def _scheduler(folder: Path) -> LatentVideoScheduler:
+def read_scheduler(folder: Path) -> LatentVideoScheduler:
     file = folder / SCHEDULE
     held = read_object(file)
     found = held.get("_class_name")

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
@@ -28,6 +29,8 @@ from ..limits import check
 from ..models.conditions import Conditions
 from ..models.interchange import Vae, raw_vae
 from ..models.key_value_cache import KeyValueCache
+from ..models.open import packed
+from ..models.open.unet3d import UNet3D
 from ..models.transformer import VideoDiT
 from ..packing import unpatchify
 from ..references import Role, as_json, read_roles
@@ -55,7 +58,8 @@ class VideoOutput(BaseOutput):
 
 
 class LatentVideoPipeline(CodecMixin, KnownMixin, StudentMixin, DiffusionPipeline):
-    """VAE, transformer, scheduler and text encoder, saved together; use `LatentVideoPipeline.from_pretrained`.
+    """VAE, transformer or 3D U-Net, scheduler and text encoder, saved together; use
+    `LatentVideoPipeline.from_pretrained`.
 
     The VAE is ours or one of diffusers' (`latentvid.models.interchange`): `vae` is what diffusers saves, `codec` the
     same behind the interface of ours.
@@ -71,7 +75,7 @@ class LatentVideoPipeline(CodecMixin, KnownMixin, StudentMixin, DiffusionPipelin
     def __init__(
         self,
         vae: ModelMixin | Vae,
-        transformer: VideoDiT,
+        transformer: VideoDiT | UNet3D | UNet3DConditionModel,
         scheduler: LatentVideoScheduler,
         text_encoder: T5EncoderModel,
         tokenizer: PreTrainedTokenizerBase,
@@ -90,7 +94,7 @@ class LatentVideoPipeline(CodecMixin, KnownMixin, StudentMixin, DiffusionPipelin
         super().__init__()
         self.register_modules(
             vae=raw_vae(vae),
-            transformer=transformer,
+            transformer=packed(transformer) if isinstance(transformer, UNet3DConditionModel) else transformer,
             scheduler=scheduler,
             text_encoder=text_encoder,
             tokenizer=tokenizer,

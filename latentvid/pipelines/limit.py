@@ -92,7 +92,7 @@ def cost(pipeline: LatentVideoPipeline, grid: Grid, references: Sequence[Referen
     model = pipeline.transformer
     shape, depth = Shape(token_grid(grid, model.patch), tuple(references)), len(model.blocks)
     pairs = attended_pairs(attention_of(model), depth, *shape)
-    return shape.tokens + pairs / depth / (6 * model.width)
+    return shape.tokens + pairs / max(1, depth) / (6 * model.width)
 
 
 def check_room(frames: int, height: int, width: int) -> None:

@@ -17,6 +17,7 @@ from ..models.open import is_published, read_published
 from ..precision import MixedPrecision, choose, dtype_of
 from ..references import roles_in
 from ..world import usable_device
+from .animatediff import put_adapter
 from .arguments import ControlNet, Lora
 from .folder import check_index
 from .latent_video import LatentVideoPipeline
@@ -33,13 +34,15 @@ def load_pipeline(
     lora: Sequence[Lora] = (),
     lora_2: Sequence[Lora] = (),
     control: Sequence[ControlNet] = (),
+    motion: Path | None = None,
 ) -> LatentVideoPipeline:
     """A saved pipeline, or a published model by its folder or hub name, on `device` (by default CUDA where there is
     one). Raises UserError.
 
     compiled: the first step compiles the transformer's blocks, once for clips of all shapes. mixed_precision: weights
     of published models are read in what they are computed in, those of our own in fp32. lora: put into the transformer;
-    lora_2: into the second one. control: put beside the network that each was trained on.
+    lora_2: into the second one. control: put beside the network that each was trained on. motion: folder of a
+    `MotionAdapter`, put into Stable Diffusion before these.
     """
     published = None
     if is_published(folder):
@@ -51,6 +54,10 @@ def load_pipeline(
         pipeline = LatentVideoPipeline.from_pretrained(folder)
     else:
         pipeline = OpenVideoPipeline.of(published, dtype_of(choose(mixed_precision, device)))
+    if motion is not None:
+        if published is None:
+            raise UserError(f"--motion {motion} is of Stable Diffusion's U-Net, and this model is a pipeline of ours")
+        put_adapter(pipeline, Path(motion))
     put_control(pipeline, control)
     put_lora(pipeline, lora, lora_2)
     if compiled:

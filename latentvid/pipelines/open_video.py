@@ -113,9 +113,9 @@ class OpenVideoPipeline(LatentVideoPipeline):
             parts["reader"] = load_reader(published.parts, recipe.text, dtype)
         if "image_reader" not in parts and "image_encoder" in published.parts:
             parts["image_reader"] = load_image_reader(published.parts, dtype)
-        for name in published.experts:
+        for name, part in zip(("transformer", "transformer_2"), published.experts, strict=False):
             if name not in parts:
-                parts[name] = load_backbone(published, name, dtype)
+                parts[name] = load_backbone(published, part, dtype)
         pipeline = cls(recipe=recipe, references=saved_roles(published.folder), **parts)
         pipeline.register_to_config(_name_or_path=str(published.folder))
         return pipeline

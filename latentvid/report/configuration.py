@@ -33,6 +33,8 @@ def defaults(run: Run) -> dict[str, Any]:
     """Of every key of such a run that has a default, as YAML would hold it."""
     found = default_values(CONFIGS[run.kind])
     for (kind, key), cls in SIGNATURES.items():
+        if "kind" in run.section(key) and cls is VideoDiT:  # the network is of another class
+            continue
         if kind == run.kind and run.section(key).get("_class_name", cls.__name__) == cls.__name__:
             found |= {f"{key}.{name}": value for name, value in _signature(cls).items()}
     return found

@@ -291,8 +291,9 @@ class TrainingRun:
 
 def _arguments(model: nn.Module) -> dict[str, Any]:
     """What its constructor was given, as JSON; nothing of a model that does not keep it."""
-    found = getattr(model, "config", {})
-    return {key: value for key, value in found.items() if not key.startswith("_")}
+    found = {key: value for key, value in getattr(model, "config", {}).items() if not key.startswith("_")}
+    kind = getattr(model, "kind", None)  # of `models.kinds`, where it is no transformer
+    return found if kind is None else {**found, "kind": kind}
 
 
 def _need(able: bool, key: str, model: nn.Module) -> None:

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
 
 from latentvid.errors import UserError
 from latentvid.models.building import parameters_of
 from latentvid.models.interchange import build_vae
+from latentvid.models.saved import load_component
 from latentvid.models.transformer import VideoDiT
 from latentvid.pipelines.loading import load_pipeline
 from latentvid.text import TextEncoder
@@ -102,3 +105,17 @@ def test_counting_parameters_draws_no_random_numbers():
     count = parameters_of(VideoDiT, {"width": 48, "depth": 2, "heads": 2})
     assert torch.equal(before, torch.get_rng_state())
     assert count == sum(p.numel() for p in VideoDiT(width=48, depth=2, heads=2).parameters())
+
+
+def test_attentions_of_older_files_are_read_by_their_new_names(tmp_path):
+    """As Stable Diffusion's autoencoder is published."""
+    vae = AutoencoderKL(block_out_channels=(4, 8), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=2,
+                        up_block_types=("UpDecoderBlock2D",) * 2)  # fmt: skip
+    vae.save_pretrained(tmp_path)
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    held = load_file(file)
+    for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
+        held = {name.replace(f".{new}.", f".{old}."): tensor for name, tensor in held.items()}
+    save_file(held, file, {"format": "pt"})
+    loaded = load_component(AutoencoderKL, tmp_path)
+    assert all(torch.equal(p, vae.get_parameter(name)) for name, p in loaded.named_parameters())

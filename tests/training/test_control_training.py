@@ -15,7 +15,6 @@ from latentvid.errors import UserError
 from latentvid.models.adapters.control_files import read_control
 from latentvid.models.control import Control
 from latentvid.models.flops import backbone_flops
-from latentvid.models.transformer import VideoDiT
 from latentvid.packing import Packed, patchify, spans
 from latentvid.pipelines.arguments import ControlNet
 from latentvid.pipelines.loading import load_pipeline
@@ -99,7 +98,7 @@ def test_a_run_gone_on_with_is_one_not_stopped_and_leaves_the_branch_alone(confi
     with pytest.raises(UserError, match=f"holds no ControlNet .*: give {net}"):
         read_control(tmp_path / "run")
     with pytest.raises(UserError, match=f"holds a ControlNet alone.*{net} by controlnet.init"):
-        open_source(str(tmp_path / "run"), "ema", Wanted(VideoDiT, "dit", "transformer", {}))
+        open_source(str(tmp_path / "run"), "ema", Wanted("dit", "dit", "transformer", {}))
     again = DitTask(config(tmp_path / "again", f"controlnet.init={net}"), CPU, data=False)
     assert all(torch.equal(p, average[name]) for name, p in again.model.named_parameters() if p.requires_grad)
 

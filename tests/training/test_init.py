@@ -181,7 +181,7 @@ def test_channels_that_a_condition_adds_change_nothing_at_first(tiny_pipeline):
     """Whatever the new channels hold; and they can learn."""
     old = VideoDiT.from_pretrained(tiny_pipeline / "transformer")
     source = module.open_source(
-        str(tiny_pipeline), "ema", module.Wanted(VideoDiT, "dit", "transformer", {"latent_channels": 4})
+        str(tiny_pipeline), "ema", module.Wanted("dit", "dit", "transformer", {"latent_channels": 4})
     )
     arguments = {key: value for key, value in old.config.items() if not key.startswith("_")}
     arguments["condition_channels"] = "mask_and_latents"
@@ -203,7 +203,7 @@ def test_channels_that_a_condition_adds_change_nothing_at_first(tiny_pipeline):
 
 def test_nothing_is_not_a_beginning(dit_config, tmp_path):
     model = VideoDiT(latent_channels=4, width=32, depth=1, heads=2, text_width=32)
-    other = Source("X", None, {"unet.weight": (3, 3)}, lambda name: torch.zeros(3, 3), {})
+    other = Source("X", "dit", None, {"unet.weight": (3, 3)}, lambda name: torch.zeros(3, 3), {})
     with pytest.raises(UserError, match=r"no parameter of X fits this model \(it has unet\.weight\)"):
         begin_with(model, other, [], partial=True)
 

@@ -3,6 +3,7 @@
 from .adapter import DiffusersVae
 from .cogvideox import CogVideoXVae
 from .hunyuan import HunyuanVideo15Vae, HunyuanVideoVae
+from .image import ImageVae
 from .ltx import LTX2VideoVae, LTXVideoVae
 from .mochi import MochiVae
 from .wan import WanVae
@@ -12,6 +13,7 @@ __all__ = [
     "DiffusersVae",
     "HunyuanVideo15Vae",
     "HunyuanVideoVae",
+    "ImageVae",
     "LTX2VideoVae",
     "LTXVideoVae",
     "MochiVae",

@@ -17,6 +17,7 @@ from typing import ClassVar
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ...errors import UserError
@@ -128,7 +129,8 @@ class ByShape(OpenBackbone):
                 f"{self.family} runs as batches of whole samples, which processes cannot share: set "
                 "train.sequence_parallel to 1"
             )
-        if not torch.equal(timestep, sample_level(timestep, layout).index_select(0, layout.frame_segment)):
+        alike = sample_level(timestep, layout).index_select(0, layout.frame_segment)
+        if not isinstance(alike, FakeTensor) and not torch.equal(timestep, alike):  # without storage none is known
             raise UserError(
                 f"{self.family} takes one noise level a sample: given frames, and noise levels by frame, need a model "
                 "with a packed pass of its own"

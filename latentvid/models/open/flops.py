@@ -2,7 +2,9 @@
 
 What a packed pass computes is a sum over its samples: a number for each sample, each latent frame, each video and text
 token, and each pair of tokens that attend to each other. These numbers are found from a few small samples at two
-depths; any pack of any depth is their sum. Axes: N samples, R latent frames, T video tokens, S text tokens.
+depths; any pack of any depth is their sum. A U-Net attends to the positions of a frame, and to the frames of a
+position; of heights and widths that its levels do not divide the sum is near. Axes: N samples, R latent frames, T video
+tokens, S text tokens, f h w of a sample's tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ...attention import BACKENDS
 from ...packing import Grid, Packed, Reference, Shape, shapes_of
 from .backbone import Conditions, OpenBackbone, patch_size
-from .registry import packed
+from .registry import UNETS, packed
 
 DEPTHS = ("num_layers", "num_single_layers")  # of all classes: blocks of a kind, which cost the same
 _SAMPLES: tuple[tuple[Grid, int], ...] = (  # token grid and text tokens; as many as `_sizes` has numbers
@@ -34,6 +36,15 @@ _SAMPLES: tuple[tuple[Grid, int], ...] = (  # token grid and text tokens; as man
     ((2, 2, 3), 64),
     ((1, 2, 2), 20),
     ((4, 8, 8), 12),
+)
+_SAMPLES_OF_UNETS: tuple[tuple[Grid, int], ...] = (  # the same; heights and widths are times that of the last level
+    ((1, 1, 1), 1),
+    ((2, 1, 1), 2),
+    ((1, 2, 1), 5),
+    ((2, 2, 1), 3),
+    ((1, 3, 2), 2),
+    ((2, 2, 2), 9),
+    ((1, 1, 1), 7),
 )
 
 
@@ -52,7 +63,8 @@ def open_flops(
     """
     config = {key: value for key, value in model.config.items() if not key.startswith("_")} | dict(changes or {})
     numbers = _numbers(type(model.raw), json.dumps(config, sort_keys=True))
-    return round(float(_sizes(shapes_of(grids, references), text_lengths) @ numbers))
+    sizes = _sizes_in_unets if type(model.raw).__name__ in UNETS else _sizes
+    return round(float(sizes(shapes_of(grids, references), text_lengths) @ numbers))
 
 
 def _sizes(shapes: Sequence[Shape], text_lengths: Sequence[float]) -> np.ndarray:
@@ -63,6 +75,15 @@ def _sizes(shapes: Sequence[Shape], text_lengths: Sequence[float]) -> np.ndarray
     return np.array([len(shapes), frames, tokens.sum(), words.sum(), *pairs])
 
 
+def _sizes_in_unets(shapes: Sequence[Shape], text_lengths: Sequence[float]) -> np.ndarray:
+    """N, R, T, and the sums over the samples of f (h w)^2, h w f^2, f S and T S: each frame reads the text anew."""
+    f, h, w = np.array([shape.grid for shape in shapes], float).T
+    area = h * w
+    words, tokens = np.array(text_lengths, float), f * area
+    sums = [tokens, f * area**2, area * f**2, f * words, tokens * words]
+    return np.array([len(shapes), f.sum(), *(each.sum() for each in sums)])
+
+
 def flops_of(cls: type[ModelMixin], config: Mapping[str, Any], grid: Grid, words: int) -> int:
     """Forward FLOPs of one sample alone, without what `open_flops` finds for all others."""
     return round(float(_at_depth(cls, config, [(grid, words)])[0]))
@@ -71,8 +92,27 @@ def flops_of(cls: type[ModelMixin], config: Mapping[str, Any], grid: Grid, words
 @lru_cache(maxsize=64)
 def _numbers(cls: type[ModelMixin], config: str) -> np.ndarray:
     """FLOPs for one of each of `_sizes`."""
-    sizes = np.stack([_sizes([Shape(grid)], [words]) for grid, words in _SAMPLES])
-    return np.linalg.solve(sizes, _at_depth(cls, json.loads(config), _SAMPLES))
+    arguments, samples, sizes, count = json.loads(config), _SAMPLES, _sizes, _at_depth
+    if cls.__name__ in UNETS:
+        side = 2 ** (len(arguments["block_out_channels"]) - 1)
+        samples = [((f, h * side, w * side), words) for (f, h, w), words in _SAMPLES_OF_UNETS]
+        sizes, count = _sizes_in_unets, _in_unet
+    rows = np.stack([sizes([Shape(grid)], [words]) for grid, words in samples])
+    return np.linalg.solve(rows, count(cls, arguments, samples))
+
+
+def _in_unet(cls: type[ModelMixin], config: Mapping[str, Any], samples: Sequence[tuple[Grid, int]]) -> np.ndarray:
+    """FLOPs of each sample."""
+    found = []
+    with torch.device("meta"), torch.no_grad():
+        model = packed(cls(**config))
+        for grid, words in samples:
+            latents = torch.empty(1, model.latent_channels + model.channels, *grid)
+            given = blank_conditions(model, Packed.of([grid])).map(lambda x: x.to("meta"))
+            with FlopCounterMode(display=False) as counter:
+                model.run(latents, torch.empty(1), torch.empty(1, words, model.text_width), None, given)
+            found.append(counter.get_total_flops())
+    return np.array(found, float)
 
 
 def _at_depth(cls: type[ModelMixin], config: Mapping[str, Any], samples: Sequence[tuple[Grid, int]]) -> np.ndarray:

@@ -23,8 +23,8 @@ from ..saved import checked
 from .backbone import OpenBackbone
 from .hub import INDEX, fetch
 from .recipe import Recipe
-from .recipes import PIPELINES, recipe_of
-from .registry import FAMILIES, packed
+from .recipes import OF_UNETS, PIPELINES, recipe_of
+from .registry import FAMILIES, UNETS, packed
 from .schedule import SCHEDULERS, read_guidance, read_schedule
 
 ENCODERS = (
@@ -40,6 +40,8 @@ TOKENIZERS = (
 PARTS: dict[str, Collection[str]] = {  # classes that a part may be of
     "transformer": FAMILIES,
     "transformer_2": FAMILIES,
+    "unet": UNETS,
+    "motion_adapter": ("MotionAdapter",),
     "vae": [cls.__name__ for cls in VAES],
     "scheduler": SCHEDULERS,
     "text_encoder": ENCODERS,
@@ -48,12 +50,17 @@ PARTS: dict[str, Collection[str]] = {  # classes that a part may be of
     "tokenizer_2": TOKENIZERS,
     "image_encoder": ("CLIPVisionModel", "CLIPVisionModelWithProjection", "SiglipVisionModel"),
     "image_processor": ("CLIPImageProcessor", "CLIPImageProcessorFast"),
-    "feature_extractor": ("SiglipImageProcessor", "SiglipImageProcessorFast"),
+    "feature_extractor": (
+        *("SiglipImageProcessor", "SiglipImageProcessorFast"),
+        *("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPFeatureExtractor"),
+    ),
     "guider": ("ClassifierFreeGuidance",),
     "connectors": ("LTX2TextConnectors",),
 }
-UNUSED = ("audio_vae", "vocoder", "processor", "prompt_enhancer", "duration_head")  # known, and left where they are
-NEEDED = ("transformer", "vae", "scheduler", "text_encoder", "tokenizer")
+# known, and left where they are
+UNUSED = ("safety_checker", "audio_vae", "vocoder", "processor", "prompt_enhancer", "duration_head")
+NEEDED = ("vae", "scheduler", "text_encoder", "tokenizer")  # beside the network
+NETWORKS = ("transformer", "transformer_2", "unet")
 LIBRARIES = ("diffusers", "transformers", "ltx2")  # the last as diffusers names the connectors of its own
 
 
@@ -62,8 +69,8 @@ class Published:
     """What a repository holds, known before any weight is read.
 
     folder: where it is. pipeline: the class that its index names. recipe: of its variant, with the repository's own
-    schedule. parts: the folder of each part. classes: the class of each. experts: the transformers, of which the
-    second predicts below the noise level `boundary`. transformer_config: of the first.
+    schedule. parts: the folder of each part. classes: the class of each. experts: the parts that predict: a U-Net, or
+    the transformers, of which the second predicts below the noise level `boundary`. network_config: of the first.
     """
 
     folder: Path
@@ -72,7 +79,7 @@ class Published:
     parts: Mapping[str, Path]
     classes: Mapping[str, str]
     experts: tuple[str, ...]
-    transformer_config: Mapping[str, Any]
+    network_config: Mapping[str, Any]
 
     @property
     def boundary(self) -> float | None:
@@ -105,8 +112,8 @@ def read_published(source: str | Path) -> Published:
     classes = _classes(file, index)
     for part in classes:
         check_folder(folder / part, folder)
-    config = read_object(folder / "transformer" / "config.json")
-    experts = tuple(name for name in ("transformer", "transformer_2") if name in classes)
+    experts = tuple(name for name in NETWORKS if name in classes)
+    config = read_object(folder / experts[0] / "config.json")
     pipeline = index["_class_name"]
     recipe = recipe_of(pipeline, index, config)
     if (recipe.boundary is not None) != (len(experts) == 2):
@@ -122,7 +129,7 @@ def read_published(source: str | Path) -> Published:
         parts=parts,
         classes=classes,
         experts=experts,
-        transformer_config=config,
+        network_config=config,
     )
 
 
@@ -130,19 +137,20 @@ def _classes(file: Path, index: Mapping[str, Any]) -> dict[str, str]:
     """The class of each part that is there. Raises UserError for a pipeline, a part or a class that is not known."""
     if (pipeline := index.get("_class_name")) not in PIPELINES:
         raise UserError(f"{file}: _class_name={shown(pipeline)}: must be one of {', '.join(PIPELINES)}")
+    network = "unet" if pipeline in OF_UNETS else "transformer"
     found: dict[str, str] = {}
     for part, value in index.items():
         if part.startswith("_") or not isinstance(value, list) or value == [None, None]:
             continue
         if part in UNUSED:
             continue
-        if part not in PARTS:
+        if part not in PARTS or (part in NETWORKS and part.removesuffix("_2") != network):
             raise UserError(f"{file}: {part}={shown(value)}: {pipeline} has no such part; nothing is imported")
         if len(value) != 2 or str(value[0]).partition(".")[0] not in LIBRARIES or value[1] not in PARTS[part]:
             names = ", ".join(PARTS[part])
             raise UserError(f"{file}: {part}={shown(value)}: must be one of {names}; nothing else is imported")
         found[part] = value[1]
-    if missing := [part for part in NEEDED if part not in found]:
+    if missing := [part for part in (network, *NEEDED) if part not in found]:
         raise UserError(f"{file}: {missing[0]} is missing: {pipeline} needs it; copy the repository again")
     return found
 
@@ -162,11 +170,13 @@ def copy_repository(published: Published, out: Path, without: Collection[str]) -
     linked_copy(published.folder, out, wanted)
 
 
-def load_backbone(published: Published, part: str = "transformer", dtype: torch.dtype = torch.float32) -> OpenBackbone:
-    """A transformer of the repository with its weights, in eval mode; in bf16 what diffusers keeps in fp32 stays so.
+def load_backbone(published: Published, part: str | None = None, dtype: torch.dtype = torch.float32) -> OpenBackbone:
+    """A network of the repository, one of its `experts` (None: the first), with its weights, in eval mode; in bf16 what
+    diffusers keeps in fp32 stays so.
 
     Raises UserError where a tensor is missing, or one too many, of another shape or not finite.
     """
+    part = part or published.experts[0]
     if part not in published.experts:
         raise UserError(f"{published.folder} has no {part}: one of {', '.join(published.experts)}")
     cls, folder = getattr(diffusers, published.classes[part]), published.parts[part]

@@ -6,21 +6,25 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...errors import UserError
-from . import cogvideox, hunyuan, hunyuan15, ltx, ltx2, mochi, wan
+from . import animatediff, cogvideox, hunyuan, hunyuan15, ltx, ltx2, mochi, unet3d, wan
 from .recipe import Recipe
 
 Choice = Callable[[Mapping[str, Any], Mapping[str, Any]], Recipe]  # by model_index.json and the transformer's config
 
 
 PIPELINES: dict[str, Recipe | Choice] = {
+    **animatediff.RECIPES,
     **cogvideox.RECIPES,
     **hunyuan.RECIPES,
     **hunyuan15.RECIPES,
     **ltx.RECIPES,
     **ltx2.RECIPES,
     **mochi.RECIPES,
+    **unet3d.RECIPES,
     **wan.RECIPES,
 }
+
+OF_UNETS = {*animatediff.RECIPES, *unet3d.RECIPES}  # pipelines whose network is the part "unet"
 
 
 def recipe_of(pipeline: str, index: Mapping[str, Any], config: Mapping[str, Any]) -> Recipe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from diffusers.models.modeling_utils import ModelMixin
 
+from .animatediff import AnimateDiff, StableDiffusion
 from .backbone import OpenBackbone
 from .batches import Batches
 from .cogvideox import CogVideoX
@@ -25,7 +26,9 @@ FAMILIES: dict[str, type[OpenBackbone]] = {  # by the class in diffusers
     "WanTransformer3DModel": Wan,
 }
 UNETS: dict[str, type[OpenBackbone]] = {  # the same of U-Nets
+    "UNet2DConditionModel": StableDiffusion,
     "UNet3DConditionModel": UNet3D,
+    "UNetMotionModel": AnimateDiff,
 }
 
 

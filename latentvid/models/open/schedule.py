@@ -125,9 +125,47 @@ def _cogvideox(config: Config, solver: str) -> Schedule:
     }, solver
 
 
+_SPACINGS = {"trailing": "even", "leading": "leading", "linspace": "points"}
+
+
+def _ddpm(config: Config, recipe: Recipe, solver: str) -> Schedule:
+    """Those of Stable Diffusion: steps of DDPM. The last step leads to clean latents whatever `set_alpha_to_one` says,
+    and as far as the next one even where diffusers' DDIM counts another distance (`linspace`)."""
+    name = config.held["_class_name"]
+    if recipe.scheduler.get("path") != "ddpm":
+        raise UserError(f"{config.file}: _class_name={name!r} is of DDPM's noise, and this model has another")
+    config.want({"num_train_timesteps": 1000, "trained_betas": None, "thresholding": False})
+    config.want({"clip_sample": False}, {"clip_sample": name in ("DDIMScheduler", "DDPMScheduler")})
+    config.want(dict.fromkeys((*_UNKNOWN_SPACINGS, "use_lu_lambdas", "use_flow_sigmas"), False))
+    config.want({"algorithm_type": "dpmsolver++", "solver_type": "midpoint", "solver_order": 2})
+    usual = "linspace" if name.startswith(("Euler", "DPM", "LMS")) else "leading"
+    spacing = config.choice("timestep_spacing", usual, _SPACINGS)
+    made = {
+        "path": "ddpm",
+        "betas": config.choice("beta_schedule", "linear", _BETAS),
+        "beta_start": config.number("beta_start", 0.0001),
+        "beta_end": config.number("beta_end", 0.02),
+        "num_train_timesteps": 1000,
+        "zero_terminal_snr": bool(config.get("rescale_betas_zero_snr", False)),
+        "target": config.choice("prediction_type", "epsilon", _TARGETS),
+        "spacing": spacing,
+    }
+    if spacing != "even":
+        first = config.number("steps_offset", 0) if spacing == "leading" else 0
+        made["lowest"] = (first + 1) / 1000
+    return made, solver
+
+
 SCHEDULERS: dict[str, Callable[[Config, Recipe, str], Schedule]] = {
     "FlowMatchEulerDiscreteScheduler": _flow_euler,
     "UniPCMultistepScheduler": _unipc,
     "CogVideoXDDIMScheduler": lambda config, recipe, pipeline: _cogvideox(config, "euler"),
     "CogVideoXDPMScheduler": lambda config, recipe, pipeline: _cogvideox(config, "cogvideox_dpm"),
+    **dict.fromkeys(
+        ("DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler", "LMSDiscreteScheduler"),
+        lambda config, recipe, pipeline: _ddpm(config, recipe, "euler"),
+    ),
+    "DDPMScheduler": lambda config, recipe, pipeline: _ddpm(config, recipe, "ddpm"),
+    "DPMSolverMultistepScheduler": lambda config, recipe, pipeline: _ddpm(config, recipe, "dpmpp_2m"),
+    "EulerAncestralDiscreteScheduler": lambda config, recipe, pipeline: _ddpm(config, recipe, "ddpm"),
 }

@@ -5,7 +5,7 @@ Axes: B samples of a batch, C latent channels, f h w of a latent, S text tokens,
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .backbone import Patch
 from .batches import ByShape
@@ -13,6 +13,8 @@ from .batches import ByShape
 
 class UNet(ByShape):
     """What the U-Nets share; a family says how its class is called (`run`)."""
+
+    lora = ("to_q", "to_k", "to_v", "to_out.0")  # endings of the names of the layers that LoRA changes by default
 
     @property
     def patch(self) -> Patch:
@@ -31,6 +33,11 @@ class UNet(ByShape):
     def width(self) -> int:
         """Channels of the first level."""
         return self.raw.config.block_out_channels[0]
+
+    @property
+    def drops(self) -> bool:
+        """Whether passes in training leave something out at random."""
+        return any(isinstance(module, nn.Dropout) and module.p > 0 for module in self.raw.modules())
 
     @property
     def scale(self) -> int:

@@ -16,16 +16,18 @@ from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ...text.policy import Reading
 from ..block_pass import pass_of
 from ..saved import load_component
 from .backbone import Conditions
+from .recipe import Recipe
 from .unet import UNet, ddpm_steps
 
 
 class UNet3D(UNet, ModelMixin):
     """Text is read by cross-attention in each frame. Saved and loaded as diffusers' own class, in its format."""
 
-    family = "unet3d"
+    family = kind = "unet3d"
     masks_text = True
 
     def prepare(self) -> None:
@@ -86,3 +88,20 @@ class TextMasked(AttnProcessor2_0):
         if encoder_hidden_states is not None and text_mask is not None:
             attention_mask = text_mask[:, None]
         return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+
+
+# As ModelScope's 1.7b is published (diffusers/pipelines/text_to_video_synthesis): OpenCLIP's text encoder, 77 tokens
+# with the padding in sight, and Stable Diffusion's noise and autoencoder.
+RECIPES = {
+    "TextToVideoSDPipeline": Recipe(
+        task="t2v",
+        scheduler={"path": "ddpm", "target": "eps", "betas": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+        text=(Reading(tokens=77, cut=True, pad="encoded"),),
+        frames=16,
+        height=256,
+        width=256,
+        fps=8.0,
+        guidance=9.0,
+        lora=UNet.lora,
+    )
+}

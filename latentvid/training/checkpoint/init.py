@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.modeling_utils import ModelMixin
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from ...config.sections import Weights
 from ...config.yaml_files import read_yaml
 from ...errors import UserError, brief
 from ...models.building import shapes_of
+from ...models.kinds import DIT, KINDS, kind_in, kind_of
 from ...models.saved import STEM, check_saved, read_arguments
 from ...weights import Shapes, read_object, shapes_in, weight_files
 from ...world import from_main
@@ -36,12 +36,14 @@ INDEX = "model_index.json"  # of a pipeline in diffusers' format
 class Source:
     """Weights of a model of some class, not read yet.
 
-    where: in words. arguments: of its constructor; None where nothing tells them. shapes: of its tensors. beside:
+    where: in words. kind: of `models.kinds`. arguments: of its constructor, and `kind` where it is no transformer; None
+    where nothing tells them. shapes: of its tensors, by the names that the backbone has. beside:
     configurations of what it was trained with ("scheduler", "vae") and of the "pipeline" that it lies in, as far as
     they are known.
     """
 
     where: str
+    kind: str
     arguments: dict[str, Any] | None
     shapes: Shapes
     read: Callable[[str], Tensor]
@@ -50,13 +52,22 @@ class Source:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which model it must be. stage: as configurations say it. part: the model's folder in a pipeline. arguments: of
-    its constructor that are told by other things than its own configuration."""
+    """Which model it must be. kind: of `models.kinds`; None: any. stage: as configurations say it. part: the model's
+    folder in a pipeline. arguments: of a transformer's constructor that are told by other things than its own
+    configuration."""
 
-    cls: type[ModelMixin]
+    kind: str | None
     stage: str
     part: str
     arguments: Mapping[str, Any]
+
+    def check(self, folder: Path, kind: str) -> None:
+        """Raises UserError for weights of another kind."""
+        if self.kind not in (None, kind):
+            raise UserError(
+                f"init: {folder} holds a {KINDS[kind].cls.__name__}, and model.kind is {self.kind}: set "
+                f"model.kind={kind}, or give other weights"
+            )
 
 
 def open_source(init: str, weights: Weights, wanted: Wanted) -> Source:
@@ -111,20 +122,29 @@ def _saved(folder: Path, weights: Weights, wanted: Wanted, around: Path) -> Sour
             f"init_weights={weights}: {folder} is an exported model, which has one set of weights: leave it out, or "
             "give the run or a checkpoint of it"
         )
-    check_saved(wanted.cls, folder)
+    kind = kind_in(folder)
+    wanted.check(folder, kind)
+    cls, prefix = KINDS[kind].cls, KINDS[kind].prefix
+    check_saved(cls, folder)
     place: dict[str, Path] = {}
     for file in weight_files(folder, STEM):
-        place |= dict.fromkeys(shapes_in([file]), file)
+        place |= dict.fromkeys((prefix + name for name in shapes_in([file])), file)
 
     def read(name: str) -> Tensor:
         with safe_open(place[name], "pt") as held:
-            return held.get_tensor(name)
+            return held.get_tensor(name.removeprefix(prefix))
 
-    arguments = read_arguments(wanted.cls.__init__, folder / "config.json")
+    arguments = read_arguments(cls.__init__, folder / "config.json") | _told_kind(kind)
     files = {"scheduler": around / "scheduler" / "scheduler_config.json", "vae": around / "vae" / "config.json"}
     files["pipeline"] = around / INDEX
     beside = {name: read_object(file) for name, file in files.items() if file.is_file()}
-    return Source(f"{folder} (exported)", arguments, shapes_in(set(place.values())), read, beside)
+    shapes = {prefix + name: shape for name, shape in shapes_in(set(place.values())).items()}
+    return Source(f"{folder} (exported)", kind, arguments, shapes, read, beside)
+
+
+def _told_kind(kind: str) -> dict[str, str]:
+    """Among a model's arguments: that it is of this kind."""
+    return {} if kind == DIT else {"kind": kind}
 
 
 def _of_checkpoint(folder: Path, weights: Weights, wanted: Wanted) -> Source:
@@ -142,11 +162,14 @@ def _of_checkpoint(folder: Path, weights: Weights, wanted: Wanted) -> Source:
     arguments = state.get("model")
     if arguments is None and isinstance(settings.get("model"), dict):  # older checkpoints do not say it themselves
         arguments = {**settings["model"], **{k: v for k, v in wanted.arguments.items() if k not in settings["model"]}}
+    kind = kind_of(arguments or {})
+    wanted.check(folder, kind)
+    cls, prefix = KINDS[kind].cls, KINDS[kind].prefix
     raw = PieceReader(folder, "model")
     average = raw if weights == "raw" else PieceReader(folder, "ema")
     names = [*raw.names()]
-    shapes = {} if arguments is None else shapes_of(wanted.cls, _known(wanted.cls, arguments))
-    shapes = {name: shapes.get(name, raw.shape(name) or ()) for name in names}
+    shapes = {} if arguments is None else shapes_of(cls, _known(cls, arguments))
+    shapes = {name: shapes.get(name.removeprefix(prefix), raw.shape(name) or ()) for name in names}
 
     def read(name: str) -> Tensor:
         return (average if name in average else raw).full(name, shapes[name])  # what is not trained has no average
@@ -154,8 +177,8 @@ def _of_checkpoint(folder: Path, weights: Weights, wanted: Wanted) -> Source:
     beside = {"scheduler": settings["scheduler"]} if isinstance(settings.get("scheduler"), dict) else {}
     vae = Path(str(settings.get("vae"))) / "config.json"
     beside |= {"vae": read_object(vae)} if vae.is_file() else {}
-    kind = "averaged" if weights == "ema" else "raw"
-    return Source(f"{folder} ({kind} weights of step {state['step']:,})", arguments, shapes, read, beside)
+    which = "averaged" if weights == "ema" else "raw"
+    return Source(f"{folder} ({which} weights of step {state['step']:,})", kind, arguments, shapes, read, beside)
 
 
 def _check_whole(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -169,6 +192,8 @@ def _check_whole(folder: Path, settings: Mapping[str, Any]) -> None:
         what, fix = "a ControlNet", f"give its model, and {run / 'controlnet'} by controlnet.init"
     elif settings.get("trainable"):
         what, fix = "the weights that `trainable` named", f"give {run / 'pipeline'}, which is whole"
+    elif told.get("model", {}).get("motion") is not None:
+        what, fix = "motion modules", f"give {run / 'motion'} by model.motion, and their image model by model.from"
     if what:
         raise UserError(f"init: {folder} holds {what} alone, not the model beside it: {fix}")
 

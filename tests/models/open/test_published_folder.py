@@ -102,7 +102,8 @@ def test_a_folder_saved_with_adapters_in_place_is_refused(wan):
 @pytest.mark.parametrize(
     "values, said",
     [
-        ({"_class_name": "StableDiffusionPipeline"}, "_class_name='StableDiffusionPipeline': must be one of"),
+        ({"_class_name": "StableDiffusionXLPipeline"}, "_class_name='StableDiffusionXLPipeline': must be one of"),
+        ({"_class_name": "StableDiffusionPipeline"}, "transformer=.*StableDiffusionPipeline has no such part"),
         ({"transformer": ["diffusers", "UNet2DModel"]}, "transformer=.*UNet2DModel.*: must be one of .*Wan"),
         ({"text_encoder": ["my_package", "T5EncoderModel"]}, "text_encoder=.*my_package.*nothing else is imported"),
         ({"vae": [None, None]}, "vae is missing: WanPipeline needs it"),

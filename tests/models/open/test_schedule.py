@@ -8,14 +8,16 @@ import torch
 from diffusers import (
     CogVideoXDDIMScheduler,
     CogVideoXDPMScheduler,
-    DPMSolverMultistepScheduler,
+    DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
     UniPCMultistepScheduler,
 )
 
 from latentvid.diffusion.scheduler import LatentVideoScheduler
 from latentvid.errors import UserError
 from latentvid.models.open.recipe import Recipe
+from latentvid.models.open.recipes import recipe_of
 from latentvid.models.open.schedule import read_schedule
 from latentvid.text.policy import Reading
 
@@ -99,10 +101,29 @@ def test_cogvideox(tmp_path, cls, solver, shift):
         (UniPCMultistepScheduler(), "use_flow_sigmas=False: only True"),
         (UniPCMultistepScheduler(**FLOW, solver_order=3), "solver_order=3: only 2"),
         (CogVideoXDDIMScheduler(prediction_type="v_prediction"), "timestep_spacing='leading': only 'trailing'"),
-        (DPMSolverMultistepScheduler(), "_class_name='DPMSolverMultistepScheduler': must be one of FlowMatchEuler"),
+        (HeunDiscreteScheduler(), "_class_name='HeunDiscreteScheduler': must be one of FlowMatchEuler"),
+        (DDIMScheduler(), "_class_name='DDIMScheduler' is of DDPM's noise, and this model has another"),
     ],
 )
 def test_what_has_no_equal_is_refused_by_name(tmp_path, scheduler, said):
     with pytest.raises(UserError, match="scheduler_config.json") as error:
         read(scheduler, tmp_path)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(("spacing", "offset"), [("trailing", 0), ("leading", 1), ("linspace", 0)])
+def test_steps_of_stable_diffusion_are_those_of_diffusers(spacing, offset, tmp_path):
+    theirs = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=offset,
+        timestep_spacing=spacing,
+    )  # fmt: skip
+    theirs.save_pretrained(tmp_path)
+    made, solver = read_schedule(tmp_path, recipe_of("StableDiffusionPipeline", {}, {}), "StableDiffusionPipeline")
+    ours = LatentVideoScheduler(**made)
+    assert solver == "euler"
+    for steps in (4, 10, 50):
+        theirs.set_timesteps(steps)
+        assert ((1000 * ours.levels(steps)[:-1]).round().long() - 1).tolist() == theirs.timesteps.tolist()
+    alpha, _ = ours.path.coefficients(torch.tensor([0.001, 0.5, 1.0]))
+    torch.testing.assert_close(alpha.square(), theirs.alphas_cumprod[[0, 499, 999]], rtol=1e-5, atol=1e-7)
+    assert float(ours.levels(7)[-1]) == 0

@@ -6,9 +6,12 @@ import pytest
 import torch
 from diffusers import UNet3DConditionModel
 from open_models import Sample, check_packed_equals_alone, lively, run_packed, samples
+from torch.utils.flop_counter import FlopCounterMode
 
 from latentvid.errors import UserError
+from latentvid.models.flops import backbone_flops
 from latentvid.models.open import Conditions, packed
+from latentvid.models.open.flops import blank_inputs
 from latentvid.models.open.unet3d import UNet3D
 from latentvid.packing import Packed, spans
 
@@ -102,3 +105,13 @@ def test_what_it_cannot_do_is_refused_by_name():
         model(torch.randn(here.tokens, 4), torch.rand(here.frames), torch.randn(here.segments, 12), here,
               Packed.of_lengths([1] * here.segments))  # fmt: skip
     assert "unet3d" in model.no_references
+
+
+def test_flops_are_what_torch_counts():
+    """Exact where its levels divide height and width, near elsewhere; equal shapes pass together."""
+    model = packed(unet())
+    for grids, text, rel in (([(5, 4, 4), (1, 6, 2)], [7, 2], 1e-6), ([(3, 5, 7)], [4], 0.1)):
+        arguments, conditions = blank_inputs(model, grids, text)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(*arguments, **conditions)
+        assert backbone_flops(model, grids, text) == pytest.approx(counter.get_total_flops(), rel=rel)

@@ -16,8 +16,9 @@ from ....diffusion.masks import IN_SPACE
 from ....errors import UserError
 from ....models.conditions import known_latents
 from ....models.open import OpenBackbone
+from ....models.open.animatediff import AnimateDiff
 from ....models.transformer import VideoDiT
-from ....packing import Packed, Patch, Span, patchify
+from ....packing import Packed, Patch, Shape, Span, patchify
 from ....references import low_in, mask_in
 
 WHITE = 128  # and more, of 255
@@ -56,6 +57,10 @@ def notes_of_known(config: DitConfig) -> list[str]:
 
 def check_told(config: DitConfig, model: VideoDiT | OpenBackbone) -> None:
     """Raises UserError for what only a model that is told by channels can be trained on."""
+    if getattr(model, "ragged", False) and (given := set(config.given.names) - {"plain"}):
+        raise UserError(
+            f"given.{min(given)}: {model.family} takes one noise level a sample: leave it out, or train another model"
+        )
     has = model.config.condition_channels if isinstance(model, VideoDiT) else "none"
     known = [f"given.{name}" for name in IN_SPACE if name in config.given.names]
     if (mask := mask_in(config.data.references)) is not None:
@@ -83,6 +88,16 @@ def check_scale(config: DitConfig, model: VideoDiT) -> None:
             "model.guidance_condition is of distilled models, which are told a scale of guidance: train their teacher "
             f"and distill it again (train/distill.py), or leave it out{begun}"
         )
+
+
+def check_length(model: VideoDiT | OpenBackbone, shapes: Sequence[Shape]) -> None:
+    """Raises UserError where clips are longer than motion modules have positions."""
+    longest = max(shape.grid[0] for shape in shapes)
+    if isinstance(model, AnimateDiff):
+        try:
+            model.check_frames(longest)
+        except UserError as error:
+            raise UserError(f"data.max_frames: {error}") from None
 
 
 def kept_by(masks: Sequence[Tensor], frames: int, temporal: int, spatial: int) -> Tensor | None:

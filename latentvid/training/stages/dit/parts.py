@@ -15,9 +15,9 @@ from ....config.sections import TextEncoders
 from ....diffusion.scheduler import LatentVideoScheduler
 from ....errors import UserError
 from ....models.interchange import Vae, arguments_of, channels_last, load_vae
+from ....models.kinds import KINDS
 from ....models.open.folder import Published
 from ....models.open.image import ImageReader, load_image_reader
-from ....models.transformer import VideoDiT
 from ....pipelines.latent_video import LatentVideoPipeline
 from ....pipelines.open_video import OpenVideoPipeline
 from ....precision import dtype_of
@@ -88,10 +88,10 @@ def load_text(
 
 def differing_from(source: Source, model: nn.Module, parts: Parts) -> list[str]:
     """What tensors' shapes do not tell: in which arguments, noise path, target and latents a model is another."""
-    told = {"temporal_stride": model.config.temporal_stride}  # by the VAE, which is compared itself
+    told = {"temporal_stride": parts.vae.temporal_stride}  # by the VAE, which is compared itself
     found = []
     if source.arguments is not None:
-        found += differences("model", VideoDiT, {**source.arguments, **told}, model.config)
+        found += differences("model", KINDS[source.kind].cls, {**source.arguments, **told}, model.config)
     if "scheduler" in source.beside:
         before, now = ({**c, **AT_WILL} for c in (source.beside["scheduler"], parts.scheduler.config))
         found += differences("scheduler", LatentVideoScheduler, before, now)

@@ -45,7 +45,7 @@ class PreferenceTask(PairPacks, DitTask):
         return PairPack.of(super().blank_pack(*twice))
 
     def loss(self, model: nn.Module, pack: PairPack, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        with dropout_of(self.config, pack.numbers[0] if pack.numbers else 0):
+        with dropout_of(self.config, self.model, pack.numbers[0] if pack.numbers else 0):
             found = self.preferred(model, pack)
         return found.loss, {name: getattr(found, name) for name in FIGURES[1:]}
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ....config.schema import DitConfig
+from ....diffusion.scheduler import LatentVideoScheduler
 from ....models.adapters.control_files import PARTS, base_of, save_control
 from ....models.open import OpenBackbone
+from ....models.open.animatediff import SCHEDULER, AnimateDiff
 from ....models.open.folder import Published, copy_repository
 from ....models.transformer import VideoDiT
 from ....pipelines.latent_video import LatentVideoPipeline
@@ -59,6 +61,12 @@ def notes_of_student(config: DitConfig, begun: Source | None) -> list[str]:
         f"{config.inference.steps} steps with guidance {config.inference.guidance:g} (inference.steps, "
         "inference.guidance; 1 is without a second pass)"
     ]
+
+
+def export_motion(model: AnimateDiff, scheduler: LatentVideoScheduler, folder: Path) -> None:
+    """The motion modules as a `MotionAdapter` of diffusers, with the noise that they were trained on beside it."""
+    model.save_motion(folder)
+    scheduler.save_pretrained(folder / SCHEDULER)
 
 
 def export_branch(

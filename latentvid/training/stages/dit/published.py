@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import diffusers
 import torch
@@ -11,6 +12,7 @@ from ....config.conversion import under
 from ....config.schema import DitConfig
 from ....errors import UserError
 from ....models.open import OpenBackbone, packed
+from ....models.open.animatediff import load_adapter, moving, new_adapter, with_motion
 from ....models.open.folder import Published, load_backbone, read_published
 from ....models.open.recipe import ImageKind
 from ....packing import patch_stride
@@ -32,6 +34,8 @@ def settled(config: DitConfig) -> DitConfig:
     if published is None:
         return config
     recipe = published.recipe
+    if config.model.get("motion") is not None:
+        recipe = moving(recipe)
     shown = {"steps": recipe.steps, "guidance": recipe.guidance}
     return replace(
         config,
@@ -73,13 +77,19 @@ def load_published(config: DitConfig, published: Published) -> OpenBackbone:
             "model.dtype=bf16 needs passes in bf16, and train.mixed_precision is fp32 (no): set "
             "train.mixed_precision=bf16, or model.dtype=fp32"
         )
-    return load_backbone(published, part_of(config, published), dtype)
+    model = load_backbone(published, part_of(config, published), dtype)
+    if (motion := config.model.get("motion")) is None:
+        return model
+    adapter = load_adapter(Path(motion)) if isinstance(motion, str) else new_adapter(model, motion)
+    return with_motion(model, adapter)
 
 
 def of_model(published: Published) -> tuple[int, ImageKind | None]:
     """What encoding clips takes of a model: what the latents' sides are multiples of, and how it is given an image
     where that needs latents of its own. No weights are read."""
     with torch.device("meta"):
-        model = packed(getattr(diffusers, published.classes["transformer"]).from_config(published.transformer_config))
+        model = packed(
+            getattr(diffusers, published.classes[published.experts[0]]).from_config(published.network_config)
+        )
     alone = published.recipe.task == "i2v" and published.recipe.image == "wan" and model.channels
     return patch_stride(model.patch), published.recipe.image if alone else None

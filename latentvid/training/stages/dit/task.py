@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,8 +22,8 @@ from ....errors import UserError
 from ....evaluation.sheet import Row
 from ....models.adapters.fingerprint import fingerprint
 from ....models.adapters.lora import save_lora
-from ....models.attention_context import attended_pairs
 from ....models.flops import TRAINING, GridFlops, backbone_flops, vae_flops
+from ....models.kinds import kind_of
 from ....models.open import OpenBackbone
 from ....models.transformer import VideoDiT
 from ....packing import Grid, Reference, Shape
@@ -33,18 +32,19 @@ from ....sequence import makers
 from ...checkpoint.init import Source, Wanted, begin_with, goes_on, inherited, open_source
 from ...feed.manifests import main_first
 from ...origin import Base, Origin
-from ...task import HeldOut, build_model
+from ...task import HeldOut
 from .before import Before
 from .blank import blank
 from .conditions import ConditionMaker
 from .data import DitPacks
-from .known import check_scale, check_told
+from .known import check_length, check_told
 from .looks import check_looks, check_sizes, looked_at
+from .network import check_shared, costs_of, new_network, published_network, told_by
 from .pack import DitPack
 from .parts import compute_dtype, differing_from, load_parts, make_pipeline, roles_of
 from .prior_maker import make_prior
-from .product import export_branch, export_pipeline, export_repository, notes_of_student
-from .published import load_published, part_of, published_of, settled
+from .product import export_branch, export_motion, export_pipeline, export_repository, notes_of_student
+from .published import part_of, published_of, settled
 from .sampled_scores import SampledScores
 from .seen import defaults_of, seen_by, seen_in
 from .trained import OF_VIDEO_DIT, choose_trained, dropout_of
@@ -82,19 +82,11 @@ class DitTask(DitPacks):
             self.open()
             self.notes += notes_of_student(self.config, self.weights)
             self._check_references()
+            check_length(self.model, self.shapes.table)
             self.tokens = self.shapes.map(lambda shape: shape.tokens).array()
-            self.costs = self._costs()
+            self.costs = costs_of(self.model, self.shapes, self.tokens)
             if config.preference.on or config.prior.by_model:
                 self.before = Before(self.model, self._copy(device), self.config, device)
-
-    def _costs(self) -> np.ndarray:
-        """Of each sample. A block's attention is 4 D a pair of tokens, its linear layers about 24 D^2 a token; networks
-        without such blocks work about as much for every token."""
-        if not (depth := len(self.model.blocks)):
-            return self.tokens
-        kind = getattr(self.model.config, "attention", "full")
-        pairs = self.shapes.map(lambda shape: attended_pairs(kind, depth, *shape) / depth).array()
-        return self.tokens + pairs / (6 * self.model.width)
 
     def _copy(self, device: torch.device) -> nn.Module | None:
         """The model as the run begins with it, where no adapter can be switched off."""
@@ -145,6 +137,8 @@ class DitTask(DitPacks):
     def product(self) -> str:
         if self.controlled:
             return "controlnet"
+        if self.config.moves:
+            return "motion"
         return "pipeline" if self.config.adapter.kind == "none" else "lora"
 
     @property
@@ -166,9 +160,11 @@ class DitTask(DitPacks):
         all its weights."""
         config, source, going = self.config, None, goes_on(self.config.run.dir)
         if not going or config.keeps_base:
-            wanted = Wanted(VideoDiT, config.stage, "transformer", self._known)
+            kind = kind_of(config.model) if "kind" in config.model else None
+            wanted = Wanted(kind, config.stage, "transformer", self._known)
             source = main_first(lambda: open_source(config.init, config.init_weights, wanted))
         arguments = inherited(config.run.dir) if going else source.arguments or {}
+        self.config = replace(config, model={**{k: v for k, v in arguments.items() if k == "kind"}, **config.model})
         told = {key: value for key, value in arguments.items() if key not in self._known}
         self.config = replace(config, model={**told, **config.model})
         return source
@@ -176,37 +172,25 @@ class DitTask(DitPacks):
     @property
     def _known(self) -> dict[str, int]:
         """The model's arguments that the loaded parts tell."""
-        strides = {"temporal_stride": self.vae.temporal_stride}
-        return {"latent_channels": self.vae.latent_channels, "text_width": self.text.dim, **strides}
+        return told_by(self.config, self.parts)
 
     def new_model(self) -> VideoDiT | OpenBackbone:
         torch.manual_seed(self.config.run.seed)
-        model = self._new_dit() if self.published is None else self._published_model()
+        model = new_network(self.config, self.parts) if self.published is None else self._published_model()
         model.attention_backend = resolve_backend(self.config.attention, self.parts.device, compute_dtype(self.config))
-        if self.sequence is not None and model.heads % self.sequence.size:
-            raise UserError(
-                f"train.sequence_parallel is {self.sequence.size}, which does not divide model.heads, "
-                f"{model.heads}: each process takes as many heads as the others"
-            )
+        check_shared(self.sequence, model)
         model.sequence = self.sequence
         if self.config.keeps_base:
             if self.published is None:
                 self._take(model, self.weights)
             where = self.weights.where if self.published is None else self._where
             self.base = Base(where, fingerprint(model))
-            usual = OF_VIDEO_DIT if self.published is None else self.published.recipe.lora
+            usual = getattr(model, "lora", OF_VIDEO_DIT) if self.published is None else self.published.recipe.lora
             choose_trained(model, self.config, usual)
         return model
 
     def _published_model(self) -> OpenBackbone:
-        model = load_published(self.config, self.published)
-        model.strides = self.vae.temporal_stride, self.vae.spatial_stride  # which positions of some families count
-        if model.latent_channels != self.vae.latent_channels:
-            raise UserError(
-                f"model.from: the transformer is for latents of {model.latent_channels} channels, and those of the VAE "
-                f"have {self.vae.latent_channels}: leave vae out, or give the one it was trained with"
-            )
-        return model
+        return published_network(self.config, self.parts)
 
     @property
     def _where(self) -> str:
@@ -216,7 +200,7 @@ class DitTask(DitPacks):
         """Where the weights are from that the run begins with."""
         if self.published is not None and not goes_on(self.config.run.dir):
             total = sum(p.numel() for p in self.model.parameters())
-            beside = self.config.adapter.kind != "none" or self.controlled
+            beside = self.config.adapter.kind != "none" or self.controlled or self.config.model.get("motion") == {}
             new = sum(p.numel() for p in self.model.parameters() if p.requires_grad) if beside else 0
             return Origin(self._where, total - new, total)
         if self.weights is None or self.base is not None:
@@ -233,22 +217,6 @@ class DitTask(DitPacks):
             return None
         by_encoder = self.parts.image is not None
         return ConditionMaker(self.published.recipe, self.model, self.text, self.vae.temporal_stride, by_encoder)
-
-    def _new_dit(self) -> VideoDiT:
-        known = self._known
-        for key, value in known.items():
-            if self.config.model.get(key, value) != value:
-                raise UserError(
-                    f"model.{key} is {self.config.model[key]} but the loaded parts have {value}: leave it out"
-                )
-        model = build_model(VideoDiT, {**self.config.model, **known}, "model")
-        check_scale(self.config, model)
-        if self.sequence is not None and model.config.attention != "full":
-            raise UserError(
-                f"train.sequence_parallel is {self.sequence.size}, but model.attention is {model.config.attention!r}: "
-                "set train.sequence_parallel to 1, or model.attention to full"
-            )
-        return model
 
     # --- what it costs ---
 
@@ -295,7 +263,7 @@ class DitTask(DitPacks):
     # --- training ---
 
     def loss(self, model: nn.Module, pack: DitPack, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        with dropout_of(self.config, pack.numbers[0] if pack.numbers else 0):
+        with dropout_of(self.config, self.model, pack.numbers[0] if pack.numbers else 0):
             return self.errors(model, pack)[0], {}
 
     # --- looks, measurements, export ---
@@ -312,11 +280,13 @@ class DitTask(DitPacks):
 
     def export(self, model: VideoDiT | OpenBackbone, folder: Path) -> None:
         """The pipeline, which makes by default what it was trained on (`samples` is of the looks at it alone); the
-        repository of a published model; an adapter's file; or a control branch's folder."""
+        repository of a published model; an adapter's file; or the folder of a control branch, or of motion modules."""
         if self.config.adapter.kind != "none":
             save_lora(model, folder, note=header_of(roles_of(self.config)))
         elif self.controlled:
             export_branch(model, self.config, self.base, self.published, folder)
+        elif self.config.moves:
+            export_motion(model, self.parts.scheduler, folder)
         elif self.published is not None:
             export_repository(model, self.published, part_of(self.config, self.published), folder)
             save_roles(folder, roles_of(self.config))

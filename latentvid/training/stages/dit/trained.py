@@ -16,6 +16,7 @@ from ....models.adapters.fingerprint import named
 from ....models.adapters.lora import raw_of
 from ....models.control import ControlBranch, Reads
 from ....models.open import OpenBackbone
+from ....models.open.animatediff import train_motion_alone
 from ....models.transformer import VideoDiT
 from ....rng import derived_seed
 from .beside import add_adapter, few, is_idle
@@ -33,6 +34,8 @@ def choose_trained(model: VideoDiT | OpenBackbone, config: DitConfig, usual: Seq
         add_adapter(model, config, usual)
     elif config.controlnet.on:
         _add_branch(model, config)
+    elif config.moves:
+        train_motion_alone(raw_of(model))
     elif config.trainable:
         live = {name for name, _ in named(model) if not is_idle(model, name)}
         for pattern in config.trainable:
@@ -46,6 +49,10 @@ def _add_branch(model: VideoDiT | OpenBackbone, config: DitConfig) -> None:
     """A new control branch, or a saved one to go on with. All else is frozen."""
     raw_of(model).requires_grad_(False)
     every, saved = config.controlnet.every, config.controlnet.init
+    if not model.blocks:
+        raise UserError(
+            f"controlnet.every={every}: {model.family} has no blocks that a branch could copy: leave it out"
+        )
     if every > len(model.blocks):
         raise UserError(f"controlnet.every={every}: the model has {len(model.blocks)} blocks: give at most so many")
     reads = Reads(*config.data.references)
@@ -58,11 +65,11 @@ def _add_branch(model: VideoDiT | OpenBackbone, config: DitConfig) -> None:
     model.controls.append(branch_of(model, found, reads))
 
 
-def dropout_of(config: DitConfig, number: int) -> AbstractContextManager[None]:
-    """Inside, an adapter's dropout draws by the run's seed and a sample's number: the same where a run goes on."""
-    return (
-        _seeded(derived_seed(config.run.seed, number, "adapter-dropout")) if config.adapter.dropout else nullcontext()
-    )
+def dropout_of(config: DitConfig, model: nn.Module, number: int) -> AbstractContextManager[None]:
+    """Inside, an adapter's dropout, or that of the model's own layers, draws by the run's seed and a sample's number:
+    the same where a run goes on."""
+    draws = config.adapter.dropout or getattr(model, "drops", False)
+    return _seeded(derived_seed(config.run.seed, number, "adapter-dropout")) if draws else nullcontext()
 
 
 @contextmanager

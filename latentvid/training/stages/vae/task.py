@@ -161,6 +161,8 @@ class VaeTask:
         config = self.config
         torch.manual_seed(config.run.seed)
         vae = build_vae(config.model, "model") if config.init is None else load_init(config.init, config.model)
+        if not any(True for _ in vae.parameters()):
+            raise UserError(f"model._class_name={type(vae).__name__}: it has nothing to train: name an autoencoder")
         if config.freeze_encoder:
             vae.normalise(torch.zeros(1, vae.latent_channels, 1, 1, 1))  # says it now, if there are no statistics
             vae.requires_grad_(False).decoder.requires_grad_(True)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .....config.distillation import DistillConfig
 from .....errors import UserError
 from .....models.flops import TRAINING, GridFlops
+from .....models.kinds import DIT
 from .....models.transformer import VideoDiT
 from .....packing import Grid, Reference
 from ....checkpoint.init import Source, Wanted, begin_with, open_source
@@ -85,7 +86,7 @@ class DistillTask(DistillPacks, DitTask):
         self.teacher.two_passes = False  # the stage before learnt guidance
         if self.config.run.dry_run:
             return
-        source = open_source(str(before), "ema", Wanted(VideoDiT, self.config.stage, "transformer", {}))
+        source = open_source(str(before), "ema", Wanted(DIT, self.config.stage, "transformer", {}))
         begin_with(self.teacher.network, source, [], False)
 
     def _check_levels(self) -> None:
