@@ -82,9 +82,11 @@ _NAMES: tuple[tuple[Range, str], ...] = (  # of the numbers that have each range
     # data
     (_whole(1, 10**5), "data.max_frames frames_per_read"),
     (_above(0, 1e12), "data.weights"),
+    (Range(0, 1e6), "motion"),
+    (_SHARE, "motion_dropout"),
     (_SHARE, "image_share fps_dropout unknown_share fps_slack degrade.share"),
     (Range(0, 51), "degrade.amount"),
-    (Range(0, 1, below=True), "references.noise reference_noise"),
+    (Range(0, 1, below=True), "references.noise reference_noise given.noise image_noise"),
     (_whole(1, 2**26), "tokens_per_pack"),
     (_whole(1, 2**16), "packs_per_step"),
     (_whole(0, 256), "workers"),
@@ -143,6 +145,9 @@ _NAMES: tuple[tuple[Range, str], ...] = (  # of the numbers that have each range
     (Range(0, 1e9), "given.inpaint given.outpaint"),
     (Range(0, 1, above=True, below=True), "beta_start beta_end"),
     (_whole(1, 10**6), "num_train_timesteps whole_steps"),
+    (_above(0, 1e6), "sigma_min sigma_max"),
+    (Range(1e-3, 1e3), "sigma_data"),
+    (Range(1, 100), "rho"),
     # sampling
     (_whole(1, 10_000), "steps teacher_steps"),
     (Range(0, 1000), "guidance guidance_low guidance_embedded"),

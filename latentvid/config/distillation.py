@@ -151,6 +151,8 @@ def check_distillation(config: DistillConfig, stages: Sequence[DistillConfig]) -
                 f"data.references.{noisy[0]}.noise: references with noise are not distilled: leave noise out, or train "
                 "by train/train_dit.py"
             )
+        if stage.given.noise is not None:
+            raise ValueError("given.noise: given frames with noise are not distilled: leave noise out")
     has: int | None = None
     for number, stage in enumerate(stages, 1):
         found = stage.distill

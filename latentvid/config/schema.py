@@ -142,6 +142,14 @@ class DitData(Data):
     fps_dropout: float = _help(
         "share of samples trained without their frame rate, where model.fps_condition tells it", default=0.1
     )
+    motion_column: str | None = _help(
+        "the manifests' column of motion strength, for model.motion_condition; null: it is measured of each window",
+        default=None,
+    )
+    motion_dropout: float = _help(
+        "share of samples trained without their motion strength, where model.motion_condition tells it; 1: all",
+        default=0.1,
+    )
     references: dict[str, ReferenceColumn] = _help(
         "pictures and clips that samples are shown beside their own, by the names of their roles: {NAME: {column, "
         "signal or degrade, place, dropout, max_area, max_frames, noise}} (docs/conditions.md)",

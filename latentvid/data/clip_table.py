@@ -55,6 +55,7 @@ class ClipTable:
             dropped = Dropped(chain(manifest.dropped, rows))
             self._parts.append((manifest.source, len(manifest.samples), dropped, manifest.notes))
         self.samples.rest()
+        self.motion: np.ndarray | None = None  # float32 [samples], of `motion.motion_column` where it was asked for
         self.references: References | None = None
         if not len(self.windows):
             raise UserError(f"no clip is left to train on; mend these and try again\n{self.summary()}")

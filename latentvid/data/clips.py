@@ -22,10 +22,12 @@ from .clip_table import ClipTable
 from .degradations import degraded
 from .manifest.columns import paired
 from .manifest.manifest import USUAL, Columns, Manifest, read_manifest
+from .motion import motion_column
 from .plan.plan import Draw
 from .plan.reads import group, runs
 from .quarantine import Quarantine, Watched
 from .references import Computed, Reading
+from .shared import share_arrays
 from .signals import signal_of
 from .storage import CERTAIN, PATIENCE_S, patiently, read_plainly
 from .transforms import fit, from_uint8
@@ -260,12 +262,17 @@ def open_sources(
     columns: Columns = USUAL,
     check: Callable[[Manifest], Manifest] = lambda manifest: manifest,
     roles: Mapping[str, ReferenceColumn] | None = None,
+    motion: str | None = None,
 ) -> ClipSource:
     """All windows of several manifests, one manifest after another; `source_of` tells which came from which.
 
     check: what each manifest goes through, such as a look at its captions. roles: of references, in columns of the
-    manifests.
+    manifests. motion: the column of motion strengths.
     """
     extra = {role.column for role in (roles or {}).values() if role.column is not None}
+    extra |= set() if motion is None else {motion}
     manifests = [check(read_manifest(path, columns=columns, extra=extra)) for path in paths]
-    return ClipSource(manifests, transform, timeout_s=timeout_s, patience_s=patience_s, roles=roles)
+    source = ClipSource(manifests, transform, timeout_s=timeout_s, patience_s=patience_s, roles=roles)
+    if motion is not None:
+        source.motion = share_arrays({"motion": motion_column(manifests, motion)})["motion"]
+    return source

@@ -73,14 +73,20 @@ def canny(pixels: Tensor) -> Tensor:
 
 def flow(pixels: Tensor) -> Tensor:
     """Of the last frame it is that of the frame before it; of a picture it is 0."""
+    found = flow_vectors(pixels)
+    found = [*found, found[-1] if found else torch.zeros(*pixels.shape[1:3], 2)]
+    return torch.stack([flow_colours(each) for each in found])
+
+
+def flow_vectors(pixels: Tensor) -> list[Tensor]:
+    """The flow [H,W,2] (right, down) in pixels from each frame to the next (DIS, Kroeger et al. 2016)."""
     cv2, grey = _opencv(), _luma(pixels).round().to(torch.uint8).numpy()
     search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     _, height, width, _ = pixels.shape
     pad = [(0, max(0, 16 - height)), (0, max(0, 16 - width))]  # the search takes no smaller frames
     frames = [np.pad(frame, pad, mode="edge") for frame in grey]
     found = [search.calc(a, b, None)[:height, :width] for a, b in zip(frames, frames[1:], strict=False)]
-    found = [*found, found[-1] if found else np.zeros((height, width, 2), np.float32)]
-    return torch.stack([flow_colours(torch.from_numpy(np.ascontiguousarray(each))) for each in found])
+    return [torch.from_numpy(np.ascontiguousarray(each)) for each in found]
 
 
 def flow_colours(flow: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ class GivenFrames:
     uniform (extension). ends: the first and the last (interpolation). random: k frames anywhere, k uniform.
     independent: none given, and for each frame a noise level of its own (diffusion forcing, Chen et al. 2024).
     inpaint: all but a rectangle of each frame; outpaint: the rectangle alone (`box`).
+    noise: of given frames, as of references (Ho et al. 2021, section 4.1): the same level for all of a clip's.
     At least one frame is never given: images are plain but for rectangles, and two frames cannot be `ends` (they become
     `first`).
     """
@@ -43,15 +44,25 @@ class GivenFrames:
         default=0.0,
     )
     outpaint: float = setting("share with a rectangle of each frame given alone", default=0.0)
+    noise: tuple[float, float] | None = setting(
+        "given frames have noise of a level that is drawn between these two, which the model is told; null: they are "
+        "clean",
+        default=None,
+    )
 
     def __post_init__(self) -> None:
         check_fields(self, "given")
+        if self.noise is not None and self.noise[0] > self.noise[1]:
+            raise ValueError(f"noise={list(self.noise)}: give the lower level first")
+        if self.noise is not None and not {"first", "prefix", "ends", "random"} & set(self.names):
+            raise ValueError("noise is of frames that are given, and none are: give shares of first, prefix, ends or "
+                             "random, or leave noise out")  # fmt: skip
         if not sum(self.shares.values()):
             raise ValueError(f"shares {self.shares} must be at least 0, and one of them above")
 
     @property
     def shares(self) -> dict[str, float]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "noise"}
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -19,16 +19,22 @@ if TYPE_CHECKING:
     from ..packing import Packed
     from .path import Path
 
-TARGETS = ("eps", "x", "v", "flow")
+TARGETS = ("eps", "x", "v", "flow", "edm")
 
 
 def target_coefficients(target: str, path: Path, t: Tensor) -> tuple[Tensor, Tensor]:
-    """(p, q) of the target at levels t: eps (0,1), x (1,0), v (-sigma, alpha) (Salimans & Ho 2022), flow z'(t)."""
+    """(p, q) of the target at levels t: eps (0,1), x (1,0), v (-sigma, alpha) (Salimans & Ho 2022), flow z'(t).
+
+    edm, of the path of that name, is what their network F predicts (Karras et al. 2022, eq. 8), (x - c_skip y) / c_out
+    with y = x + noise n: there (sigma / sigma_data^2, -alpha), of size 1 at every level. With sigma_data 1 it is -v.
+    """
     import torch
 
     alpha, sigma = path.coefficients(t)
     if target == "flow":
         return path.derivatives(t)
+    if target == "edm":
+        return sigma / path.sigma_data**2, -alpha
     return {
         "eps": (torch.zeros_like(alpha), torch.ones_like(alpha)),
         "x": (torch.ones_like(alpha), torch.zeros_like(alpha)),

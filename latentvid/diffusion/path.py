@@ -20,6 +20,9 @@ class Path(Protocol):
     def snap(self, t: Tensor) -> Tensor:
         """The nearest noise level that the path has, for training draws and sampling steps."""
 
+    def at(self, ratio: Tensor) -> Tensor:
+        """The level t at which sigma / alpha is this much (any shape, above 0), float32; of more than there is, 1."""
+
 
 @dataclass(frozen=True)
 class RectifiedFlow:
@@ -35,6 +38,9 @@ class RectifiedFlow:
 
     def snap(self, t: Tensor) -> Tensor:
         return t
+
+    def at(self, ratio: Tensor) -> Tensor:
+        return (ratio.double() / (1.0 + ratio.double())).float()
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,56 @@ class Cosine:
 
     def snap(self, t: Tensor) -> Tensor:
         return t
+
+    def at(self, ratio: Tensor) -> Tensor:
+        return (ratio.double().atan() * (2 / math.pi)).float()
+
+
+@dataclass(frozen=True)
+class EDM:
+    """The path of "Elucidating the Design Space of Diffusion-Based Generative Models" (EDM, Karras et al. 2022):
+    z = s (x + noise n) with s = data / sqrt(noise^2 + data^2), so that z is as large as the data at every level.
+
+    Their sigma is `noise` here: noise(t) = sigma_max t^rho, from 0 at t = 0, so that even levels t are their schedule
+    (eq. 5). `data`, sigma_data, is the deviation of x. Their c_in (x + noise n), which the network reads, is z / data.
+    `sigma_min` is the last noise of the schedule, and the least that the network is told.
+    """
+
+    sigma_data: float = 1.0
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ValueError(f"sigma_min {self.sigma_min} and sigma_max {self.sigma_max}: give 0 < min < max")
+
+    def noise(self, t: Tensor) -> Tensor:
+        """The paper's sigma at levels t, float64."""
+        return self.sigma_max * t.double() ** self.rho
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        noise = self.noise(t)
+        scale = self.sigma_data / (noise.square() + self.sigma_data**2).sqrt()
+        return scale.float(), (scale * noise).float()
+
+    def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        raise ValueError("the flow target is of paths rectified_flow and cosine: with path edm use target edm, v or x")
+
+    def snap(self, t: Tensor) -> Tensor:
+        return t
+
+    def at(self, ratio: Tensor) -> Tensor:
+        return (ratio.double() / self.sigma_max).clamp_max(1.0).pow(1 / self.rho).float()
+
+    def c_noise(self, t: Tensor) -> Tensor:
+        """What the network is told of levels t: log(noise) / 4 (table 1), of no less noise than `sigma_min`."""
+        return (self.noise(t).clamp_min(self.sigma_min).log() / 4).float()
+
+    @property
+    def last(self) -> float:
+        """The level of `sigma_min`."""
+        return (self.sigma_min / self.sigma_max) ** (1 / self.rho)
 
 
 BETAS = ("linear", "scaled_linear", "logarithmic", "uniform", "cosine")
@@ -126,6 +182,15 @@ class DDPM:
     def snap(self, t: Tensor) -> Tensor:
         return ((t.double() * self.steps).round().clamp(1, self.steps) / self.steps).to(t.dtype)
 
+    def at(self, ratio: Tensor) -> Tensor:
+        """Of the levels that the path has, the nearest in log(sigma / alpha)."""
+        square = self.alphas_cumprod[1:]
+        have = ((1 - square) / square.clamp_min(1e-30)).log().to(ratio.device) / 2
+        place = ratio.double().log()
+        above = torch.searchsorted(have, place).clamp(1, self.steps - 1)
+        nearer = place - have[above - 1] < have[above] - place
+        return ((above + 1 - nearer.long()).double() / self.steps).float()
+
 
 def log_snr(path: Path, t: Tensor) -> Tensor:
     """log(alpha^2 / sigma^2) at levels t: from infinity at t = 0 down, to minus infinity where all is noise."""
@@ -133,4 +198,4 @@ def log_snr(path: Path, t: Tensor) -> Tensor:
     return 2 * (alpha.log() - sigma.log())
 
 
-PATHS = ("rectified_flow", "cosine", "ddpm")
+PATHS = ("rectified_flow", "cosine", "ddpm", "edm")

@@ -11,7 +11,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from .objective import TARGETS, recover, target_coefficients
-from .path import DDPM, PATHS, Cosine, Path, RectifiedFlow
+from .path import DDPM, EDM, PATHS, Cosine, Path, RectifiedFlow
 from .timesteps import SPACINGS, check_shift, sampling_levels, shift_for
 
 
@@ -19,8 +19,8 @@ class LatentVideoScheduler(SchedulerMixin, ConfigMixin):
     """Path, target and step; its config travels with the model, so that trainer and pipeline agree.
 
     Args:
-        path: "rectified_flow", "cosine" or "ddpm".
-        target: what the network predicts: "flow", "v", "eps" or "x".
+        path: "rectified_flow", "cosine", "ddpm" or "edm".
+        target: what the network predicts: "flow", "v", "eps", "x", or "edm" of that path.
         betas, beta_start, beta_end, num_train_timesteps: of the DDPM path (`path.betas`).
         zero_terminal_snr: the last level of the DDPM path is noise alone; that of the others always is.
         snr_shift_scale: divides the signal-to-noise ratio of the DDPM path; 1 leaves it as it is.
@@ -30,6 +30,9 @@ class LatentVideoScheduler(SchedulerMixin, ConfigMixin):
             of tokens (`timesteps.shift_for`).
         spacing, lowest, terminal: of the sampling levels (`timesteps.SPACINGS`, `timesteps.sampling_levels`).
         whole_steps: while sampling the network is told levels rounded down to one of so many, as by diffusers' UniPC.
+        sigma_data, sigma_min, sigma_max, rho: of the EDM path: deviation of what is diffused (latents are normalised to
+            1), least and most noise, and how the sampling levels gather at the least (`path.EDM`). With spacing
+            "karras" the last step begins at sigma_min (Karras et al. 2022, eq. 5).
     """
 
     order = 1
@@ -53,6 +56,10 @@ class LatentVideoScheduler(SchedulerMixin, ConfigMixin):
         lowest: float = 0.0,
         terminal: float | None = None,
         whole_steps: int | None = None,
+        sigma_data: float = 1.0,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        rho: float = 7.0,
     ) -> None:
         if path not in PATHS:
             raise ValueError(f"path {path!r}: one of {', '.join(PATHS)}")
@@ -63,9 +70,24 @@ class LatentVideoScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"target {target!r}: one of {', '.join(TARGETS)}")
         if path == "ddpm" and target == "flow":
             raise ValueError("target 'flow' needs path 'rectified_flow' or 'cosine': with path 'ddpm' use v, eps or x")
+        if path == "edm" and target == "flow":
+            raise ValueError(
+                "target 'flow' needs path 'rectified_flow' or 'cosine': with path 'edm' use edm, v, eps or x"
+            )
+        for name, value in (("target", target), ("spacing", spacing)):
+            if path != "edm" and value in ("edm", "karras"):
+                raise ValueError(
+                    f"{name} {value!r} needs path 'edm', and path is {path!r}: set that, or another {name}"
+                )
+        if spacing == "karras" and (lowest or terminal is not None):
+            raise ValueError("spacing 'karras' ends at sigma_min: leave lowest and terminal out")
+        if path == "edm" and whole_steps is not None:
+            raise ValueError("whole_steps is of levels from 0 to 1, and path 'edm' tells the network log(noise) / 4")
         if path == "ddpm":
             of_betas = betas, zero_terminal_snr, snr_shift_scale
             self.path: Path = DDPM(beta_start, beta_end, num_train_timesteps, *of_betas)
+        elif path == "edm":
+            self.path = EDM(sigma_data, sigma_min, sigma_max, rho)
         else:
             self.path = RectifiedFlow() if path == "rectified_flow" else Cosine()
         if target == "eps" and self.path.coefficients(torch.ones(()))[0] == 0:
@@ -92,12 +114,24 @@ class LatentVideoScheduler(SchedulerMixin, ConfigMixin):
         """Noise levels [steps + 1] of a sampling run of a clip with `tokens` tokens, from `start` down to 0."""
         c = self.config
         factor = shift_for(c.shift, tokens, c.base_tokens, c.log_shift, c.shift_tokens)
-        t = start * sampling_levels(steps, factor, c.spacing, c.lowest, c.terminal)
+        lowest = self.path.last if c.spacing == "karras" else c.lowest
+        t = start * sampling_levels(steps, factor, c.spacing, lowest, c.terminal)
         t[:-1] = self.path.snap(t[:-1])
         return t
 
+    def begin(self, eps: Tensor) -> Tensor:
+        """The state z at level 1 of which all is noise."""
+        return eps * self.path.coefficients(torch.ones(()))[1] if isinstance(self.path, EDM) else eps
+
+    def inputs(self, z: Tensor, t: Tensor, sampling: bool = True) -> tuple[Tensor, Tensor]:
+        """What a network reads of states z, and is told of their levels t of any shape: of the EDM path
+        c_in (x + noise n) and c_noise (Karras et al. 2022, eq. 7), else these themselves."""
+        if isinstance(self.path, EDM):
+            return z / self.path.sigma_data, self.path.c_noise(t)
+        return z, self.told(t) if sampling else t
+
     def told(self, t: Tensor) -> Tensor:
-        """What a network is told of sampling levels t of any shape."""
+        """Sampling levels t of any shape, rounded as a network is told them."""
         whole = self.config.whole_steps
         if whole is None:
             return t

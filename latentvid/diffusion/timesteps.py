@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from .path import Path
+
 PERCENTILES = (-2.5758, 3.0902)  # of a normal variable: 0.5 and 99.9, which `stretch` moves to 0 and 1
 LEAST = 1e-3  # level drawn with `stretch`, or with a share that is uniform
 DRAWS = 1000  # at most, of a level within [low, high]
@@ -65,6 +67,8 @@ class TimestepSampling:
     """How a training sample's noise level is drawn.
 
     uniform: t ~ U(0,1]. logit_normal: t = sigmoid(mean + std n), n ~ N(0,1) (Esser et al. 2024, eq. 19).
+    log_normal: log(sigma / alpha) = mean + std n (Karras et al. 2022, table 1, have mean -1.2 and std 1.2), of whatever
+    path; of rectified_flow that is logit_normal.
     mode: t = 1 - u - scale (cos^2(pi u / 2) - 1 + u), u ~ U(0,1] (eq. 20), scale in [-1, 2 / (pi - 2)].
     Then `shift`. If `base_tokens` is set, it grows with the square root of a sample's tokens, and is `shift`
     at that number. With `log_shift` its log grows on a line between two numbers of tokens (`shift_for`), and no more
@@ -73,9 +77,13 @@ class TimestepSampling:
     Levels out of [low, high] are drawn again.
     """
 
-    kind: Literal["uniform", "logit_normal", "mode"] = setting("how noise levels are drawn", default="uniform")
-    mean: float = setting("logit_normal: mean of the logit; above 0 draws more noise", default=0.0)
-    std: float = setting("logit_normal: deviation of the logit", default=1.0)
+    kind: Literal["uniform", "logit_normal", "log_normal", "mode"] = setting(
+        "how noise levels are drawn", default="uniform"
+    )
+    mean: float = setting(
+        "logit_normal: mean of the logit, log_normal: of log(sigma / alpha); above 0 draws more noise", default=0.0
+    )
+    std: float = setting("logit_normal and log_normal: deviation of the same", default=1.0)
     scale: float = setting("mode: how far draws gather in the middle", default=1.29)
     shift: float = setting("then moves the levels toward noise; 1 leaves them as they are", default=1.0)
     base_tokens: int | None = setting("tokens that `shift` is for; it grows with their square root", default=None)
@@ -98,22 +106,26 @@ class TimestepSampling:
         if self.low >= self.high:
             raise ValueError(f"low={self.low} must be below high={self.high}")
 
-    def draw(self, generator: torch.Generator, tokens: int | None = None, count: int = 1) -> Tensor:
-        """Noise levels in (0,1] [count] for a sample with `tokens` tokens."""
+    def draw(
+        self, generator: torch.Generator, tokens: int | None = None, count: int = 1, path: Path | None = None
+    ) -> Tensor:
+        """Noise levels in (0,1] [count] for a sample with `tokens` tokens. path: which log_normal needs."""
         import torch
 
-        t = self._draw(generator, tokens, count)
+        t = self._draw(generator, tokens, count, path)
         for _ in range(DRAWS):
             outside = (t < self.low) | (t > self.high)
             if not outside.any():
                 return t
-            t = torch.where(outside, self._draw(generator, tokens, count), t)
+            t = torch.where(outside, self._draw(generator, tokens, count, path), t)
         return t.clamp(max(self.low, 1e-6), self.high)  # a part that is next to never drawn
 
-    def _draw(self, generator: torch.Generator, tokens: int | None, count: int) -> Tensor:
+    def _draw(self, generator: torch.Generator, tokens: int | None, count: int, path: Path | None) -> Tensor:
         import torch
 
-        if self.kind == "logit_normal":
+        if self.kind == "log_normal":
+            t = path.at((self.mean + self.std * torch.randn(count, generator=generator)).exp()).clamp_min(1e-6)
+        elif self.kind == "logit_normal":
             t = torch.sigmoid(self.mean + self.std * torch.randn(count, generator=generator))
         else:
             t = 1.0 - torch.rand(count, generator=generator)
@@ -174,8 +186,14 @@ def _linear_quadratic(steps: int, lowest: float, slow: float = 0.025) -> Tensor:
     return 1.0 - rate * i - (1.0 - rate * steps) * (beyond / rest) ** 2
 
 
-# where the steps begin
-SPACINGS = {"even": _even, "leading": _leading, "points": _points, "linear_quadratic": _linear_quadratic}
+# where the steps begin; "karras" is "points" down to the path's own last level
+SPACINGS = {
+    "even": _even,
+    "leading": _leading,
+    "points": _points,
+    "linear_quadratic": _linear_quadratic,
+    "karras": _points,
+}
 
 
 def sampling_levels(

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
+NO_MOTION = -1.0  # motion strength that is not known
+
 
 @dataclass(frozen=True, eq=False)
 class Conditions:
@@ -27,6 +29,7 @@ class Conditions:
     second: [S',D'] token states of a second text encoder; `second_lengths` has the tokens of each sample, 0 among them.
     image: [N,I,Di] states of an image encoder; where `has_image` is given, of the samples alone that it is true of.
     guidance: [N] guidance scale that the model is told, 1 to 10 or so.
+    motion: [N] motion strength that the model is told, from 0 up; `NO_MOTION` where it is not known.
     whole_extra: where the layout is a piece of a pack, how many tokens of `second` and `image` each sample of the whole
         pack has.
     """
@@ -38,6 +41,7 @@ class Conditions:
     image: Tensor | None = None
     has_image: tuple[bool, ...] = ()
     guidance: Tensor | None = None
+    motion: Tensor | None = None
     whole_extra: tuple[int, ...] = ()
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Conditions:

@@ -22,7 +22,7 @@ from .attention_context import attended_pairs
 from .interchange import Vae, arguments_of, build_vae
 from .open.backbone import OpenBackbone
 from .open.flops import DEPTHS, open_flops
-from .transformer import FPS_FEATURES, GUIDANCE_FEATURES, TIMESTEP_FEATURES, VideoDiT
+from .transformer import FPS_FEATURES, GUIDANCE_FEATURES, MOTION_FEATURES, TIMESTEP_FEATURES, VideoDiT
 
 # a training step over a forward pass: the backward pass makes two products for each of the forward's. Activations
 # computed again under gradient checkpointing do not count: MFU asks how fast the model trains (Chowdhery et al. 2022)
@@ -62,6 +62,8 @@ def dit_flops(
         outside += len(grids) * 2 * width * (FPS_FEATURES + width)
     if config.get("guidance_condition"):
         outside += len(grids) * 2 * width * (GUIDANCE_FEATURES + width)
+    if config.get("motion_condition"):
+        outside += len(grids) * 2 * width * (MOTION_FEATURES + width)
     return round(config["depth"] * block + 4 * width * pairs + outside)
 
 

@@ -22,7 +22,7 @@ from ..errors import UserError
 from ..packing import Packed, Patch, Shape
 from ..sequence import SequenceGroup
 from .attention_context import ATTENTIONS, AttentionContext, make_contexts
-from .conditions import Conditions
+from .conditions import NO_MOTION, Conditions
 from .control import Control, Controllable
 from .key_value_cache import KeyValueCache
 from .layers import Block, modulated_norm, rate_embedding, rotary_table, time_positions, timestep_embedding
@@ -33,6 +33,7 @@ TIMESTEP_FEATURES = 256
 FPS_FEATURES = 256
 CONDITION_CHANNELS = ("none", "mask_and_latents", "latents")
 GUIDANCE_FEATURES = 256
+MOTION_FEATURES = 256
 
 
 class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
@@ -65,6 +66,8 @@ class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
             nothing.
         guidance_condition: the scale of guidance joins the noise level in the modulation, so that one pass does what
             guidance does with two: of students (docs/distillation.md). At first it changes nothing.
+        motion_condition: how much moves in each clip joins the noise level in the modulation, as a number from 0 up
+            (docs/frame_rates.md); where it is not known it has a learned state of its own. At first it changes nothing.
     """
 
     _supports_gradient_checkpointing = True
@@ -88,6 +91,7 @@ class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
         temporal_stride: int = 1,
         condition_channels: str = "none",
         guidance_condition: bool = False,
+        motion_condition: bool = False,
     ) -> None:
         super().__init__()
         if width % heads or width // heads % 2 or width // heads < 6:
@@ -117,6 +121,7 @@ class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
         self.channels_in = nn.Linear(self.channels * patch**2, width, bias=False) if self.channels else None
         scaled = guidance_condition
         self.guidance_in = Mlp(GUIDANCE_FEATURES, width, width, act_layer=nn.SiLU) if scaled else None
+        self.motion_in = Mlp(MOTION_FEATURES, width, width, act_layer=nn.SiLU) if motion_condition else None
         self.controls = nn.ModuleList()
         self.attention_backend = "auto"
         self.sequence: SequenceGroup | None = None
@@ -169,7 +174,7 @@ class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
 
     def initialise(self) -> None:
         """Xavier-uniform maps; modulations, cross-attention outputs and the last map at zero (AdaLN-Zero), and what
-        is taken of the frame rate, of the scale of guidance and of further channels."""
+        is taken of the frame rate, of motion, of the scale of guidance and of further channels."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -186,6 +191,8 @@ class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
             nn.init.zeros_(self.channels_in.weight)
         if self.guidance_in is not None:
             nn.init.zeros_(self.guidance_in.fc2.weight)
+        if self.motion_in is not None:
+            nn.init.zeros_(self.motion_in.fc2.weight)
 
     def forward(
         self,
@@ -196,7 +203,7 @@ class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
         text_layout: Packed,
         cache: KeyValueCache | None = None,
         fps: Tensor | None = None,  # [N] frame rate of each sample; 0: it has none, or it is not known
-        conditions: Conditions | None = None,  # channels and guidance are read, by models of these conditions
+        conditions: Conditions | None = None,  # channels, guidance and motion are read, by models of these conditions
         control: Control | None = None,  # what the branches of `controls` read; None: none of them acts
     ) -> Tensor:
         """The network's prediction [T,P], in the target that the scheduler's config names.
@@ -220,6 +227,8 @@ class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
         of_sample = pooled if self.fps_in is None else pooled + self._rate(fps, x.dtype)  # [N,D]
         if self.guidance_in is not None:
             of_sample = of_sample + self.guidance_in(rate_embedding(given.guidance, GUIDANCE_FEATURES).to(x.dtype))
+        if self.motion_in is not None:
+            of_sample = of_sample + self._motion(given.motion, fps, x.dtype)
         condition = self._level(timestep, x.dtype) + of_sample.index_select(0, layout.frame_segment)  # [R,D]
         contexts = self._contexts(x, layout, text_layout, cache, fps)
         with self._controlled(control, layout):
@@ -255,6 +264,8 @@ class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
             raise ValueError(f"models of guidance_condition are told a scale of guidance a sample, and {what}")
         if guidance is not None and guidance.shape != (layout.segments,):
             raise ValueError(f"guidance has shape {tuple(guidance.shape)}, the layout has {layout.segments} samples")
+        if given.motion is not None and (self.motion_in is None or given.motion.shape != (layout.segments,)):
+            raise ValueError("motion is of models of motion_condition, one number a sample: leave it out")
         if layout.whole is not None and self.sequence is None:
             raise ValueError("this is a piece of a pack, but the model has no group of processes to see the rest with")
         if cache is not None:
@@ -275,6 +286,12 @@ class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
     def _rate(self, fps: Tensor, dtype: torch.dtype) -> Tensor:
         """What the modulation takes of the frame rates: [N] -> [N,D]; of an unknown one what the biases make."""
         return self.fps_in(rate_embedding(fps, FPS_FEATURES).to(dtype))
+
+    def _motion(self, motion: Tensor | None, fps: Tensor, dtype: torch.dtype) -> Tensor:
+        """What the modulation takes of motion strengths: [N] -> [N,D]; of an unknown one what the biases make."""
+        motion = torch.full_like(fps, NO_MOTION) if motion is None else motion
+        # log(1 + motion), of which all features of an unknown one are 0
+        return self.motion_in(rate_embedding((1.0 + motion.float()).clamp_min(0.0), MOTION_FEATURES).to(dtype))
 
     def _positions(self, position: Tensor, layout: Packed, fps: Tensor) -> Tensor:
         """[T,3], with seconds in the place of frame numbers where `rope_fps` asks for them: clips whose rate is not

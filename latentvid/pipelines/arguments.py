@@ -120,6 +120,13 @@ def parser_of(doc: str, *, known: bool = False) -> Parser:
         "(default: the input's, or the model's)",
     )
     parser.add_argument(
+        "--motion",
+        type=number("motion"),
+        metavar="STRENGTH",
+        help="how much moves, where the model was trained with model.motion_condition: percent of the frame's diagonal "
+        "a second, as a mean over the frame, or in the unit of its training's column (default: as the model likes)",
+    )
+    parser.add_argument(
         "--large",
         action="store_true",
         help="take sizes and lengths beyond what the model was trained on as they are, whatever they cost",
@@ -132,6 +139,13 @@ def parser_of(doc: str, *, known: bool = False) -> Parser:
             choices=CONDITIONS,
             help="how what is given conditions the rest (default: levels or channels if trained so, else "
             "reconstruction)",
+        )
+        parser.add_argument(
+            "--image-noise",
+            type=number("image_noise"),
+            metavar="LEVEL",
+            help="noise in what is given, of which the model is told, where it was trained with such (given.noise): "
+            "more leaves it more freedom (default: the least of training)",
         )
         parser.add_argument(
             "--reconstruction-weight", type=float, default=RECONSTRUCTION_WEIGHT, help="default: %(default)s"

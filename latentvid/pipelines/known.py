@@ -6,13 +6,16 @@ Axes: latents are [C,f,h,w], pictures uint8 [H,W,3].
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from ..errors import UserError
+from ..limits import check
 from ..models.transformer import VideoDiT
 from ..packing import Grid
-from .sampling import Sampling, condition_of, with_frames
+from .sampling import Request, Sampling, condition_of, with_frames
 
 
 class KnownMixin:
@@ -44,6 +47,43 @@ class KnownMixin:
 
     def _condition(self, sampling: Sampling | None) -> str:
         return condition_of(self.config.given, None if sampling is None else sampling.condition, self.told)
+
+    def _complete(self, requests: Sequence[Request], sampling: Sampling) -> list[Request]:
+        """With the model's negative prompt, and the sampling's motion, where there are none. Raises UserError for what
+        the model cannot take."""
+        found = []
+        for r in requests:
+            negative = self.negative_prompt if r.negative_prompt is None else r.negative_prompt
+            found.append(replace(r, negative_prompt=negative, motion=sampling.motion if r.motion is None else r.motion))
+        asked = [check("motion", r.motion) for r in found if r.motion is not None]
+        if asked and getattr(self.transformer, "motion_in", None) is None:
+            raise UserError(
+                f"motion {asked[0]:g}: the model was trained without model.motion_condition: leave --motion out"
+            )
+        return found
+
+    def noise_of_given(self, sampling: Sampling, condition: str, cached: bool) -> float:
+        """The noise level of frames that are given by noise levels. Raises UserError for one that the model was not
+        trained with, and where nothing is given so."""
+        trained, asked = self.config.get("given_noise"), sampling.image_noise
+        if asked is not None and trained is None:
+            raise UserError(
+                f"image noise {asked:g}: the model was trained without noise in given frames (given.noise): leave "
+                "--image-noise out"
+            )
+        if asked is not None and not trained[0] <= check("image_noise", asked) <= trained[1]:
+            raise UserError(
+                f"image noise {asked:g}: the model was trained with {trained[0]:g} to {trained[1]:g}: give one of "
+                "these (--image-noise)"
+            )
+        if condition != "levels":
+            if asked is not None:
+                raise UserError(f"image noise {asked:g} is of condition 'levels', not of {condition!r}: leave one out")
+            return 0.0
+        level = 0.0 if trained is None else trained[0] if asked is None else asked
+        if cached and level:
+            raise UserError(f"image noise {level:g}: a rollout with a cache has none: sample whole clips with it")
+        return level
 
     @property
     def told(self) -> bool:

@@ -44,7 +44,7 @@ from .limit import Kind, check_cost
 from .low import with_low
 from .predict import SecondExpert, make_predict, record
 from .references import Given, encoded, shown_to
-from .sampling import Batch, Request, Sampling, one_each
+from .sampling import Batch, Request, Sampling, one_each, told_motion
 from .student import Student, StudentMixin
 
 
@@ -66,8 +66,9 @@ class LatentVideoPipeline(CodecMixin, KnownMixin, StudentMixin, DiffusionPipelin
 
     `frames, height, width, fps` are those of most of the training's tokens and, with `steps, guidance`, the defaults of
     a call; `given` names the frames that were given in training (`diffusion.masks.GivenFrames`), `given_shares` has how
-    often each. `trained` lists the kinds of clips that training saw (`limit.Kind`). `references` are the roles in which
-    clips are shown others (`references.Role`, as JSON). `student` is of a distilled model (`student.Student`).
+    often each, `given_noise` between which levels of noise. `trained` lists the kinds of clips that training saw
+    (`limit.Kind`). `references` are the roles in which clips are shown others (`references.Role`, as JSON). `student`
+    is of a distilled model (`student.Student`).
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -90,6 +91,7 @@ class LatentVideoPipeline(CodecMixin, KnownMixin, StudentMixin, DiffusionPipelin
         given_shares: dict | None = None,
         references: dict | None = None,
         student: dict | None = None,
+        given_noise: list[float] | tuple[float, ...] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -111,6 +113,7 @@ class LatentVideoPipeline(CodecMixin, KnownMixin, StudentMixin, DiffusionPipelin
             given_shares=given_shares,
             references=as_json(read_roles(references, "the pipeline")),
             student=None if student is None else Student.of(student).as_json(),
+            given_noise=None if given_noise is None else tuple(check("given.noise", each) for each in given_noise),
         )
 
     @classmethod
@@ -231,7 +234,7 @@ class LatentVideoPipeline(CodecMixin, KnownMixin, StudentMixin, DiffusionPipelin
                 after=lambda z, t: batch.put_back(self.scheduler, z, t),
                 progress=self.progress_bar,
             )
-        return unpatchify(z, batch.layout, self.transformer.patch, [r.grid[0] for r in requests])
+        return unpatchify(batch.finished(z), batch.layout, self.transformer.patch, [r.grid[0] for r in requests])
 
     @torch.no_grad()
     def invert(
@@ -272,9 +275,10 @@ class LatentVideoPipeline(CodecMixin, KnownMixin, StudentMixin, DiffusionPipelin
         """Adds finished latents [C,f,h,w] of the requests to the cache of a causal model, for the frames after them."""
         with self._autocast(sampling.precision):
             latents = [z.to(self._execution_device) for z in latents]
-            requests = self._complete(requests)
-            guidance, given = self._by_passes(self.guidance(sampling), Conditions(), len(requests))
-            record(self.transformer, self.reader, requests, latents, guidance, cache, given)
+            requests = self._complete(requests, sampling)
+            given = Conditions(motion=told_motion(requests))
+            guidance, given = self._by_passes(self.guidance(sampling), given, len(requests))
+            record(self.transformer, self.reader, requests, latents, guidance, cache, given, self.scheduler)
 
     def _prepare(
         self, requests: Sequence[Request], sampling: Sampling, cache: KeyValueCache | None = None
@@ -287,7 +291,7 @@ class LatentVideoPipeline(CodecMixin, KnownMixin, StudentMixin, DiffusionPipelin
         check("reconstruction_weight", sampling.reconstruction_weight)
         if not requests:
             raise UserError("0 prompts: at least one is needed")
-        requests = self._complete(requests)
+        requests = self._complete(requests, sampling)
         if self.student is not None:
             self.student.check_requests(requests)
         self.reader.check(text for request in requests for text in (request.prompt, request.negative_prompt))
@@ -313,6 +317,7 @@ class LatentVideoPipeline(CodecMixin, KnownMixin, StudentMixin, DiffusionPipelin
             None if cache is None else [len(held) for held in cache.frames[: len(requests)]],
             shown,
             ("known" if condition == "channels" else "nothing") if self.told else "",
+            self.noise_of_given(sampling, condition, cache is not None),
         )
         batch.given = with_low(requests, self, batch, sampling.reference_noise)
         guidance, batch.given = self._by_passes(guidance, batch.given, len(requests))
@@ -325,11 +330,6 @@ class LatentVideoPipeline(CodecMixin, KnownMixin, StudentMixin, DiffusionPipelin
             )
         self.set_progress_bar_config(disable=not sampling.progress, desc="sampling")
         return batch, predict
-
-    def _complete(self, requests: Sequence[Request]) -> list[Request]:
-        """With the model's negative prompt where there is none. Raises UserError for what the model cannot take."""
-        usual = self.negative_prompt
-        return [r if r.negative_prompt is not None else replace(r, negative_prompt=usual) for r in requests]
 
     def _second(self, sampling: Sampling) -> SecondExpert | None:
         """Who predicts at low noise levels, where it is another network. Raises UserError."""

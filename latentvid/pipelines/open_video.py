@@ -171,8 +171,8 @@ class OpenVideoPipeline(LatentVideoPipeline):
         told = self.recipe.guidance_embedded if asked is None else asked
         return replace(given, guidance=torch.full((samples,), float(told), device=self._execution_device))
 
-    def _complete(self, requests: Sequence[Request]) -> list[Request]:
-        requests, made = super()._complete(requests), []
+    def _complete(self, requests: Sequence[Request], sampling: Sampling) -> list[Request]:
+        requests, made = super()._complete(requests, sampling), []
         for request in requests:
             if self.transformer.channels and request.channels is None:
                 if self.recipe.image != "concat":

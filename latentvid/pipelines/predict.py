@@ -93,12 +93,12 @@ def _guided(
     def predict(z: Tensor, t: Tensor) -> Tensor:
         if still is not None and bool((t > still).any()):
             return _zero_velocity(scheduler, z, t, layout)
-        told, control = scheduler.told(batch.seen(t)), control_at(transformer, batch, t)
+        (read, told), control = scheduler.inputs(z, batch.seen(t)), control_at(transformer, batch, t)
         if not guided or bool((guidance.scales(t) == 1).all()):
             more = one.more if control is None else {**one.more, "control": control}
-            return alone(z, told, *one.text, fps=batch.fps, **more).float()
+            return alone(read, told, *one.text, fps=batch.fps, **more).float()
         more = both.more if control is None else {**both.more, "control": control.map(_doubled)}
-        together = network(z.repeat(2, 1), told.repeat(2), *both.text, fps=batch.fps.repeat(2), **more)
+        together = network(read.repeat(2, 1), told.repeat(2), *both.text, fps=batch.fps.repeat(2), **more)
         conditional, unconditional = together.float().chunk(2)
         return guidance.combine(conditional, unconditional, t, layout)
 
@@ -113,6 +113,7 @@ def record(
     guidance: Guidance,
     cache: KeyValueCache,
     given: Conditions,
+    scheduler: LatentVideoScheduler,
 ) -> None:
     """Adds finished latents [C,f,h,w] of the requests to the cache, at noise level 0, for each branch of guidance.
     given: what the network is told of each request beside its text."""
@@ -122,8 +123,8 @@ def record(
     layout = both.text[1]
     branches, fps = layout.segments // len(latents), rates_of(requests).to(z.device)
     with cache.recording():
-        state, levels = z.repeat(branches, 1), z.new_zeros(layout.frames)
-        transformer(state, levels, *both.text, cache=cache, fps=fps.repeat(branches), **both.more)
+        read = scheduler.inputs(z.repeat(branches, 1), z.new_zeros(layout.frames))
+        transformer(*read, *both.text, cache=cache, fps=fps.repeat(branches), **both.more)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from ..diffusion.guidance import Guidance
 from ..diffusion.scheduler import LatentVideoScheduler
 from ..diffusion.solvers import Noise
 from ..errors import UserError
-from ..models.conditions import Conditions, known_channels
+from ..models.conditions import NO_MOTION, Conditions, known_channels
 from ..packing import Grid, Packed, Patch, Reference, lead, patch_size, patchify, sides_of, token_grid
 from ..rng import generator
 from .defaults import RECONSTRUCTION_WEIGHT
@@ -36,6 +36,7 @@ class Request:
     where all of its latent positions are).
     start: latent [C,f,h,w] at noise level `level`, where sampling begins in place of noise at level 1.
     references: latents [C,f',h',w'] that it is shown beside its own, by the roles of the model (`pipeline.roles`).
+    motion: how much is to move, for models that are told of it; None: what the sampling says.
     channels: further input channels [C',f,h,w], and image: states [I,Di] of an image encoder; of models that take them.
     negative_prompt: None is the model's.
     """
@@ -50,6 +51,7 @@ class Request:
     start: Tensor | None = None
     level: float = 1.0
     references: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
+    motion: float | None = None
     channels: Tensor | None = None
     image: Tensor | None = None
 
@@ -67,6 +69,9 @@ class Sampling:
     guidance_low: scale of guidance of a second expert, at low noise levels (None: the model's, or that of `guidance`).
     guidance_embedded: the scale that a model with a guidance embedding is told.
     reference_noise: noise level of references whose roles have such (None: the lowest that each was trained with).
+    image_noise: noise level of frames that are given by noise levels, of which the model is told, where it was trained
+        with such (None: the lowest of training).
+    motion: how much is to move in each clip, for models of `motion_condition` (None: as the model finds right).
     large: whether a clip may cost more than `limit.TIMES` those that the model was trained on.
     precision: autocast type of the networks; None is bf16 where the device computes it faster, else fp32.
     """
@@ -80,6 +85,8 @@ class Sampling:
     reconstruction_weight: float = RECONSTRUCTION_WEIGHT
     precision: torch.dtype | None = None
     reference_noise: float | None = None
+    image_noise: float | None = None
+    motion: float | None = None
     progress: bool = True
     large: bool = False
 
@@ -126,7 +133,7 @@ class Batch:
     eps: Tensor  # [T,P], their noise
     given: Conditions  # of the samples, but for what comes of their prompts
     sources: list[torch.Generator] = field(repr=False)
-    noisy: Tensor  # [R], levels of references that have noise in z; 0 of all else
+    noisy: Tensor  # [R], levels of references and given frames that have noise in z; 0 of all else
     signals: Mapping[str, Any] = field(default_factory=dict)  # of control branches, by role (`controls.Signal`)
 
     @classmethod
@@ -142,6 +149,7 @@ class Batch:
         past: Sequence[int] | None = None,
         shown: Sequence[Sequence[ShownReference]] = (),
         told: Literal["", "nothing", "known"] = "",
+        image_noise: float = 0.0,
     ) -> Batch:
         """With `by_levels` latent frames that are wholly known have noise level 0 throughout, as references have; of
         those with noise the network is told by `noisy` alone, since no solver moves them.
@@ -149,6 +157,7 @@ class Batch:
         past: latent frames before each request's that the network has in a cache; they count as tokens of its clip.
         shown: references of each request with their latents; empty: none has any.
         told: of a model with channels for what is known: whether it is told of that, or of nothing.
+        image_noise: level of frames that are given by noise levels.
         """
         shown = shown or [()] * len(requests)
         grids = [token_grid(r.grid, patch) for r in requests]
@@ -156,7 +165,7 @@ class Batch:
         sources = [generator(r.seed, 0, "sample") for r in requests]
         eps = draw_noise(sources, layout, channels * patch_size(patch))
         columns, known, clean, z, noisy, channels_of = [], [], [], [], [], []
-        past = past or [0] * len(requests)
+        past, noised_level = past or [0] * len(requests), scheduler.path.snap(torch.tensor(image_noise))
         for r, grid, noise, before, each in zip(requests, layout.grid, layout.own(eps), past, shown, strict=True):
             f, h, w = grid
             latent = _known(r)  # [f,h,w] of the latent
@@ -165,16 +174,17 @@ class Batch:
             level = scheduler.levels(steps, (before + f) * h * w, r.level)  # [K+1]
             columns.append(torch.where(given, 0.0, level[:, None]))  # [K+1,f]
             values = noise if r.given is None else patchify([r.given.float().cpu()], patch)[0]
-            begin = noise if r.start is None else patchify([r.start.float().cpu()], patch)[0]
+            begin = scheduler.begin(noise) if r.start is None else patchify([r.start.float().cpu()], patch)[0]
             rows = repeat(given, "f -> (f n) 1", n=h * w)
-            z.append(torch.where(rows, values, begin))
+            seen = values if image_noise == 0 else scheduler.mix(values, noise, noised_level)
+            z.append(torch.where(rows, seen, begin))
             known.append(rearrange(mask, "f h w -> (f h w) 1") & ~rows)
             clean.append(values)
             if told:
                 at = patchify([latent[None] & (told == "known")], patch)[0]  # [n, p q]
                 beside = sum(math.prod(one.reference.grid) for one in each)  # tokens that are told nothing
                 channels_of.append(F.pad(known_channels(values, at), (0, 0, 0, beside)))
-            noisy.append(torch.zeros(f))
+            noisy.append(torch.where(given, noised_level if image_noise else 0.0, torch.zeros(f)))
             fresh = generator(r.seed, 0, "reference-noise")
             for reference, latent, noised in each:
                 tokens = patchify([latent.float().cpu()], patch)[0]
@@ -204,6 +214,11 @@ class Batch:
             return z
         level = t.index_select(0, self.layout.frame)[:, None]
         return torch.where(self.known, scheduler.mix(self.clean, self.eps, level), z)
+
+    def finished(self, z: Tensor) -> Tensor:
+        """The end of a run [T,P], with the given frames as they are without their noise."""
+        noised = self.noisy.index_select(0, self.layout.frame)[:, None] > 0
+        return torch.where(noised, self.clean, z) if bool(noised.any()) else z
 
     def seen(self, t: Tensor) -> Tensor:
         """The noise levels [R] that the network sees where those of the samples are t [R]."""
@@ -265,6 +280,14 @@ def rates_of(requests: Sequence[Request]) -> Tensor:
     return torch.tensor([float(request.fps) for request in requests])
 
 
+def told_motion(requests: Sequence[Request]) -> Tensor | None:
+    """[N] for `Conditions.motion`; None where none of them says."""
+    asked = [r.motion for r in requests]
+    if all(each is None for each in asked):
+        return None
+    return torch.tensor([NO_MOTION if each is None else float(each) for each in asked])
+
+
 def _given(requests: Sequence[Request], patch: Patch) -> Conditions:
     """Further channels [T,P'], which all requests have or none, and image states [N,I,Di] of those that have them."""
     channels = [r.channels.float().cpu() for r in requests if r.channels is not None]
@@ -272,6 +295,7 @@ def _given(requests: Sequence[Request], patch: Patch) -> Conditions:
     return Conditions(
         channels=patchify(channels, patch)[0] if channels else None,
         image=torch.stack(images) if images else None,
+        motion=told_motion(requests),
         has_image=has_image if any(has_image) and not all(has_image) else (),
     )
 

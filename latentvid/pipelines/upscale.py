@@ -205,12 +205,13 @@ def shown_shape(model: SuperResolution, frames: int, height: int, width: int) ->
 
 
 def _noise(model: SuperResolution, plan: Plan, seed: int, first: int, frames: int) -> Tensor:
-    """[C,f,h,w] of so many latent frames of the whole padded picture; each frame's is keyed by its number."""
+    """The state at level 1, [C,f,h,w], of so many latent frames of the whole padded picture; each frame's is keyed by
+    its number."""
     pipeline = model.pipeline
     size = [side * model.by // pipeline.codec.spatial_stride for side in plan.padded]
     channels = pipeline.transformer.latent_channels
     each = [torch.randn(channels, *size, generator=generator(seed, first + i, "upscale-noise")) for i in range(frames)]
-    return torch.stack(each, 1)
+    return pipeline.scheduler.begin(torch.stack(each, 1))
 
 
 def _padded(frames: Tensor, size: Sequence[int]) -> Tensor:

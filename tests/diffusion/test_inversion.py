@@ -18,6 +18,7 @@ from latentvid.pipelines.sampling import Request, Sampling
 MIXTURE = three_in_a_plane()
 CASES = [("rectified_flow", "flow", {}), ("rectified_flow", "x", {}), ("cosine", "v", {}), ("cosine", "x", {})]
 CASES += [("ddpm", "eps", {}), ("ddpm", "v", {"zero_terminal_snr": True}), ("ddpm", "x", {"zero_terminal_snr": True})]
+CASES += [("edm", "edm", {"spacing": "karras"})]
 EACH = pytest.mark.parametrize(("path", "target", "options"), CASES)
 
 

@@ -16,6 +16,7 @@ MIXTURE = three_in_a_plane()
 LEGAL = [("rectified_flow", t, {}) for t in ("flow", "v", "x")] + [("cosine", t, {}) for t in ("flow", "v", "x")]
 LEGAL += [("ddpm", t, {}) for t in ("eps", "v", "x")]
 LEGAL += [("ddpm", "v", {"zero_terminal_snr": True}), ("ddpm", "x", {"betas": "cosine"})]
+LEGAL += [("edm", "edm", {"spacing": "karras", "sigma_min": 0.01, "sigma_max": 20.0})]
 
 
 def balanced_noise(generator: torch.Generator) -> torch.Tensor:

@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from latentvid.diffusion.objective import Weighting, loss_per_sample, recover, target_coefficients
-from latentvid.diffusion.path import DDPM, Cosine, RectifiedFlow
+from latentvid.diffusion.path import DDPM, EDM, Cosine, RectifiedFlow
 from latentvid.packing import Packed, spans
 
 LEGAL = [
     *[("rectified_flow", RectifiedFlow(), target) for target in ("flow", "v", "x", "eps")],
     *[("cosine", Cosine(), target) for target in ("flow", "v", "x", "eps")],
     *[("ddpm", DDPM(), target) for target in ("v", "eps", "x")],
+    *[("edm", EDM(0.5), target) for target in ("edm", "v", "eps")],
     *[("zero", DDPM(zero_terminal_snr=True), target) for target in ("v", "x")],
 ]
 EACH = pytest.mark.parametrize(("path", "target"), [case[1:] for case in LEGAL], ids=[f"{p}-{t}" for p, _, t in LEGAL])
@@ -41,7 +42,7 @@ def test_both_ends_are_finite_and_return_what_is_known(path, target):
     torch.testing.assert_close(got_eps[1], eps[1], rtol=1e-3, atol=1e-3)
     if target == "x":
         assert not got_eps[0].any()
-    if target == "eps" and not isinstance(path, DDPM):
+    if target == "eps" and not isinstance(path, DDPM | EDM):
         assert not got_x[1].any()
 
 

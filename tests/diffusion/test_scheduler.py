@@ -14,6 +14,7 @@ SHAPE = (5, 6)
 LEGAL = [("rectified_flow", "flow"), ("rectified_flow", "v"), ("rectified_flow", "x")]
 LEGAL += [("cosine", "flow"), ("cosine", "v"), ("cosine", "x")]
 LEGAL += [("ddpm", "v"), ("ddpm", "eps"), ("ddpm", "x")]
+LEGAL += [("edm", "edm"), ("edm", "eps")]
 EACH = pytest.mark.parametrize(("path", "target"), LEGAL)
 
 
@@ -233,7 +234,7 @@ def test_the_config_travels(tmp_path):
         ({"base_tokens": 9, "log_shift": [0.5, 1.0], "shift_tokens": [4, 9]}, "base_tokens and log_shift both say"),
         ({"log_shift": [0.5, 1.0]}, "log_shift and shift_tokens belong together"),
         ({"path": "linear"}, "path 'linear': one of rectified_flow, cosine, ddpm"),
-        ({"spacing": "karras"}, "spacing 'karras': one of .*linear_quadratic"),
+        ({"spacing": "quadratic"}, "spacing 'quadratic': one of .*linear_quadratic"),
         ({"target": "noise"}, "target 'noise': one of eps, x, v, flow"),
         (
             {"path": "cosine", "target": "eps"},

@@ -18,7 +18,7 @@ BETAS = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "times
 EACH = pytest.mark.parametrize("solver", list(SOLVERS))
 ALL = [("rectified_flow", t, {}) for t in ("flow", "v", "x")] + [("cosine", t, {}) for t in ("flow", "v", "x")]
 ALL += [("ddpm", t, {}) for t in ("eps", "v", "x")] + [("ddpm", t, {"zero_terminal_snr": True}) for t in ("v", "x")]
-ALL += [("ddpm", "x", {"betas": "uniform"})]
+ALL += [("ddpm", "x", {"betas": "uniform"}), ("edm", "edm", {"spacing": "karras", "sigma_data": 0.5})]
 
 
 def network(layout: Packed):

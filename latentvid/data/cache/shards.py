@@ -56,7 +56,7 @@ class Encoded:
 
     pooled, second: as in `EncodedText`. image: [C,f',h,w], latents that an image-to-video model is given, where they
     are no part of the clip's. references: latents [C,f',h',w'] that the clip is shown, and known: bool [f,h,w], what
-    its mask leaves of it; a cache holds none.
+    its mask leaves of it; motion: its motion strength. A cache holds none of these.
     """
 
     mean: Tensor
@@ -67,6 +67,7 @@ class Encoded:
     image: Tensor | None = None
     references: tuple[Tensor, ...] = ()
     known: Tensor | None = None
+    motion: float = math.nan
 
     @property
     def words(self) -> EncodedText:

@@ -22,11 +22,12 @@ def open_manifests(
     data: Data,
     check: Callable[[Manifest], Manifest] = lambda manifest: manifest,
     roles: Mapping[str, ReferenceColumn] | None = None,
+    motion: str | None = None,
 ) -> ClipSource:
     """`open_sources` with the options of `data`. The main process goes first: what it opens files for, where a manifest
     lacks their facts, is remembered, and the others, which wait as long as it takes, need not open them again."""
     options = _options(data)
-    return main_first(lambda: open_sources(paths, transform, **options, check=check, roles=roles))
+    return main_first(lambda: open_sources(paths, transform, **options, check=check, roles=roles, motion=motion))
 
 
 def open_paired_manifests(

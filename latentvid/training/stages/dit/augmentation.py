@@ -1,5 +1,5 @@
-"""Noise conditioning augmentation: references with noise of a level that the model is told (Ho et al. 2021, Cascaded
-Diffusion Models, section 4.1; Imagen Video draws it uniformly).
+"""Noise conditioning augmentation: references, and given frames, with noise of a level that the model is told (Ho et
+al. 2021, Cascaded Diffusion Models, section 4.1; Imagen Video draws it uniformly).
 
 Axes: n tokens of a sample's references, P token features, r their latent frames.
 """
@@ -36,16 +36,29 @@ class Augmentation:
         """Whether the tokens of some role have noise."""
         return any(role.noise is not None and role.as_tokens for role in self.config.data.references.values())
 
+    @property
+    def of_given(self) -> bool:
+        """Whether given frames have noise."""
+        return self.config.given.noise is not None
+
     def seen(self, levels: Sequence[Tensor], draws: Sequence[Draw], shapes: Sequence[Shape]) -> Tensor | None:
         """What the model sees of samples whose own latent frames have these levels [f] each; None: that they are 0
         in references."""
-        if not self.on:
+        if not (self.on or self.of_given):
             return None
         each = zip(levels, draws, shapes, strict=True)
-        return torch.cat([x for level, *sample in each for x in (level, self.levels(*sample))])
+        return torch.cat([x for level, *sample in each for x in (self.own(level, sample[0]), self.levels(*sample))])
+
+    def own(self, level: Tensor, draw: Draw) -> Tensor:
+        """Levels [f] of a sample's own frames, of which those at 0 are given: they have one level together."""
+        if not self.of_given or not (level == 0).any():
+            return level
+        return torch.where(level == 0, self._drawn(self.config.given.noise, draw.number, "given-level"), level)
 
     def levels(self, draw: Draw, shape: Shape) -> Tensor:
         """[r] of a sample of this shape: one level a role, uniform in its range; 0 of roles without."""
+        if not self.on:
+            return torch.zeros(shape.frames - shape.grid[0])
         parts = [torch.zeros(0)]
         for (name, role), (f, _, _) in zip(self._roles(draw), shape.grids[1:], strict=True):
             parts.append(self.level(name, role, draw.number).expand(f))
@@ -54,8 +67,11 @@ class Augmentation:
     def level(self, name: str, role: Placed, number: int) -> Tensor:
         if role.noise is None:
             return torch.zeros(())
-        low, high = role.noise
-        place = torch.rand((), generator=generator(self.config.run.seed, number, f"reference-level/{name}"))
+        return self._drawn(role.noise, number, f"reference-level/{name}")
+
+    def _drawn(self, between: tuple[float, float], number: int, key: str) -> Tensor:
+        low, high = between
+        place = torch.rand((), generator=generator(self.config.run.seed, number, key))
         level = low + (high - low) * place
         return self.path.snap(level) if high > 0 else level
 

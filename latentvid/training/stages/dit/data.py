@@ -22,6 +22,7 @@ from ....data.cache.latents import LatentCaches, module_fingerprint
 from ....data.cache.shards import Encoded
 from ....data.clips import ClipSource
 from ....data.manifest.columns import Lookup, paired
+from ....data.motion import motion_strength
 from ....data.plan.plan import PER_SAMPLE, Draw
 from ....data.stacks import Stacks
 from ....data.transforms import from_uint8
@@ -48,6 +49,7 @@ from .conditions import ConditionMaker
 from .drawn import Drawn
 from .known import Known, in_tokens, is_told, kept_by, notes_of_known, sees_low
 from .low import Low, encoded, latent_shape, tokens_of_low
+from .motion import check_motion, is_measured, tells_motion
 from .pack import DitPack
 from .parts import Parts
 from .prior import class_source, notes_of, notes_of_word, sources_of, weights_of
@@ -72,6 +74,7 @@ class DitPacks(Drawn):
         self.strides = parts.vae.temporal_stride, parts.vae.spatial_stride
         self.features = self.channels * patch_size(patch)
         self.told, self.sees_low = is_told(config), sees_low(config)
+        check_motion(config, self.clips_each)
         self.cache: LatentCaches | None = None
         self.source = self.clips = None  # of clips
 
@@ -185,6 +188,8 @@ class DitPacks(Drawn):
             torch.cat([level, level.new_zeros(shape.frames - len(level))])
             for level, shape in zip(levels, whole.shapes, strict=True)
         ]
+        if tells_motion(self.config) and self.clips_each == 1 and "motion" not in content:
+            content["motion"] = self._motion_of(draws[here])
         return DitPack(
             noise=torch.cat(noise),
             timestep=torch.cat(levels[here]),
@@ -200,12 +205,6 @@ class DitPacks(Drawn):
             by_model=self._by_model(draws[span.first : span.last]),
             **content,
         )
-
-    def _by_model(self, draws: Sequence[Draw]) -> Tensor | None:
-        """Which samples are class clips whose target is the model's own prediction: bool [N]."""
-        if not self.config.prior.by_model or self.of_class is None:
-            return None
-        return torch.tensor([self._source_of(draw) == self.of_class for draw in draws])
 
     def _known_of(self, draws: Sequence[Draw], whole: Packed, masks: Mapping[int, Tensor]) -> Known:
         """masks: what masks leave of the samples of these numbers; of the others it is drawn what is known."""
@@ -236,6 +235,8 @@ class DitPacks(Drawn):
             "text": torch.cat(texts) if texts else self.null_text[:0],
             "text_layout": Packed.of_lengths([len(text) for text in texts]) if texts else None,
         }
+        if is_measured(self.config):
+            content["motion"] = self._motion_of(draws, [e.motion for e in entries])
         return content, masks
 
     def _entries(self, draws: Sequence[Draw]) -> list[Encoded]:
@@ -246,11 +247,14 @@ class DitPacks(Drawn):
         videos, captions, replaced = Stacks(self.source.shapes[draw.index] for draw in draws), [], 0
         parted: list[tuple[list[Tensor], Low | None]] = []
         masks: dict[int, Tensor] = {}
+        measured: list[float] = []
         for draw, clip in zip(draws, self.source.load_each(draws, self.config.run.seed), strict=True):
             videos.append(clip.pixels)
             parted.append(self._parted(draw, clip.references))
             captions.append("" if self._drops(draw) else clip.caption)
             replaced += clip.replaced
+            if is_measured(self.config):
+                measured.append(motion_strength(clip.pixels, self.source.rate(clip.index)))
             if (known := kept_by(clip.masks, len(clip.pixels), *self.strides)) is not None:
                 masks[draw.number] = known
         shapes, references = [self._latent_shape(draw) for draw in draws], [others for others, _ in parted]
@@ -262,6 +266,8 @@ class DitPacks(Drawn):
             "low": [low for _, low in parted] if self.sees_low else None,
             "replaced": replaced,
         }
+        if is_measured(self.config):
+            content["motion"] = self._motion_of(draws, measured)
         return content, masks
 
     def _parted(self, draw: Draw, shown: Sequence[Tensor]) -> tuple[list[Tensor], Low | None]:
@@ -313,6 +319,8 @@ class DitPacks(Drawn):
             pack = replace(pack, conditions=self.conditions.finished(pack.conditions, pack.layout))
         if pack.known is not None:
             pack = replace(pack, conditions=Conditions(channels=known_channels(pack.clean, pack.known)))
+        if pack.motion is not None:
+            pack = replace(pack, conditions=replace(pack.conditions or Conditions(), motion=pack.motion))
         return replace(pack, ready=True)
 
     def errors(self, model: nn.Module, pack: DitPack, of_clean: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -326,7 +334,7 @@ class DitPacks(Drawn):
         more = {} if pack.conditions is None else {"conditions": pack.conditions}
         if pack.control is not None:
             more["control"] = Control.of(pack.control)
-        read = (noised, seen, pack.text, pack.layout, pack.text_layout)
+        read = (*self.scheduler.inputs(noised, seen, sampling=False), pack.text, pack.layout, pack.text_layout)
         if pack.by_model is not None:
             with self.before.instead_of(model) as frozen:  # first: what it gathers of a sharded model is still right
                 told = frozen(*read, fps=pack.rates, **more).float()

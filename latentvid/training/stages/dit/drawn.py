@@ -17,21 +17,24 @@ from ....data.clips import ClipSource
 from ....data.plan.plan import Draw
 from ....data.windows import drawn_caption
 from ....diffusion.scheduler import LatentVideoScheduler
-from ....packing import Grid
+from ....packing import Grid, Reference, Shape
 from ....rng import generator
 from .augmentation import Augmentation
+from .motion import as_told, of_column
 
 
 class Drawn:
     """All is keyed by `config.run.seed` and the sample's number. fps_dropout: share of the samples whose frame rate the
-    model is not told. told: it is told what is known by channels, in the place of noise levels. of_class: number of the
-    source that is the class clips of a prior."""
+    model is not told, motion_dropout: whose motion strength. told: it is told what is known by channels, in the place
+    of noise levels. of_class: number of the source that is the class clips of a prior."""
 
     config: DitConfig
     scheduler: LatentVideoScheduler
     cache: LatentCaches | None
     source: ClipSource | None
+    shapes: Sequence[Shape]
     fps_dropout = 0.0
+    motion_dropout = 0.0
     told = False
     of_class: int | None = None
 
@@ -48,8 +51,9 @@ class Drawn:
         seed, frames = self.config.run.seed, grid[0]
         given, independent = self.config.given.draw(generator(seed, draw.number, "given"), frames)
         source = generator(seed, draw.number, "timestep")
-        level = self.config.timesteps.draw(source, math.prod(grid), frames if independent else 1)
-        levels = self.scheduler.path.snap(level).expand(frames)
+        path, count = self.scheduler.path, frames if independent else 1
+        level = self.config.timesteps.draw(source, math.prod(grid), count, path)
+        levels = path.snap(level).expand(frames)
         return levels if self.told else levels.masked_fill(given, 0.0)
 
     def _rate(self, draw: Draw) -> float:
@@ -59,6 +63,36 @@ class Drawn:
             if chance < self.fps_dropout:
                 return 0.0
         return (self.cache or self.source).rate(draw.index)
+
+    def _strength(self, draw: Draw, known: float) -> float:
+        """The motion strength that is told of a sample: NaN where it is dropped, as where it is not known."""
+        chance = torch.rand((), generator=generator(self.config.run.seed, draw.number, "motion-dropout"))
+        return math.nan if chance < self.motion_dropout else known
+
+    def _shown(self, draw: Draw) -> tuple[Reference, ...]:
+        """The references of a sample, without the roles that are dropped."""
+        references = self.shapes[draw.index].references
+        if not references:
+            return ()
+        held = self.source.references
+        kept = held.kept(draw.index, self.config.run.seed, draw.number)
+        masks = held.are_masks(draw.index, range(len(held.shapes[draw.index])))
+        places = [i for i, is_mask in enumerate(masks) if not is_mask]
+        return tuple(reference for i, reference in zip(places, references, strict=True) if i in kept)
+
+    def _motion_of(self, draws: Sequence[Draw], measured: Sequence[float] | None = None) -> Tensor:
+        """What the model is told of the motion of these samples [N]; by the manifests' column where nothing was
+        measured of their frames."""
+        if measured is None:
+            has = self.source is not None and self.source.motion is not None
+            measured = [of_column(self.source, draw.index) if has else math.nan for draw in draws]
+        return as_told([self._strength(draw, own) for draw, own in zip(draws, measured, strict=True)])
+
+    def _by_model(self, draws: Sequence[Draw]) -> Tensor | None:
+        """Which samples are class clips whose target is the model's own prediction: bool [N]."""
+        if not self.config.prior.by_model or self.of_class is None:
+            return None
+        return torch.tensor([self._source_of(draw) == self.of_class for draw in draws])
 
     def _caption(self, draw: Draw) -> int:
         """Which of its captions a sample of a cache is shown with."""

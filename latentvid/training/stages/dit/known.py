@@ -56,7 +56,10 @@ def notes_of_known(config: DitConfig) -> list[str]:
 
 
 def check_told(config: DitConfig, model: VideoDiT | OpenBackbone) -> None:
-    """Raises UserError for what only a model that is told by channels can be trained on."""
+    """Raises UserError for what only a model that is told by channels can be trained on, and what it cannot."""
+    if config.given.noise is not None and (is_told(config) or isinstance(model, OpenBackbone)):
+        what = "this model is told what is given by channels" if is_told(config) else "this is a published model"
+        raise UserError(f"given.noise is of frames that are given by noise levels, and {what}: leave noise out")
     if getattr(model, "ragged", False) and (given := set(config.given.names) - {"plain"}):
         raise UserError(
             f"given.{min(given)}: {model.family} takes one noise level a sample: leave it out, or train another model"

@@ -31,9 +31,9 @@ class DitPack:
     conditions: what a model reads beside these. known: bool [T, p q], of a model that is told what is known by
     channels: which latent positions of each token are; known_tokens: int64 [R], wholly known tokens of each latent
     frame in the whole sample. low: of a model that sees smaller clips by channels, which are `conditions` when they are
-    encoded, one of each sample or None. control: [T,P], of the control branch's signal; of clips its frames are in
-    `references`. by_model: bool [N], samples whose target is what the model before training predicts; None: no run of
-    such.
+    encoded, one of each sample or None. motion: float32 [N], the motion strengths that the model is told. control:
+    [T,P], of the control branch's signal; of clips its frames are in `references`. by_model: bool [N], samples whose
+    target is what the model before training predicts; None: no run of such.
     """
 
     noise: Tensor
@@ -48,6 +48,7 @@ class DitPack:
     references: list[list[Tensor]] | None = None
     captions: list[str] | None = None
     conditions: Conditions | None = None
+    motion: Tensor | None = None
     known: Tensor | None = None
     known_tokens: Tensor | None = None
     low: list[Low | None] | None = None

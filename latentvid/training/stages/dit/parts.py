@@ -148,6 +148,7 @@ def make_pipeline(config: DitConfig, parts: Parts, model: nn.Module) -> LatentVi
         text_encoder=parts.text.encoder,
         tokenizer=parts.text.tokenizer,
         given=given_of(config),
+        given_noise=config.given.noise,
         references=as_json(roles_of(config)),
         student=student_of(config, parts.scheduler),
         **sizes,

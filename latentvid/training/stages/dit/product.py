@@ -3,7 +3,6 @@ branch."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ def export_pipeline(
         **defaults_of(seen),
         **config.sampled(config.inference.steps, config.inference.guidance),
         trained=seen or None,
-        given_shares=asdict(config.given),
+        given_shares=config.given.shares,
     )
     pipeline.save_pretrained(folder)
 

@@ -5,6 +5,7 @@ Axes: C channels, f h w of a latent; S text tokens; N samples of a pack.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from ....config.prior import Prior
 from ....config.schema import DitConfig
 from ....data.cache.shards import Encoded, EncodedText
 from ....data.clips import ClipSource
+from ....data.motion import motion_strength
 from ....data.plan.plan import Draw
 from ....data.transforms import from_uint8
 from ....data.windows import Clip
@@ -28,6 +30,7 @@ from ...compute import compute_type
 from .conditions import ConditionMaker, encoded_texts
 from .data import DitPacks
 from .known import kept_by
+from .motion import is_measured, tells_motion
 from .pack import DitPack
 from .parts import Parts
 from .sampled_scores import SampledScores
@@ -61,6 +64,8 @@ class HeldOutLatents(DitPacks):
         run = replace(config.run, seed=settings.seed)
         if config.data.references and settings.latents is not None:
             raise UserError("validation.latents: a cache holds no references: give validation.manifest in its place")
+        if tells_motion(config) and config.data.motion_dropout < 1 and settings.latents is not None:
+            raise UserError("validation.latents: a cache holds no motion: give validation.manifest in its place")
         shown = {name: replace(column, dropout=0.0) for name, column in config.data.references.items()}
         data = replace(config.data, latents=settings.latents, manifest=manifest, flip=False, references=shown)
         super().__init__(replace(config, run=run, data=data, prior=Prior()), parts, patch, conditions)
@@ -77,7 +82,7 @@ class HeldOutLatents(DitPacks):
         self.packs = list(self._packed(self.windows, self.bins))
 
     def _encoded(self, seed: int) -> EncodedClips:
-        return EncodedClips(self.source, self.vae, self.text, seed, self.conditions)
+        return EncodedClips(self.source, self.vae, self.text, seed, self.conditions, is_measured(self.config))
 
     def _packed(self, windows: Sequence[int], bins: int) -> Iterator[list[Draw]]:
         """Every window in each of the first so many bins, in packs of at most `data.tokens_per_pack` tokens."""
@@ -172,8 +177,16 @@ class EncodedClips:
     """Windows of clips as a latent cache gives them; each is encoded when it is first asked for, and kept."""
 
     def __init__(
-        self, source: ClipSource, vae: Vae, text: TextEncoder, seed: int, conditions: ConditionMaker | None
+        self,
+        source: ClipSource,
+        vae: Vae,
+        text: TextEncoder,
+        seed: int,
+        conditions: ConditionMaker | None,
+        measures: bool = False,
     ) -> None:
+        """measures: the motion strength of each."""
+        self.measures = measures
         self.source, self.vae, self.text, self.seed, self.conditions = source, vae, text, seed, conditions
         self._entries: dict[int, Encoded] = {}
 
@@ -197,7 +210,8 @@ class EncodedClips:
         of_text = words.states, words.pooled, words.second
         shown = tuple(map(self._mean, map(from_uint8, clip.references)))
         known = kept_by(clip.masks, len(clip.pixels), self.vae.temporal_stride, self.vae.spatial_stride)
-        return Encoded(mean, torch.zeros_like(mean), *of_text, image, shown, known)
+        motion = motion_strength(clip.pixels, self.source.rate(clip.index)) if self.measures else math.nan
+        return Encoded(mean, torch.zeros_like(mean), *of_text, image, shown, known, motion)
 
     def _mean(self, video: Tensor) -> Tensor:
         """[3,F,H,W] -> the posterior's mean [C,f,h,w], normalised."""

@@ -150,7 +150,7 @@ def predict_with(
     more = {} if given is None else {"conditions": given}
 
     def predict(z: Tensor, t: Tensor) -> Tensor:
-        return network(z, scheduler.told(t), text, pack.layout, words, fps=pack.rates, **more).float()
+        return network(*scheduler.inputs(z, t), text, pack.layout, words, fps=pack.rates, **more).float()
 
     return predict
 

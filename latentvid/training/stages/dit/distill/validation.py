@@ -58,7 +58,9 @@ class HeldOutStudent(DistillPacks, HeldOutLatents):
         """[T,P] where so many steps lead from the pack's noise; references stay as they are."""
         levels = torch.where(pack.timestep > 0, self.fine_levels(pack, steps).T, 0.0)  # [K+1,R]
         own = pack.timestep.index_select(0, pack.layout.frame)[:, None] > 0
-        return solve(self.scheduler, predict, torch.where(own, pack.noise, pack.clean), levels, pack.layout)
+        return solve(
+            self.scheduler, predict, torch.where(own, self.scheduler.begin(pack.noise), pack.clean), levels, pack.layout
+        )
 
     def _pack_of_ends(self, place: int) -> DitPack:
         return self.prepare(self.make_pack(self._of_ends[place]).to(self.device))
