@@ -82,7 +82,7 @@ _NAMES: tuple[tuple[Range, str], ...] = (  # of the numbers that have each range
     # data
     (_whole(1, 10**5), "data.max_frames frames_per_read"),
     (_above(0, 1e12), "data.weights"),
-    (Range(0, 1e6), "motion"),
+    (Range(0, 1e6), "motion_strength"),
     (_SHARE, "motion_dropout"),
     (_SHARE, "image_share fps_dropout unknown_share fps_slack degrade.share"),
     (Range(0, 51), "degrade.amount"),

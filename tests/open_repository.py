@@ -10,6 +10,7 @@ import open_cogvideox
 import open_hunyuan
 import open_ltx
 import open_mochi
+import open_svd
 import open_wan
 import torch
 from diffusers import DiffusionPipeline
@@ -32,6 +33,7 @@ REPOSITORIES: dict[str, Callable[[], DiffusionPipeline]] = {
     "cogvideox_newer": open_cogvideox.cogvideox_newer,
     "cogvideox_newer_image": lambda: open_cogvideox.cogvideox_image(patch_size_t=2, ofs_embed_dim=16),
     "mochi": open_mochi.mochi,
+    "svd": open_svd.svd,
     "mochi_zeros": lambda: open_mochi.mochi(zeros=True),
     "hunyuan": open_hunyuan.video,
     "hunyuan15": open_hunyuan.video15,

@@ -44,7 +44,7 @@ def _values(manifest: Manifest, column: str) -> Iterable[float]:
     cells = manifest.extra.get(column) or [None] * len(manifest.samples)
     for i, cell in enumerate(cells):
         try:
-            yield math.nan if _is_empty(cell) else check("motion", float(cell))
+            yield math.nan if _is_empty(cell) else check("motion_strength", float(cell))
         except (TypeError, ValueError, RangeError):
             raise UserError(
                 f"{manifest.source}: the column `{column}` of {manifest.samples.path(i)} is {str(cell):.40}: give a "

@@ -30,6 +30,8 @@ class Guidance:
     scale: classifier-free guidance; 1 turns it off, which halves the work.
     rescale: 0 to 1, how far each clip's guided prediction gets the deviation of the conditional one back (Lin et al.
         2023, eq. 15 and 16): against the washed-out look of large scales.
+    first: the scale of a clip's first latent frame, from which it grows evenly to `scale` of the last (Stable Video
+        Diffusion, Blattmann et al. 2023); None: all have the same.
     interval: guidance only at noise levels from low to high (Kynkäänniemi et al. 2024); None: at all levels.
     zero_init: number of first steps with velocity 0 (CFG-Zero*, Fan et al. 2025): for rectified flow only.
     """
@@ -38,6 +40,7 @@ class Guidance:
     rescale: float = 0.0
     interval: tuple[float, float] | None = None
     zero_init: int = 0
+    first: float | None = None
 
     def __post_init__(self) -> None:
         values = {"guidance": self.scale, "guidance_rescale": self.rescale, "zero_init": self.zero_init}
@@ -53,7 +56,12 @@ class Guidance:
 
     def combine(self, conditional: Tensor, unconditional: Tensor, t: Tensor, layout: Packed) -> Tensor:
         """The guided prediction [T,P] of two [T,P] at levels t [R]."""
-        scale = self.scales(t).index_select(0, layout.frame)[:, None]
+        scales = self.scales(t)
+        if self.first is not None:
+            place = [torch.linspace(0, 1, f) for f in (f for shape in layout.shapes for f, *_ in shape.grids)]
+            grown = self.first + (self.scale - self.first) * torch.cat(place).to(scales)
+            scales = torch.where(scales == self.scale, grown, scales)
+        scale = scales.index_select(0, layout.frame)[:, None]
         guided = classifier_free(conditional, unconditional, scale)
         if not self.rescale:
             return guided

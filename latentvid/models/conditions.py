@@ -29,6 +29,7 @@ class Conditions:
     second: [S',D'] token states of a second text encoder; `second_lengths` has the tokens of each sample, 0 among them.
     image: [N,I,Di] states of an image encoder; where `has_image` is given, of the samples alone that it is true of.
     guidance: [N] guidance scale that the model is told, 1 to 10 or so.
+    image_noise: [N] level, or deviation, of noise in the image that the model is told.
     motion: [N] motion strength that the model is told, from 0 up; `NO_MOTION` where it is not known.
     whole_extra: where the layout is a piece of a pack, how many tokens of `second` and `image` each sample of the whole
         pack has.
@@ -42,6 +43,7 @@ class Conditions:
     has_image: tuple[bool, ...] = ()
     guidance: Tensor | None = None
     motion: Tensor | None = None
+    image_noise: Tensor | None = None
     whole_extra: tuple[int, ...] = ()
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Conditions:

@@ -21,6 +21,7 @@ from diffusers.models.autoencoders.autoencoder_kl_hunyuanvideo15 import Autoenco
 from diffusers.models.autoencoders.autoencoder_kl_ltx import AutoencoderKLLTXVideo
 from diffusers.models.autoencoders.autoencoder_kl_ltx2 import AutoencoderKLLTX2Video
 from diffusers.models.autoencoders.autoencoder_kl_mochi import AutoencoderKLMochi
+from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import AutoencoderKLTemporalDecoder
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
@@ -38,6 +39,7 @@ from .diffusers_vae import (
     LTX2VideoVae,
     LTXVideoVae,
     MochiVae,
+    TemporalDecoderVae,
     WanVae,
 )
 from .pixels import PIXELS, PixelCodec
@@ -54,6 +56,7 @@ FOREIGN: dict[type[ModelMixin], type[DiffusersVae]] = {
     AutoencoderKLHunyuanVideo15: HunyuanVideo15Vae,
     AutoencoderKLMochi: MochiVae,
     AutoencoderKL: ImageVae,
+    AutoencoderKLTemporalDecoder: TemporalDecoderVae,
 }
 CLASSES = {cls.__name__: cls for cls in (CausalVideoAutoencoder, PixelCodec, *FOREIGN)}
 

@@ -133,6 +133,13 @@ class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
     levels_by_frame = True  # each latent frame may have a noise level of its own
 
     @property
+    def tells_motion(self) -> bool:
+        return self.motion_in is not None
+
+    def without(self, given: Conditions) -> Conditions:
+        return given
+
+    @property
     def channels(self) -> int:
         """Further input channels, of `Conditions.channels`."""
         return 0 if self.config.condition_channels == "none" else 1 + self.config.latent_channels

@@ -120,8 +120,8 @@ def parser_of(doc: str, *, known: bool = False) -> Parser:
         "(default: the input's, or the model's)",
     )
     parser.add_argument(
-        "--motion",
-        type=number("motion"),
+        "--motion-strength",
+        type=number("motion_strength"),
         metavar="STRENGTH",
         help="how much moves, where the model was trained with model.motion_condition: percent of the frame's diagonal "
         "a second, as a mean over the frame, or in the unit of its training's column (default: as the model likes)",

@@ -37,7 +37,7 @@ def sampling_of(args: argparse.Namespace, pipeline: LatentVideoPipeline) -> Samp
     asked = {name: getattr(args, argument) for argument, name in _GUIDANCE.items()}
     asked = {name: tuple(v) if isinstance(v, list) else v for name, v in asked.items() if v is not None}
     names = ("condition", "reconstruction_weight", "guidance_low", "guidance_embedded")
-    names += ("reference_noise", "image_noise", "motion")
+    names += ("reference_noise", "image_noise", "motion_strength")
     options = {name: getattr(args, name) for name in names if hasattr(args, name)}
     guidance = replace(pipeline.guidance(), **asked)
     if args.mixed_precision != "auto" or getattr(args, "prompts", None) is None:  # --prompts looks first

@@ -18,6 +18,15 @@ from ..packing import Grid
 from .sampling import Request, Sampling, condition_of, with_frames
 
 
+def noise_range(values: Sequence[float] | None) -> tuple[float, ...] | None:
+    """A pipeline's `given_noise`, as its file has it. Raises UserError."""
+    if values is None:
+        return None
+    if len(values) != 2:
+        raise UserError(f"given_noise={list(values)}: give the lowest and the highest level")
+    return tuple(check("given.noise", each) for each in values)
+
+
 class KnownMixin:
     """Beside `encode` (codec.py), and `config` and `transformer` of the pipeline."""
 
@@ -29,10 +38,14 @@ class KnownMixin:
         grids: Sequence[Grid],
         precision: torch.dtype | None = None,
         lasts: Sequence[Tensor] | None = None,
+        *,
+        seed: int = 0,
+        sampling: Sampling | None = None,
     ) -> list[dict[str, Tensor]]:
         """What requests of latent grids (f,h,w) for clips that begin with pictures uint8 [H,W,3] are given.
 
-        lasts: with which they end, where the model `takes_last`.
+        lasts: with which they end, where the model `takes_last`. seed: of noise in the first picture, the next has that
+        of seed + 1, and so on.
         """
         firsts = self.encode([image[None] for image in images], precision)  # [C,1,h,w]
         return [with_frames(grid, {0: first}) for grid, first in zip(grids, firsts, strict=True)]
@@ -54,11 +67,13 @@ class KnownMixin:
         found = []
         for r in requests:
             negative = self.negative_prompt if r.negative_prompt is None else r.negative_prompt
-            found.append(replace(r, negative_prompt=negative, motion=sampling.motion if r.motion is None else r.motion))
-        asked = [check("motion", r.motion) for r in found if r.motion is not None]
-        if asked and getattr(self.transformer, "motion_in", None) is None:
+            strength = sampling.motion_strength if r.motion_strength is None else r.motion_strength
+            found.append(replace(r, negative_prompt=negative, motion_strength=strength))
+        asked = [check("motion_strength", r.motion_strength) for r in found if r.motion_strength is not None]
+        if asked and not self.transformer.tells_motion:
             raise UserError(
-                f"motion {asked[0]:g}: the model was trained without model.motion_condition: leave --motion out"
+                f"motion strength {asked[0]:g}: the model was trained without model.motion_condition: leave "
+                "--motion-strength out"
             )
         return found
 

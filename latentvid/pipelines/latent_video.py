@@ -39,7 +39,7 @@ from .codec import CodecMixin
 from .controls import branches_of, signals_of
 from .defaults import SOLVER
 from .folder import CLASSES, check_index, read_parts
-from .known import KnownMixin
+from .known import KnownMixin, noise_range
 from .limit import Kind, check_cost
 from .low import with_low
 from .predict import SecondExpert, make_predict, record
@@ -113,7 +113,7 @@ class LatentVideoPipeline(CodecMixin, KnownMixin, StudentMixin, DiffusionPipelin
             given_shares=given_shares,
             references=as_json(read_roles(references, "the pipeline")),
             student=None if student is None else Student.of(student).as_json(),
-            given_noise=None if given_noise is None else tuple(check("given.noise", each) for each in given_noise),
+            given_noise=noise_range(given_noise),
         )
 
     @classmethod

@@ -20,11 +20,13 @@ from ..data.transforms import from_uint8
 from ..diffusion.guidance import Guidance
 from ..diffusion.scheduler import LatentVideoScheduler
 from ..errors import UserError
+from ..limits import check
 from ..models.interchange import Vae, load_vae, raw_vae
 from ..models.open import Conditions, OpenBackbone, Published, load_backbone, read_published
-from ..models.open.conditioning import condition_channels, encode_condition, pixels_to_encode
+from ..models.open.conditioning import condition_channels, encode_condition, pixels_to_encode, with_noise
 from ..models.open.image import ImageReader, load_image_reader
 from ..models.open.recipe import Recipe
+from ..models.open.svd import NOISE
 from ..packing import Grid
 from ..references import Role, as_json, saved_roles
 from ..text import TextReader, load_reader
@@ -112,7 +114,7 @@ class OpenVideoPipeline(LatentVideoPipeline):
         if "reader" not in parts:
             parts["reader"] = load_reader(published.parts, recipe.text, dtype)
         if "image_reader" not in parts and "image_encoder" in published.parts:
-            parts["image_reader"] = load_image_reader(published.parts, dtype)
+            parts["image_reader"] = load_image_reader(published.parts, dtype, recipe.image == "svd")
         for name, part in zip(("transformer", "transformer_2"), published.experts, strict=False):
             if name not in parts:
                 parts[name] = load_backbone(published, part, dtype)
@@ -153,7 +155,9 @@ class OpenVideoPipeline(LatentVideoPipeline):
 
     def guidance(self, sampling: Sampling | None = None) -> Guidance:
         asked = None if sampling is None else sampling.guidance
-        return asked or Guidance(scale=self.recipe.guidance, rescale=self.recipe.guidance_rescale)
+        recipe = self.recipe
+        usual = {"scale": recipe.guidance, "rescale": recipe.guidance_rescale, "first": recipe.guidance_first}
+        return asked or Guidance(**usual)
 
     def _second(self, sampling: Sampling) -> SecondExpert | None:
         if self.recipe.boundary is None:
@@ -164,7 +168,19 @@ class OpenVideoPipeline(LatentVideoPipeline):
         guidance = replace(guidance, scale=guidance.scale if low is None else low)
         return SecondExpert(self.transformer_2, self.recipe.boundary, guidance)
 
+    def noise_of_given(self, sampling: Sampling, condition: str, cached: bool) -> float:
+        """Of a model whose picture has noise before the VAE, 0: no latent frame is given."""
+        return 0.0 if self.recipe.image == "svd" else super().noise_of_given(sampling, condition, cached)
+
+    def _image_noise(self, sampling: Sampling | None) -> float:
+        """The deviation of the noise in the pixels of a picture."""
+        asked = None if sampling is None else sampling.image_noise
+        return NOISE if asked is None else check("image_noise", asked)
+
     def _tell(self, given: Conditions, samples: int, sampling: Sampling) -> Conditions:
+        if self.recipe.image == "svd":
+            level = torch.full((samples,), self._image_noise(sampling), device=self._execution_device)
+            given = replace(given, image_noise=level)
         if self.recipe.guidance_embedded is None:
             return super()._tell(given, samples, sampling)
         asked = sampling.guidance_embedded
@@ -200,22 +216,29 @@ class OpenVideoPipeline(LatentVideoPipeline):
         grids: Sequence[Grid],
         precision: torch.dtype | None = None,
         lasts: Sequence[Tensor] | None = None,
+        *,
+        seed: int = 0,
+        sampling: Sampling | None = None,
     ) -> list[dict[str, Tensor]]:
         if not self.transformer.channels:
             return super().begin_with(images, grids, precision)
+        deviation = self._image_noise(sampling) if self.recipe.image == "svd" else 0.0
         ends = [None] * len(images) if lasts is None else lasts
         found = []
         with self._autocast(precision):
-            for first, last, grid in zip(images, ends, grids, strict=True):
-                request = {"channels": self._channels(grid, first, last)}
+            for i, (first, last, grid) in enumerate(zip(images, ends, grids, strict=True)):
+                request = {"channels": self._channels(grid, first, last, deviation, seed + i)}
                 if self.image_reader is not None:
                     shown = [first] if last is None else [first, last]
                     request["image"] = self.image_reader.read(shown, self._execution_device)
                 found.append(request)
         return found
 
-    def _channels(self, grid: Grid, first: Tensor | None, last: Tensor | None = None) -> Tensor:
-        """Further channels [C',f,h,w] of a clip that begins with a picture, and ends with one."""
+    def _channels(
+        self, grid: Grid, first: Tensor | None, last: Tensor | None = None, deviation: float = 0.0, seed: int = 0
+    ) -> Tensor:
+        """Further channels [C',f,h,w] of a clip that begins with a picture, and ends with one. deviation: of noise in
+        the first one's pixels."""
         kind, vae = self.recipe.image, self.codec
         frames = self.transformer.patch[0]
         grid = (-(-grid[0] // frames) * frames, *grid[1:])
@@ -224,6 +247,7 @@ class OpenVideoPipeline(LatentVideoPipeline):
             return condition_channels(kind, None, grid, **options)
         length = 1 + (grid[0] - 1) * vae.temporal_stride
         pictures = [None if x is None else _pixels(x, self._execution_device) for x in (first, last)]
+        pictures[0] = with_noise(pictures[0], deviation, seed)
         latents = encode_condition(kind, vae, pixels_to_encode(kind, pictures[0], length, pictures[1]))
         given = (0,) if last is None else (0, length - 1)
         return condition_channels(kind, latents, grid, given=given, **options)

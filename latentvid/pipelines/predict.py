@@ -55,7 +55,7 @@ def make_predict(
     """
     experts = [(transformer, guidance)] + ([] if second is None else [(second.transformer, second.guidance)])
     guided = any(of_expert.scale != 1.0 for _, of_expert in experts)
-    one, both = _branches(text, batch.requests, batch.layout, guided, batch.given)
+    one, both = _branches(text, batch.requests, batch.layout, guided, batch.given, transformer.without(batch.given))
     predicts = [_guided(network, one, both, batch, scale, scheduler, cache) for network, scale in experts]
     if second is None:
         return predicts[0]
@@ -119,7 +119,7 @@ def record(
     given: what the network is told of each request beside its text."""
     z, grids = patchify(latents, transformer.patch)
     layout = Packed.of(grids).to(z.device)
-    _, both = _branches(text, requests, layout, guidance.scale != 1.0, given)
+    _, both = _branches(text, requests, layout, guidance.scale != 1.0, given, transformer.without(given))
     layout = both.text[1]
     branches, fps = layout.segments // len(latents), rates_of(requests).to(z.device)
     with cache.recording():
@@ -142,9 +142,15 @@ class Branch:
 
 
 def _branches(
-    text: TextEncoder | TextReader, requests: Sequence[Request], layout: Packed, guided: bool, given: Conditions
+    text: TextEncoder | TextReader,
+    requests: Sequence[Request],
+    layout: Packed,
+    guided: bool,
+    given: Conditions,
+    without: Conditions,
 ) -> tuple[Branch, Branch]:
-    """For the prompts alone, and as guidance needs it, with the negative prompts as samples of their own after them."""
+    """For the prompts alone, and as guidance needs it, with the negative prompts as samples of their own after them,
+    which are given what `without` has."""
     device = layout.segment.device
     prompts, negatives = ([getattr(r, name) or "" for r in requests] for name in ("prompt", "negative_prompt"))
     found = text.encode(prompts + negatives if guided else prompts)
@@ -155,11 +161,14 @@ def _branches(
     if not guided:
         return one, one
     both = layout.repeated(2).to(device), Packed.of_lengths(found.lengths).to(device)
-    return one, Branch((TextContext(states), *both), _with_text(_twice(given), found, 2 * n).to(device))
+    return one, Branch((TextContext(states), *both), _with_text(_together(given, without), found, 2 * n).to(device))
 
 
-def _twice(given: Conditions) -> Conditions:
-    return replace(given.map(_doubled), has_image=given.has_image * 2)
+def _together(one: Conditions, other: Conditions) -> Conditions:
+    """Of samples, and of as many more after them."""
+    pairs = {field.name: (getattr(one, field.name), getattr(other, field.name)) for field in fields(Conditions)}
+    both = {name: torch.cat(pair) for name, pair in pairs.items() if isinstance(pair[0], Tensor)}
+    return replace(one, **both, has_image=one.has_image * 2)
 
 
 def _doubled(x: Tensor) -> Tensor:

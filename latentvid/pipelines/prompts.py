@@ -40,6 +40,7 @@ from .sampling import Request, Sampling
 
 INDEX = "results.jsonl"
 COLUMNS = ("prompt", "negative_prompt", "seed", "frames", "height", "width", "fps", "name")
+ASKED = ("guidance_low", "guidance_embedded", "image_noise", "motion_strength")  # of a sampling, where they are said
 LONGEST = 200  # bytes of a file name; longer ones are shortened, so that every system holds them
 _NAME = re.compile(r"[^./\\][^/\\]*")
 
@@ -273,10 +274,10 @@ def _computed(pipeline: LatentVideoPipeline, folder: Path, found: Mapping[str, M
 
 def _settings(pipeline: LatentVideoPipeline, sampling: Sampling) -> dict[str, Any]:
     """What decides, beside its row, what a clip shows: as it stands in the index."""
-    guidance = asdict(pipeline.guidance(sampling))
+    guidance = {k: v for k, v in asdict(pipeline.guidance(sampling)).items() if k != "first" or v is not None}
     steps = pipeline.config.steps if sampling.steps is None else sampling.steps
     words = {"steps": steps, "solver": sampling.solver or pipeline.solver, "guidance": guidance}
-    asked = {name: getattr(sampling, name) for name in ("guidance_low", "guidance_embedded")}
+    asked = {name: getattr(sampling, name) for name in ASKED}
     words |= {name: value for name, value in asked.items() if value is not None}
     return json.loads(json.dumps(words | {"precision": str(sampling.precision), "model": _mark(pipeline)}))
 
@@ -284,9 +285,10 @@ def _settings(pipeline: LatentVideoPipeline, sampling: Sampling) -> dict[str, An
 def _mark(pipeline: LatentVideoPipeline) -> str:
     """Tells models from each other, by the first numbers of each of their parameters, and by how much of an adapter
     they have."""
-    schedule = dict(pipeline.scheduler.config)
+    of_edm = set() if pipeline.scheduler.config.path == "edm" else {"sigma_data", "sigma_min", "sigma_max", "rho"}
+    schedule = {key: value for key, value in pipeline.scheduler.config.items() if key not in of_edm}
     if "_use_default_values" in schedule:  # made of a set: in another order in each process
-        schedule["_use_default_values"] = sorted(schedule["_use_default_values"])
+        schedule["_use_default_values"] = sorted(set(schedule["_use_default_values"]) - of_edm)
     digest = hashlib.blake2b(json.dumps(schedule, sort_keys=True).encode(), digest_size=8)
     for module in (*pipeline.experts, pipeline.vae):
         for parameter in module.parameters():

@@ -36,7 +36,7 @@ class Request:
     where all of its latent positions are).
     start: latent [C,f,h,w] at noise level `level`, where sampling begins in place of noise at level 1.
     references: latents [C,f',h',w'] that it is shown beside its own, by the roles of the model (`pipeline.roles`).
-    motion: how much is to move, for models that are told of it; None: what the sampling says.
+    motion_strength: how much is to move, for models that are told of it; None: what the sampling says.
     channels: further input channels [C',f,h,w], and image: states [I,Di] of an image encoder; of models that take them.
     negative_prompt: None is the model's.
     """
@@ -51,7 +51,7 @@ class Request:
     start: Tensor | None = None
     level: float = 1.0
     references: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
-    motion: float | None = None
+    motion_strength: float | None = None
     channels: Tensor | None = None
     image: Tensor | None = None
 
@@ -71,7 +71,7 @@ class Sampling:
     reference_noise: noise level of references whose roles have such (None: the lowest that each was trained with).
     image_noise: noise level of frames that are given by noise levels, of which the model is told, where it was trained
         with such (None: the lowest of training).
-    motion: how much is to move in each clip, for models of `motion_condition` (None: as the model finds right).
+    motion_strength: how much is to move in each clip, for models that are told of it (None: as the model finds right).
     large: whether a clip may cost more than `limit.TIMES` those that the model was trained on.
     precision: autocast type of the networks; None is bf16 where the device computes it faster, else fp32.
     """
@@ -86,7 +86,7 @@ class Sampling:
     precision: torch.dtype | None = None
     reference_noise: float | None = None
     image_noise: float | None = None
-    motion: float | None = None
+    motion_strength: float | None = None
     progress: bool = True
     large: bool = False
 
@@ -282,7 +282,7 @@ def rates_of(requests: Sequence[Request]) -> Tensor:
 
 def told_motion(requests: Sequence[Request]) -> Tensor | None:
     """[N] for `Conditions.motion`; None where none of them says."""
-    asked = [r.motion for r in requests]
+    asked = [r.motion_strength for r in requests]
     if all(each is None for each in asked):
         return None
     return torch.tensor([NO_MOTION if each is None else float(each) for each in asked])

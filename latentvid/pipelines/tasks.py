@@ -43,7 +43,7 @@ def image_to_video(
     same_number(images=images, prompts=prompts)
     sampling = sampling or Sampling()
     grids = [pipeline.latent_grid(frames or pipeline.config.frames, *image.shape[:2]) for image in images]
-    begun = pipeline.begin_with(images, grids, sampling.precision)
+    begun = pipeline.begin_with(images, grids, sampling.precision, seed=seed, sampling=sampling)
     shown = encoded(pipeline, one_each(references, len(prompts), "references"), sampling.precision)
     requests = []
     for i, (grid, known, prompt) in enumerate(zip(grids, begun, prompts, strict=True)):

@@ -185,6 +185,49 @@ class TextReader:
         return hashlib.sha256(json.dumps([read, self.quantization]).encode()).hexdigest()
 
 
+class NoText(TextReader):
+    """Of a model that reads no text: gives one state of one zero for every prompt, which the model leaves alone."""
+
+    reading = Reading(tokens=2**31 - 1)
+
+    def __init__(self) -> None:
+        self.parts, self.place, self.quantization = (), "device", None
+        self.pooled = self.second = None
+        self._device = torch.device("cpu")
+
+    @property
+    def text(self) -> Self:
+        return self
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        return ()
+
+    @property
+    def dim(self) -> int:
+        return 1
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    def tokenize(self, prompts: Sequence[str]) -> list[list[int]]:
+        return [[0] for _ in prompts]
+
+    def fits(self, prompts: Sequence[str]) -> Iterator[Fit]:
+        return (Fit(tokens=1, unknown="", share=0.0) for _ in prompts)
+
+    def check(self, prompts: Iterable[str]) -> None:
+        if any(prompts):
+            warn_once("this model reads no text: what a prompt says changes nothing")
+
+    def encode(self, prompts: Sequence[str]) -> PackedText:
+        return PackedText(torch.zeros(len(prompts), 1, device=self._device), [1] * len(prompts))
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(b"no text").hexdigest()
+
+
 def load_reader(
     folders: Mapping[str, Path],
     readings: Sequence[Reading],
@@ -193,11 +236,14 @@ def load_reader(
     place: Place = "device",
     quantization: str | None = None,
 ) -> TextReader:
-    """The text encoders of a published model. folders: those of the repository, by the names that readings have.
+    """The text encoders of a published model; `NoText` where it has none.
 
-    place: as in `TextReader`. quantization: of `QUANTIZATIONS`, where the weights are to take less room.
-    Nothing is fetched, and no code in the folders is run. Raises UserError.
+    folders: those of the repository, by the names that readings have. place: as in `TextReader`. quantization: of
+    `QUANTIZATIONS`, where the weights are to take less room. Nothing is fetched, and no code in the folders is run.
+    Raises UserError.
     """
+    if not readings:
+        return NoText()
     if quantization is not None:
         check_quantization(quantization)
     names = [name for r in readings for name in (r.part, r.tokenizer, r.connectors) if name is not None]

@@ -6,6 +6,7 @@ from .hunyuan import HunyuanVideo15Vae, HunyuanVideoVae
 from .image import ImageVae
 from .ltx import LTX2VideoVae, LTXVideoVae
 from .mochi import MochiVae
+from .temporal_decoder import TemporalDecoderVae
 from .wan import WanVae
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "LTX2VideoVae",
     "LTXVideoVae",
     "MochiVae",
+    "TemporalDecoderVae",
     "WanVae",
 ]

@@ -59,6 +59,7 @@ class OpenBackbone(Controllable, nn.Module):
     # frames and pixels of a latent position, of the autoencoder: for families whose positions count them
     strides: tuple[int, int] | None = None
     reads_fps: ClassVar[bool] = False  # what it makes depends on the frame rate
+    tells_motion: ClassVar[bool] = False  # it is told how much moves: `Conditions.motion`
     takes_references: ClassVar[bool] = False  # its pass is exact for tokens of references (packing.py) too
 
     def __init__(self, raw: ModelMixin) -> None:
@@ -154,6 +155,10 @@ class OpenBackbone(Controllable, nn.Module):
     def predict(self, inputs: Inputs) -> Tensor:
         """What `forward` returns, of inputs that are checked."""
         raise NotImplementedError
+
+    def without(self, given: Conditions) -> Conditions:
+        """What guidance gives it beside the negative prompt, by what the prompt has."""
+        return given
 
     # --- what is the same ---
 

@@ -8,6 +8,7 @@ channels come after the noised ones, in this order.
     wan         mask of each frame, latents of image and zeros      wan/pipeline_wan_i2v.py
     cogvideox   latents of the image, then zeros                    cogvideo/pipeline_cogvideox_image2video.py
     concat      latents of the image, then zeros; mask              hunyuan_video (latent_concat), hunyuan_video1_5
+    svd         latents of the image for every frame, not scaled    stable_video_diffusion
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ...packing import Grid
+from ...rng import generator
 from ..diffusers_vae import CogVideoXVae
 from ..interchange import Vae
 from .recipe import ImageKind
@@ -34,10 +36,21 @@ def pixels_to_encode(kind: ImageKind, image: Tensor, frames: int, last: Tensor |
     return clip
 
 
+def drawn_deviation(source: torch.Generator) -> Tensor:
+    """Of the noise in an image in training: exp(N(-3, 0.5^2)) (Blattmann et al. 2023; Yang et al. 2024)."""
+    return torch.exp(-3.0 + 0.5 * torch.randn((), generator=source))
+
+
 def noised_image(image: Tensor, generator: torch.Generator) -> Tensor:
-    """What CogVideoX sees of the image in training: with noise of deviation exp(N(-3, 0.5^2)) (Yang et al. 2024)."""
-    sigma = torch.exp(-3.0 + 0.5 * torch.randn((), generator=generator))
+    """What CogVideoX and Stable Video Diffusion see of the image in training."""
+    sigma = drawn_deviation(generator)
     return image + sigma * torch.randn(image.shape, generator=generator).to(image)
+
+
+def with_noise(image: Tensor, deviation: float, seed: int) -> Tensor:
+    """What Stable Video Diffusion sees of the image [3,H,W] in sampling."""
+    noise = torch.randn(image.shape, generator=generator(seed, 0, "image-noise"))
+    return image + deviation * noise.to(image) if deviation else image
 
 
 def encode_condition(kind: ImageKind, vae: Vae, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -49,7 +62,7 @@ def encode_condition(kind: ImageKind, vae: Vae, pixels: Tensor, noise: Tensor | 
     z = posterior.mean if noise is None else posterior.mean + posterior.std * noise.to(posterior.mean)[None]
     if kind == "cogvideox" and isinstance(vae, CogVideoXVae) and vae.config.invert_scale_latents:
         return z[0] / vae.config.scaling_factor
-    return vae.normalise(z)[0]
+    return z[0] if kind == "svd" else vae.normalise(z)[0]
 
 
 def condition_channels(
@@ -65,6 +78,8 @@ def condition_channels(
         if kind != "concat":
             raise ValueError(f"a model of kind {kind} is never without an image")
         return torch.zeros(channels + 1, *grid)
+    if kind == "svd":
+        return latents[:, :1].expand(-1, grid[0], -1, -1)
     if kind == "wan":
         return torch.cat([frame_mask(grid, stride, given).to(latents), latents])
     filled = latents.new_zeros(channels, *grid)

@@ -172,6 +172,8 @@ def blank_conditions(model: OpenBackbone, layout: Packed) -> Conditions:
     if model.family == "wan" and model.config.image_dim:
         states = model.config.pos_embed_seq_len if model.of_two_images else 257  # of CLIP
         given["image"] = torch.zeros(n, states, model.config.image_dim)
+    if model.family == "svd":
+        given["image"], given["pooled"] = torch.zeros(n, 1, model.image_width), torch.zeros(n, 3)
     if width := model.pooled_width:
         given["pooled"] = torch.zeros(n, width)
     if model.takes_guidance:

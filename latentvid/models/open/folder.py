@@ -60,6 +60,7 @@ PARTS: dict[str, Collection[str]] = {  # classes that a part may be of
 # known, and left where they are
 UNUSED = ("safety_checker", "audio_vae", "vocoder", "processor", "prompt_enhancer", "duration_head")
 NEEDED = ("vae", "scheduler", "text_encoder", "tokenizer")  # beside the network
+NEEDED_OF = {"StableVideoDiffusionPipeline": ("unet", "vae", "scheduler", "image_encoder", "feature_extractor")}
 NETWORKS = ("transformer", "transformer_2", "unet")
 LIBRARIES = ("diffusers", "transformers", "ltx2")  # the last as diffusers names the connectors of its own
 
@@ -150,7 +151,7 @@ def _classes(file: Path, index: Mapping[str, Any]) -> dict[str, str]:
             names = ", ".join(PARTS[part])
             raise UserError(f"{file}: {part}={shown(value)}: must be one of {names}; nothing else is imported")
         found[part] = value[1]
-    if missing := [part for part in (network, *NEEDED) if part not in found]:
+    if missing := [part for part in NEEDED_OF.get(pipeline, (network, *NEEDED)) if part not in found]:
         raise UserError(f"{file}: {missing[0]} is missing: {pipeline} needs it; copy the repository again")
     return found
 

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
 from torch import Tensor
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionModel,
+    CLIPVisionModelWithProjection,
     PreTrainedModel,
     SiglipImageProcessor,
     SiglipVisionModel,
@@ -59,13 +61,37 @@ class ImageReader:
         return states.flatten(0, 1).to(device)
 
 
-def load_image_reader(folders: Mapping[str, Path], dtype: torch.dtype = torch.float32) -> ImageReader:
-    """Of a repository's folders, which are here. Raises UserError where weights are missing or not finite."""
+class EmbeddingReader(ImageReader):
+    """One state a picture, CLIP's embedding of it, as Stable Video Diffusion reads it."""
+
+    @torch.no_grad()
+    def read(self, pictures: Sequence[Tensor], device: torch.device) -> Tensor:
+        side = self.encoder.config.image_size
+        found = []
+        for picture in pictures:
+            pixels = picture.cpu().permute(2, 0, 1)[None].float() / 127.5 - 1.0
+            pixels = (_resize_with_antialiasing(pixels, (side, side)) + 1.0) / 2.0
+            options = dict.fromkeys(("do_center_crop", "do_resize", "do_rescale"), False)
+            seen = self.processor(images=pixels, do_normalize=True, return_tensors="pt", **options)["pixel_values"]
+            found.append(self.encoder(seen.to(self.encoder.device, self.encoder.dtype)).image_embeds)
+        return torch.cat(found).to(device)
+
+
+EMBEDDING = Kind(CLIPVisionModelWithProjection, CLIPImageProcessor, "feature_extractor", None)
+
+
+def load_image_reader(
+    folders: Mapping[str, Path], dtype: torch.dtype = torch.float32, embeds: bool = False
+) -> ImageReader:
+    """Of a repository's folders, which are here. embeds: the embedding of a whole picture is its state.
+
+    Raises UserError where weights are missing or not finite.
+    """
     folder = folders["image_encoder"]
     names = read_object(folder / "config.json").get("architectures")
     if not isinstance(names, list) or not names or names[0] not in KINDS:
         raise UserError(f"{folder / 'config.json'}: architectures={shown(names)}: must be one of {', '.join(KINDS)}")
-    kind = KINDS[names[0]]
+    kind = EMBEDDING if embeds else KINDS[names[0]]
     if kind.folder not in folders:
         raise UserError(f"{folder} needs {kind.folder} beside it: copy the repository again")
     options = {"local_files_only": True}
@@ -81,4 +107,4 @@ def load_image_reader(folders: Mapping[str, Path], dtype: torch.dtype = torch.fl
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"the weights in {folder} lack {len(missing)} tensors, e.g. {missing[0]}: copy them again")
     check_finite(encoder, folder)
-    return ImageReader(encoder, processor, kind.layer)
+    return (EmbeddingReader if embeds else ImageReader)(encoder, processor, kind.layer)

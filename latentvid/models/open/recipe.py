@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ...text.policy import Reading
 
-ImageKind = Literal["first", "wan", "cogvideox", "concat"]  # see conditioning.py
+ImageKind = Literal["first", "wan", "cogvideox", "concat", "svd"]  # see conditioning.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class Recipe:
     task: "t2v" or "i2v", what the pipeline makes.
     scheduler: arguments of `LatentVideoScheduler`; those of a repository's scheduler_config.json go before them, but
         for `spacing`, which says how the published pipeline spaces its steps. timesteps: of `TimestepSampling`.
-    text: how each text encoder of the repository is read.
+    text: how each text encoder of the repository is read; (): the model reads no text.
     image: how a model is given an image (conditioning.py); None: it takes none.
     given: of `GivenFrames`, of a model that was trained with given frames at noise level 0.
     frames, height, width, fps, steps, solver, guidance, guidance_rescale, negative_prompt: defaults of sampling; the
@@ -26,6 +26,7 @@ class Recipe:
     boundary: the noise level from which the first of two experts predicts, below which the second; None: one network.
     guidance_low: guidance of the second expert where it has another default.
     guidance_embedded, guidance_training: the scale that a model with a guidance embedding is told, and in training.
+    guidance_first: guidance of the first frame, from which it grows to that of the last; None: it is the same for all.
     lora: endings of the names of the linear layers in the blocks that LoRA changes by default.
     backbone: attributes of the backbone that the pipeline decides and the transformer's configuration does not tell.
     """
@@ -44,6 +45,7 @@ class Recipe:
     solver: str = "euler"
     guidance: float = 5.0
     guidance_rescale: float = 0.0
+    guidance_first: float | None = None
     negative_prompt: str = ""
     boundary: float | None = None
     guidance_low: float | None = None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...errors import UserError
-from . import animatediff, cogvideox, hunyuan, hunyuan15, ltx, ltx2, mochi, unet3d, wan
+from . import animatediff, cogvideox, hunyuan, hunyuan15, ltx, ltx2, mochi, svd, unet3d, wan
 from .recipe import Recipe
 
 Choice = Callable[[Mapping[str, Any], Mapping[str, Any]], Recipe]  # by model_index.json and the transformer's config
@@ -20,11 +20,12 @@ PIPELINES: dict[str, Recipe | Choice] = {
     **ltx.RECIPES,
     **ltx2.RECIPES,
     **mochi.RECIPES,
+    **svd.RECIPES,
     **unet3d.RECIPES,
     **wan.RECIPES,
 }
 
-OF_UNETS = {*animatediff.RECIPES, *unet3d.RECIPES}  # pipelines whose network is the part "unet"
+OF_UNETS = {*animatediff.RECIPES, *svd.RECIPES, *unet3d.RECIPES}  # pipelines whose network is the part "unet"
 
 
 def recipe_of(pipeline: str, index: Mapping[str, Any], config: Mapping[str, Any]) -> Recipe:

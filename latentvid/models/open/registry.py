@@ -13,6 +13,7 @@ from .hunyuan15 import Hunyuan15
 from .ltx import LTX
 from .ltx2 import LTX2
 from .mochi import Mochi
+from .svd import StableVideo
 from .unet3d import UNet3D
 from .wan import Wan
 
@@ -29,6 +30,7 @@ UNETS: dict[str, type[OpenBackbone]] = {  # the same of U-Nets
     "UNet2DConditionModel": StableDiffusion,
     "UNet3DConditionModel": UNet3D,
     "UNetMotionModel": AnimateDiff,
+    "UNetSpatioTemporalConditionModel": StableVideo,
 }
 
 

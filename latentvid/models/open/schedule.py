@@ -156,13 +156,35 @@ def _ddpm(config: Config, recipe: Recipe, solver: str) -> Schedule:
     return made, solver
 
 
+def _euler_of_edm(config: Config, recipe: Recipe) -> Schedule:
+    """`EulerDiscreteScheduler` with the sigmas and the preconditioning of EDM (Karras et al. 2022), as Stable Video
+    Diffusion has it."""
+    config.want(
+        {"prediction_type": "v_prediction", "timestep_type": "continuous", "use_karras_sigmas": True},
+        {"prediction_type": "epsilon", "timestep_type": "discrete", "use_karras_sigmas": False},
+    )
+    config.want({"final_sigmas_type": "zero", "use_exponential_sigmas": False, "use_beta_sigmas": False})
+    return {
+        "path": "edm",
+        "target": "v",
+        "spacing": "karras",
+        "sigma_data": 1.0,
+        "sigma_min": float(config.number("sigma_min", recipe.scheduler["sigma_min"])),
+        "sigma_max": float(config.number("sigma_max", recipe.scheduler["sigma_max"])),
+        "rho": 7.0,
+    }, "euler"
+
+
 SCHEDULERS: dict[str, Callable[[Config, Recipe, str], Schedule]] = {
     "FlowMatchEulerDiscreteScheduler": _flow_euler,
     "UniPCMultistepScheduler": _unipc,
+    "EulerDiscreteScheduler": lambda config, recipe, pipeline: (
+        _euler_of_edm(config, recipe) if recipe.scheduler.get("path") == "edm" else _ddpm(config, recipe, "euler")
+    ),
     "CogVideoXDDIMScheduler": lambda config, recipe, pipeline: _cogvideox(config, "euler"),
     "CogVideoXDPMScheduler": lambda config, recipe, pipeline: _cogvideox(config, "cogvideox_dpm"),
     **dict.fromkeys(
-        ("DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler", "LMSDiscreteScheduler"),
+        ("DDIMScheduler", "PNDMScheduler", "LMSDiscreteScheduler"),
         lambda config, recipe, pipeline: _ddpm(config, recipe, "euler"),
     ),
     "DDPMScheduler": lambda config, recipe, pipeline: _ddpm(config, recipe, "ddpm"),

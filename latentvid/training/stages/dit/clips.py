@@ -11,7 +11,6 @@ from ....data.clips import ClipSource, Transform
 from ....packing import Patch, patch_stride
 from ...feed.manifests import open_manifests
 from .captions import check_captions
-from .motion import tells_motion
 from .parts import Parts
 
 
@@ -37,5 +36,5 @@ def open_clips(
         fps_slack=data.fps_slack,
     )
     check = partial(check_captions, text=parts.text, rules=config.caption, drop_unknown=drop_unknown)
-    column = {} if not tells_motion(config) or data.motion_column is None else {"motion": data.motion_column}
+    column = {} if data.motion_column is None else {"motion": data.motion_column}
     return opened(paths, transform, data, check, data.references, **column)

@@ -20,6 +20,7 @@ from ....models.interchange import Vae
 from ....models.open import Conditions, OpenBackbone
 from ....models.open.conditioning import (
     condition_channels,
+    drawn_deviation,
     encode_condition,
     noised_image,
     pixels_to_encode,
@@ -46,6 +47,7 @@ class ConditionMaker:
         self.kind = recipe.image if model.channels else None  # given as channels
         self.of_images, self.stride = recipe.task == "i2v", stride
         self.reads_images = self.of_images and reads_images
+        self.tells_motion, self.image_width = model.tells_motion, model.image_width
         self.of_two = self.reads_images and model.of_two_images
         self.latent_channels, self.channels, self.patch = model.latent_channels, model.channels, model.patch
         scale = recipe.guidance_embedded if recipe.guidance_training is None else recipe.guidance_training
@@ -111,8 +113,10 @@ class ConditionMaker:
         numbers: Sequence[int],
         text: PackedText,
         seed: int,
+        without: Sequence[bool] = (),
     ) -> Conditions | None:
-        """videos: uint8 [F,H,W,3] with their latents [C,f,h,w]. Noise on images is keyed by the samples' numbers."""
+        """videos: uint8 [F,H,W,3] with their latents [C,f,h,w]. Noise on images is keyed by the samples' numbers.
+        without: which samples have no caption, of which Stable Video Diffusion, that reads none, is given no image."""
         channels = None
         if self.kind is not None:
             made = []
@@ -124,14 +128,28 @@ class ConditionMaker:
         if self.reads_images:
             ends = (0, -1) if self.of_two else (0,)
             image = states_of([[video[end] for end in ends] for video in videos], len(ends), reader, text.states.device)
+        if self.kind == "svd":
+            return self._of_svd(Conditions(channels=channels, image=image), latents, numbers, seed, without)
         given = Conditions(channels=channels, image=image, **of_text(text))
         return _or_none(given)
+
+    def _of_svd(
+        self, given: Conditions, latents: Sequence[Tensor], numbers: Sequence[int], seed: int, without: Sequence[bool]
+    ) -> Conditions:
+        """With the noise that each image was given, and zeros for the images that are left out."""
+        keys = (generator(seed, number, "image-noise") for number in numbers)
+        noise = torch.stack([drawn_deviation(key) for key in keys]) if numbers else torch.empty(0)
+        there = ~torch.tensor(without, dtype=torch.bool, device=given.channels.device)
+        of_token = there.repeat_interleave(torch.tensor([z[0].numel() for z in latents], device=there.device))
+        channels, image = given.channels * of_token[:, None], given.image * there[:, None, None]
+        return Conditions(channels=channels, image=image, image_noise=noise.to(given.channels))
 
     def _encoded(self, vae: Vae, video: Tensor, latent: Tensor, number: int, seed: int) -> Tensor:
         video, noise = from_uint8(video), None  # [3,F,H,W]
         image = video[:, 0]
-        if self.kind == "cogvideox":
+        if self.kind in ("cogvideox", "svd"):
             image = noised_image(image.cpu(), generator(seed, number, "image-noise")).to(image.device)
+        if self.kind == "cogvideox":
             noise = torch.randn(len(latent), 1, *latent.shape[2:], generator=generator(seed, number, "image-posterior"))
         return encode_condition(self.kind, vae, self._pixels(image, video), noise)
 
@@ -164,6 +182,8 @@ class ConditionMaker:
         size = self.channels * patch_size(self.patch)
         channels = None if self.kind is None else torch.zeros(layout.tokens, size)
         given = Conditions(channels=channels)
+        if self.kind == "svd":
+            given = replace(given, image=torch.zeros(layout.segments, 1, self.image_width))
         if text is not None:
             given = replace(given, **of_text(repeated(text, layout.segments)))
         return self.finished(_or_none(given), layout)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -47,13 +47,13 @@ from .cache_check import check_cache
 from .clips import open_clips
 from .conditions import ConditionMaker
 from .drawn import Drawn
-from .known import Known, in_tokens, is_told, kept_by, notes_of_known, sees_low
+from .known import is_told, kept_by, notes_of_known, sees_low
 from .low import Low, encoded, latent_shape, tokens_of_low
-from .motion import check_motion, is_measured, tells_motion
 from .pack import DitPack
 from .parts import Parts
 from .prior import class_source, notes_of, notes_of_word, sources_of, weights_of
 from .shown import clean_tokens, references_of, shown_latents
+from .strength import check_motion, is_measured, tells_motion
 from .trade import traded_pack
 
 
@@ -74,7 +74,7 @@ class DitPacks(Drawn):
         self.strides = parts.vae.temporal_stride, parts.vae.spatial_stride
         self.features = self.channels * patch_size(patch)
         self.told, self.sees_low = is_told(config), sees_low(config)
-        check_motion(config, self.clips_each)
+        self.of_column = check_motion(config, self.clips_each, conditions is not None and conditions.tells_motion)
         self.cache: LatentCaches | None = None
         self.source = self.clips = None  # of clips
 
@@ -188,7 +188,7 @@ class DitPacks(Drawn):
             torch.cat([level, level.new_zeros(shape.frames - len(level))])
             for level, shape in zip(levels, whole.shapes, strict=True)
         ]
-        if tells_motion(self.config) and self.clips_each == 1 and "motion" not in content:
+        if (tells_motion(self.config) or self.of_column) and self.clips_each == 1 and "motion" not in content:
             content["motion"] = self._motion_of(draws[here])
         return DitPack(
             noise=torch.cat(noise),
@@ -205,15 +205,6 @@ class DitPacks(Drawn):
             by_model=self._by_model(draws[span.first : span.last]),
             **content,
         )
-
-    def _known_of(self, draws: Sequence[Draw], whole: Packed, masks: Mapping[int, Tensor]) -> Known:
-        """masks: what masks leave of the samples of these numbers; of the others it is drawn what is known."""
-        grids = [(f, h * self.patch[1], w * self.patch[2]) for f, h, w in whole.grid]
-        each = [
-            masks[draw.number] if draw.number in masks else self._drawn(draw, grid)
-            for draw, grid in zip(draws, grids, strict=True)
-        ]
-        return Known([in_tokens(known, self.patch) for known in each], whole)
 
     def _from_cache(self, draws: Sequence[Draw]) -> tuple[dict[str, Any], dict[int, Tensor]]:
         """What of a pack these samples have, and what masks leave known of those that have some, by their numbers."""
@@ -301,9 +292,8 @@ class DitPacks(Drawn):
         layout = Packed.of_lengths(text.lengths).to(text.states.device) if text.lengths else None
         given = None
         if self.conditions is not None:
-            given = self.conditions.of_clips(
-                self.vae, self.parts.image, pack.videos, latents, pack.made, text, self.config.run.seed
-            )
+            made, without = (pack.videos, latents, pack.made), [not caption for caption in pack.captions]
+            given = self.conditions.of_clips(self.vae, self.parts.image, *made, text, self.config.run.seed, without)
         shown, none = shown_latents(self.vae, pack.references, len(latents)), pack.noise[:0]
         if pack.low is not None:
             given = self._of_low(encoded(self.vae, pack.low), latents, shown, none)

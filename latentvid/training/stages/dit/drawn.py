@@ -6,7 +6,7 @@ Axes: R latent frames, f h w of a latent.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,10 +17,11 @@ from ....data.clips import ClipSource
 from ....data.plan.plan import Draw
 from ....data.windows import drawn_caption
 from ....diffusion.scheduler import LatentVideoScheduler
-from ....packing import Grid, Reference, Shape
+from ....packing import Grid, Packed, Patch, Shape
 from ....rng import generator
 from .augmentation import Augmentation
-from .motion import as_told, of_column
+from .known import Known, in_tokens
+from .strength import as_told, of_column
 
 
 class Drawn:
@@ -33,6 +34,7 @@ class Drawn:
     cache: LatentCaches | None
     source: ClipSource | None
     shapes: Sequence[Shape]
+    patch: Patch
     fps_dropout = 0.0
     motion_dropout = 0.0
     told = False
@@ -45,6 +47,15 @@ class Drawn:
     def _drawn(self, draw: Draw, grid: Grid) -> Tensor:
         """What is known of a latent (f,h,w): bool [f,h,w]."""
         return self.config.given.known(generator(self.config.run.seed, draw.number, "given"), grid)
+
+    def _known_of(self, draws: Sequence[Draw], whole: Packed, masks: Mapping[int, Tensor]) -> Known:
+        """masks: what masks leave of the samples of these numbers; of the others it is drawn what is known."""
+        grids = [(f, h * self.patch[1], w * self.patch[2]) for f, h, w in whole.grid]
+        each = [
+            masks[draw.number] if draw.number in masks else self._drawn(draw, grid)
+            for draw, grid in zip(draws, grids, strict=True)
+        ]
+        return Known([in_tokens(known, self.patch) for known in each], whole)
 
     def _noise_levels(self, draw: Draw, grid: Grid) -> Tensor:
         """Of each latent frame [f] of its own; 0 where it is given, unless the model is told so by channels."""
@@ -68,17 +79,6 @@ class Drawn:
         """The motion strength that is told of a sample: NaN where it is dropped, as where it is not known."""
         chance = torch.rand((), generator=generator(self.config.run.seed, draw.number, "motion-dropout"))
         return math.nan if chance < self.motion_dropout else known
-
-    def _shown(self, draw: Draw) -> tuple[Reference, ...]:
-        """The references of a sample, without the roles that are dropped."""
-        references = self.shapes[draw.index].references
-        if not references:
-            return ()
-        held = self.source.references
-        kept = held.kept(draw.index, self.config.run.seed, draw.number)
-        masks = held.are_masks(draw.index, range(len(held.shapes[draw.index])))
-        places = [i for i, is_mask in enumerate(masks) if not is_mask]
-        return tuple(reference for i, reference in zip(places, references, strict=True) if i in kept)
 
     def _motion_of(self, draws: Sequence[Draw], measured: Sequence[float] | None = None) -> Tensor:
         """What the model is told of the motion of these samples [N]; by the manifests' column where nothing was

@@ -61,7 +61,7 @@ def load_parts(config: DitConfig, device: torch.device, published: Published | N
         raise UserError(f"weighting: {error}") from None
     image = None
     if published is not None and "image_encoder" in published.parts:
-        image = load_image_reader(published.parts, torch.float32)
+        image = load_image_reader(published.parts, torch.float32, published.recipe.image == "svd")
         image.encoder.to(device).requires_grad_(False)
     return Parts(vae, text, scheduler, device, sequence, published, image)
 
@@ -78,6 +78,10 @@ def load_text(
     that is named."""
     if published is None:
         return TextEncoder.from_pretrained(named)
+    if not published.recipe.text:
+        if named is not None:
+            raise UserError("text_encoder: this model reads no text: leave it out")
+        return load_reader(published.parts, ())
     folders, first = dict(published.parts), published.recipe.text[0]
     if named is not None:
         folders |= {first.part: Path(named), first.tokenizer: Path(named)}

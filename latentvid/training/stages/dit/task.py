@@ -74,7 +74,7 @@ class DitTask(DitPacks):
         self.model = self.new_model()
         self.origin = self._begun() if begin else None
         super().__init__(self.config, self.parts, self.model.patch, self._conditions())
-        self.motion_dropout = config.data.motion_dropout
+        self.motion_dropout = 0.0 if self.published else config.data.motion_dropout
         self.fps_dropout = config.data.fps_dropout if getattr(self.model.config, "fps_condition", False) else 0.0
         if data:
             check_looks(self.config, self.published, self.text)

@@ -30,10 +30,10 @@ from ...compute import compute_type
 from .conditions import ConditionMaker, encoded_texts
 from .data import DitPacks
 from .known import kept_by
-from .motion import is_measured, tells_motion
 from .pack import DitPack
 from .parts import Parts
 from .sampled_scores import SampledScores
+from .strength import is_measured, tells_motion
 
 
 class HeldOutLatents(DitPacks):
@@ -64,6 +64,8 @@ class HeldOutLatents(DitPacks):
         run = replace(config.run, seed=settings.seed)
         if config.data.references and settings.latents is not None:
             raise UserError("validation.latents: a cache holds no references: give validation.manifest in its place")
+        if conditions is not None and conditions.kind == "svd":
+            raise UserError("validation.every: Stable Video Diffusion is not measured while it trains: set it to 0")
         if tells_motion(config) and config.data.motion_dropout < 1 and settings.latents is not None:
             raise UserError("validation.latents: a cache holds no motion: give validation.manifest in its place")
         shown = {name: replace(column, dropout=0.0) for name, column in config.data.references.items()}

@@ -14,6 +14,7 @@ from latentvid.models.conditions import NO_MOTION
 from latentvid.pipelines.loading import load_pipeline
 from latentvid.pipelines.sampling import Request, Sampling
 from latentvid.rng import generator
+from latentvid.training.stages.dit.strength import check_motion
 from latentvid.training.stages.dit.task import DitTask
 
 CPU = torch.device("cpu")
@@ -86,13 +87,21 @@ def test_the_strength_reaches_the_model_and_nothing_else_changes(config, tmp_pat
         (("data.motion_column=speed",), "data.motion_column is for model.motion_condition=true"),
         ((*TOLD, "data.motion_column=pace"), "no manifest has a column `pace`"),
         ((*TOLD, "data.motion_column=caption"), "the column `caption` of .* give a number from 0 up"),
-        ((*TOLD, "train.sequence_parallel=2"), "set train.sequence_parallel=1, name data.motion_column"),
         (("given.first=1", "given.noise=[0.1, 0.3]", "model.condition_channels=mask_and_latents"), "given.noise is of"),
     ],
 )
 def test_what_cannot_be_is_named(config, tmp_path, options, message):
     with pytest.raises(UserError, match=message):
         DitTask(config(tmp_path / "run", *options), CPU)
+
+
+def test_what_is_measured_is_of_clips_that_a_process_reads_itself(config, tmp_path):
+    shared = config(tmp_path / "run", *TOLD, "train.sequence_parallel=2")
+    with pytest.raises(UserError, match="set train.sequence_parallel=1, name data.motion_column"):
+        check_motion(shared, 1)
+    assert check_motion(config(tmp_path / "run", *TOLD, "train.sequence_parallel=2", "data.motion_column=speed"), 1)
+    with pytest.raises(UserError, match="the clips of a pair have no motion strength in common: train without any"):
+        check_motion(config(tmp_path / "run", *TOLD), 2)
 
 
 def test_a_cache_holds_no_motion(dit_config, tmp_path):
@@ -171,8 +180,8 @@ def test_sampling_tells_what_it_adds_and_gives_the_picture_back(pipeline, monkey
 
     monkeypatch.setattr(pipeline.transformer, "forward", spy)
     assert tuple(pipeline.config.given_noise) == (0.1, 0.4) and pipeline.transformer.config.motion_condition
-    both = [request(), request(motion=7.0)]
-    latents = pipeline.sample(both, Sampling(image_noise=0.25, motion=2.0, **QUICK))
+    both = [request(), request(motion_strength=7.0)]
+    latents = pipeline.sample(both, Sampling(image_noise=0.25, motion_strength=2.0, **QUICK))
     for latent in latents:
         torch.testing.assert_close(latent[:, 0], both[0].given[:, 0])
     first = seen[0]
@@ -189,7 +198,7 @@ def test_more_noise_and_more_motion_make_other_clips_and_the_least_is_the_defaul
 
     usual = made()
     assert torch.equal(usual, made(image_noise=0.1)) and not torch.allclose(usual, made(image_noise=0.4), atol=1e-3)
-    assert not torch.allclose(made(motion=1.0), made(motion=30.0), atol=1e-3)
+    assert not torch.allclose(made(motion_strength=1.0), made(motion_strength=30.0), atol=1e-3)
 
 
 def test_what_a_model_does_not_know_is_refused(pipeline, given_pipeline):
@@ -200,5 +209,5 @@ def test_what_a_model_does_not_know_is_refused(pipeline, given_pipeline):
     plain = load_pipeline(given_pipeline, device="cpu")
     with pytest.raises(UserError, match="trained without noise in given frames"):
         plain.sample([request()], Sampling(image_noise=0.2))
-    with pytest.raises(UserError, match="trained without model.motion_condition: leave --motion out"):
-        plain.sample([request()], Sampling(motion=2.0))
+    with pytest.raises(UserError, match="trained without model.motion_condition: leave --motion-strength out"):
+        plain.sample([request()], Sampling(motion_strength=2.0))

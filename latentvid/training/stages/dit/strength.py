@@ -24,15 +24,18 @@ def is_measured(config: DitConfig) -> bool:
     return tells_motion(config) and config.data.motion_column is None and config.data.motion_dropout < 1
 
 
-def check_motion(config: DitConfig, clips_each: int) -> None:
-    """Raises UserError where motion cannot be known, and for a column that nothing reads."""
+def check_motion(config: DitConfig, clips_each: int, published: bool = False) -> bool:
+    """Whether the manifests' column is told. published: to a published model that is told of motion, by a column alone.
+    Raises UserError where motion cannot be known, and for a column that nothing reads."""
     data, off = config.data, "or train without any by data.motion_dropout=1"
-    if not tells_motion(config):
+    if not (tells_motion(config) or published):
         if data.motion_column is not None:
             raise UserError("data.motion_column is for model.motion_condition=true: set that, or leave it out")
-        return
-    if data.motion_dropout == 1:
-        return
+        return False
+    if data.motion_dropout == 1 and data.motion_column is not None:
+        raise UserError("data.motion_dropout=1 leaves nothing of data.motion_column: leave one of them out")
+    if data.motion_dropout == 1 or (published and data.motion_column is None):
+        return False
     if data.latents is not None:
         raise UserError(
             f"data.latents: a cache does not hold motion strengths, which model.motion_condition tells: train on the "
@@ -45,6 +48,7 @@ def check_motion(config: DitConfig, clips_each: int) -> None:
             "model.motion_condition: motion is measured of clips as they are read, which processes that share a pack "
             f"share out: set train.sequence_parallel=1, name data.motion_column, {off}"
         )
+    return data.motion_column is not None
 
 
 def of_column(source: ClipSource, index: int) -> float:
