@@ -113,7 +113,7 @@ _NAMES: tuple[tuple[Range, str], ...] = (  # of the numbers that have each range
     (_whole(1, 4096), "adapter.rank"),
     (_above(0, 1e6), "adapter.alpha"),
     (Range(0, 1, below=True), "adapter.dropout"),
-    (_whole(1, 1000), "controlnet.every"),
+    (_whole(1, 1000), "controlnet.every temporal_every"),
     (Range(-100, 100), "control_scale"),
     (_whole(2, 10**6), "clips"),
     (_whole(1, 10**6), "prior.clips"),

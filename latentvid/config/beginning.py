@@ -70,6 +70,8 @@ def check_model(config: DitConfig) -> None:
     if (config.adapter.kind != "none" or config.trainable) and "from" not in config.model and config.init is None:
         what = "trainable" if config.trainable else f"adapter.kind={config.adapter.kind}"
         raise ValueError(f"{what} leaves the rest of the model as it is: give its weights by init or model.from")
+    if config.init_motion is not None and config.init is None:
+        raise ValueError("init_motion is put into an image model of ours: give its weights by init, or leave it out")
     if config.keeps_base and config.init_partial:
         raise ValueError("init_partial leaves some weights new, and the rest is to stay as it is: leave one out")
     for pattern in config.trainable:

@@ -135,6 +135,7 @@ def check_alone(config: DistillConfig) -> None:
         "controlnet": config.controlnet.on,
         "prior": config.prior.wanted,
         "init_weights": config.init_weights != "ema",
+        "init_motion": config.init_motion is not None,
         "init_partial": config.init_partial,
     }
     if wrong := [key for key, there in others.items() if there]:

@@ -263,7 +263,9 @@ class DitConfig(TrainingConfig):
     adapter: Adapter = field(default_factory=Adapter)
     controlnet: ControlNet = field(default_factory=ControlNet)
     trainable: tuple[str, ...] = _help(
-        "regular expressions: only parameters in whose names one is found are trained; empty trains all", default=()
+        "regular expressions: only parameters in whose names one is found are trained; empty trains all; [^temporal]: "
+        "the temporal blocks of model.attention=inflated",
+        default=(),
     )
     vae: Path | None = _help(
         "folder of the VAE; pixels: none, the clips' own are what is noised; null: that of the published model",
@@ -282,6 +284,9 @@ class DitConfig(TrainingConfig):
     init_partial: bool = _help(
         "take what fits of `init` and say what was left, instead of refusing; the map of new condition channels is 0",
         default=False,
+    )
+    init_motion: Path | None = _help(
+        "folder of a motion module whose temporal blocks to begin with, in the image model of `init`", default=None
     )
     scheduler: dict[str, Any] = arguments_of("latentvid.diffusion.scheduler.LatentVideoScheduler")
     timesteps: TimestepSampling = field(default_factory=TimestepSampling)

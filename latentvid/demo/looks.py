@@ -103,7 +103,10 @@ def _glyph(digit: int, look: str, rng: np.random.Generator, heldout: bool) -> Te
     return in_look(images[int(rng.choice(torch.nonzero(digits == digit).flatten().numpy()))], look)
 
 
-def _clip(label: Label, look: str, frames: int, size: tuple[int, int], rng: np.random.Generator, held: bool) -> Tensor:
+def clip_in_look(
+    label: Label, look: str, frames: int, size: tuple[int, int], rng: np.random.Generator, held: bool
+) -> Tensor:
+    """A clip, or with one frame a picture: uint8 [F,H,W,3]. held: of held-out handwriting."""
     glyph = _glyph(label.digit, look, rng, held)
     grey = paint(glyph, trajectory(label, frames, free_range(glyph, size), rng), size)
     return (grey[..., None] * torch.tensor(COLOURS[label.colour])).round().to(torch.uint8)
@@ -113,7 +116,7 @@ def picture(look: str, rng: np.random.Generator, *, other_than: int, heldout: bo
     """Of any digit but one in any colour, somewhere: uint8 [H,W,3]."""
     digit = int(rng.choice([digit for digit in range(10) if digit != other_than]))
     colour = tuple(COLOURS)[rng.integers(len(COLOURS))]
-    return _clip(Label(digit, colour), look, 1, PICTURE, rng, heldout)[0]
+    return clip_in_look(Label(digit, colour), look, 1, PICTURE, rng, heldout)[0]
 
 
 def write_looks(root: Path, looks: Sequence[str], clips: int, seed: int) -> None:
@@ -128,7 +131,7 @@ def write_looks(root: Path, looks: Sequence[str], clips: int, seed: int) -> None
         label = Label(digit, tuple(COLOURS)[rng.integers(len(COLOURS))], VERBS[rng.integers(2)], direction)
         look, size = looks[i % len(looks)], SIZES[i % len(SIZES)]
         path, style = f"clips/{i:05d}.mp4", f"styles/{i:05d}.png"
-        write_video(root / path, _clip(label, look, FRAMES, size, rng, False), FPS)
+        write_video(root / path, clip_in_look(label, look, FRAMES, size, rng, False), FPS)
         write_video(root / style, picture(look, rng, other_than=digit, heldout=False)[None], FPS)
         facts = {"frames": FRAMES, "fps": FPS, "height": size[0], "width": size[1]}
         rows.append({"path": path, "caption": caption(label, rng), "style": style, "look": look, **facts})

@@ -9,9 +9,12 @@ a sample's token grid is (f, h, w).
 | `factorised` | 0, 2, 4... | its latent frame                       | f (h w)^2                      |
 |              | 1, 3, 5... | its row and column in all frames       | h w f^2                        |
 | `causal`     | all        | the frames of its sample up to its own | (h w)^2 f (f+1)/2              |
+| `inflated`   | all        | its latent frame                       | f (h w)^2                      |
+|              | temporal   | its row and column in all frames       | h w f^2                        |
 
-`factorised` is variant 1 of Latte (Ma et al. 2024), "divided" attention block by block. Tokens of a sample's references
-(packing.py) are of its sample, in `full` attention alone.
+`inflated` is of a model of images whose blocks go on seeing one frame each, at position 0 in time; temporal blocks are
+inserted between them (temporal.py). `factorised` is variant 1 of Latte (Ma et al. 2024), "divided" attention block by
+block. Tokens of a sample's references (packing.py) are of its sample, in `full` attention alone.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from ..packing import Grid, Packed, Reference, Segments, Shape
 from ..sequence import SequenceGroup
 from .key_value_cache import BlockCache
 
-ATTENTIONS = ("full", "factorised", "causal")
+ATTENTIONS = ("full", "factorised", "causal", "inflated")
 Rotary = tuple[Tensor, Tensor]  # cosines and sines [T,1,K]
 
 
@@ -45,6 +48,7 @@ class AttentionContext:
         None: each key stands in one segment.
     sequence: the processes that share the pack, of which this one has a piece; None: this one has all.
     cache: keys and values of past frames, which stand before the pack's.
+    moving: bool [T,1], tokens of samples of more than one latent frame, which alone temporal blocks change; None: all.
     """
 
     frame: Tensor
@@ -59,6 +63,7 @@ class AttentionContext:
     gather: Tensor | None = None
     sequence: SequenceGroup | None = None
     cache: BlockCache | None = None
+    moving: Tensor | None = None
 
     def arrange(self, x: Tensor) -> Tensor:
         return x if self.order is None else x.index_select(0, self.order)
@@ -94,11 +99,14 @@ def make_contexts(
     backend: str,
     sequence: SequenceGroup | None = None,
     past: Sequence[int] | None = None,
+    still: Rotary | None = None,
 ) -> tuple[AttentionContext, ...]:
-    """The contexts that blocks take in turn: block i takes the i-th, modulo their number.
+    """The contexts that blocks take in turn: block i takes the i-th, modulo their number. Of `inflated` attention that
+    of the blocks, and that of the temporal ones.
 
     sequence: the processes to share a pack with, where the layout is of a piece of one.
     past: cached tokens of each sample, which stand before the pack's as keys of causal attention; None: no tokens.
+    still: the tables at position 0 in time, of the blocks of `inflated` attention; None: `rotary`.
     Raises ValueError for a piece of a pack, and for references, under other than full attention.
     """
     whole = layout if layout.whole is None else layout.whole
@@ -114,19 +122,27 @@ def make_contexts(
         raise ValueError(f"{attention} attention has no place for references: they need full attention")
     if attention == "causal":
         return (_causal(context, layout, past or [0] * layout.segments),)
-    frames = _frames(layout)
-    return replace(context, queries=frames, keys=frames), _along_time(context, layout)
+    frames, along_time = _frames(layout), _along_time(context, layout)
+    if attention == "inflated":
+        return (
+            replace(context, queries=frames, keys=frames, rotary=still or rotary),
+            replace(along_time, moving=_moving(layout)),
+        )
+    return replace(context, queries=frames, keys=frames), along_time
 
 
-def attended_pairs(attention: str, depth: int, grid: Grid, references: Sequence[Reference] = ()) -> int:
+def attended_pairs(
+    attention: str, depth: int, grid: Grid, references: Sequence[Reference] = (), temporal: int = 0
+) -> int:
     """(Query, key) pairs of self-attention for one sample in a model of so many blocks. references: under full
-    attention, which alone takes them."""
+    attention, which alone takes them. temporal: blocks of `inflated` attention that are inserted."""
     if references:
         return depth * Shape(grid, tuple(references)).tokens ** 2
     f, h, w = grid
     space, time, causal = f * (h * w) ** 2, h * w * f**2, (h * w) ** 2 * f * (f + 1) // 2
-    in_turn = {"full": [(f * h * w) ** 2], "factorised": [space, time], "causal": [causal]}[attention]
-    return sum(in_turn[i % len(in_turn)] for i in range(depth))
+    turns = {"full": [(f * h * w) ** 2], "factorised": [space, time], "causal": [causal], "inflated": [space]}
+    in_turn = turns[attention]
+    return sum(in_turn[i % len(in_turn)] for i in range(depth)) + temporal * time
 
 
 def _frames(layout: Packed) -> Segments:
@@ -148,6 +164,14 @@ def _along_time(context: AttentionContext, layout: Packed) -> AttentionContext:
     segments = _segments(counts, lengths)
     cos, sin = (table.index_select(0, order) for table in context.rotary)
     return replace(context, queries=segments, keys=segments, rotary=(cos, sin), order=order, back=back)
+
+
+def _moving(layout: Packed) -> Tensor | None:
+    """bool [T,1], tokens of samples of more than one latent frame; None: all are."""
+    if all(f > 1 for f, _, _ in layout.grid):
+        return None
+    several = torch.tensor([f > 1 for f, _, _ in layout.grid], device=layout.segment.device)  # [N]
+    return several.index_select(0, layout.segment)[:, None]
 
 
 def _causal(context: AttentionContext, layout: Packed, past: Sequence[int]) -> AttentionContext:

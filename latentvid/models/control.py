@@ -171,5 +171,10 @@ class Controllable:
 
 
 def runnable_blocks(model: nn.Module) -> list[nn.Module]:
-    """A model's blocks, and the copies of its branches."""
-    return [*model.blocks, *(block for branch in getattr(model, "controls", ()) for block in branch.transformer_blocks)]
+    """A model's blocks, its temporal ones too, and the copies of its branches."""
+    temporal = getattr(model, "temporal", ())
+    return [
+        *model.blocks,
+        *temporal,
+        *(block for branch in getattr(model, "controls", ()) for block in branch.transformer_blocks),
+    ]

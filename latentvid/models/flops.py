@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..packing import Grid, Reference, patch_size, shapes_of
+from ..packing import Grid, Reference, Shape, patch_size, shapes_of
 from ..precision import Computed, dtype_of
 from .attention_context import attended_pairs
 from .interchange import Vae, arguments_of, build_vae
 from .open.backbone import OpenBackbone
 from .open.flops import DEPTHS, open_flops
+from .temporal import temporal_count
 from .transformer import FPS_FEATURES, GUIDANCE_FEATURES, MOTION_FEATURES, TIMESTEP_FEATURES, VideoDiT
 
 # a training step over a forward pass: the backward pass makes two products for each of the forward's. Activations
@@ -37,6 +38,8 @@ def dit_flops(
 ) -> int:
     """Forward FLOPs of a `VideoDiT` with this config for one pack, without cached frames.
 
+    In temporal blocks clips count alone, as pictures pass them unchanged.
+
     Args:
         config: the model's config.
         grids: token grid (frames, rows, columns) of each of the N segments.
@@ -49,10 +52,13 @@ def dit_flops(
     lengths = [shape.tokens for shape in shapes]
     tokens, text, rows = sum(lengths), sum(text_lengths), sum(shape.frames for shape in shapes)
     square = width * width
-    block = tokens * (8 * square + 4 * square + 6 * width * hidden)  # self-attention, cross query and out, SwiGLU
-    block += text * 4 * square + rows * 12 * square  # cross key and value, modulation
-    block += sum(4 * width * n * s for n, s in zip(lengths, text_lengths, strict=True))  # cross q k^T and p v
-    pairs = sum(attended_pairs(config["attention"], config["depth"], *shape) for shape in shapes)
+    attention, depth = config["attention"], config["depth"]
+    blocks = depth * _block_flops(width, hidden, shapes, text_lengths)
+    blocks += sum(4 * width * attended_pairs(attention, depth, *shape) for shape in shapes)
+    if temporal := temporal_count(attention, depth, config.get("temporal_every", 1)):
+        clips = [(shape, n) for shape, n in zip(shapes, text_lengths, strict=True) if shape.grid[0] > 1]
+        blocks += temporal * _block_flops(width, hidden, [shape for shape, _ in clips], [n for _, n in clips])
+        blocks += sum(4 * width * attended_pairs(attention, 0, *shape, temporal=temporal) for shape, _ in clips)
     outside = tokens * 4 * features * width + rows * 4 * square  # tokens in and out, last modulation
     outside += rows * 2 * width * (TIMESTEP_FEATURES + width)
     outside += (text + len(lengths)) * 2 * width * (text_width + width)  # states, and their means
@@ -64,7 +70,23 @@ def dit_flops(
         outside += len(grids) * 2 * width * (GUIDANCE_FEATURES + width)
     if config.get("motion_condition"):
         outside += len(grids) * 2 * width * (MOTION_FEATURES + width)
-    return round(config["depth"] * block + 4 * width * pairs + outside)
+    return round(blocks + outside)
+
+
+def _block_flops(width: int, hidden: int, shapes: Sequence[Shape], text_lengths: Sequence[float]) -> float:
+    """Of a block for one pack, but for the products of self-attention."""
+    tokens, rows, square = sum(shape.tokens for shape in shapes), sum(shape.frames for shape in shapes), width * width
+    block = tokens * (8 * square + 4 * square + 6 * width * hidden)  # self-attention, cross query and out, SwiGLU
+    block += sum(text_lengths) * 4 * square + rows * 12 * square  # cross key and value, modulation
+    return block + sum(4 * width * shape.tokens * s for shape, s in zip(shapes, text_lengths, strict=True))  # cross
+
+
+def pairs_a_block(model: VideoDiT | OpenBackbone, shape: Shape) -> float:
+    """(Query, key) pairs of self-attention of one sample, the mean over a backbone's blocks, 0 where it has none;
+    attention of published models joins a whole sample."""
+    kind, depth = getattr(model.config, "attention", "full"), len(model.blocks)
+    temporal = len(getattr(model, "temporal", ()))
+    return attended_pairs(kind, depth, *shape, temporal=temporal) / max(1, depth + temporal)
 
 
 def backbone_flops(
@@ -87,7 +109,10 @@ def backbone_flops(
 
     whole = count()
     depths = {key: model.config[key] for key in ("depth", *DEPTHS) if model.config.get(key)}
-    block = {key: count(**{key: depth + 1}) - whole for key, depth in depths.items() if len(model.controls)}
+    alone = {"temporal_every": 10**6} if isinstance(model, VideoDiT) else {}  # one more block brings no temporal one
+    block = {
+        key: count(**alone, **{key: depth + 1}) - count(**alone) for key, depth in depths.items() if len(model.controls)
+    }
     kinds = [key for key, depth in depths.items() for _ in range(depth)]  # of each block
     tokens, width = sum(shape.tokens for shape in shapes_of(grids, references)), model.width
     features = model.latent_channels * patch_size(model.patch)

@@ -27,6 +27,7 @@ from .control import Control, Controllable
 from .key_value_cache import KeyValueCache
 from .layers import Block, modulated_norm, rate_embedding, rotary_table, time_positions, timestep_embedding
 from .saved import SavedModel
+from .temporal import TemporalBlock, in_order, temporal_count
 from .text_context import BlockText, TextContext
 
 TIMESTEP_FEATURES = 256
@@ -54,7 +55,8 @@ class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
         text_width: width of the text encoder's states.
         rope_theta: base of the rotary frequencies.
         attention: what self-attention joins (table in attention_context.py): "full", a whole sample; "factorised", in
-            turn a latent frame and a position through time; "causal", the latent frames up to a token's own.
+            turn a latent frame and a position through time; "causal", the latent frames up to a token's own;
+            "inflated", a latent frame, and in temporal blocks between the others a position through time.
         fps_condition: the frame rate of each clip joins the noise level in the modulation; pictures, and clips whose
             rate is not known, have a learned state of their own. At first it changes nothing.
         rope_fps: positions in time are seconds, counted in latent frames of a clip of this rate, so that clips of other
@@ -68,11 +70,13 @@ class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
             guidance does with two: of students (docs/distillation.md). At first it changes nothing.
         motion_condition: how much moves in each clip joins the noise level in the modulation, as a number from 0 up
             (docs/frame_rates.md); where it is not known it has a learned state of its own. At first it changes nothing.
+        temporal_every: of inflated attention, a temporal block follows one block in so many: blocks 0, k, 2 k and so
+            on. At first they change nothing.
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["Block"]
-    _repeated_blocks = ["Block"]  # of diffusers' compile_repeated_blocks
+    _no_split_modules = ["Block"]  # temporal ones are such too
+    _repeated_blocks = ["Block", "TemporalBlock"]  # of diffusers' compile_repeated_blocks
 
     @register_to_config
     def __init__(
@@ -92,6 +96,7 @@ class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
         condition_channels: str = "none",
         guidance_condition: bool = False,
         motion_condition: bool = False,
+        temporal_every: int = 1,
     ) -> None:
         super().__init__()
         if width % heads or width // heads % 2 or width // heads < 6:
@@ -102,6 +107,8 @@ class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
             raise ValueError(
                 f"factorised attention takes blocks of space and of time in turn: depth {depth} is below 2"
             )
+        if attention == "inflated" and temporal_every > depth:
+            raise ValueError(f"temporal_every {temporal_every}: there are {depth} blocks: give at most so many")
         if condition_channels not in CONDITION_CHANNELS:
             raise ValueError(f"condition_channels {condition_channels!r}: one of {', '.join(CONDITION_CHANNELS)}")
         features = latent_channels * patch**2
@@ -122,6 +129,8 @@ class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
         scaled = guidance_condition
         self.guidance_in = Mlp(GUIDANCE_FEATURES, width, width, act_layer=nn.SiLU) if scaled else None
         self.motion_in = Mlp(MOTION_FEATURES, width, width, act_layer=nn.SiLU) if motion_condition else None
+        inserted = temporal_count(attention, depth, temporal_every)
+        self.temporal = nn.ModuleList(TemporalBlock(width, heads, mlp_ratio) for _ in range(inserted))
         self.controls = nn.ModuleList()
         self.attention_backend = "auto"
         self.sequence: SequenceGroup | None = None
@@ -152,6 +161,11 @@ class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
 
     def check_references(self, shapes: Sequence[Shape]) -> None:
         """Any positions will do."""
+
+    @property
+    def in_order(self) -> list[nn.Module]:
+        """The blocks of a pass, each temporal one after the block that it is inserted after."""
+        return in_order(self.blocks, self.temporal, self.config.temporal_every)
 
     @property
     def patch(self) -> Patch:
@@ -187,7 +201,7 @@ class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for block in self.blocks:
+        for block in (*self.blocks, *self.temporal):
             nn.init.zeros_(block.modulation.weight)
             nn.init.zeros_(block.cross.out.weight)
         for linear in (self.final_modulation, self.tokens_out):
@@ -239,8 +253,10 @@ class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
         condition = self._level(timestep, x.dtype) + of_sample.index_select(0, layout.frame_segment)  # [R,D]
         contexts = self._contexts(x, layout, text_layout, cache, fps)
         with self._controlled(control, layout):
-            for block, words, context in zip(self.blocks, texts, contexts, strict=True):
-                x = self._run(block, x, condition, words, context)  # [T,D]
+            for block, words, context in zip(self.in_order, texts, contexts, strict=True):
+                # control branches have copies of the image model's blocks alone
+                run = self._computed if isinstance(block, TemporalBlock) else self._run
+                x = run(block, x, condition, words, context)  # [T,D]
         if cache is not None and cache.records:
             cache.append(layout, [context.cache for context in contexts])
         shift, scale = self.final_modulation(F.silu(condition)).chunk(2, dim=-1)  # [R,D] each
@@ -313,30 +329,37 @@ class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
     def _contexts(
         self, x: Tensor, layout: Packed, text_layout: Packed, cache: KeyValueCache | None, fps: Tensor
     ) -> list[AttentionContext]:
-        """The attention context of each block."""
+        """The attention context of each block of a pass."""
         config, depth = self.config, len(self.blocks)
         position, past = (layout.position, None) if cache is None else (cache.positions(layout), cache.lengths)
         position = self._positions(position, layout, fps)
         rotary = rotary_table(position, config.width // config.heads, config.rope_theta)
         backend = resolve_backend(self.attention_backend, x.device, x.dtype)
-        turns = make_contexts(config.attention, layout, text_layout, rotary, backend, self.sequence, past)
+        still = None
+        if config.attention == "inflated":
+            at_rest = torch.cat([torch.zeros_like(position[:, :1]), position[:, 1:]], dim=1)
+            still = rotary_table(at_rest, config.width // config.heads, config.rope_theta)
+        turns = make_contexts(config.attention, layout, text_layout, rotary, backend, self.sequence, past, still)
+        if still is not None:
+            return [turns[isinstance(block, TemporalBlock)] for block in self.in_order]
         contexts = [turns[i % len(turns)] for i in range(depth)]
         if cache is None:
             return contexts
         return [replace(c, cache=of_block) for c, of_block in zip(contexts, cache.for_blocks(depth), strict=True)]
 
     def _read(self, text: Tensor | TextContext, layout: Packed) -> tuple[Tensor, Sequence[Tensor | BlockText]]:
-        """What the modulation [N,D] and each block [S,D] take of the text."""
+        """What the modulation [N,D] and each block of a pass [S,D] take of the text."""
+        depth = len(self.blocks) + len(self.temporal)
         if isinstance(text, TextContext) and text.pooled is not None:
-            text.check(len(self.blocks))
+            text.check(depth)
             return text.pooled, text.blocks
         states = text.states if isinstance(text, TextContext) else text
         pooled = self.pooled_in(self.pooled_norm(_segment_mean(states, layout)))  # [N,D]
         states = self.text_norm(self.text_in(self.text_norm_in(states)))  # [S,D]
         if isinstance(text, TextContext):
-            text.fill(pooled, states, len(self.blocks))
+            text.fill(pooled, states, depth)
             return text.pooled, text.blocks
-        return pooled, [states] * len(self.blocks)
+        return pooled, [states] * depth
 
 
 def _segment_mean(x: Tensor, layout: Packed) -> Tensor:

@@ -10,8 +10,8 @@ import torch
 
 from ..errors import UserError
 from ..limits import shown
-from ..models.attention_context import attended_pairs
 from ..models.budget import free_bytes
+from ..models.flops import pairs_a_block
 from ..models.open import OpenBackbone
 from ..models.transformer import VideoDiT
 from ..packing import Grid, Reference, Shape, token_grid
@@ -90,9 +90,8 @@ def cost(pipeline: LatentVideoPipeline, grid: Grid, references: Sequence[Referen
     """Of a step over a clip whose latent is (f,h,w), with these references, in tokens: a block's attention costs 4 D a
     pair, its linear layers about 24 D^2 a token."""
     model = pipeline.transformer
-    shape, depth = Shape(token_grid(grid, model.patch), tuple(references)), len(model.blocks)
-    pairs = attended_pairs(attention_of(model), depth, *shape)
-    return shape.tokens + pairs / max(1, depth) / (6 * model.width)
+    shape = Shape(token_grid(grid, model.patch), tuple(references))
+    return shape.tokens + pairs_a_block(model, shape) / (6 * model.width)
 
 
 def check_room(frames: int, height: int, width: int) -> None:

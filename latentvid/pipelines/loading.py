@@ -21,6 +21,7 @@ from .animatediff import put_adapter
 from .arguments import ControlNet, Lora
 from .folder import check_index
 from .latent_video import LatentVideoPipeline
+from .motion import put_motion
 from .open_video import OpenVideoPipeline
 from .references import add_roles
 
@@ -41,8 +42,8 @@ def load_pipeline(
 
     compiled: the first step compiles the transformer's blocks, once for clips of all shapes. mixed_precision: weights
     of published models are read in what they are computed in, those of our own in fp32. lora: put into the transformer;
-    lora_2: into the second one. control: put beside the network that each was trained on. motion: folder of a
-    `MotionAdapter`, put into Stable Diffusion before these.
+    lora_2: into the second one. control: put beside the network that each was trained on. motion: folder of a motion
+    module, put into an image model of ours before these, or of a `MotionAdapter`, put into Stable Diffusion.
     """
     published = None
     if is_published(folder):
@@ -55,9 +56,8 @@ def load_pipeline(
     else:
         pipeline = OpenVideoPipeline.of(published, dtype_of(choose(mixed_precision, device)))
     if motion is not None:
-        if published is None:
-            raise UserError(f"--motion {motion} is of Stable Diffusion's U-Net, and this model is a pipeline of ours")
-        put_adapter(pipeline, Path(motion))
+        put = put_motion if published is None else put_adapter
+        put(pipeline, Path(motion))
     put_control(pipeline, control)
     put_lora(pipeline, lora, lora_2)
     if compiled:

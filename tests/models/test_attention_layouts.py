@@ -16,7 +16,7 @@ from latentvid.packing import Packed, spans
 
 side = st.integers(1, 4)
 quick = settings(max_examples=25, deadline=None, database=None, derandomize=True)
-LAYOUTS = ("factorised", "causal")
+LAYOUTS = ("factorised", "causal", "inflated")
 
 
 def make(attention: str, **other) -> VideoDiT:
@@ -40,6 +40,7 @@ def definition(attention: str, layout: Packed) -> list[torch.Tensor]:
         "full": [sample],
         "factorised": [same(layout.segment, frame), same(layout.segment, row, column)],
         "causal": [sample & (frame <= frame[:, None])],
+        "inflated": [same(layout.segment, frame), same(layout.segment, row, column)],
     }[attention]
 
 

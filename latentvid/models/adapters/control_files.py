@@ -137,6 +137,12 @@ def branch_of(model: nn.Module, found: ControlFolder, reads: Reads) -> ControlBr
 def is_its_base(model: nn.Module, found: ControlFolder) -> bool:
     """Whether a model has the weights that a branch was trained on, as far as can be told: of weights in another type
     nothing is known."""
-    if found.base.get("dtype") != str(model.dtype).removeprefix("torch."):
+    return is_of(model, found.base)
+
+
+def is_of(model: nn.Module, base: Mapping[str, str]) -> bool:
+    """Whether a model has the weights that `base_of` told of, with its temporal blocks or without; what is there of
+    another type may be them."""
+    if base.get("dtype") != str(model.dtype).removeprefix("torch."):
         return True
-    return found.base.get("fingerprint") == fingerprint(model)
+    return any(base.get("fingerprint") == fingerprint(model, temporal) for temporal in (True, False))

@@ -17,11 +17,14 @@ def named(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [pair for pair in raw_of(model).named_parameters() if not pair[0].startswith("controls.")]
 
 
-def fingerprint(model: nn.Module) -> str:
+def fingerprint(model: nn.Module, temporal: bool = True) -> str:
     """sha256 (hex) over names, types and shapes of the parameters, and some numbers of each, evenly spread: whoever
-    trains a model changes them."""
+    trains a model changes them. temporal: whether temporal blocks (../temporal.py) are among them; without them it is
+    that of the image model."""
     digest = hashlib.sha256()
     for name, parameter in sorted(named(model)):
+        if not temporal and name.startswith("temporal."):
+            continue
         flat = parameter.detach().flatten()
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
         some = flat[:: max(1, len(flat) // SAMPLED)].contiguous().cpu()

@@ -192,6 +192,8 @@ def _check_whole(folder: Path, settings: Mapping[str, Any]) -> None:
         what, fix = "a ControlNet", f"give its model, and {run / 'controlnet'} by controlnet.init"
     elif settings.get("trainable"):
         what, fix = "the weights that `trainable` named", f"give {run / 'pipeline'}, which is whole"
+        if (run / "motion").is_dir():
+            fix = f"give the image model, and {run / 'motion'} by init_motion"
     elif told.get("model", {}).get("motion") is not None:
         what, fix = "motion modules", f"give {run / 'motion'} by model.motion, and their image model by model.from"
     if what:

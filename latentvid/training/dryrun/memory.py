@@ -133,7 +133,7 @@ def pass_bytes(task: Passes, pack: Pack | None, checkpointing: bool, gpu: bool =
     less = 0
     if _compiles(task):
         less = _saved_bytes(task, pack, False, gpu) - _saved_bytes(task, pack, False, gpu, compiled=True)
-        less //= len(task.model.blocks) if checkpointing else 1
+        less //= len(task.blocks) if checkpointing else 1
     return PassBytes(forward - less, count.leaving - less, count.peak - less)
 
 

@@ -51,7 +51,8 @@ def _chosen(model: VideoDiT | OpenBackbone, settings: Adapter, usual: Sequence[s
     if settings.targets:
         wanted, among = settings.targets, layers
     else:
-        inside = {id(m) for block in model.blocks or [raw] for m in block.modules()}
+        blocks = (*model.blocks, *getattr(model, "temporal", ()))
+        inside = {id(m) for block in blocks or [raw] for m in block.modules()}
         wanted, among = usual, [name for name in layers if id(raw.get_submodule(name)) in inside]
     for ending in wanted:
         found = [name for name in among if f".{name}".endswith(f".{ending}")]

@@ -7,7 +7,7 @@ import numpy as np
 from ....config.schema import DitConfig
 from ....data.manifest.columns import Lookup
 from ....errors import UserError
-from ....models.attention_context import attended_pairs
+from ....models.flops import pairs_a_block
 from ....models.kinds import KINDS, kind_of
 from ....models.open import OpenBackbone
 from ....models.transformer import VideoDiT
@@ -73,8 +73,7 @@ def check_shared(sequence: SequenceGroup | None, model: VideoDiT | OpenBackbone)
 def costs_of(model: VideoDiT | OpenBackbone, shapes: Lookup[Shape], tokens: np.ndarray) -> np.ndarray:
     """Of each sample. A block's attention is 4 D a pair of tokens, its linear layers about 24 D^2 a token; networks
     without such blocks work about as much for every token."""
-    if not (depth := len(model.blocks)):
+    if not len(model.blocks):
         return tokens
-    kind = getattr(model.config, "attention", "full")
-    pairs = shapes.map(lambda shape: attended_pairs(kind, depth, *shape) / depth).array()
+    pairs = shapes.map(lambda shape: pairs_a_block(model, shape)).array()
     return tokens + pairs / (6 * model.width)

@@ -20,7 +20,6 @@ from ....config.schema import DitConfig
 from ....config.sections import UNKNOWN_FPS
 from ....errors import UserError
 from ....evaluation.sheet import Row
-from ....models.adapters.fingerprint import fingerprint
 from ....models.adapters.lora import save_lora
 from ....models.flops import TRAINING, GridFlops, backbone_flops, vae_flops
 from ....models.kinds import kind_of
@@ -29,7 +28,7 @@ from ....models.transformer import VideoDiT
 from ....packing import Grid, Reference, Shape
 from ....references import header_of, save_roles
 from ....sequence import makers
-from ...checkpoint.init import Source, Wanted, begin_with, goes_on, inherited, open_source
+from ...checkpoint.init import Source, Wanted, goes_on, inherited, open_source
 from ...feed.manifests import main_first
 from ...origin import Base, Origin
 from ...task import HeldOut
@@ -37,6 +36,7 @@ from .before import Before
 from .blank import blank
 from .conditions import ConditionMaker
 from .data import DitPacks
+from .inflated import export_module, of_base, take, told_by_motion, trains_motion
 from .known import check_length, check_told
 from .looks import check_looks, check_sizes, looked_at
 from .network import check_shared, costs_of, new_network, published_network, told_by
@@ -72,6 +72,7 @@ class DitTask(DitPacks):
         self.sequence, self.base, self.origin = self.parts.sequence, None, None
         self.weights = self._source() if config.init is not None and (begin or config.keeps_base) else None
         self.model = self.new_model()
+        self.motion = config.keeps_base and trains_motion(self.model, self.weights)
         self.origin = self._begun() if begin else None
         super().__init__(self.config, self.parts, self.model.patch, self._conditions())
         self.motion_dropout = 0.0 if self.published else config.data.motion_dropout
@@ -127,8 +128,8 @@ class DitTask(DitPacks):
         return given or (bool(self.config.data.references) and not self.controlled)
 
     @property
-    def blocks(self) -> nn.ModuleList:
-        return self.model.blocks
+    def blocks(self) -> Sequence[nn.Module]:
+        return [*self.model.blocks, *getattr(self.model, "temporal", ())]
 
     @property
     def width(self) -> int:
@@ -138,9 +139,8 @@ class DitTask(DitPacks):
     def product(self) -> str:
         if self.controlled:
             return "controlnet"
-        if self.config.moves:
-            return "motion"
-        return "pipeline" if self.config.adapter.kind == "none" else "lora"
+        moves = self.motion or self.config.moves
+        return "motion" if moves else "pipeline" if self.config.adapter.kind == "none" else "lora"
 
     @property
     def ragged(self) -> bool:
@@ -167,6 +167,7 @@ class DitTask(DitPacks):
         arguments = inherited(config.run.dir) if going else source.arguments or {}
         self.config = replace(config, model={**{k: v for k, v in arguments.items() if k == "kind"}, **config.model})
         told = {key: value for key, value in arguments.items() if key not in self._known}
+        told |= told_by_motion(config, source, self._known)
         self.config = replace(config, model={**told, **config.model})
         return source
 
@@ -185,7 +186,7 @@ class DitTask(DitPacks):
             if self.published is None:
                 self._take(model, self.weights)
             where = self.weights.where if self.published is None else self._where
-            self.base = Base(where, fingerprint(model))
+            self.base = Base(where, of_base(model, self.weights, self.config))
             usual = getattr(model, "lora", OF_VIDEO_DIT) if self.published is None else self.published.recipe.lora
             choose_trained(model, self.config, usual)
         return model
@@ -209,8 +210,7 @@ class DitTask(DitPacks):
         return self._take(self.model, self.weights)
 
     def _take(self, model: VideoDiT, source: Source) -> Origin:
-        differing = differing_from(source, model, self.parts)
-        self.origin = begin_with(model, source, differing, self.config.init_partial)
+        self.origin = take(model, source, differing_from(source, model, self.parts), self.config)
         return self.origin
 
     def _conditions(self) -> ConditionMaker | None:
@@ -291,9 +291,15 @@ class DitTask(DitPacks):
         elif self.published is not None:
             export_repository(model, self.published, part_of(self.config, self.published), folder)
             save_roles(folder, roles_of(self.config))
+        elif self.motion:
+            export_module(model, self.config, self.base, self.parts, self._seen, folder)
         else:
-            seen = self.trained or seen_by(self.config.run.dir)
-            export_pipeline(make_pipeline(self.config, self.parts, model), self.config, self.weights, seen, folder)
+            pipeline = make_pipeline(self.config, self.parts, model)
+            export_pipeline(pipeline, self.config, self.weights, self._seen, folder)
+
+    @property
+    def _seen(self) -> list[dict[str, Any]]:
+        return self.trained or seen_by(self.config.run.dir)
 
     @property
     def fps(self) -> float:
