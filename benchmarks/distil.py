@@ -3,10 +3,10 @@
     python benchmarks/distil.py --demo runs/demo --out runs/distil
 
 For each seed it distils the demo's pipeline by configs/dit/demo_distil.yaml (guidance, then halving from 16 steps to 1:
-one run), and its student of guidance by consistency to 4, 2 and 1 steps. Every student, and the teacher in 16, 8, 4, 2
-and 1 steps of two passes, makes --prompts clips from the same noise: the judge's `both` and `strict`, and the mean
-squared distance of the latents from those that the teacher ends at in 16 steps. OUT/distil.json has all figures; what
-is there already is not made again.
+one run), and its student of guidance by consistency and by distribution matching (dmd) to 4, 2 and 1 steps. Every
+student, and the teacher in 16, 8, 4, 2 and 1 steps of two passes, makes --prompts clips from the same noise: the
+judge's `both` and `strict`, and the mean squared distance of the latents from those that the teacher ends at in 16
+steps. OUT/distil.json has all figures; what is there already is not made again.
 """
 
 from __future__ import annotations
@@ -69,11 +69,18 @@ def _longer(scale: float) -> list[str]:
     ]
 
 
-def consistent(demo: Path, out: Path, seed: int, steps: int, length: int, teacher: Path, more: list[str]) -> Path:
-    run = out / f"consistency_{steps}"
+# options of the methods that lead to few steps in a run of its own
+ALONE = {
+    "consistency": ("--distill.teacher_steps=16",),
+    "dmd": ("--distill.critic_lr=5e-4", "--optim.lr=2e-4", "--optim.schedule=constant"),
+}
+
+
+def alone(method: str, demo: Path, out: Path, seed: int, steps: int, length: int, teacher: Path, more: list) -> Path:
+    run = out / f"{method}_{steps}"
     if not (run / "pipeline").is_dir():
-        options = ("--stages=[]", "--distill.method=consistency", f"--distill.steps={steps}", f"--train.steps={length}")
-        train(demo, run, teacher, seed, *options, "--distill.teacher_steps=16", *more)
+        options = ("--stages=[]", f"--distill.method={method}", f"--distill.steps={steps}", f"--train.steps={length}")
+        train(demo, run, teacher, seed, *options, *ALONE[method], *more)
     return run / "pipeline"
 
 
@@ -117,9 +124,11 @@ def measure(args: argparse.Namespace, demo: Path, out: Path, seed: int) -> dict[
     look("guidance 16", stages["guidance"], 16, 16)
     for steps in (8, *STEPS):
         look(f"progressive {steps}", stages[f"to_{steps}"], steps, steps)
-    for steps in STEPS if args.consistency else ():
-        folder = consistent(demo, out, seed, steps, args.consistency, stages["guidance"], options)
-        look(f"consistency {steps}", folder, steps, steps)
+    for method in ALONE:
+        length = getattr(args, method)
+        for steps in STEPS if length else ():
+            folder = alone(method, demo, out, seed, steps, length, stages["guidance"], options)
+            look(f"{method} {steps}", folder, steps, steps)
     return found
 
 
@@ -131,6 +140,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=number("prompts"), default=280, help="that each model makes a clip of")
     parser.add_argument("--scale", type=float, default=1.0, help="of the lengths of the recipe's stages")
     parser.add_argument("--consistency", type=number("step"), default=600, help="steps of each such run; 0: none")
+    parser.add_argument("--dmd", type=number("step"), default=1500, help="the same: one in five is the student's")
     parser.add_argument("options", nargs="*", help="of training, such as optim.lr=5e-4")
     args = parser.parse_args()
     demo, out, found = args.demo.resolve(), args.out.resolve(), {}
@@ -139,7 +149,7 @@ def main() -> None:
         place.mkdir(parents=True, exist_ok=True)
         with torch.no_grad():
             found[seed] = measure(args, demo, place, seed)
-    settings = {name: getattr(args, name) for name in ("prompts", "scale", "consistency", "options")}
+    settings = {name: getattr(args, name) for name in ("prompts", "scale", "consistency", "dmd", "options")}
     text = json.dumps({"settings": settings, "seeds": found}, indent=1)
     (out / "distil.json").write_text(text + "\n", encoding="utf-8")
     print(f"\n| {len(args.seeds)} seeds, lowest to highest | passes | both | strict | distance to the teacher's end |")

@@ -71,7 +71,7 @@ _SHARE = Range(0, 1)
 _NAMES: tuple[tuple[Range, str], ...] = (  # of the numbers that have each range
     # clips
     (_whole(1, 10**7), "frames max_frames"),
-    (_whole(1, 10**5), "window context between"),
+    (_whole(1, 10**5), "window context between rollout"),
     (_whole(1, 1000), "factor"),
     (_whole(1, 16), "by"),
     (_above(0, 1e6), "seconds"),
@@ -94,7 +94,7 @@ _NAMES: tuple[tuple[Range, str], ...] = (  # of the numbers that have each range
     (Range(0, 86_400), "retry_s"),
     (_whole(1, 4096), "batch"),
     # optimiser and loop
-    (_above(0, 10), "lr vector_lr adversarial_lr"),
+    (_above(0, 10), "lr vector_lr adversarial_lr critic_lr"),
     (Range(0, 1, below=True), "betas momentum ema"),
     (_above(0, 1), "eps"),
     (Range(0, 100), "weight_decay"),
@@ -107,7 +107,7 @@ _NAMES: tuple[tuple[Range, str], ...] = (  # of the numbers that have each range
     (_whole(1, 10**6), "keep_last"),
     # measurements
     (_whole(1, 10**7), "samples statistics_samples digits.train digits.val"),
-    (_whole(1, 1000), "bins"),
+    (_whole(1, 1000), "bins critic_updates"),
     (_COUNT_OR_NONE, "endpoints"),
     # adapters
     (_whole(1, 4096), "adapter.rank"),

@@ -15,7 +15,7 @@ from latentvid.errors import user_errors
 def main() -> None:
     config = parse_cli(DistillConfig, doc=__doc__)
     # after the command line is read: --help and wrong options are answered at once
-    from latentvid.training.stages.dit.distill.task import distill_task
+    from latentvid.training.stages.dit.distill.choice import distill_task
     from latentvid.training.trainer import train
 
     train(config, distill_task)

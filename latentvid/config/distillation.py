@@ -12,18 +12,20 @@ from ..limits import setting as _help
 from .curriculum import curriculum
 from .schema import CaptionRules, DitConfig, arguments_of
 
+OF_DMD = {"critic_updates": 5, "critic_lr": None, "rollout": None}  # keys of that method alone, with their defaults
+
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
     """How, and to what."""
 
-    method: Literal["guidance", "progressive", "consistency"] = _help(
+    method: Literal["guidance", "progressive", "consistency", "dmd"] = _help(
         "guidance: one pass in the place of the two of guidance, at any noise level (Meng et al. 2023); progressive: "
         "one step in the place of two (Salimans & Ho 2022); consistency: from each of the teacher's levels a step that "
-        "leads as far (Heek et al. 2024)",
+        "leads as far (Heek et al. 2024); dmd: clips such as the teacher's, by a critic of them (Yin et al. 2024)",
         default="guidance",
     )
-    steps: int | None = _help("progressive, consistency: steps of the student", default=None)
+    steps: int | None = _help("progressive, consistency, dmd: steps of the student", default=None)
     teacher_steps: int | None = _help(
         "consistency: steps of the teacher, a multiple of `steps`; progressive: twice `steps`, which null is",
         default=None,
@@ -36,14 +38,23 @@ class Distillation:
         "held-out windows of which each measurement compares the student's end point with the teacher's; 0: none",
         default=16,
     )
+    critic_updates: int = _help("dmd: steps of the critic for each of the student, at the last of them", default=5)
+    critic_lr: float | None = _help("dmd: peak learning rate of the critic (AdamW); null is optim.lr", default=None)
+    rollout: int | None = _help(
+        "dmd, of models of causal attention: self-forcing (Huang et al. 2025), the student makes its clip so many "
+        "latent frames at a time, each after its own ones before; null: all at once",
+        default=None,
+    )
 
     def __post_init__(self) -> None:
         check_fields(self, "distill")
+        if self.method != "dmd" and (wrong := [key for key, usual in OF_DMD.items() if getattr(self, key) != usual]):
+            raise ValueError(f"{wrong[0]} is of method dmd, and method is {self.method}: leave it out")
         if self.told and not self.guidance[0] < self.guidance[1]:
             raise ValueError(f"guidance is {list(self.guidance)}: give the lower scale first, or one number")
         if self.method == "guidance":
             if self.steps is not None or self.teacher_steps is not None:
-                raise ValueError("steps and teacher_steps are of method progressive or consistency: leave them out")
+                raise ValueError("steps and teacher_steps are of methods progressive, consistency and dmd: leave out")
             return
         if self.steps is None:
             raise ValueError(f"method {self.method} needs steps: how many the student is to make")
@@ -51,6 +62,10 @@ class Distillation:
             raise ValueError(
                 f"teacher_steps is {self.teacher_steps}: method progressive halves {2 * self.steps} to {self.steps}: "
                 "leave it out, or halve in several stages"
+            )
+        if self.method == "dmd" and self.teacher_steps is not None:
+            raise ValueError(
+                f"teacher_steps is {self.teacher_steps}: method dmd follows no steps of the teacher: leave it out"
             )
         if self.method == "consistency" and (self.teacher_steps is None or self.teacher_steps % self.steps):
             raise ValueError(
@@ -64,7 +79,7 @@ class Distillation:
 
     @property
     def fine(self) -> int | None:
-        """Steps of the teacher, where the method is of steps."""
+        """Steps of the teacher, where the method follows them."""
         return 2 * self.steps if self.method == "progressive" else self.teacher_steps
 
     @property
@@ -75,7 +90,8 @@ class Distillation:
     @property
     def student(self) -> dict[str, Any]:
         """As `pipelines.student.Student` has them."""
-        return {"steps": self.steps, "guidance": list(self.guidance) if self.told else self.guidance}
+        found = {"steps": self.steps, "guidance": list(self.guidance) if self.told else self.guidance}
+        return found if self.rollout is None else {**found, "rollout": self.rollout}
 
 
 @dataclass(kw_only=True)
@@ -154,6 +170,11 @@ def check_distillation(config: DistillConfig, stages: Sequence[DistillConfig]) -
             )
         if stage.given.noise is not None:
             raise ValueError("given.noise: given frames with noise are not distilled: leave noise out")
+    if len(stages) > 1 and any(stage.distill.method == "dmd" for stage in stages):
+        raise ValueError(
+            "distill.method=dmd trains a second network, the critic, which all of a run must have: give it a run of "
+            "its own, whose teacher is the pipeline that the other stages leave"
+        )
     has: int | None = None
     for number, stage in enumerate(stages, 1):
         found = stage.distill

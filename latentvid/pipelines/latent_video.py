@@ -221,6 +221,8 @@ class LatentVideoPipeline(CodecMixin, KnownMixin, StudentMixin, DiffusionPipelin
         cache: of a causal model; the requests are of the frames that follow those in it (`remember`).
         """
         sampling = sampling or Sampling()
+        if cache is None and self.student is not None and self.student.rollout is not None and requests:
+            return self._in_turn(requests, sampling, self.student.rollout)
         with self._autocast(sampling.precision):
             batch, predict = self._prepare(requests, sampling, cache)
             z = solve(

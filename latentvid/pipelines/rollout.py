@@ -27,10 +27,10 @@ from ..models.autoencoder import CausalVideoAutoencoder
 from ..models.key_value_cache import KeyValueCache
 from ..models.streaming import DecodeStream
 from ..packing import Grid
-from ..rng import derived_seed
 from .latent_video import LatentVideoPipeline
 from .limit import attention_of, check_cost
 from .sampling import Request, Sampling
+from .student import turn_seed
 
 CONTEXT_SHARE = 0.4  # of a window's latent frames
 _PREFIXES = {"prefix", "random", "independent"}  # `GivenFrames` that teach a model to go on from several frames
@@ -107,7 +107,7 @@ def rollout(
 
 def window_seed(seed: int, window: int) -> int:
     """The seed of the noise of a window of a rollout: the rollout's own for window 0."""
-    return derived_seed(seed, window, "rollout") if window else seed
+    return turn_seed(seed, window)
 
 
 @dataclass(frozen=True)
@@ -123,16 +123,24 @@ class _Span:
     def of(cls, pipeline: LatentVideoPipeline, window: int | None, context: int | None) -> _Span:
         """Raises UserError."""
         size, stride = (pipeline.config.height, pipeline.config.width), pipeline.codec.temporal_stride
-        window = pipeline.config.frames if window is None else window
+        turn = turn_of(pipeline)
+        if window is None:
+            window = max(pipeline.config.frames, 1 + (turn or 0) * stride)
         f = pipeline.latent_grid(window, *size)[0]
         if context is None:
             c = min(f - 1, max(2, round(CONTEXT_SHARE * f)))  # one alone shows no motion
+            c = c if turn is None else max(1, f - turn)
             context = 1 + stride * (max(1, c) - 1)
         c = pipeline.latent_grid(context, *size)[0]
         if f <= c:
             raise UserError(
                 f"a window of {window} frames must be longer than its context of {context}: ask for a window of "
                 f"{context + stride}"
+            )
+        if turn is not None and f - c != turn:
+            raise UserError(
+                f"a window of {window} frames with a context of {context} makes {f - c} latent frames at a time, and "
+                f"this model was taught to make {turn}: leave context out, or ask for one of {window - turn * stride}"
             )
         return cls(window, context, f, c)
 
@@ -172,7 +180,13 @@ class Ask:
 
 def _can_cache(pipeline: LatentVideoPipeline, sampling: Sampling) -> bool:
     causal = attention_of(pipeline.transformer) == "causal"
-    return causal and _streams(pipeline) and pipeline.by_levels(sampling) and pipeline.channel_kind == "none"
+    taught = turn_of(pipeline) is not None or pipeline.by_levels(sampling)
+    return causal and _streams(pipeline) and taught and pipeline.channel_kind == "none"
+
+
+def turn_of(pipeline: LatentVideoPipeline) -> int | None:
+    """Latent frames that a model was taught to make at a time after its own (self-forcing); None of others."""
+    return None if pipeline.student is None else pipeline.student.rollout
 
 
 def _streams(pipeline: LatentVideoPipeline) -> bool:
@@ -189,7 +203,7 @@ def _check_training(pipeline: LatentVideoPipeline, sampling: Sampling, span: _Sp
             f"{attention_of(pipeline.transformer)}) and an autoencoder that streams "
             f"(this one is {type(pipeline.vae).__name__}): leave cached out"
         )
-    if cached and not pipeline.by_levels(sampling):
+    if cached and turn_of(pipeline) is None and not pipeline.by_levels(sampling):
         raise UserError(
             "a cached rollout needs a model that was trained with given frames, and condition levels: leave cached out"
         )
@@ -242,7 +256,8 @@ def _cached(
         past = pipeline.encode([ask.tail for ask in asks], sampling.precision)
         for decode, z in zip(decoders, past, strict=True):
             decode(z)  # frames that are there already
-    for latents in causal_latents(pipeline, asks, span.f, span.f - span.c, span.c, past, sampling):
+    first = turn_of(pipeline) or span.f
+    for latents in causal_latents(pipeline, asks, first, span.f - span.c, span.c, past, sampling):
         yield [decode(z) for decode, z in zip(decoders, latents, strict=True)]
 
 

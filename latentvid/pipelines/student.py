@@ -7,12 +7,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from ..diffusion.guidance import Guidance
 from ..diffusion.scheduler import LatentVideoScheduler
 from ..errors import UserError
 from ..limits import check, shown
 from ..models.conditions import Conditions
+from ..models.key_value_cache import KeyValueCache
+from ..rng import derived_seed
 
 if TYPE_CHECKING:
     from .sampling import Request, Sampling
@@ -29,17 +32,22 @@ class Student:
     clip's tokens where it was trained so.
     guidance: scales from low to high that the model is told, or the one that is in its weights. In no case is there a
     second pass.
+    rollout: latent frames that it makes at a time, each after those before, as it was taught to (self-forcing); None:
+    all of a clip.
     """
 
     steps: int | None
     guidance: float | tuple[float, float]
     levels: tuple[float, ...] | None = None
+    rollout: int | None = None
 
     @classmethod
     def of(cls, found: Any) -> Student:
         """Raises UserError, which names what is wrong."""
-        if not isinstance(found, Mapping) or set(found) != {"steps", "guidance", "levels"}:
+        if not isinstance(found, Mapping) or set(found) - {"rollout"} != {"steps", "guidance", "levels"}:
             raise UserError(f"student={shown(found)}: must have steps, guidance and levels")
+        if (rollout := found.get("rollout")) is not None:
+            check("student.rollout", rollout, whole=True)
         steps, scales, levels = found["steps"], found["guidance"], found["levels"]
         if steps is not None:
             check("student.steps", steps, whole=True)
@@ -51,11 +59,12 @@ class Student:
             if len(scales) != 2 or scales[0] >= scales[1]:
                 raise UserError(f"student.guidance={shown(list(scales))}: must be a number, or the lowest and highest")
             scales = tuple(map(float, scales))
-        return cls(steps=steps, guidance=scales, levels=None if levels is None else tuple(levels))
+        return cls(steps=steps, guidance=scales, levels=None if levels is None else tuple(levels), rollout=rollout)
 
     def as_json(self) -> dict[str, Any]:
         guidance, levels = list(self.guidance) if self.told else self.guidance, self.levels
-        return {"steps": self.steps, "guidance": guidance, "levels": None if levels is None else list(levels)}
+        found = {"steps": self.steps, "guidance": guidance, "levels": None if levels is None else list(levels)}
+        return found if self.rollout is None else {**found, "rollout": self.rollout}
 
     @property
     def told(self) -> bool:
@@ -143,6 +152,45 @@ class StudentMixin:
         if self.student.told:
             given = replace(given, guidance=torch.full((samples,), guidance.scale, device=self._execution_device))
         return Guidance(), given
+
+    def _in_turn(self, requests: Sequence[Request], sampling: Sampling, frames: int) -> list[Tensor]:
+        """Latents [C,f,h,w] of the requests, so many latent frames at a time, each after the clip's own ones before.
+
+        Window k has the noise of `turn_seed(seed, k)`. What is known of a clip stays.
+        """
+        cache, going, made = KeyValueCache(), list(range(len(requests))), [[] for _ in requests]
+        parts: list[Request] = []
+        for turn, start in enumerate(range(0, max(request.grid[0] for request in requests), frames)):
+            if turn:
+                self.remember([made[i][-1] for i in going], parts, sampling, cache)
+                longer = [i for i in going if requests[i].grid[0] > start]
+                cache, going = cache.select([going.index(i) for i in longer]), longer
+            parts = [_part(requests[i], turn, start, frames) for i in going]
+            for i, latent in zip(going, self.sample(parts, sampling, cache), strict=True):
+                given, known = (_cut(getattr(requests[i], name), start, frames) for name in ("given", "known"))
+                whole = known is not None and bool(known.all())
+                made[i].append(given.to(latent) if whole else latent)
+        return [torch.cat(each, dim=1) for each in made]
+
+
+def turn_seed(seed: int, turn: int) -> int:
+    """The seed of the noise of a window of a clip that is made in turns: the clip's own for the first."""
+    return derived_seed(seed, turn, "rollout") if turn else seed
+
+
+def _part(request: Request, turn: int, start: int, frames: int) -> Request:
+    """Of some latent frames. What is known whole is not sampled: it is put in the place of what is."""
+    f, h, w = request.grid
+    given, known = (_cut(getattr(request, name), start, frames) for name in ("given", "known"))
+    if known is None or bool(known.all()) or not bool(known.any()):
+        given = known = None
+    grid = (min(frames, f - start), h, w)
+    return replace(request, grid=grid, seed=turn_seed(request.seed, turn), given=given, known=known)
+
+
+def _cut(x: Tensor | None, start: int, frames: int) -> Tensor | None:
+    """Some latent frames of a latent [C,f,h,w] or a mask [f,h,w]."""
+    return None if x is None else x[..., start : start + frames, :, :]
 
 
 def _fall(levels: Any, steps: int) -> bool:

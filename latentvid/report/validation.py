@@ -18,7 +18,8 @@ MEASURES = {
     "loss": "loss",
     "x_mse": "square error of the clean latents",
     "student_loss": "student's error beside the data",
-    "teacher_loss": "teacher's error beside the data",
+    "teacher_loss": "teacher's error beside the data, or beside the student's clips",
+    "critic_loss": "critic's error beside the student's clips",
 }
 KNOWN = {"step", "stage", "weights", "loss", "bins", "samples", "scores", "seconds"}
 TITLES = {

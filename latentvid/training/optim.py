@@ -20,12 +20,18 @@ class Part:
     """A sub-module that is trained beside the rest: at a rate of its own, clipped by its own norm.
 
     name: of the sub-module, and in the log (`NAME_grad_norm`). lr: its peak. start: step from which it learns; its
-    warm-up begins there.
+    warm-up begins there. updates: of it for each one of the rest of the model, which comes with the last of them.
     """
 
     name: str
     lr: float
     start: int = 0
+    updates: int = 1
+
+
+def rests(apart: Sequence[Part], step: int) -> bool:
+    """Whether the rest of the model does not learn at a step (from 0) of a stage."""
+    return any((step + 1) % part.updates for part in apart)
 
 
 class Muon(muon.Muon):

@@ -170,7 +170,7 @@ class TrainingRun:
         own = self.step - self.stage.begin  # of the stage, whose schedules begin with it
         lr = set_lr(self.strategy.groups(), own, train.steps, self.config.optim)
         result = self.stepper.gradients(step, packs, own, stop=self.stop.asked is not None)
-        norms = self.stepper.update(self.step)
+        norms = self.stepper.update(self.step, own)
         if self.stepper.bad_steps >= train.max_bad_steps:
             self._give_up()
         self.step += 1

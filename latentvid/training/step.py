@@ -17,6 +17,7 @@ from ..data.plan.plan import Draw, Step
 from ..models.flops import TRAINING
 from .ema import EMA
 from .monitor.efficiency import EfficiencyMeter
+from .optim import rests
 from .parallel.strategy import Strategy
 from .task import Pack, Task
 
@@ -96,17 +97,22 @@ class Stepper:
             torch.distributed.all_reduce(counted)
         return int(counted) // self.config.train.sequence_parallel  # whose processes all have the same packs
 
-    def update(self, number: int) -> dict[str, float]:
-        """The optimiser's step, or none where the gradient norm is not finite or too large; the norms, by name."""
+    def update(self, number: int, own: int) -> dict[str, float]:
+        """The optimiser's step, or none where the gradient norm is not finite or too large; the norms, by name.
+
+        number: of the step in the run, own: in its stage, both from 0.
+        """
+        rest = rests(self.task.apart, own)
         with self.meter.span("optimizer"):
-            norms, stepped = self.strategy.update()
+            norms, stepped = self.strategy.update(rest)
             if stepped:
-                self.ema.update(self.strategy.pieces())
+                if not rest:
+                    self.ema.update(self.strategy.pieces())
                 self.bad_steps = 0
                 return norms
         self.bad_steps += 1
         self.skipped += 1
-        norm = next((n for n in norms.values() if not math.isfinite(n)), norms["grad_norm"])
+        norm = next((n for n in norms.values() if not math.isfinite(n)), norms.get("grad_norm", 0.0))
         limit = self.config.optim.skip_norm
         self.why = f"above optim.skip_norm={limit}" if math.isfinite(norm) else "not finite"
         if self.accelerator.is_main_process:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from comparing import same, state
 from safetensors.torch import load_file, save_file
+from students import moved, pack_of, student_config
 
 from latentvid.config.curriculum import curriculum
 from latentvid.config.distillation import DistillConfig
@@ -32,7 +33,7 @@ from latentvid.training.launch import make_plan
 from latentvid.training.monitor.metrics import read_metrics
 from latentvid.training.run import TrainingRun
 from latentvid.training.signals import Preempted
-from latentvid.training.stages.dit.distill.task import distill_task
+from latentvid.training.stages.dit.distill.choice import distill_task
 from latentvid.training.stages.dit.task import DitTask
 from latentvid.training.stages.table import STAGES
 from latentvid.training.trainer import train
@@ -45,27 +46,9 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 @pytest.fixture(scope="module")
 def config(tiny_latents, tiny_pipeline):
     """`config(run, "section.key=value", ...)`: of a student of the tiny pipeline."""
-    base = {
-        "teacher": tiny_pipeline,
-        "data.latents": tiny_latents,
-        "data.workers": 0,
-        "data.tokens_per_pack": 256,
-        "data.packs_per_step": 2,
-        "optim.lr": 3e-3,
-        "optim.warmup": 0,
-        "train.mixed_precision": "no",
-        "train.ema": 0.9,
-        "train.steps": 2,
-        "checkpoint.every": 1,
-        "checkpoint.keep_last": 20,
-        "log.trackers": "[]",
-        "samples.steps": 3,
-        "inference.steps": 3,
-    }
 
     def make(run: Path, *options: str) -> DistillConfig:
-        lines = [f"run.dir={run}", *(f"{k}={v}" for k, v in base.items()), *options]
-        return load_config(DistillConfig, None, lines)
+        return student_config(run, tiny_pipeline, tiny_latents, *options)
 
     return make
 
@@ -80,18 +63,6 @@ def teacher(tiny_pipeline, tmp_path_factory):
         return folder
 
     return make
-
-
-def pack_of(task, count: int = 6):
-    return task.prepare(task.make_pack([Draw(number=100 + i, index=i) for i in range(count)]))
-
-
-@torch.no_grad()
-def moved(task, by: float = 0.05):
-    draws = torch.Generator().manual_seed(1)
-    for parameter in task.model.parameters():
-        parameter += by * torch.randn(parameter.shape, generator=draws)
-    return task
 
 
 # --- what a student is taught ---
@@ -307,7 +278,7 @@ def test_halving_goes_on_where_it_was_stopped_and_the_end_says_what_it_is(
     "options, message",
     [
         (("distill.method=progressive",), r"method progressive needs steps"),
-        (("distill.steps=4",), r"steps and teacher_steps are of method progressive or consistency"),
+        (("distill.steps=4",), r"steps and teacher_steps are of methods progressive, consistency and dmd"),
         ((*PROGRESSIVE, "distill.teacher_steps=8"), r"teacher_steps is 8: method progressive halves 4 to 2"),
         (("distill.method=consistency", "distill.steps=4", "distill.teacher_steps=6"), r"needs a multiple of steps=4"),
         (("distill.guidance=[5, 2]",), r"give the lower scale first"),

@@ -37,7 +37,7 @@ SAID = (
     *(f"optim.{key}" for key in ("final", "decay_steps", "decay_from", "clip", "skip_norm")),
     *(f"loss.{key}" for key in ("l1", "charbonnier", "mse", "temporal", "kl", "lpips", "lpips_net", "lpips_frames")),
     *(f"loss.{key}" for key in ("adversarial", "adversarial_start", "adversarial_lr", "adaptive", "adaptive_max")),
-    *("loss.r1", "loss.r1_sigma"),
+    *("loss.r1", "loss.r1_sigma", "distill.critic_lr", "distill.critic_updates"),
 )
 RATE = ("lr", "warmup", "schedule", "final", "decay_steps", "decay_from")  # of `optim`: what the rate follows
 # what a key that a run's config.yaml lacks meant before there was one, where that is not its default

@@ -7,8 +7,8 @@ Parameters, moments and averages are fp32 under every strategy; `train.mixed_pre
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -68,20 +68,23 @@ class Strategy:
         """Adds this process's share of the gradient; over the processes the mean is taken."""
         loss.backward()
 
-    def update(self) -> tuple[dict[str, float], bool]:
+    def update(self, rest: bool = False) -> tuple[dict[str, float], bool]:
         """Clips and steps, or skips a gradient norm that is not finite or, of the main part, above `optim.skip_norm`.
 
         Returns ({"grad_norm": of the main part, "NAME_grad_norm": of each other}, stepped). Each part is clipped by
-        its own norm, so that none shrinks another's step.
+        its own norm, so that none shrinks another's step. rest: the main part does not learn at this step: neither its
+        weights nor the optimiser's state of them change, and it has no norm.
         """
         beside = {name: list(self.module.get_submodule(name).parameters()) for name in self.apart}
         known = {id(p) for parameters in beside.values() for p in parameters}
-        parts = {"grad_norm": [p for p in self.model.parameters() if id(p) not in known]}
+        main = [p for p in self.model.parameters() if id(p) not in known]
+        parts = {} if rest else {"grad_norm": main}
         parts |= {f"{name}_grad_norm": parameters for name, parameters in beside.items()}
         norms = {key: float(self.accelerator.clip_grad_norm_(part, self.clip)) for key, part in parts.items()}
-        good = self._good(norms["grad_norm"]) and all(map(math.isfinite, norms.values()))
+        good = self._good(norms.get("grad_norm", 0.0)) and all(map(math.isfinite, norms.values()))
         if good:
-            self.optimizer.step()
+            with _left_out(main if rest else ()):
+                self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=not self.keeps_gradients)
         return norms, good
 
@@ -187,6 +190,19 @@ class Fsdp2(Whole):
         for module in self.module.modules():  # what a forward pass without a backward pass left gathered is stale
             if isinstance(module, FSDPModule):
                 module.reshard()
+
+
+@contextmanager
+def _left_out(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Inside, these have no gradient, so that an optimiser passes over them and their state."""
+    held = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, gradient in zip(parameters, held, strict=True):
+            parameter.grad = gradient
 
 
 def on_device(value: Any, group: Mapping[str, Any], parameter: Tensor) -> Any:

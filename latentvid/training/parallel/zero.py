@@ -91,8 +91,8 @@ class Zero(Strategy):
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss)
 
-    def update(self) -> tuple[dict[str, float], bool]:
-        self.engine.step()
+    def update(self, rest: bool = False) -> tuple[dict[str, float], bool]:
+        self.engine.step()  # which has no parts, so that none can rest
         return {"grad_norm": self.norm}, self._good(self.norm)
 
     def _seen(self, norm: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from ...config.distillation import DistillConfig
 from ...config.schema import DitConfig, VaeConfig
 from ..task import Stage
 from .dit.choice import dit_task
-from .dit.distill.task import distill_task
+from .dit.distill.choice import distill_task
 from .vae.task import VaeTask
 
 STAGES = {

@@ -25,14 +25,14 @@ def told_by(config: DitConfig, parts: Parts) -> dict[str, int]:
     return told(parts.vae.latent_channels, parts.text.dim, parts.vae.temporal_stride)
 
 
-def new_network(config: DitConfig, parts: Parts) -> VideoDiT | OpenBackbone:
-    """With new weights. Raises UserError."""
+def new_network(config: DitConfig, parts: Parts, dit: type[VideoDiT] | None = None) -> VideoDiT | OpenBackbone:
+    """With new weights. dit: a class to build in the place of VideoDiT. Raises UserError."""
     known, kind = told_by(config, parts), KINDS[kind_of(config.model)]
     for key, value in known.items():
         if config.model.get(key, value) != value:
             raise UserError(f"model.{key} is {config.model[key]} but the loaded parts have {value}: leave it out")
     given = {key: value for key, value in config.model.items() if key != "kind"}
-    model = kind.backbone(build_model(kind.cls, kind.filled({**given, **known}), "model"))
+    model = kind.backbone(build_model(dit or kind.cls, kind.filled({**given, **known}), "model"))
     if isinstance(model, VideoDiT):
         check_scale(config, model)
     return model

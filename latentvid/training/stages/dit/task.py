@@ -61,6 +61,7 @@ class DitTask(DitPacks):
 
     apart = ()
     settled = staticmethod(settled)
+    dit: type[VideoDiT] | None = None  # what is built in the place of a VideoDiT
 
     def __init__(self, config: DitConfig, device: torch.device, data: bool = True, begin: bool | None = None) -> None:
         """`data=False` leaves the data closed: enough to export. begin: whether the model gets the weights that the run
@@ -178,7 +179,7 @@ class DitTask(DitPacks):
 
     def new_model(self) -> VideoDiT | OpenBackbone:
         torch.manual_seed(self.config.run.seed)
-        model = new_network(self.config, self.parts) if self.published is None else self._published_model()
+        model = new_network(self.config, self.parts, self.dit) if self.published is None else self._published_model()
         model.attention_backend = resolve_backend(self.config.attention, self.parts.device, compute_dtype(self.config))
         check_shared(self.sequence, model)
         model.sequence = self.sequence

@@ -73,9 +73,9 @@ class DistillPacks(DitPacks):
         student = predict_with(model, pack, scale if self.scaled else None, self.scheduler)
         return student, guided_predict(self.teacher, model, pack, scale, null, self.scheduler, self.scaled)
 
-    def fine_levels(self, pack: DitPack, steps: int) -> Tensor:
-        """[R,K+1] of so many steps, of each latent frame by its clip's tokens."""
-        each = torch.stack([self.scheduler.levels(steps, math.prod(grid)) for grid in pack.layout.grid])
+    def fine_levels(self, pack: DitPack, steps: int, before: int = 0) -> Tensor:
+        """[R,K+1] of so many steps, of each latent frame by its clip's tokens, with those of `before` latent frames."""
+        each = torch.stack([self.scheduler.levels(steps, (before + f) * h * w) for f, h, w in pack.layout.grid])
         return each.to(pack.timestep.device).index_select(0, pack.layout.frame_segment)
 
     def taught(self, model: Callable, pack: DitPack) -> Taught:

@@ -5,8 +5,7 @@ Axes: N samples of a pack.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from .....errors import UserError
 from .....models.flops import TRAINING, GridFlops
 from .....models.kinds import DIT
 from .....models.transformer import VideoDiT
+from .....models.with_critic import CRITIC, without_critic
 from .....packing import Grid, Reference
 from ....checkpoint.init import Source, Wanted, begin_with, open_source
 from ....origin import Origin
@@ -29,7 +29,8 @@ from .packs import DistillPacks
 from .teacher import Teacher, TeacherFacts, check_teacher, settled_by_teacher
 from .validation import HeldOutStudent
 
-NEW = ("guidance_in.",)  # parameters by which a student is told the scale; at first they change nothing
+# parameters by which a student is told the scale, which at first change nothing; of a critic, which begins as it does
+NEW = ("guidance_in.", f"{CRITIC}.")
 
 
 class DistillTask(DistillPacks, DitTask):
@@ -70,7 +71,7 @@ class DistillTask(DistillPacks, DitTask):
     def _copy(self) -> nn.Module:
         """Another network as the teacher is."""
         origin = self.origin  # which is of the model that is trained, and of a run's start
-        copy = self.new_model().requires_grad_(False).eval()
+        copy = without_critic(self.new_model()).requires_grad_(False).eval()
         self.origin = origin
         return copy if self.config.run.dry_run else copy.to(self.device)
 
@@ -78,9 +79,10 @@ class DistillTask(DistillPacks, DitTask):
         found, named = self.config.distill, self.facts.student
         if before is None:
             if named is not None and named.steps not in (None, found.fine):
+                mend = "halve its steps with method progressive" if found.method != "dmd" else "give its teacher"
                 raise UserError(
                     f"distill: teacher {self.config.teacher} makes {named.steps} steps, and this needs one of "
-                    f"{found.fine or 'any number'}: halve its steps with method progressive"
+                    f"{found.fine or 'any number'}: {mend}"
                 )
             return
         self.teacher.two_passes = False  # the stage before learnt guidance
@@ -135,25 +137,15 @@ class DistillTask(DistillPacks, DitTask):
         if not settings.every:
             return None
         scores = SampledScores(self.config, self.parts, self.patch) if settings.scores else None
-        held_out = HeldOutStudent(self.config, self.parts, self.patch, scores, self.conditions)
+        held_out = self._held_out()(self.config, self.parts, self.patch, scores, self.conditions)
         held_out.teacher, held_out.scaled = self.teacher, self.scaled
-        held_out.steps = self.passes, self.config.distill.fine or self.passes
+        held_out.steps = self.passes, self._compared
         return held_out
 
+    def _held_out(self) -> type[HeldOutStudent]:
+        return HeldOutStudent
 
-class DistillTasks:
-    """`training.task.MakeTask` of this stage."""
-
-    settled = staticmethod(settled_by_teacher)
-
-    def prepare_run(
-        self, config: DistillConfig, device: torch.device, may_stop: Callable[[], AbstractContextManager]
-    ) -> None:
-        """Nothing is made before the first step."""
-
-    def __call__(self, config: DistillConfig, device: torch.device, data: bool = True) -> DistillTask:
-        """`data=False` leaves the data closed: enough to export."""
-        return DistillTask(config, device, data)
-
-
-distill_task = DistillTasks()
+    @property
+    def _compared(self) -> int:
+        """Steps of the teacher to the end that the student's is compared with."""
+        return self.config.distill.fine or self.passes

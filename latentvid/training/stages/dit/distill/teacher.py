@@ -21,6 +21,7 @@ from .....diffusion.solvers import Predict
 from .....errors import UserError
 from .....models.conditions import Conditions
 from .....models.interchange import load_vae
+from .....models.key_value_cache import KeyValueCache
 from .....models.saved import read_arguments
 from .....packing import Packed
 from .....pipelines.folder import SCHEDULE, check_index
@@ -136,10 +137,16 @@ class Teacher:
 
 
 def predict_with(
-    network: Callable, pack: DitPack, scale: Tensor | None, scheduler: LatentVideoScheduler, null: Tensor | None = None
+    network: Callable,
+    pack: DitPack,
+    scale: Tensor | None,
+    scheduler: LatentVideoScheduler,
+    null: Tensor | None = None,
+    cache: KeyValueCache | None = None,
 ) -> Predict:
     """A network's prediction for a pack, of any tokens and levels. scale: [N] that it is told; None: it takes none.
-    null: text states [S,Dt] of the empty prompt, for all samples, in the place of theirs."""
+    null: text states [S,Dt] of the empty prompt, for all samples, in the place of theirs. cache: of a causal network,
+    with the frames before the pack's."""
     text, words = pack.text, pack.text_layout
     if null is not None:
         count = pack.layout.segments
@@ -148,6 +155,8 @@ def predict_with(
     if scale is not None:
         given = replace(given or Conditions(), guidance=scale)
     more = {} if given is None else {"conditions": given}
+    if cache is not None:
+        more["cache"] = cache
 
     def predict(z: Tensor, t: Tensor) -> Tensor:
         return network(*scheduler.inputs(z, t), text, pack.layout, words, fps=pack.rates, **more).float()

@@ -45,14 +45,17 @@ class HeldOutStudent(DistillPacks, HeldOutLatents):
             place = turn * world + rank
             pack = self._pack_of_ends(min(place, len(self._of_ends) - 1))
             with compute_type(self.config, self.device):
-                student, _ = self.predictions(model, pack)
-                ends = self._end(student, pack, self.steps[0])
+                ends = self.student_end(model, pack)
             if place < len(self._of_ends):
                 if place not in self._ends:
                     self._ends[place] = self._end(self.predictions(model, pack)[1], pack, self.steps[1])
                 found.append((place, loss_per_sample(ends, self._ends[place], pack.timestep, pack.layout).tolist()))
         distances = [distance for _, each in sorted(gather_object(found)) for distance in each]
         return sum(distances) / len(distances)
+
+    def student_end(self, model: nn.Module, pack: DitPack) -> Tensor:
+        """[T,P] where the student's steps lead."""
+        return self._end(self.predictions(model, pack)[0], pack, self.steps[0])
 
     def _end(self, predict: Predict, pack: DitPack, steps: int) -> Tensor:
         """[T,P] where so many steps lead from the pack's noise; references stay as they are."""
