@@ -60,6 +60,7 @@ class DmdTask(MatchingPacks, DistillTask):
     def _passes(self) -> float:
         found = self.config.distill
         alone = found.steps - 1 + TRAINING  # the student's steps, and the critic
+        alone += found.rollout is not None  # what the cache holds is one pass more
         turn, between = TRAINING + self.teacher.passes, 1  # the student's last step, with gradients or without
         return (alone + (turn + between * (found.critic_updates - 1)) / found.critic_updates) / TRAINING
 
