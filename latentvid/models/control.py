@@ -171,10 +171,7 @@ class Controllable:
 
 
 def runnable_blocks(model: nn.Module) -> list[nn.Module]:
-    """A model's blocks, its temporal ones too, and the copies of its branches."""
-    temporal = getattr(model, "temporal", ())
-    return [
-        *model.blocks,
-        *temporal,
-        *(block for branch in getattr(model, "controls", ()) for block in branch.transformer_blocks),
-    ]
+    """A model's blocks, its temporal ones too, the copies of its branches, and those of its critic (with_critic.py)."""
+    copies = (block for branch in getattr(model, "controls", ()) for block in branch.transformer_blocks)
+    of_critic = getattr(getattr(model, "critic", None), "blocks", ())
+    return [*model.blocks, *getattr(model, "temporal", ()), *copies, *of_critic]
