@@ -7,8 +7,8 @@ For each seed:
   stay.
 - ssr, tsr: the demo's transformer trained by configs/dit/demo_ssr.yaml (24 to 48 pixels) and demo_tsr.yaml (every
   second frame to all); direct: the same transformer trained on the large clips alone, for as many seconds as both
-  together. With --ways tokens channels SSR is trained twice, with the same steps: the small clip as reference tokens,
-  and as further input channels.
+  together. With --ways channels tokens SSR is trained twice, with the same steps: the small clip as further input
+  channels, and as reference tokens.
 - real: held-out handwriting. PSNR, SSIM, judge's distance (and LPIPS with --weights) of SSR's clips from the large
   ones, beside bicubic and beside the autoencoder alone, at some levels of noise in what is seen; PSNR of the frames
   that TSR makes, beside the mean of their neighbours.
@@ -57,7 +57,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NOISE = (0.0, 0.1, 0.2)  # levels in what the stages see
 FEW, ALL = 9, 17  # frames of the base's clips, and of the cascade's
 TEXT = 8  # text tokens of a prompt, for FLOPs
-KINDS = {"tokens": "ssr", "channels": "ssr-channels"}  # ways in which SSR sees the small clip
+KINDS = {"channels": "ssr", "tokens": "ssr-tokens"}  # ways in which SSR sees the small clip
 
 
 def run(*words: object) -> float:
@@ -78,7 +78,7 @@ def held(file: Path, make: Callable[[], dict]) -> dict:
 
 
 def train(args: argparse.Namespace, demo: Path, out: Path, seed: int) -> dict[str, float]:
-    """Seconds of each run; the pipelines are in OUT/{ssr,ssr-channels,tsr,direct}/pipeline."""
+    """Seconds of each run; the pipelines are in OUT/{ssr,ssr-tokens,tsr,direct}/pipeline."""
     if not (out / "large/train.jsonl").exists():
         run("-m", "latentvid.demo.digits", out / "large", "--scale", 2, "--seed", seed, "--train", args.clips)
     seconds = {
@@ -123,8 +123,8 @@ def _stage(args: argparse.Namespace, demo: Path, out: Path, seed: int, kind: str
         options += [f"--vae={demo / 'pipeline/vae'}", f"--data.manifest={demo / 'data/train.jsonl'}"]
         return run("train/train_dit.py", "configs/dit/demo_tsr.yaml", *options)
     options += [f"--vae={large / 'vae/vae'}", f"--data.manifest={large / 'large/train.jsonl'}"]
-    if kind == KINDS["channels"]:
-        options += ["--data.references.low.place=channels", "--model.condition_channels=latents", "--init_partial=true"]
+    if kind == KINDS["tokens"]:
+        options += ["--data.references.low.place=aligned", "--model.condition_channels=null", "--init_partial=false"]
     if kind == "direct":
         options += ["--data.references={}", "--inference.steps=16", "--inference.guidance=3.0"]
     return run("train/train_dit.py", "configs/dit/demo_ssr.yaml", *options)
@@ -322,7 +322,7 @@ def main() -> None:
     parser.add_argument("--real", type=number("pairs"), default=64, help="held-out clips")
     parser.add_argument("--prompts", type=number("heldout"), default=112)
     parser.add_argument(
-        "--ways", nargs="+", choices=tuple(KINDS), default=["tokens"], help="in which SSR sees the small clip"
+        "--ways", nargs="+", choices=tuple(KINDS), default=["channels"], help="in which SSR sees the small clip"
     )
     parser.add_argument("--weights", type=Path, help="folder with lpips/alex.safetensors")
     args = parser.parse_args()
