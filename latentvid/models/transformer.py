@@ -24,6 +24,7 @@ from ..sequence import SequenceGroup
 from .attention_context import ATTENTIONS, AttentionContext, make_contexts
 from .conditions import NO_MOTION, Conditions
 from .control import Control, Controllable
+from .inputs import check_inputs
 from .key_value_cache import KeyValueCache
 from .layers import Block, modulated_norm, rate_embedding, rotary_table, time_positions, timestep_embedding
 from .saved import SavedModel
@@ -238,7 +239,7 @@ class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
         """
         fps = tokens.new_zeros(layout.segments, dtype=torch.float32) if fps is None else fps
         given = conditions or Conditions()
-        self._check(timestep, layout, text_layout, cache, fps, given)
+        check_inputs(self, timestep, layout, text_layout, cache, fps, given)
         if cache is not None and control is not None:
             raise ValueError("a cache of past frames has no place for control branches: sample whole clips with them")
         x = self.tokens_in(tokens)  # [T,D]
@@ -261,46 +262,6 @@ class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
             cache.append(layout, [context.cache for context in contexts])
         shift, scale = self.final_modulation(F.silu(condition)).chunk(2, dim=-1)  # [R,D] each
         return self.tokens_out(modulated_norm(x, shift, scale, layout.frame))  # [T,P]
-
-    def _check(
-        self,
-        timestep: Tensor,
-        layout: Packed,
-        text_layout: Packed,
-        cache: KeyValueCache | None,
-        fps: Tensor,
-        given: Conditions,
-    ) -> None:
-        """Raises ValueError where the arguments of `forward` do not fit each other or the model."""
-        if layout.segments != text_layout.segments:
-            raise ValueError(f"{layout.segments} samples but {text_layout.segments} prompts: give one prompt a sample")
-        if timestep.shape != layout.frame_segment.shape:
-            raise ValueError(f"timestep has shape {tuple(timestep.shape)}, the layout has {layout.frames} frames")
-        if fps.shape != (layout.segments,):
-            raise ValueError(f"fps has shape {tuple(fps.shape)}, the layout has {layout.segments} samples")
-        channels, guidance = given.channels, given.guidance
-        wanted, held = self.channels * self.config.patch**2, 0 if channels is None else channels.shape[-1]
-        if wanted != held:
-            raise ValueError(f"the model takes {wanted} features of further channels a token, got {held}")
-        if (self.guidance_in is None) != (guidance is None):
-            what = "none was given" if guidance is None else "this one does not"
-            raise ValueError(f"models of guidance_condition are told a scale of guidance a sample, and {what}")
-        if guidance is not None and guidance.shape != (layout.segments,):
-            raise ValueError(f"guidance has shape {tuple(guidance.shape)}, the layout has {layout.segments} samples")
-        if given.motion is not None and (self.motion_in is None or given.motion.shape != (layout.segments,)):
-            raise ValueError("motion is of models of motion_condition, one number a sample: leave it out")
-        if layout.whole is not None and self.sequence is None:
-            raise ValueError("this is a piece of a pack, but the model has no group of processes to see the rest with")
-        if cache is not None:
-            if self.channels:
-                raise ValueError("a cache of past frames is of models that are told of them by noise levels")
-            if layout.references:
-                raise ValueError("a cache of past frames has no place for references: sample whole clips with them")
-            if self.config.attention != "causal":
-                raise ValueError(
-                    f"a cache of past frames needs causal attention; this model's is {self.config.attention}"
-                )
-            cache.check(layout, len(self.blocks))
 
     def _level(self, timestep: Tensor, dtype: torch.dtype) -> Tensor:
         """What the modulation takes of the noise levels: [R] -> [R,D]."""
