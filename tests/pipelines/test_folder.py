@@ -56,7 +56,7 @@ def loads(folder: Path) -> list:
         ("vae", None),
         ("vae", []),
         ("safety_checker", ["antigravity", "fly"]),
-        ("_class_name", "StableDiffusionPipeline"),
+        ("_class_name", "StableDiffusion3Pipeline"),
         ("_class_name", ["evil.py", "Anything"]),
         ("_class_name", 3),
     ],
