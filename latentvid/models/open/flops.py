@@ -105,7 +105,7 @@ def _in_unet(cls: type[ModelMixin], config: Mapping[str, Any], samples: Sequence
     """FLOPs of each sample."""
     found = []
     with torch.device("meta"), torch.no_grad():
-        model = packed(cls(**config))
+        model = packed(cls(**config)).to("meta")  # some parameters of SVD's class are made on the CPU whatever is said
         for grid, words in samples:
             latents = torch.empty(1, model.latent_channels + model.channels, *grid)
             given = blank_conditions(model, Packed.of([grid])).map(lambda x: x.to("meta"))
