@@ -20,7 +20,7 @@ SMALL |= dict(audio_cross_attention_dim=16, num_layers=1, caption_channels=8)
 def chosen(trainable: tuple[str, ...] = (), **adapter) -> tuple[OpenBackbone, set[str]]:
     """The model, and the names of what is trained."""
     sections = {"adapter": Adapter(rank=2, **adapter) if adapter else Adapter(), "controlnet": ControlNet()}
-    config = SimpleNamespace(**sections, trainable=trainable, run=SimpleNamespace(seed=0))
+    config = SimpleNamespace(**sections, trainable=trainable, moves=False, run=SimpleNamespace(seed=0))
     model = packed(LTX2VideoTransformer3DModel(**SMALL))
     choose_trained(model, config, RECIPES["LTX2Pipeline"].lora)
     return model, {name for name, p in model.raw.named_parameters() if p.requires_grad}
