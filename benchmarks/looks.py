@@ -39,6 +39,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LOOK = "striped"
 CHUNK = 20  # clips that are sampled together
 LORA = ("--adapter.kind=lora", "--adapter.rank=8")
+LAYERS = ("query", "key_value", "out", "mlp.fc1_g", "mlp.fc1_x", "mlp.fc2")  # of the attentions and the MLPs
 
 
 def run(*words: object) -> None:
@@ -176,10 +177,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/looks"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--steps", type=number("train.steps"), default=300, help="of each run on one look")
+    parser.add_argument("--steps", type=number("train.steps"), default=700, help="of each run on one look")
     parser.add_argument("--lr", default="5e-4", help="of all weights")
-    parser.add_argument("--lora-lr", default="4e-3")
-    parser.add_argument("--lora-targets", nargs="*", default=[], help="adapter.targets (the attentions)")
+    parser.add_argument("--lora-lr", default="2e-3")
+    parser.add_argument("--lora-targets", nargs="*", default=LAYERS, help="adapter.targets; none: the attentions")
     parser.add_argument("--clips", type=number("pairs"), default=600, help="of one look")
     parser.add_argument("--style-steps", type=number("train.steps"), default=600)
     parser.add_argument("--style-lr", default="1e-3")
