@@ -74,10 +74,10 @@ def test_what_a_refusal_must_leave(fuzz_run, tmp_path):
 
 
 def test_cases_end_well(tmp_path):
-    """Some cases of each area, run as anyone runs them."""
+    """Some cases, run as anyone runs them."""
     found = tmp_path / "bad.json"
     done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks/fuzz.py"), "--cases", "12", "--seconds", "90", "--json", str(found)],
+        [sys.executable, str(ROOT / "benchmarks/fuzz.py"), "--cases", "6", "--seconds", "90", "--json", str(found)],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)},
         capture_output=True,
         text=True,

@@ -139,6 +139,7 @@ def test_what_there_is_no_time_for_is_listed(gpu, monkeypatch, capsys):
     assert "left out" in said and "vae 4x8x8 129 x 720 x 1280" in said and "not done within" in said
 
 
+@pytest.mark.slow
 def test_rows_without_their_packages_say_so_and_the_others_go_on(gpu, monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(gpu.NEEDS, "vae", ("torch", "not_there", "nor_this"))
     one = 'print(\'{"encode": {"seconds": 1, "frames_per_s": 2, "of_matmul": 0.5}}\')'

@@ -297,6 +297,7 @@ def test_what_cannot_be_written_is_said_before_the_work(score, tmp_path):
     assert not (tmp_path / "out" / "rows").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_two_processes_give_what_one_gives(score, sets, tmp_path):
     """Exactly, from a cache of its own, chunk for chunk."""

@@ -152,6 +152,7 @@ def test_blocks_of_published_models_make_few_graphs_and_compute_what_eager_ones_
     assert 0 < graphs[0] == graphs[1] <= 8 * kinds < GRAPHS
 
 
+@pytest.mark.slow
 def test_copies_and_pickles_of_published_models_compute_with_their_own_weights():
     raw, made = INSTANCES["wan"]()
     model = packed(raw)

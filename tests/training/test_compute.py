@@ -57,6 +57,7 @@ def test_auto_goes_on_in_what_the_run_began_with(first, then, kept, speed, dit_c
     assert "mixed_precision: auto" in (moved / "config.yaml").read_text()  # what was asked, for another machine
 
 
+@pytest.mark.slow
 def test_another_type_by_name_is_taken_and_said(speed, dit_config, tmp_path, caplog):
     speed(SLOW)
     flat = ("optim.schedule=constant", *SHORT)

@@ -131,6 +131,7 @@ def test_a_curriculum_is_one_run(whole, three):
     assert load_config(DitConfig, whole / "config.yaml") == three(whole)
 
 
+@pytest.mark.slow
 def test_weights_average_and_moments_go_on(whole, three, tmp_path):
     """The second stage by itself, from the first one's checkpoint: an average with its updates, moments, weights."""
     run, short = tmp_path / "run", THREE[: THREE.index("  {name: large")].rstrip().rstrip(",") + "]"
@@ -246,6 +247,7 @@ def test_the_autoencoder_learns_in_stages(vae_config, tmp_path):
     assert [r["critic_grad_norm"] > 0 for r in records] == [False, False, False, True, True]
 
 
+@pytest.mark.slow
 def test_a_dry_run_plans_each_stage_and_names_the_largest(three, tmp_path, capsys):
     train(three(tmp_path / "run", "run.dry_run=true", "--stages.large.data.tokens_per_pack=512"), DitTask)
     said = capsys.readouterr().out

@@ -216,6 +216,7 @@ HALVING = (
 )
 
 
+@pytest.mark.slow
 def test_halving_goes_on_where_it_was_stopped_and_the_end_says_what_it_is(
     config, tiny_pipeline, digits_data, tmp_path, monkeypatch, run
 ):

@@ -24,7 +24,7 @@ def step(**changes) -> Step:
     return Step(**base | {"width": 1536, "depth": 20} | changes)
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("precision", ["no", pytest.param("bf16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_pass_takes_what_was_counted_without_it(dit_config, tmp_path, precision, checkpointing):
     task = DitTask(dit_config(tmp_path, f"train.mixed_precision={precision}", "model={depth: 5}"), CPU)
@@ -46,6 +46,7 @@ def test_a_pass_takes_what_was_counted_without_it(dit_config, tmp_path, precisio
     assert found.leaving <= found.staying <= found.leaving + size(task.model)
 
 
+@pytest.mark.slow
 def test_recomputing_takes_less_and_what_two_depths_say_holds_for_another():
     grids, text, config = [(2, 6, 6), (1, 8, 8)], [5, 3], CONFIG | {"depth": 8}
     whole, again = (dit_pass_bytes(config, grids, text, way) for way in (False, True))

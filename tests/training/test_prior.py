@@ -164,7 +164,7 @@ def test_a_run_goes_on_with_its_clips_and_without_the_model_that_made_them(made,
         train(config(run, f"prior.dir={tmp_path / 'empty'}", "train.steps=3"), DitTask)
 
 
-@pytest.mark.parametrize("options", [(), LORA])
+@pytest.mark.parametrize("options", [pytest.param((), marks=pytest.mark.slow), LORA])
 def test_class_clips_may_teach_what_the_model_before_predicts(options, made, config, tmp_path):
     """Their error is that beside its prediction at the same noised latents: nothing at the start, of the subject's it
     is as ever. A run that goes on is one that was not stopped, and needs the model again."""
