@@ -35,7 +35,10 @@ DRAWN = 150, 40  # glyphs that its judge learns from, and that are held out
 CHUNK = 20  # clips that are sampled together
 VARIANTS = {
     "prior": (),
-    "no prior": ("--prior.prompts_file=null", "--prior.clips=100"),  # as in a file without the section
+    "no prior": (  # as in a file without the section
+        *("--prior.prompts_file=null", "--prior.clips=100", "--prior.share=0.5", "--prior.guidance=null"),
+        "--prior.target=clips",
+    ),
     "prior, LoRA": ("--adapter.kind=lora", "--adapter.rank=16", "--optim.lr=3e-3"),
 }
 
