@@ -123,8 +123,10 @@ def _stage(args: argparse.Namespace, demo: Path, out: Path, seed: int, kind: str
         options += [f"--vae={demo / 'pipeline/vae'}", f"--data.manifest={demo / 'data/train.jsonl'}"]
         return run("train/train_dit.py", "configs/dit/demo_tsr.yaml", *options)
     options += [f"--vae={large / 'vae/vae'}", f"--data.manifest={large / 'large/train.jsonl'}"]
+    if kind != KINDS["channels"]:
+        options += ["--model.condition_channels=none", "--init_partial=false"]
     if kind == KINDS["tokens"]:
-        options += ["--data.references.low.place=aligned", "--model.condition_channels=null", "--init_partial=false"]
+        options += ["--data.references.low.place=aligned"]
     if kind == "direct":
         options += ["--data.references={}", "--inference.steps=16", "--inference.guidance=3.0"]
     return run("train/train_dit.py", "configs/dit/demo_ssr.yaml", *options)
