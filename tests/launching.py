@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,6 +120,14 @@ def launch(
     )
     assert not check or done.returncode == 0, f"exit status {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr}"
     return done
+
+
+def train_alike(recipe: str, cases: Mapping[str, Callable[[str], Path]], options: Sequence[str] = ()) -> None:
+    """The transformer's program on each case, under two processes of the recipe and by one. cases: of each name what
+    writes its configuration for "two" or "one" of them, and returns the file."""
+    train = ROOT / "train/train_dit.py"
+    launch(recipe, 2, *([train, write("two")] for write in cases.values()), options=options, timeout=1800)
+    launch("single", 1, *([train, write("one")] for write in cases.values()), timeout=1800)
 
 
 def family(pid: int) -> list[int]:

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 from comparing import apart, losses
-from launching import ROOT, launch
+from launching import train_alike
 
 from latentvid.config.parsing import save_config
 
-TRAIN = ROOT / "train/train_dit.py"
 FILE = "controlnet/diffusion_pytorch_model.safetensors"
 
 
@@ -41,10 +40,11 @@ def test_strategies_train_one_branch(recipe, written, gathering, tmp_path):
     """Under two processes and by one: the same losses, and the same file; recomputed blocks too."""
     options = ("--deepspeed_config_file", str(gathering)) if recipe == "zero3" else ()
     of = {"plain": (), "recomputed": ("train.gradient_checkpointing=true",)}
-    two = {name: written(tmp_path / f"{name}-two", *of[name]) for name in of}
-    one = {name: written(tmp_path / f"{name}-one", *of[name]) for name in of}
-    launch(recipe, 2, *([TRAIN, config] for config in two.values()), options=options, timeout=1800)
-    launch("single", 1, *([TRAIN, config] for config in one.values()), timeout=1800)
+    cases = {
+        name: lambda which, name=name, more=more: written(tmp_path / f"{name}-{which}", *more)
+        for name, more in of.items()
+    }
+    train_alike(recipe, cases, options)
     for name in of:
         first, second = tmp_path / f"{name}-two", tmp_path / f"{name}-one"
         assert losses(first) == pytest.approx(losses(second), rel=1e-5), name

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 from comparing import apart, losses
-from launching import ROOT, launch
+from launching import train_alike
 
 from latentvid.config.parsing import save_config
 
-TRAIN = ROOT / "train/train_dit.py"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 KINDS = {  # of each its options, and the file that is left
     "alone": (("trainable=[^temporal]",), f"motion/{WEIGHTS}"),
@@ -42,10 +41,11 @@ def written(dit_config, tiny_pipeline, tmp_path):
 def test_strategies_train_the_same(recipe, written, gathering, tmp_path):
     """Under two processes and by one: the same losses, and the same files."""
     options = ("--deepspeed_config_file", str(gathering)) if recipe == "zero3" else ()
-    two = {name: written(tmp_path / f"{name}-two", *more) for name, (more, _) in KINDS.items()}
-    one = {name: written(tmp_path / f"{name}-one", *more) for name, (more, _) in KINDS.items()}
-    launch(recipe, 2, *([TRAIN, config] for config in two.values()), options=options, timeout=1800)
-    launch("single", 1, *([TRAIN, config] for config in one.values()), timeout=1800)
+    cases = {
+        name: lambda which, name=name, more=more: written(tmp_path / f"{name}-{which}", *more)
+        for name, (more, _) in KINDS.items()
+    }
+    train_alike(recipe, cases, options)
     for name, (_, file) in KINDS.items():
         first, second = tmp_path / f"{name}-two", tmp_path / f"{name}-one"
         assert losses(first) == pytest.approx(losses(second), rel=1e-5), name
