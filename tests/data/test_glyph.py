@@ -100,7 +100,7 @@ def test_a_judge_of_eleven_classes_is_loaded_and_scores_the_glyph(tmp_path):
 
 def test_the_recipe_of_the_demo_is_one():
     config = load_config(DitConfig, Path(__file__).parents[2] / "configs/dit/demo_dreambooth.yaml")
-    assert config.prior.wanted and config.prior.share == 0.5 and config.init == "runs/demo/pipeline"
+    assert config.prior.wanted and config.prior.share == 0.6 and config.init == "runs/demo/pipeline"
 
 
 def test_the_program_writes_what_the_recipe_reads(monkeypatch, tmp_path):
