@@ -101,7 +101,7 @@ reference-footage: setup
 	$(LAUNCH) train/train_dit.py configs/dit/footage.yaml --text_encoder=$(T5)
 	$(LAUNCH) inference/t2v.py --model $(FOOTAGE)/dit/pipeline --prompts $(FOOTAGE)/data/prompts.jsonl --output $(FOOTAGE)/clips
 	$(LAUNCH) -m latentvid.evaluation $(FOOTAGE)/clips --real $(FOOTAGE)/data/dit_validation.jsonl --frames 17 \
-	  --size 96 160 --max-real 66 --weights $(WEIGHTS) --out $(FOOTAGE)/evaluation
+	  --drop-short --allow rate --size 96 160 --max-real 66 --weights $(WEIGHTS) --out $(FOOTAGE)/evaluation
 	$(BIN)/python -m latentvid.report $(FOOTAGE)/dit
 	$(BIN)/python benchmarks/reference.py check footage $(FOOTAGE)
 

@@ -72,7 +72,7 @@ _NAMES: tuple[tuple[Range, str], ...] = (  # of the numbers that have each range
     # clips
     (_whole(1, 10**7), "frames max_frames"),
     (_whole(1, 10**5), "window context between rollout"),
-    (_whole(1, 1000), "factor"),
+    (_whole(1, 1000), "factor stride"),
     (_whole(1, 16), "by"),
     (_above(0, 1e6), "seconds"),
     (_whole(1, 16_384), "height width crop size"),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ..command_line import Parser
 from ..errors import user_errors
-from .defaults import PICTURES, RESAMPLES, SCORE_NAMES
+from .defaults import COMMON, PICTURES, RESAMPLES, SCORE_NAMES
 
 if TYPE_CHECKING:
     from .scoring import ScoringConfig
@@ -34,7 +34,11 @@ def parse() -> ScoringConfig:
     add("--real", type=Path, help="real clips to compare with")
     add("--metrics", nargs="+", metavar="NAME", help="scores by name, or MODULE:NAME (default: all that can be had)")
     add("--captions", type=Path, metavar="FILE", help="table (.jsonl, .csv, .parquet) of captions by file")
-    add("--frames", type=int, help="of a clip, at most (default 16)")
+    add("--frames", type=int, help="of a clip, at most (16 unless given, of files of one length)")
+    add("--fps", type=float, help="frames a second at which files are read (default: each at its own)")
+    add("--stride", type=int, help="take every so many-th frame (default 1)")
+    add("--drop-short", action="store_true", help="leave files out that have fewer frames than --frames")
+    add("--allow", nargs="+", choices=COMMON, help="in what CLIPS and REAL may differ and be compared all the same")
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="of a clip in pixels (default: each file's own)")
     add("--max-clips", type=int, metavar="N", help="clips that are scored, shared among the files (default: all)")
     add("--max-real", type=int, metavar="N", help="real clips, shared among the files (default: all)")
@@ -46,8 +50,9 @@ def parse() -> ScoringConfig:
     add("--cache", type=Path, metavar="DIR", help="folder of the rows (default: rows in --out)")
     add("--bootstrap", type=int, metavar="N", help=f"resamples for the intervals, 0 for none (default {RESAMPLES})")
     values = vars(parser.parse_args())
-    if "max_real" in values and "real" not in values:
-        parser.error("--max-real is of --real: give both, or neither")
+    for option in ("max_real", "allow"):
+        if option in values and "real" not in values:
+            parser.error(f"--{option.replace('_', '-')} is of --real: give both, or neither")
     # after the options are read: --help and wrong ones are answered at once
     from .scoring import ScoringConfig, check_given
 

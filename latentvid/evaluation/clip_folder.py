@@ -7,7 +7,7 @@ Axes: F frames, H W height and width in pixels.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -18,9 +18,8 @@ import pyarrow
 from ..data.manifest.captions import one_line, read_caption
 from ..data.manifest.manifest import read_manifest
 from ..data.manifest.tables import READERS
-from ..data.video.reading import probe
 from ..errors import ClipError, UserError
-from .footage import Cut, Excerpt, cut_files, find_files
+from .footage import NEAR, Cut, Excerpt, cut_files, find_files
 from .rows import Clip
 
 INDEX = "results.jsonl"  # what inference/t2v.py --prompts writes beside its clips
@@ -65,7 +64,8 @@ def _identity(excerpt: Excerpt) -> list[Any]:
         file = [os.path.abspath(excerpt.path), status.st_size, status.st_mtime_ns]
     except OSError:  # it went away: reading it will say so
         file = [os.path.abspath(excerpt.path), None, None]
-    return [*file, excerpt.start, excerpt.frames, excerpt.height, excerpt.width]
+    rate = None if excerpt.rate is None else str(excerpt.rate)
+    return [*file, excerpt.start, excerpt.frames, excerpt.height, excerpt.width, rate, excerpt.stride]
 
 
 @dataclass
@@ -184,11 +184,12 @@ def _cut(paths: list[Path], cut: Cut, most: int | None) -> tuple[list[Excerpt], 
     return sorted(excerpts, key=lambda excerpt: (excerpt.path, excerpt.start)), skipped
 
 
-def paired(clips: ClipSet, real: Path, size: tuple[int, int] | None) -> ClipSet:
+def paired(clips: ClipSet, real: Path, cut: Cut, allowed: Collection[str] = ()) -> ClipSet:
     """The clips with the real ones of the same relative name (whatever its ending) as pairs, cut alike.
 
-    size: what all were cut to; None: each pair must have its clip's own. `pair` stays None where there is no such file
-    or it cannot be used; the latter are listed. Raises UserError where two real files have one name.
+    cut: what all were cut by; without a size each pair must have its clip's own. allowed: "rate" and "length" may
+    differ. `pair` stays None where there is no such file or it cannot be used; the latter are listed.
+    Raises UserError where two real files have one name.
     """
     partners: dict[str, Path] = {}
     for name, path in list_files(real).paths.items():
@@ -199,30 +200,32 @@ def paired(clips: ClipSet, real: Path, size: tuple[int, int] | None) -> ClipSet:
             )
         partners[stem] = path
     items, skipped = [], list(clips.skipped)
-    faults: dict[Path, str | None] = {}
+    found: dict[Path, Excerpt | str] = {}
     for item in clips.items:
         path = partners.get(os.path.splitext(item.name)[0])
-        if path is not None and path not in faults:
-            faults[path] = _unlike(path, item.excerpt, size)
-            if faults[path] is not None:
-                skipped.append(Skipped(str(path), "pairs", faults[path]))
-        usable = path is not None and faults[path] is None
-        items.append(replace(item, pair=replace(item.excerpt, path=path)) if usable else item)
+        if path is not None and path not in found:
+            found[path] = _pair(path, item.excerpt, cut, allowed)
+            if isinstance(found[path], str):
+                skipped.append(Skipped(str(path), "pairs", found[path]))
+        pair = found.get(path)
+        items.append(replace(item, pair=replace(pair, start=item.excerpt.start)) if isinstance(pair, Excerpt) else item)
     return replace(clips, items=items, skipped=skipped)
 
 
-def _unlike(path: Path, excerpt: Excerpt, size: tuple[int, int] | None) -> str | None:
-    """Why the file cannot be the pair of this clip, if so."""
+def _pair(path: Path, excerpt: Excerpt, cut: Cut, allowed: Collection[str]) -> Excerpt | str:
+    """The file's first excerpt, cut as its clip's, or why the file cannot be the pair of this clip."""
     try:
-        info = probe(path)
-    except ClipError as error:
+        pair = cut.excerpts(path)[0]
+    except UserError as error:
         return str(error).removeprefix(f"{path}: ")
-    found, wanted = (info.height, info.width), (excerpt.height, excerpt.width)
-    if size is None and found != wanted:
-        return f"{found[0]} x {found[1]} pixels, but its clip has {wanted[0]} x {wanted[1]}: give a size"
-    if found[0] < wanted[0] or found[1] < wanted[1]:
-        return f"{found[0]} x {found[1]} pixels would be scaled up to {wanted[0]} x {wanted[1]}, which would flatter"
-    return None
+    found, wanted = (pair.height, pair.width), (excerpt.height, excerpt.width)
+    if found != wanted:
+        return f"{found[0]} x {found[1]} pixels, but its clip has {wanted[0]} x {wanted[1]}: give a size (--size)"
+    if pair.frames != excerpt.frames or ("length" not in allowed and pair.of != excerpt.of):
+        return f"{pair.of} frames, but its clip has {excerpt.of}: say how many are compared (--frames)"
+    if "rate" not in allowed and abs(pair.fps - excerpt.fps) > NEAR * excerpt.fps:
+        return f"{pair.fps:g} frames a second, but its clip has {excerpt.fps:g}: give a rate (--fps)"
+    return pair
 
 
 def unrelated(items: Sequence[Item]) -> list[Item]:

@@ -1,6 +1,7 @@
 """What scoring does where nothing is said; without torch, so that options are read at once."""
 
 PICTURES = 4  # of a clip that Inception sees: neighbouring frames say the same again
+COMMON = ("rate", "size", "length", "count", "levels", "repeats")  # what two sets must share: guards.py
 RESAMPLES = 200  # for the intervals
 SCORE_NAMES = (
     *("fid", "kid", "is", "fvd", "kvd", "is_video"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from torch import Tensor
@@ -15,13 +16,20 @@ from ..data.manifest.samples import Dropped
 from ..data.manifest.scan import folders
 from ..data.transforms import fit, legal_frames, legal_size
 from ..data.video.kinds import IMAGE_ENDINGS, VIDEO_ENDINGS
-from ..data.video.reading import probe, read_frames
+from ..data.video.reading import VideoInfo, probe, read_frames
+from ..data.video.view import View, exact, taken
 from ..errors import ClipError, UserError
+
+NEAR = 0.01  # of a rate: 23.976 and 24 frames a second are one
 
 
 @dataclass(frozen=True)
 class Excerpt:
-    """Frames [start, start + frames) of a file, scaled to cover height x width and cut to it from the middle."""
+    """Every `stride`-th frame from `start` on, `frames` in all, scaled to cover height x width and cut from the middle.
+
+    fps: of the excerpt, 0 of an image. rate: at which the file is read; None: at its own. of: frames that the whole
+    file would give at that rate and stride.
+    """
 
     path: Path
     start: int
@@ -29,10 +37,15 @@ class Excerpt:
     height: int
     width: int
     fps: float
+    rate: Fraction | None = None
+    stride: int = 1
+    of: int = 0
 
     def read(self) -> Tensor:
         """uint8 [F,H,W,3]; raises ClipError."""
-        return fit(read_frames(self.path, self.start, self.frames), self.height, self.width)
+        view = None if self.rate is None else View(self.rate)
+        frames = read_frames(self.path, self.start, (self.frames - 1) * self.stride + 1, view=view)
+        return fit(frames[:: self.stride], self.height, self.width)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +53,10 @@ class Cut:
     """How clips are cut: at most `frames` frames, at `size` (height, width), or at the nearest legal size to native.
 
     Lengths are 1 + a multiple of temporal_stride, sides multiples of spatial_stride; a last remainder shorter than
-    `frames` is left out, but a file that is shorter as a whole is one shorter clip. Nothing is scaled up.
-    smallest: pixels a side, below which a file is not taken.
+    `frames` is left out, but a file that is shorter as a whole is one shorter clip, or none with `drop_short`. Nothing
+    is scaled up. fps: at which files are read (None: each at its own); a slower file is not taken, since its frames
+    would be shown twice. stride: every which frame of those is taken. smallest: pixels a side, below which a file is
+    not taken.
     """
 
     frames: int
@@ -49,6 +64,9 @@ class Cut:
     temporal_stride: int
     spatial_stride: int
     smallest: int = 1
+    fps: float | None = None
+    stride: int = 1
+    drop_short: bool = False
 
     def __post_init__(self) -> None:
         if self.frames < 1 or legal_frames(self.frames, self.temporal_stride) != self.frames:
@@ -68,9 +86,27 @@ class Cut:
             raise UserError(
                 f"{info.height} x {info.width} pixels would be scaled up to {height} x {width}, which would flatter"
             )
-        frames = legal_frames(min(info.frames, self.frames), self.temporal_stride)
-        starts = range(0, info.frames - frames + 1, frames)
-        return [Excerpt(path, start, frames, height, width, info.fps) for start in starts]
+        rate, count = self._resampled(info)
+        whole = 1 + (count - 1) // self.stride
+        frames = legal_frames(min(whole, self.frames), self.temporal_stride)
+        if self.drop_short and frames < self.frames:
+            raise UserError(f"{whole} frames are fewer than {self.frames}, and short files are left out")
+        fps = float(rate or info.fps) / self.stride
+        starts = range(0, whole - frames + 1, frames)
+        return [
+            Excerpt(path, start * self.stride, frames, height, width, fps, rate, self.stride, whole) for start in starts
+        ]
+
+    def _resampled(self, info: VideoInfo) -> tuple[Fraction | None, int]:
+        """The rate to read at (None: the file's own), and how many frames there are at it."""
+        if self.fps is None or not info.fps or abs(info.fps - self.fps) <= NEAR * self.fps:
+            return None, info.frames
+        if info.fps < self.fps:
+            raise UserError(
+                f"{info.fps:g} frames a second would be shown twice to make {self.fps:g}: give a lower rate (--fps)"
+            )
+        rate = exact(self.fps)
+        return rate, taken(info.frames, exact(info.fps), rate)
 
 
 def find_files(inputs: Sequence[Path]) -> list[Path]:

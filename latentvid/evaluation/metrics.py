@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..errors import UserError
 from .motion.scores import MOTION_SCORES, FlickerRows, MotionRows
@@ -71,6 +72,11 @@ class Metrics:
     extractors: dict[str, Extractor] = field(default_factory=dict)
     scores: dict[str, Score] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+
+    def remarks(self, rows: Mapping[str, Sequence[Tensor]]) -> list[str]:
+        """What a reader must know of the rows of clips, by extractor: what those say that have `remarks`."""
+        speaking = {kind: found for kind, found in self.extractors.items() if hasattr(found, "remarks")}
+        return [said for kind, extractor in speaking.items() for said in extractor.remarks(rows[kind])]
 
 
 def open_metrics(

@@ -25,7 +25,7 @@ from .clip_folder import Item, Skipped
 from .rows import Extractor, rows_of
 
 CHUNK = 16
-LAYOUT = 1  # of the files: one more where they change
+LAYOUT = 2  # of the files: one more where they change
 
 
 @dataclass

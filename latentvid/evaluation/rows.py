@@ -50,6 +50,7 @@ class Extractor(Protocol):
     name: str  # of the rows, unique among extractors: "inception", "i3d", "psnr"
     fingerprint: str  # of everything that the rows depend on beside the clip: method, weights, settings; readable
     needs: frozenset[Literal["caption", "pair"]]
+    # alike: frozenset[str], of `defaults.COMMON`: what two sets must share for its rows to compare; all if not said
 
     def __call__(self, clip: Clip) -> Tensor:
         """[n,D], float32 or float64, on the CPU; n is at least 1 and may differ between clips.

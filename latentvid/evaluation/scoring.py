@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -19,15 +19,18 @@ from ..files import check_target, check_writable
 from ..limits import check_fields
 from ..lock import FolderLock
 from ..world import from_main, process_state
-from .bootstrap import RESAMPLES, summarise_one
+from .bootstrap import RESAMPLES, Rows, summarise_one
 from .clip_folder import ClipSet, list_clips, paired, unrelated
+from .defaults import COMMON
 from .footage import Cut
+from .guards import LevelRows, unlike, unlike_levels
 from .metrics import KNOWN, Metrics, open_metrics
 from .row_cache import RowCache
 from .rows import Score
 from .score_table import FILES, Scored
 from .sets.features import PICTURES
 
+FRAMES = 16  # of a clip, where nothing is said
 ENOUGH = 2048  # clips, from which on published distances are reported
 
 
@@ -36,17 +39,23 @@ class ScoringConfig:
     """Arguments of the command.
 
     clips, real: folders of videos and images, single files, or manifests. metrics: names of scores; None: all that can
-    be had. captions: a table of captions. frames, size: of each clip, size None is each file's own. max_clips,
-    max_real: how many, shared among the files. weights, inception, i3d, pictures: as in `open_metrics`. cache: folder
-    of the rows; None: in `out`. bootstrap: resamples; 0 for no intervals.
+    be had. captions: a table of captions. frames: of each clip, at most; None: `FRAMES`, of files of one length only.
+    size, fps: of each clip, None is each file's own. stride: every which frame is taken. drop_short: files with fewer
+    frames are left out. allow: in what two sets may differ (`defaults.COMMON`). max_clips, max_real: how many, shared
+    among the files. weights, inception, i3d, pictures: as in `open_metrics`. cache: folder of the rows; None: in `out`.
+    bootstrap: resamples; 0 for no intervals.
     """
 
     clips: Path
     real: Path | None = None
     metrics: Sequence[str] | None = None
     captions: Path | None = None
-    frames: int = 16
+    frames: int | None = None
     size: tuple[int, int] | None = None
+    fps: float | None = None
+    stride: int = 1
+    drop_short: bool = False
+    allow: Sequence[str] = ()
     max_clips: int | None = None
     max_real: int | None = None
     weights: Path | None = None
@@ -59,6 +68,8 @@ class ScoringConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "")
+        if unknown := set(self.allow) - set(COMMON):
+            raise UserError(f"allow {min(unknown)!r}: sets may differ in {', '.join(COMMON)}")
         if self.bootstrap == 1:
             raise UserError("bootstrap=1: give 2 or more resamples, or 0 for no intervals")
         if self.weights is not None and not self.weights.is_dir():
@@ -90,12 +101,17 @@ class Evaluation:
         self.config, self.state = config, state
         # before anything is looked for
         self.known = KNOWN if config.metrics is None else KNOWN.choose(config.metrics)
-        cut = Cut(frames=config.frames, size=config.size, temporal_stride=1, spatial_stride=1)
+        about = {name: getattr(config, name) for name in ("size", "fps", "stride", "drop_short")}
+        cut = Cut(frames=config.frames or FRAMES, temporal_stride=1, spatial_stride=1, **about)
         self.clips = list_clips(config.clips, cut, config.max_clips, config.captions)
         self.real: ClipSet | None = None
+        self.apart: dict[str, str] = {}  # how the sets differ that is not allowed
         if config.real is not None:
             self.real = list_clips(config.real, cut, config.max_real)
-            self.clips = paired(self.clips, config.real, config.size)
+            stated = config.frames is not None
+            self.clips = paired(self.clips, config.real, cut, {*config.allow, *(("length",) if stated else ())})
+            found = unlike(self.clips, self.real, stated=stated)
+            self.apart = {name: why for name, why in found.items() if name not in config.allow}
         self.metrics: Metrics = open_metrics(
             config.metrics,
             config.weights,
@@ -109,6 +125,8 @@ class Evaluation:
         """What the clips do not have that the score needs."""
         if score.compares == "sets" and self.real is None:
             return "it compares with real clips: give --real"
+        if score.compares == "sets" and (apart := self._apart(self.known.extractors[score.extractor])):
+            return "; ".join(apart)
         if score.compares == "pairs":
             with_pair = sum(item.pair is not None for item in self.clips.items)
             if self.real is None or not with_pair:
@@ -120,11 +138,17 @@ class Evaluation:
             return "it needs captions: give --captions, or NAME.txt beside each clip"
         return None
 
+    def _apart(self, extractor: Any, but: Collection[str] = ()) -> list[str]:
+        """What the sets do not share that the extractor's rows must."""
+        needed = set(getattr(extractor, "alike", COMMON)) - set(but)
+        return [why for name, why in self.apart.items() if name in needed]
+
     @cached_property
     def caches(self) -> dict[str, RowCache]:
         """Whose rows are needed: of the clips, of the real ones, and of real pairs that have nothing in common."""
         folder, extractors = self.config.cache or self.config.out / "rows", self.metrics.extractors
-        found = {"clips": RowCache(folder, self.clips.items, extractors)}
+        levels = {} if self.real is None else {LevelRows.name: LevelRows()}
+        found = {"clips": RowCache(folder, self.clips.items, extractors | levels)}
         if self.real is not None:
             of_pairs = {score.extractor for score in self.metrics.scores.values() if score.compares == "pairs"}
             pairs = {name: extractor for name, extractor in extractors.items() if name in of_pairs}
@@ -133,7 +157,7 @@ class Evaluation:
                 for name, extractor in extractors.items()
                 if name not in of_pairs and ("caption" not in extractor.needs or self.real.captioned)
             }
-            found["real"] = RowCache(folder, self.real.items, lone)
+            found["real"] = RowCache(folder, self.real.items, lone | levels)
             found["unrelated"] = RowCache(folder, unrelated(self.clips.items), pairs)
         return found
 
@@ -151,8 +175,12 @@ class Evaluation:
         return self.state.is_main_process
 
     def scored(self) -> Scored:
-        """The scores of the rows that all processes have left. Raises UserError where a named score has too few."""
+        """The scores of the rows that all processes have left. Raises UserError where a named score has too few, or is
+        of sets that do not compare."""
         found = {label: {name: cache.read(name) for name in cache.extractors} for label, cache in self.caches.items()}
+        levels = {label: rows.pop(LevelRows.name).rows for label, rows in found.items() if LevelRows.name in rows}
+        if "levels" not in self.config.allow and (why := unlike_levels(*map(levels.get, ("clips", "real")))):
+            self.apart["levels"] = why
         scored = Scored(self._settings(), left_out=dict(self.metrics.left_out))
         real_skipped = [] if self.real is None else self.real.skipped
         scored.skipped = [*self.clips.skipped, *real_skipped]
@@ -163,9 +191,9 @@ class Evaluation:
             against = "unrelated" if score.compares == "pairs" else "real"
             try:
                 rows, beside = found["clips"][kind].rows, found.get(against, {}).get(kind)
-                real = None if beside is None else beside.rows
-                if score.compares == "sets" and not real:
-                    raise UserError("no real clip can be used")
+                real = self._comparable(score, rows, None if beside is None else beside.rows, scored.notes)
+                if score.compares == "sets" and "count" not in self.config.allow:
+                    rows, real = _as_many(name, rows, real, scored.notes)
                 scored.results[name] = summarise_one(score, rows, real, self.config.bootstrap)
             except UserError as error:
                 why = "; ".join([str(error), *sorted({fault.reason for fault in found["clips"][kind].skipped})[:3]])
@@ -173,8 +201,22 @@ class Evaluation:
                     raise UserError(f"{name}: {why}") from error
                 scored.left_out[name] = why
         scored.counts = self._counts()
-        scored.notes = self._notes(scored)
+        scored.notes += self._notes(scored)
+        scored.notes += self.metrics.remarks({kind: rows.rows for kind, rows in found["clips"].items()})
         return scored
+
+    def _comparable(self, score: Score, rows: Rows, real: Rows | None, notes: list[str]) -> Rows | None:
+        """The real rows, or None where they are only a floor and do not compare. Raises UserError for sets unlike."""
+        extractor = self.metrics.extractors[score.extractor]
+        if score.compares == "sets":
+            if not real:
+                raise UserError("no real clip can be used")
+            if apart := self._apart(extractor):
+                raise UserError("; ".join(apart))
+        if score.compares == "none" and real and (apart := self._apart(extractor, but=("count", "repeats"))):
+            notes.append(f"{score.name} has no floor of real clips: {'; '.join(apart)}")
+            return None
+        return real
 
     def _counts(self) -> dict[str, int]:
         counts = {"clips": len(self.clips.items), "files": self.clips.files}
@@ -192,6 +234,7 @@ class Evaluation:
         for label, clips in (("clips", self.clips), ("real clips", self.real)):
             if clips is not None and len(clips.items) > len({item.excerpt.path for item in clips.items}):
                 notes.append(f"several {label} come from one file: they are alike, so that intervals are too narrow")
+        notes += [f"allowed: the sets may differ in {name}" for name in self.config.allow]
         lengths = {item.excerpt.frames for item in self.clips.items}
         if len(lengths) > 1:
             notes.append(f"clips are of {min(lengths)} to {max(lengths)} frames: the shorter ones are whole files")
@@ -202,6 +245,15 @@ class Evaluation:
                 "many clips only"
             )
         return notes
+
+
+def _as_many(name: str, rows: Rows, real: Rows, notes: list[str]) -> tuple[Rows, Rows]:
+    """As many clips of both sets, where some of one could not be used: evenly from the larger."""
+    count = min(len(rows), len(real))
+    if len(rows) == len(real) or not count:
+        return rows, real
+    notes.append(f"{name}: {len(rows)} clips and {len(real)} real ones could be used, {count} of each are compared")
+    return tuple([each[(2 * i + 1) * len(each) // (2 * count)] for i in range(count)] for each in (rows, real))
 
 
 def score_clips(config: ScoringConfig) -> Scored | None:

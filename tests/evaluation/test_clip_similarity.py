@@ -1,6 +1,7 @@
 """CLIP scores with a tiny random model: torchmetrics' figures, one pass for both, what is refused."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,11 @@ def test_text_similarity_is_torchmetrics_frame_by_frame(weights):
             float(clip_score(frame.movedim(-1, 0), caption, model_name_or_path=lambda: published))
             for frame in given.pixels
         ]
-        assert rows.shape == (5, 1) and TEXT([rows]) == pytest.approx(sum(expected) / 5, rel=1e-4, abs=1e-4)
+        assert (
+            rows.shape == (5, 2)
+            and not rows[:, 1].any()
+            and TEXT([rows]) == pytest.approx(sum(expected) / 5, rel=1e-4, abs=1e-4)
+        )
         signs |= {value > 0 for value in expected}
     assert signs == {True, False}
 
@@ -124,9 +129,19 @@ def test_the_fingerprint_is_of_what_is_in_the_folder(weights, tmp_path):
     assert ClipTextRows(weights, CPU).fingerprint == here.fingerprint
 
 
+def test_long_captions_are_cut_and_counted(weights):
+    extractor, given = ClipTextRows(weights, CPU), clip(caption="q " * LONGEST)
+    cut = replace(given, caption="q " * (LONGEST - 2))  # with its first and last token just what is read
+    rows, whole = extractor(given), extractor(cut)
+    assert torch.equal(rows[:, 0], whole[:, 0]) and rows[:, 1].all() and not whole[:, 1].any()
+    text = extractor.network.text
+    assert torch.equal(text(given.caption)[0], text(cut.caption)[0]) and not torch.equal(text("q")[0], text("q q")[0])
+    assert extractor.remarks([whole]) == []
+    (said,) = extractor.remarks([rows, whole, rows])
+    assert f"2 of 3 captions are longer than the {LONGEST} tokens" in said
+
+
 def test_what_clip_cannot_take_is_refused(weights, tmp_path):
-    with pytest.raises(ClipError, match=rf"a\.mp4: its caption is longer than the {LONGEST} tokens"):
-        ClipTextRows(weights, CPU)(clip(caption="q " * LONGEST))
     with pytest.raises(ValueError, match="no caption"):
         ClipTextRows(weights, CPU)(clip(caption=None))
     with pytest.raises(ClipError, match=r"a\.mp4: .*at least 2 frames"):

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,10 +93,11 @@ def test_captions_come_from_a_table_a_manifest_the_samplers_index_or_texts_besid
 def test_pairs_are_found_by_name_and_must_have_the_clips_size(tmp_path):
     made, real = write_clips(tmp_path / "made", 3), write_clips(tmp_path / "real", 2, seed=1)
     write_video(real / "001.gif", torch.randint(256, (6, 24, 32, 3)).byte(), 8)
-    clips = paired(list_clips(made, CUT), real, None)
+    clips = paired(list_clips(made, CUT), real, CUT)
     assert [item.pair and item.pair.path.name for item in clips.items] == ["000.gif", None, None]
     assert "24 x 32 pixels, but its clip has 12 x 16: give a size" in clips.skipped[0].reason
-    both = paired(list_clips(made, Cut(frames=4, size=(12, 16), temporal_stride=1, spatial_stride=1)), real, (12, 16))
+    sized = replace(CUT, size=(12, 16))
+    both = paired(list_clips(made, sized), real, sized)
     assert [item.pair is not None for item in both.items] == [True, True, False]
     assert both.items[1].read(with_pair=True).pair.shape == (4, 12, 16, 3)
     others = unrelated(both.items)
@@ -105,7 +107,7 @@ def test_pairs_are_found_by_name_and_must_have_the_clips_size(tmp_path):
     ]
     write_video(real / "000.png", torch.zeros(1, 12, 16, 3, dtype=torch.uint8), 8)
     with pytest.raises(UserError, match="have one name but for the ending"):
-        paired(list_clips(made, CUT), real, None)
+        paired(list_clips(made, CUT), real, CUT)
 
 
 def test_fewer_clips_than_files_are_taken_from_all_over(tmp_path):
@@ -178,6 +180,8 @@ def score(sets, tmp_path, fresh_accelerate, monkeypatch):
 
     def score(clips: str = "made", real: str | None = "real", **more):
         config = {"frames": 4, "pictures": 1, "bootstrap": 20, "out": tmp_path / "out"} | more
+        if real is not None:
+            config = {"max_real": 18} | config
         weights = sets / "weights"
         return score_clips(
             ScoringConfig(clips=sets / clips, real=sets / real if real else None, weights=weights, **config)
@@ -189,21 +193,23 @@ def score(sets, tmp_path, fresh_accelerate, monkeypatch):
 def test_all_that_can_be_had_is_scored_and_the_rest_explained(score, sets, tmp_path):
     scored = score()
     fid, flicker = scored.results["fid"], scored.results["flicker"]
-    assert (fid.count, fid.real_count, fid.floor_count) == (18, 20, 10) and fid.low < fid.value < fid.high
-    assert fid.value > fid.floor and flicker.floor_count == 20
+    assert (fid.count, fid.real_count, fid.floor_count) == (18, 18, 9) and fid.low < fid.value < fid.high
+    assert fid.value > fid.floor and flicker.floor_count == 18
     assert scored.results["psnr"].floor_of == "real clips against other real clips"
     assert scored.results["psnr"].value > scored.results["psnr"].floor + 5
     assert "no logits" in scored.left_out["is"] and "put i3d_kinetics400" in scored.left_out["fvd"]
     assert "digit" not in scored.left_out and "captions" in scored.left_out["clip_text"]
     kept = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert kept == json.loads(json.dumps(scored.as_dict()))
-    assert kept["counts"] == {"clips": 18, "files": 18, "real_clips": 20, "real_files": 20}
+    assert kept["counts"] == {"clips": 18, "files": 18, "real_clips": 18, "real_files": 20}
     table = (tmp_path / "out" / "scores.md").read_text()
     assert "| fid |" in table and "bias it upwards" in table and scored.text().count("left out: ") > 2
 
 
 def test_a_set_against_itself_is_zero(score):
-    scored = score("real", "real", metrics=["fid", "psnr"], bootstrap=0)
+    with pytest.raises(UserError, match=r"fid: .*\.gif is in both sets"):
+        score("real", "real", metrics=["fid"], max_clips=18)
+    scored = score("real", "real", metrics=["fid", "psnr"], bootstrap=0, max_clips=18, allow=["repeats"])
     assert scored.results["fid"].value < 1e-6 and scored.results["psnr"].value == 100
     assert scored.results["fid"].low is None and list(scored.results) == ["fid", "psnr"]
 
@@ -229,7 +235,7 @@ def test_files_that_cannot_be_used_are_listed(score, sets, tmp_path):
     folder = write_clips(tmp_path / "mixed", 3, seed=5)
     (folder / "broken.gif").write_bytes(b"no gif")
     (folder / "empty.mp4").write_bytes(b"")
-    scored = score(folder, metrics=["fid", "flicker"])
+    scored = score(folder, metrics=["fid", "flicker"], max_real=3)
     listed = {Path(fault.file).name: fault.reason for fault in scored.skipped if fault.extractor is None}
     assert sorted(listed) == ["broken.gif", "empty.mp4"] and "empty (0 bytes)" in listed["empty.mp4"]
     assert "empty.mp4" in (tmp_path / "out" / "scores.md").read_text()
@@ -250,13 +256,14 @@ def test_the_command_reads_its_arguments(monkeypatch):
     words = "clips --real real --metrics fid fvd --size 64 96 --max-clips 5 --weights . --bootstrap 0"
     monkeypatch.setattr(sys, "argv", ["evaluation", *words.split()])
     config = command.parse()
-    assert config.metrics == ["fid", "fvd"] and config.size == (64, 96) and config.frames == ScoringConfig.frames
+    assert config.metrics == ["fid", "fvd"] and config.size == (64, 96) and config.frames is None
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ("--max-real 3", "--max-real is of --real"),
+        ("--allow rate", "--allow is of --real"),
         ("--metrics flicker --inception x.pt", "--inception is of fid, kid, is, and --metrics flicker asks for none"),
         ("--metrics fvd --real r --pictures 1", "--pictures is of fid, kid, is, and --metrics fvd asks"),
         ("--metrics fid psnr --real r --i3d x.pt", "--i3d is of fvd, kvd, is_video, and --metrics fid psnr asks"),
@@ -307,7 +314,7 @@ def test_two_processes_give_what_one_gives(score, sets, tmp_path):
         "with user_errors():\n    main()\n"
     )
     metrics, two = ["fid", "kid", "psnr", "flicker"], tmp_path / "two"
-    options = ["--frames", 4, "--pictures", 1, "--bootstrap", 20, "--out", two, "--metrics", *metrics]
+    options = ["--frames", 4, "--pictures", 1, "--bootstrap", 20, "--max-real", 18, "--out", two, "--metrics", *metrics]
     done = launch("ddp", 2, [program, sets / "made", "--real", sets / "real", "--weights", sets / "weights", *options])
     assert done.stdout.count("real against real") == 1  # the table, once
     score(metrics=metrics)

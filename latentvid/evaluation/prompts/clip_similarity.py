@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPProcessor
 
 from ...data.cache.latents import module_fingerprint
-from ...errors import ClipError, UserError, brief
+from ...errors import UserError, brief
 from ..mean_score import MeanScore
 from ..rows import Clip, check_motion
 
@@ -54,16 +55,14 @@ class ClipNetwork:
         return nnf.normalize(torch.cat(found).double(), dim=-1).cpu()
 
     @torch.no_grad()
-    def text(self, clip: Clip) -> Tensor:
-        """[D] of the caption. Raises ClipError for one that is longer than CLIP reads: none is cut."""
-        inputs = self.processor(text=[clip.caption], return_tensors="pt", truncation=False)
+    def text(self, caption: str) -> tuple[Tensor, bool]:
+        """[D] of the caption, and whether it was cut to the tokens that the model reads (its last one stays)."""
         most = self.model.config.text_config.max_position_embeddings
-        if inputs["input_ids"].shape[1] > most:
-            raise ClipError(
-                clip.name, "long-caption", f"its caption is longer than the {most} tokens that CLIP reads: shorten it"
-            )
+        longer = len(self.processor.tokenizer(caption, truncation=False)["input_ids"]) > most
+        cut = {"truncation": True, "max_length": most} if longer else {"truncation": False}
+        inputs = self.processor(text=[caption], return_tensors="pt", **cut)
         found = self.model.get_text_features(**inputs.to(self.model.device)).pooler_output
-        return nnf.normalize(found[0].double(), dim=-1).cpu()
+        return nnf.normalize(found[0].double(), dim=-1).cpu(), longer
 
 
 class _ClipRows:
@@ -79,16 +78,25 @@ class _ClipRows:
 
 class ClipTextRows(_ClipRows):
     """A row a frame, float64: CLIPScore (Hessel et al. 2021, with w = 100 as torchmetrics has it), which is
-    max(0, 100 cos(frame, caption))."""
+    max(0, 100 cos(frame, caption)); and 1 where the caption was cut to what the model reads, else 0."""
 
     name = "clip_text"
     needs = frozenset({"caption"})
+    alike = frozenset({"levels"})
 
     def __call__(self, clip: Clip) -> Tensor:
         if clip.caption is None:
             raise ValueError(f"{clip.name} has no caption")
-        text = self.network.text(clip)  # first: it may be too long
-        return (100 * self.network.images(clip.pixels) @ text).clamp_min(0)[:, None]
+        text, longer = self.network.text(clip.caption)
+        scores = (100 * self.network.images(clip.pixels) @ text).clamp_min(0)
+        return torch.stack([scores, torch.full_like(scores, float(longer))], dim=1)
+
+    def remarks(self, rows: Sequence[Tensor]) -> list[str]:
+        """What a reader must know of the rows of all clips."""
+        count = sum(bool(clip[0, 1]) for clip in rows)
+        most = self.network.model.config.text_config.max_position_embeddings
+        cut = f"{count} of {len(rows)} captions are longer than the {most} tokens that this CLIP reads and were cut"
+        return [f"clip_text: {cut}; a CLIP for long texts in WEIGHTS/clip reads all"] if count else []
 
 
 class ClipFrameRows(_ClipRows):
@@ -97,6 +105,7 @@ class ClipFrameRows(_ClipRows):
 
     name = "clip_frames"
     needs = frozenset()
+    alike = frozenset({"rate", "levels"})
 
     def __call__(self, clip: Clip) -> Tensor:
         check_motion(clip)

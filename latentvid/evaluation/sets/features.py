@@ -14,7 +14,7 @@ from ...data.cache.latents import module_fingerprint
 from ...data.transforms import from_uint8
 from ...errors import ClipError, UserError
 from ...limits import check
-from ..defaults import PICTURES
+from ..defaults import COMMON, PICTURES
 from ..rows import Clip
 from .i3d import I3D, SHORTEST, SIDE, load_i3d
 from .inception import load_inception
@@ -38,6 +38,7 @@ class InceptionRows:
 
     name = "inception"
     needs: frozenset = frozenset()
+    alike = frozenset(COMMON) - {"rate"}  # pictures have none
 
     def __init__(self, weights: Path | None, device: torch.device, pictures: int = PICTURES) -> None:
         self.network = load_inception(weights).to(device)

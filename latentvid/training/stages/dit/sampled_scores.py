@@ -5,6 +5,7 @@ Axes: F frames, H W height and width in pixels.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -25,6 +26,8 @@ from ....pipelines.sampling import Sampling
 from ...task import shares
 from .clips import open_clips
 from .parts import Parts, compute_dtype, make_pipeline, roles_of
+
+logger = logging.getLogger(__name__)
 
 SEED = 1_000_000  # of the first clip's noise: far from that of the samples that are looked at
 
@@ -66,6 +69,8 @@ class SampledScores:
         """The rows of the held-out clips. Raises UserError for a clip that a score cannot take."""
         if self.real is None:
             self.real = self._shared(rank, world, lambda places: [self._window(i).pixels for i in places])
+            for remark in self.metrics.remarks(self.real):
+                logger.warning("validation.scores: %s", remark)
 
     def measure(self, model: nn.Module, rank: int, world: int) -> dict[str, dict[str, Any]]:
         """Each score with its interval and floor, as `summarise` gives it."""
