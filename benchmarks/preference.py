@@ -2,11 +2,11 @@
 
     python benchmarks/preference.py --demo runs/demo --out runs/preference
 
-makes two clips of each of --prompts prompts by the demo's pipeline, labels the pairs by the judge (`both`, then
-`certainty`, its probability of the digit), tunes a LoRA on --pairs of them by configs/dit/demo_dpo.yaml, and
-compares the tuned model with the demo's on --new prompts that no pair has, with equal noise: OUT/preference.json has
-the win rate by the same scores (ties a half, and without them) with Wilson's intervals, and the judge's shares of both.
-What is there is not made again.
+makes --clips clips of each of --prompts prompts by the demo's pipeline, pairs the best and the worst of each by the
+judge (`both`, then `certainty`, its probability of the digit), tunes a LoRA on --pairs of them by
+configs/dit/demo_dpo.yaml, and compares the tuned model with the demo's on --new prompts that no pair has, with equal
+noise: OUT/preference.json has the win rate by the same scores (ties a half, and without them) with Wilson's intervals,
+and the judge's shares of both. What is there is not made again.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from latentvid.demo.digits import prompts
 from latentvid.evaluation.preference.counting import wilson
 from latentvid.limits import number
+from latentvid.preference.sample import FOLDERS
 from latentvid.training.monitor.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,11 +43,11 @@ def write_prompts(out: Path, count: int, new: int, seed: int) -> None:
         (out / f"{name}.jsonl").write_text("".join(rows), encoding="utf-8")
 
 
-def label(a: Path, b: Path, table: Path) -> tuple[int, int]:
-    """Pairs in which a's clip is the better one, and pairs that are no ties."""
-    run("-m", "latentvid.preference", "label", a, b, *SCORES, "--out", table)
+def label(folders: Sequence[Path], table: Path) -> tuple[int, int]:
+    """Pairs of which the first folder's clip is the better one, and pairs that are no ties."""
+    run("-m", "latentvid.preference", "label", *folders, *SCORES, "--out", table)
     rows = [json.loads(line) for line in table.read_text(encoding="utf-8").splitlines()]
-    return sum((table.parent / row["path"]).parent.samefile(a) for row in rows), len(rows)
+    return sum((table.parent / row["path"]).parent.samefile(folders[0]) for row in rows), len(rows)
 
 
 def shares(clips: Path, out: Path) -> dict[str, float]:
@@ -58,7 +60,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="a finished demo")
     parser.add_argument("--out", type=Path, default=Path("runs/preference"))
-    parser.add_argument("--prompts", type=number("prompts"), default=900, help="with two clips each")
+    parser.add_argument("--prompts", type=number("prompts"), default=500, help="that pairs are of")
+    parser.add_argument("--clips", type=number("pairs"), default=4, help="of each, of which the best and worst pair")
     parser.add_argument("--pairs", type=number("pairs"), default=500, help="that are trained on, at most")
     parser.add_argument("--new", type=number("heldout"), default=200, help="prompts to compare on")
     parser.add_argument("--seed", type=int, default=0)
@@ -69,8 +72,9 @@ def main() -> None:
     write_prompts(out, arguments.prompts, arguments.new, seed)
     model = ("--model", demo / "pipeline", "--mixed-precision", "no")
     run("-m", "latentvid.preference", "sample", *model, "--prompts", out / "tuning.jsonl", "--seed", seed * 10**6,
-        "--output", out / "pairs")  # fmt: skip
-    first, decided = label(out / "pairs/a", out / "pairs/b", out / "pairs/all.jsonl")
+        "--clips", arguments.clips, "--output", out / "pairs")  # fmt: skip
+    made = [out / "pairs" / name for name in FOLDERS[: arguments.clips]]
+    first, decided = label(made, out / "pairs/all.jsonl")
     rows = (out / "pairs/all.jsonl").read_text(encoding="utf-8").splitlines()[: arguments.pairs]
     (out / "pairs/pairs.jsonl").write_text("".join(row + "\n" for row in rows), encoding="utf-8")
     run(
@@ -82,11 +86,17 @@ def main() -> None:
     new = ("--prompts", out / "new.jsonl", "--seed", seed * 10**6 + 5 * 10**5)
     run("inference/t2v.py", *model, *new, "--output", out / "base")
     run("inference/t2v.py", *model, *new, "--lora", out / "run/lora", "--output", out / "tuned")
-    wins, decisions = label(out / "tuned", out / "base", out / "compared.jsonl")
+    wins, decisions = label([out / "tuned", out / "base"], out / "compared.jsonl")
     rate, alone = (wins + (arguments.new - decisions) / 2) / arguments.new, wins / decisions
     log = read_metrics(out / "run")
     found = {
-        "pairs": {"made": arguments.prompts, "decided": decided, "first": first, "trained": len(rows)},
+        "pairs": {
+            "clips": arguments.clips,
+            "made": arguments.prompts,
+            "decided": decided,
+            "first": first,
+            "trained": len(rows),
+        },
         "training": {name: [log[0][name], log[-1][name]] for name in ("loss", "margin", "accuracy", "error_preferred")},
         "win rate": {"value": rate, "wilson": wilson(rate, arguments.new), "prompts": arguments.new},
         "win rate without ties": {"value": alone, "wilson": wilson(alone, decisions), "prompts": decisions},

@@ -242,7 +242,7 @@ def preference() -> None:
     parser.add_argument(
         "command",
         choices=made,
-        help="sample: two clips of every prompt by a model; label: pairs of two folders' clips by scores; choices: "
+        help="sample: several clips of every prompt by a model; label: pairs of folders' clips by scores; choices: "
         "pairs by what people chose on a page of latentvid.evaluation.compare",
     )
     found = parser.parse_args(sys.argv[1:2])
@@ -251,9 +251,10 @@ def preference() -> None:
 
 @user_errors()
 def _sample_pairs(given: list[str]) -> None:
-    parser = arguments.parser_of("Makes two clips of every prompt, with different noise, in DIR/a and DIR/b.")
+    parser = arguments.parser_of("Makes clips of every prompt, with different noise, in DIR/a, DIR/b, ...")
     parser.prog = "python -m latentvid.preference sample"
     parser.add_argument("--prompts", type=Path, required=True, help="file of prompts, as inference/t2v.py takes it")
+    parser.add_argument("--clips", type=int, default=2, help="of each prompt (default: %(default)s)")
     parser.add_argument("--tokens-per-pack", type=int, default=TOKENS_PER_PACK, help="default: %(default)s")
     arguments.add_length(parser, "1 + 4k, by the VAE's stride in time (default: the model's)")
     parser.add_argument("--height", type=int, help="pixels (default: the model's)")
@@ -269,11 +270,11 @@ def _sample_pairs(given: list[str]) -> None:
 def _label_pairs(given: list[str]) -> None:
     parser = Parser(
         prog="python -m latentvid.preference label",
-        description="Writes the pairs of equally named clips of two folders, the better one by scores first; ties are "
-        "left out.",
+        description="Writes pairs of equally named clips of two folders or more: the best by scores, and the worst; "
+        "ties are left out.",
     )
-    parser.add_argument("a", type=Path, metavar="A", help="folder of clips with prompts")
-    parser.add_argument("b", type=Path, metavar="B", help="folder of clips of the same names and prompts")
+    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="folders of clips of the same names and "
+                        "prompts")  # fmt: skip
     parser.add_argument("--score", action="append", required=True, metavar="NAME", help="a score of "
                         "latentvid.evaluation of single clips, or MODULE:NAME; again for more: they decide where those "
                         "before are equal")  # fmt: skip
@@ -284,9 +285,11 @@ def _label_pairs(given: list[str]) -> None:
     from .preference.label import by_scores, check_table
     from .world import usable_device
 
+    if len(args.folders) < 2:
+        parser.error("give two folders or more")
     check_table(args.out)
     device = usable_device(args.device)
-    print(by_scores(args.a, args.b, args.score, args.weights, device).write(args.out))
+    print(by_scores(args.folders, args.score, args.weights, device).write(args.out))
 
 
 @user_errors()

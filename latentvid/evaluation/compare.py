@@ -76,40 +76,49 @@ def make_page(
     return key
 
 
-def paired_files(a: Path, b: Path) -> tuple[Files, Files]:
-    """The clips of both folders by name, with their prompts. Raises UserError where a name is in one folder only."""
-    for folder in (a, b):
+def paired_files(*folders: Path) -> tuple[Files, ...]:
+    """The clips of two folders or more by name, with their prompts. Raises UserError where a name is not in all."""
+    for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"{folder} is not a folder: give two folders of clips with equal names")
-    if a.resolve() == b.resolve():
-        raise UserError(f"{a} and {b} are one folder: give two")
-    first, second = list_files(a), list_files(b)
-    for folder, other, found, others in ((a, b, first, second), (b, a, second, first)):
-        missing = sorted(found.paths.keys() - others.paths.keys())
-        if missing:
-            raise UserError(
-                f"{len(missing)} clips of {folder} are not in {other} ({', '.join(missing[:3])}"
-                f"{', ...' if len(missing) > 3 else ''}): make them there, under the same names, or remove them here"
-            )
-    return first, second
+            raise UserError(f"{folder} is not a folder: give folders of clips with equal names")
+    for number, folder in enumerate(folders):
+        if same := [other for other in folders[:number] if other.resolve() == folder.resolve()]:
+            raise UserError(f"{same[0]} and {folder} are one folder: give two")
+    found = tuple(map(list_files, folders))
+    for other, others in zip(folders[1:], found[1:], strict=True):
+        for where, here, elsewhere, there in (
+            (folders[0], found[0], other, others),
+            (other, others, folders[0], found[0]),
+        ):
+            missing = sorted(here.paths.keys() - there.paths.keys())
+            if missing:
+                raise UserError(
+                    f"{len(missing)} clips of {where} are not in {elsewhere} ({', '.join(missing[:3])}"
+                    f"{', ...' if len(missing) > 3 else ''}): make them there, under the same names, or remove them "
+                    "here"
+                )
+    return found
 
 
-def read_prompts(first: Files, second: Files) -> dict[str, str]:
-    """Prompt by name, from either folder; empty where no clip has one.
+def read_prompts(*files: Files) -> dict[str, str]:
+    """Prompt by name, from any of the folders; empty where no clip has one.
 
     Raises UserError where some have none, or the folders say different things.
     """
-    for name in first.captions.keys() & second.captions.keys():
-        if first.captions[name] != second.captions[name]:
-            raise UserError(
-                f"{name} has the prompt {first.captions[name]!r} in one folder and {second.captions[name]!r} in the "
-                "other: compare clips of the same prompts"
-            )
-    found = first.captions | second.captions
-    missing = sorted(first.paths.keys() - found.keys())
+    found: dict[str, str] = {}
+    for each in files:
+        for name in found.keys() & each.captions.keys():
+            if found[name] != each.captions[name]:
+                raise UserError(
+                    f"{name} has the prompt {found[name]!r} in one folder and {each.captions[name]!r} in "
+                    "another: compare clips of the same prompts"
+                )
+        found |= each.captions
+    names = files[0].paths.keys()
+    missing = sorted(names - found.keys())
     if found and missing:
         raise UserError(
-            f"{len(missing)} of {len(first.paths)} clips have no prompt, such as {missing[0]}: add them to {INDEX}, or "
+            f"{len(missing)} of {len(names)} clips have no prompt, such as {missing[0]}: add them to {INDEX}, or "
             f"write {Path(missing[0]).with_suffix('.txt')} beside the clip"
         )
     return found

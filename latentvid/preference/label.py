@@ -1,4 +1,4 @@
-"""Says which clip of each pair is preferred: by scores of single clips, or by what people chose on a page."""
+"""Says which clip of a prompt is preferred to which: by scores of single clips, or by what people chose on a page."""
 
 from __future__ import annotations
 
@@ -21,22 +21,24 @@ from ..evaluation.rows import Clip
 from .pairs import Pairs
 
 
-def by_scores(a: Path, b: Path, names: Sequence[str], weights: Path | None, device: torch.device) -> Pairs:
-    """Pairs of equally named clips of two folders, by scores: the first that differs decides.
+def by_scores(folders: Sequence[Path], names: Sequence[str], weights: Path | None, device: torch.device) -> Pairs:
+    """Pairs of equally named clips of two folders or more, the best and the worst by scores; the first that differs
+    decides.
 
     names: as `latentvid.evaluation` has them, or MODULE:NAME. weights: the folder of their networks. Raises UserError
     for scores that are not of a clip by itself, or of which neither more nor less is better, and clips without prompts.
     """
-    files = paired_files(a, b)
+    files = paired_files(*folders)
     prompts = read_prompts(*files)
     if not prompts:
-        raise UserError(f"the clips of {a} and {b} have no prompts: pairs need a caption (results.jsonl, or NAME.txt)")
+        said = " and ".join(map(str, folders))
+        raise UserError(f"the clips of {said} have no prompts: pairs need a caption (results.jsonl, or NAME.txt)")
     metrics = open_metrics(names, weights, device)
     for name, score in metrics.scores.items():
         if not isinstance(score, MeanScore) or score.compares != "none" or score.better == "neither":
             raise UserError(f"--score {name}: does not say of two clips which is better by itself: give another")
     found = Pairs()
-    for name in tqdm(sorted(files[0].paths), desc="scoring", unit="pair", disable=None):
+    for name in tqdm(sorted(files[0].paths), desc="scoring", unit="prompt", disable=None):
         clips = [side.paths[name] for side in files]
         try:
             values = [_values(clip, prompts[name], metrics) for clip in clips]
@@ -46,9 +48,7 @@ def by_scores(a: Path, b: Path, names: Sequence[str], weights: Path | None, devi
         if none := [score for score in metrics.scores if any(math.isnan(each[score]) for each in values)]:
             found.left_out[f"{none[0]} is no number"] += 1
             continue
-        signs = [_sign(metrics, score, *(each[score] for each in values)) for score in metrics.scores]
-        ahead = next((sign for sign in signs if sign), 0)
-        found.add(clips, prompts[name], ahead, values)
+        found.add(clips, prompts[name], _best_and_worst([_rank(metrics, each) for each in values]), values)
     return found
 
 
@@ -59,9 +59,15 @@ def _values(path: Path, prompt: str, metrics: Metrics) -> dict[str, float]:
     return {name: score.of_clip(rows[score.extractor]) for name, score in metrics.scores.items()}
 
 
-def _sign(metrics: Metrics, name: str, first: float, second: float) -> int:
-    ahead = (first > second) - (first < second)
-    return ahead if metrics.scores[name].better == "higher" else -ahead
+def _rank(metrics: Metrics, values: dict[str, float]) -> tuple[float, ...]:
+    """By which clips are compared: more is better."""
+    return tuple(v if metrics.scores[name].better == "higher" else -v for name, v in values.items())
+
+
+def _best_and_worst(ranks: Sequence[tuple[float, ...]]) -> tuple[int, int] | None:
+    """Their places; None where all are equal."""
+    best, worst = (ranks.index(of(ranks)) for of in (max, min))
+    return None if best == worst else (best, worst)
 
 
 def by_choices(folder: Path, files: Sequence[Path], question: str | None) -> Pairs:
@@ -100,7 +106,8 @@ def by_choices(folder: Path, files: Sequence[Path], question: str | None) -> Pai
             continue
         clips = [side / pair.name for side in sides.values()]
         worth = sum(WORTH[vote] for vote in votes) - len(votes) / 2
-        found.add(clips, prompts[pair.name], (worth > 0) - (worth < 0), [{"votes": votes.count(s)} for s in sides])
+        order = None if worth == 0 else (0, 1) if worth > 0 else (1, 0)
+        found.add(clips, prompts[pair.name], order, [{"votes": votes.count(s)} for s in sides])
     return found
 
 

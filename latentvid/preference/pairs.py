@@ -15,23 +15,24 @@ from ..errors import UserError
 
 @dataclass
 class Pairs:
-    """What a look at pairs found. rows: (preferred, other, caption, further columns). ties: pairs of which none is
-    preferred. left_out: by reason, how many others are not in the table. first: how often the first folder's clip is
-    the preferred one."""
+    """What a look at clips of equal prompts found. rows: (preferred, other, caption, further columns). ties: of which
+    none is preferred. left_out: by reason, how many others are not in the table. first: how often the first folder's
+    clip is the preferred one."""
 
     rows: list[tuple[Path, Path, str, dict[str, Any]]] = field(default_factory=list)
     ties: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     first: int = 0
 
-    def add(self, clips: Sequence[Path], caption: str, ahead: int, more: Sequence[dict[str, Any]]) -> None:
-        """clips: of the first folder, and of the second. ahead: 1 where the first is preferred, -1 where the second is,
-        0 for a tie. more: of each clip, what the table is to say of it."""
-        if ahead == 0:
+    def add(
+        self, clips: Sequence[Path], caption: str, order: tuple[int, int] | None, more: Sequence[dict[str, Any]]
+    ) -> None:
+        """clips: of a prompt, one of each folder. order: which is the preferred one, and which the other; None for a
+        tie. more: of each clip, what the table is to say of it."""
+        if order is None:
             self.ties += 1
             return
-        self.first += ahead > 0
-        order = (0, 1) if ahead > 0 else (1, 0)
+        self.first += order[0] == 0
         (path, other), (own, of_other) = ([these[i] for i in order] for these in (clips, more))
         words = {f"preferred_{name}": value for name, value in own.items()}  # a bare `frames` would be a manifest's
         words |= {f"rejected_{name}": value for name, value in of_other.items()}

@@ -85,10 +85,33 @@ def test_the_first_score_that_differs_decides_and_ties_are_counted(folders, comm
     assert z["path"] == "a/z.mp4" and (z["preferred_colour"], z["rejected_colour"]) == (1.0, 0.0)
 
 
+def test_of_several_clips_the_best_and_the_worst_are_a_pair(folders, command, tmp_path):
+    """Between the right ones the colour decides; equal ones go by the order of the folders."""
+    a, b = folders
+    for name in "cd":
+        (tmp_path / name).mkdir()
+    for name in "wxyz":
+        show(tmp_path / "c", name, 0, "blue", "a red 7 moves right")
+        show(tmp_path / "d", name, 7, "red", "a red 7 moves right")
+    out = tmp_path / "pairs.jsonl"
+    asked = ("--score", BOTH, "--score", COLOUR, "--out", out)
+    status, said, errors = command("label", b, a, tmp_path / "c", tmp_path / "d", *asked)
+    assert status == 0 and "4 pairs, the first folder's clip preferred in 2; 0 ties left out" in said, errors
+    assert [(Path(row["path"]), row["rejected"]) for row in rows(out)] == [
+        (a / "w.mp4", "c/w.mp4"), (b / "x.mp4", "c/x.mp4"), (b / "y.mp4", "c/y.mp4"), (a / "z.mp4", "c/z.mp4")
+    ]  # fmt: skip
+    (tmp_path / "d/z.mp4").unlink()
+    assert f"1 clips of {b} are not in {tmp_path / 'd'} (z.mp4)" in refused(
+        command("label", b, a, tmp_path / "c", tmp_path / "d", *asked)
+    )
+    assert "give two folders or more" in refused(command("label", b, *asked))
+    assert f"{b} and {b} are one folder" in refused(command("label", b, a, b, *asked))
+
+
 def test_a_score_called_as_a_column_of_manifests_leaves_the_pairs_whole(folders):
     a, b = folders
     found, out = Pairs(), a.parent / "pairs.jsonl"
-    found.add([a / "w.mp4", b / "w.mp4"], "a red 7 moves right", -1, [{"frames": 0.25}, {"frames": 1.0}])
+    found.add([a / "w.mp4", b / "w.mp4"], "a red 7 moves right", (1, 0), [{"frames": 0.25}, {"frames": 1.0}])
     found.write(out)
     manifest = read_manifest(out)
     assert len(manifest.samples) == 1 and not manifest.dropped
@@ -203,6 +226,10 @@ def test_a_model_makes_two_clips_of_every_prompt(tiny_pipeline, command, tmp_pat
     )
     assert status == 0 and len(rows(out)) == 2, errors
     assert "give a folder" in refused(command(*words[:6], tmp_path / "made.mp4"))
+    assert "--clips 27: there are folders for 26" in refused(command(*words, "--clips", 27))
+    status, _, errors = command(*words, "--mixed-precision", "no", "--clips", 3)  # goes on with a third
+    assert status == 0, errors
+    assert [r["seed"] for r in rows(tmp_path / "made/c/results.jsonl")] == [4, 8]
 
 
 def test_unknown_commands_are_refused(command):
