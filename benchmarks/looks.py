@@ -5,7 +5,7 @@
 For each seed two questions, on clips of digits that latentvid.demo.looks draws:
 - learn: the demo's model is tuned on clips in the look "striped", all its weights and a LoRA of rank 8, by one recipe
   but for the learning rate. Gain: the share of clips with digit, direction and look as wanted, less that of the model
-  as it was. Also: the LoRA at scale 0, and merged, beside the clips of the base and of the loaded LoRA.
+  as it was. Also: the LoRA at scale 0, and merged, beside the clips of the base and of the loaded LoRA, in fp32.
 - style: the demo's model is tuned on clips in all looks, each shown a picture of another digit in its look, and then
   asked for digits in the looks of pictures of held-out handwriting.
 Digit and look are read by a judge that is trained on them. OUT/looks.json has all figures; what is there already is not
@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -68,7 +69,11 @@ def tune(demo: Path, folder: Path, seed: int, *options: str) -> float:
 
 
 def sampled(
-    pipeline: LatentVideoPipeline, texts: list[str], seed: int, shown: Sequence[Tensor] | None = None
+    pipeline: LatentVideoPipeline,
+    texts: list[str],
+    seed: int,
+    shown: Sequence[Tensor] | None = None,
+    precision: torch.dtype | None = None,
 ) -> list[Tensor]:
     """A clip a prompt, in the demo's sizes in turn; the noise is the same for all models."""
     sizes, clips = [SIZES[i % len(SIZES)] for i in range(len(texts))], []
@@ -78,7 +83,7 @@ def sampled(
         words = {"frames": looks.FRAMES, "height": heights, "width": widths, "seed": seed + start}
         if shown is not None:
             words["references"] = [{"style": picture} for picture in shown[part]]
-        clips += pipeline(texts[part], **words, sampling=Sampling(progress=False)).frames
+        clips += pipeline(texts[part], **words, sampling=Sampling(progress=False, precision=precision)).frames
     return clips
 
 
@@ -102,8 +107,10 @@ def learn(args: argparse.Namespace, demo: Path, out: Path, seed: int, judge: Jud
     def scores(clips: list[Tensor]) -> dict[str, float]:
         return looks.score(clips, labels, [LOOK] * len(clips), judge)
 
-    def sample(folder: Path, lora: Sequence[Lora] = ()) -> list[Tensor]:
-        return sampled(load_pipeline(folder, "cpu", lora=list(lora)), texts, 10**5 * seed)
+    def sample(folder: Path, lora: Sequence[Lora] = (), exact: bool = False) -> list[Tensor]:
+        """exact: of some prompts, in fp32; bf16 rounds merged weights otherwise than a LoRA beside them."""
+        words = (texts[:CHUNK], 10**5 * seed, None, torch.float32) if exact else (texts, 10**5 * seed)
+        return sampled(load_pipeline(folder, "cpu", lora=list(lora)), *words)
 
     if not (out / "one/train.jsonl").exists():
         run("-m", "latentvid.demo.looks", out / "one", "--looks", LOOK, "--clips", args.clips, "--seed", seed)
@@ -122,13 +129,12 @@ def learn(args: argparse.Namespace, demo: Path, out: Path, seed: int, judge: Jud
         merged = out / "merged"
         if not merged.exists():
             run("-m", "latentvid.adapters", "merge", base, "--lora", file, "--out", merged)
-        ours = sample(base, [Lora(file)])
-        pairs = {"merged": zip(ours, sample(merged), strict=True)}
-        pairs["off"] = zip(sample(base), sample(base, [Lora(file, 0.0)]), strict=True)
+        pairs = {"merged": zip(sample(base, [Lora(file)], True), sample(merged, exact=True), strict=True)}
+        pairs["off"] = zip(sample(base, exact=True), sample(base, [Lora(file, 0.0)], True), strict=True)
         far = {name: max(int((a.int() - b.int()).abs().max()) for a, b in each) for name, each in pairs.items()}
         share = parameters(file) / parameters(next((base / "transformer").glob("*.safetensors")))
         extra = {"seconds": seconds, "share of parameters": share, "largest difference of a pixel": far}
-        return scores(ours) | extra
+        return scores(sample(base, [Lora(file)])) | extra
 
     found |= {"full": held(out / "full.json", full), "LoRA": held(out / "lora.json", lora)}
     before = found["as it was"]["all"]
