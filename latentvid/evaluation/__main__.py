@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ..command_line import Parser
 from ..errors import user_errors
-from .defaults import COMMON, PICTURES, RESAMPLES, SCORE_NAMES
+from .defaults import COMMON, PICTURES, RESAMPLES, RESIZINGS, SCORE_NAMES
 
 if TYPE_CHECKING:
     from .scoring import ScoringConfig
@@ -42,9 +42,16 @@ def parse() -> ScoringConfig:
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="of a clip in pixels (default: each file's own)")
     add("--max-clips", type=int, metavar="N", help="clips that are scored, shared among the files (default: all)")
     add("--max-real", type=int, metavar="N", help="real clips, shared among the files (default: all)")
-    add("--weights", type=Path, metavar="DIR", help="folder of inception/, i3d/, lpips/, clip/, raft/")
+    add(
+        "--weights",
+        type=Path,
+        metavar="DIR",
+        help="folder of inception/, i3d/, videomae/, vjepa/, lpips/, clip/, raft/",
+    )
     add("--inception", type=Path, metavar="FILE", help="Inception network, in the place of DIR/inception")
-    add("--i3d", type=Path, metavar="FILE", help="I3D weights, in the place of DIR/i3d")
+    add("--resize", choices=RESIZINGS, help="how pictures are resized for it (default: as the network's own code does)")
+    add("--i3d", type=Path, metavar="FILE", help="I3D network, in the place of DIR/i3d")
+    add("--extractor", nargs="+", metavar="MODULE:CLASS", help="networks of one's own, for distances of their features")
     add("--pictures", type=int, help=f"frames of a clip that Inception sees, 0 for all (default {PICTURES})")
     add("--out", type=Path, help="folder for scores.json and scores.md (default scores)")
     add("--cache", type=Path, metavar="DIR", help="folder of the rows (default: rows in --out)")

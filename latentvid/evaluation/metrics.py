@@ -18,7 +18,8 @@ from .pairs.scores import PAIR_SCORES, FidelityRows, LpipsRows
 from .prompts.clip_similarity import CLIP_SCORES, ClipFrameRows, ClipTextRows
 from .rows import Extractor, Score
 from .sets.features import PICTURES, I3DRows, InceptionRows
-from .sets.scores import SET_SCORES, InceptionScore
+from .sets.scores import SET_SCORES, FrechetScore, InceptionScore, KernelScore
+from .sets.video_features import VideoMaeRows, VJepaRows
 
 
 class Known:
@@ -33,6 +34,19 @@ class Known:
     ) -> None:
         self.scores = {score.name: score for score in scores}
         self.extractors = {kind.name: kind for kind in extractors}
+
+    def with_own(self, extractors: Sequence[str]) -> Known:
+        """These, and of each extractor MODULE:CLASS the distances of its rows: frechet_NAME and kernel_NAME, where NAME
+        is the extractor's. Raises UserError for one that is not there, is no extractor, or has a name that is taken.
+        """
+        scores, kinds = list(self.scores.values()), list(self.extractors.values())
+        for given in extractors:
+            kind = _own(given)
+            if kind.name in {each.name for each in kinds}:
+                raise UserError(f"--extractor {given}: there is an extractor {kind.name!r} already: name it otherwise")
+            kinds.append(kind)
+            scores += [FrechetScore(f"frechet_{kind.name}", kind.name), KernelScore(f"kernel_{kind.name}", kind.name)]
+        return Known(scores, kinds)
 
     def choose(self, names: Collection[str]) -> Known:
         """The scores of these names. MODULE:NAME is one of another module's `KNOWN`.
@@ -59,9 +73,31 @@ def _known_of(module: str) -> Known:
         raise UserError(f"{module} has no scores ({error}): give a Python module that has a `KNOWN`") from error
 
 
+def _own(given: str) -> Callable[[Path | None, torch.device], Extractor]:
+    module, _, name = given.rpartition(":")
+    try:
+        kind = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"--extractor {given}: {error}: give MODULE:CLASS, of a module that can be imported") from error
+    if missing := [part for part in ("name", "needs", "__call__") if not hasattr(kind, part)]:
+        raise UserError(f"--extractor {given} has no {missing[0]}: it must be an Extractor (evaluation/rows.py)")
+    return kind
+
+
 KNOWN = Known(
     (*SET_SCORES, *PAIR_SCORES, *CLIP_SCORES, *MOTION_SCORES),
-    (InceptionRows, I3DRows, FidelityRows, LpipsRows, ClipTextRows, ClipFrameRows, FlickerRows, MotionRows),
+    (
+        InceptionRows,
+        I3DRows,
+        VideoMaeRows,
+        VJepaRows,
+        FidelityRows,
+        LpipsRows,
+        ClipTextRows,
+        ClipFrameRows,
+        FlickerRows,
+        MotionRows,
+    ),
 )
 
 
@@ -85,18 +121,22 @@ def open_metrics(
     device: torch.device,
     *,
     pictures: int = PICTURES,
+    resize: str | None = None,
+    own: Sequence[str] = (),
     files: Mapping[str, Path] | None = None,
     without: Mapping[str, str] | None = None,
 ) -> Metrics:
     """The scores of these names, or all that can be opened here, with their extractors on the device.
 
-    weights: the folder of the networks' weights (inception/, i3d/, lpips/, clip/, raft/). pictures: frames of a clip
-    that Inception sees, 0 for all. files: of "inception" and "i3d", in the place of what `weights` holds.
+    weights: the folder of the networks' weights (inception/, i3d/, videomae/, vjepa/, lpips/, clip/, raft/). pictures:
+    frames of a clip that Inception sees, 0 for all. resize: of them (`load_inception`). own: extractors of other
+    modules, as `Known.with_own` takes them. files: of "inception" and "i3d", in the place of what `weights` holds.
     without: scores that are of no use here and why: nothing is opened for them.
     Raises UserError where a score that was named cannot be had; the others are left out.
     """
-    known, without = KNOWN if names is None else KNOWN.choose(names), without or {}
-    makers = known.extractors | {"inception": partial(InceptionRows, pictures=pictures)}
+    known, without = KNOWN.with_own(own), without or {}
+    known = known if names is None else known.choose(names)
+    makers = known.extractors | {"inception": partial(InceptionRows, pictures=pictures, resize=resize)}
     opened: dict[str, Extractor | UserError] = {}
     metrics = Metrics()
     for name, score in known.scores.items():

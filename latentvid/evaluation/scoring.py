@@ -29,6 +29,7 @@ from .row_cache import RowCache
 from .rows import Score
 from .score_table import FILES, Scored
 from .sets.features import PICTURES
+from .sets.scores import FrechetScore, JediScore
 
 FRAMES = 16  # of a clip, where nothing is said
 ENOUGH = 2048  # clips, from which on published distances are reported
@@ -42,8 +43,8 @@ class ScoringConfig:
     be had. captions: a table of captions. frames: of each clip, at most; None: `FRAMES`, of files of one length only.
     size, fps: of each clip, None is each file's own. stride: every which frame is taken. drop_short: files with fewer
     frames are left out. allow: in what two sets may differ (`defaults.COMMON`). max_clips, max_real: how many, shared
-    among the files. weights, inception, i3d, pictures: as in `open_metrics`. cache: folder of the rows; None: in `out`.
-    bootstrap: resamples; 0 for no intervals.
+    among the files. weights, inception, i3d, pictures, resize: as in `open_metrics`. extractor: networks of one's own,
+    its `own`. cache: folder of the rows; None: in `out`. bootstrap: resamples; 0 for no intervals.
     """
 
     clips: Path
@@ -62,6 +63,8 @@ class ScoringConfig:
     inception: Path | None = None
     i3d: Path | None = None
     pictures: int = PICTURES
+    resize: str | None = None
+    extractor: Sequence[str] = ()
     out: Path = Path("scores")
     cache: Path | None = None
     bootstrap: int = RESAMPLES
@@ -80,10 +83,16 @@ def check_given(given: Mapping[str, Any]) -> None:
     """Raises UserError for an option that the named scores make void. given: the options that were, by name."""
     if "metrics" not in given:
         return
-    extractors = KNOWN.choose(given["metrics"]).extractors
+    known = KNOWN.with_own(given.get("extractor", ()))
+    extractors = known.choose(given["metrics"]).extractors
     kinds = extractors.keys()
     named = f"--metrics {' '.join(given['metrics'])}"
-    for option, kind in (("inception", "inception"), ("pictures", "inception"), ("i3d", "i3d")):
+    for option, kind in (
+        ("inception", "inception"),
+        ("pictures", "inception"),
+        ("resize", "inception"),
+        ("i3d", "i3d"),
+    ):
         if option in given and kind not in kinds:
             of = ", ".join(name for name, score in KNOWN.scores.items() if score.extractor == kind)
             raise UserError(f"--{option} is of {of}, and {named} asks for none of them: leave it out")
@@ -100,7 +109,8 @@ class Evaluation:
     def __init__(self, config: ScoringConfig, state: PartialState) -> None:
         self.config, self.state = config, state
         # before anything is looked for
-        self.known = KNOWN if config.metrics is None else KNOWN.choose(config.metrics)
+        self.known = KNOWN.with_own(config.extractor)
+        self.known = self.known if config.metrics is None else self.known.choose(config.metrics)
         about = {name: getattr(config, name) for name in ("size", "fps", "stride", "drop_short")}
         cut = Cut(frames=config.frames or FRAMES, temporal_stride=1, spatial_stride=1, **about)
         self.clips = list_clips(config.clips, cut, config.max_clips, config.captions)
@@ -117,6 +127,8 @@ class Evaluation:
             config.weights,
             state.device,
             pictures=config.pictures,
+            resize=config.resize,
+            own=config.extractor,
             files={k: v for k, v in (("inception", config.inception), ("i3d", config.i3d)) if v is not None},
             without={name: why for name, score in self.known.scores.items() if (why := self._lacks(score))},
         )
@@ -238,7 +250,8 @@ class Evaluation:
         lengths = {item.excerpt.frames for item in self.clips.items}
         if len(lengths) > 1:
             notes.append(f"clips are of {min(lengths)} to {max(lengths)} frames: the shorter ones are whole files")
-        small = [name for name in ("fid", "fvd") if name in scored.results and scored.results[name].count < ENOUGH]
+        biased = {name for name, score in self.metrics.scores.items() if isinstance(score, FrechetScore | JediScore)}
+        small = [name for name, result in scored.results.items() if name in biased and result.count < ENOUGH]
         if small:
             notes.append(
                 f"{' and '.join(small)}: fewer than {ENOUGH} clips bias it upwards, so compare it with figures of as "

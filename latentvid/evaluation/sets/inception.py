@@ -1,115 +1,151 @@
 """The Inception networks of FID, KID and IS (Szegedy et al. 2016; Heusel et al. 2017), from a file or their package.
 
-Two kinds of file are read: TorchScript, pictures [N,3,299,299] in [-1,1] -> pool features [N,2048] (or any width), and
-the weights of the package torch-fidelity, which torchmetrics uses: 2048 pool features and 1008 logits.
+Three kinds of file are read:
+- NVIDIA's TorchScript (`forward(img, return_features, ..., no_output_bias)`): pictures of any size, 0..255, which it
+  resizes as TensorFlow 1 did; 2048 pool features, and the probabilities of 1008 classes;
+- TorchScript of pictures [N,3,299,299] in [-1,1] -> 2048 pool features;
+- the weights of the package torch-fidelity, which torchmetrics uses: 2048 pool features and 1008 logits.
 Axes: N pictures, H W height and width in pixels, D columns.
 """
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from pathlib import Path
 
 import torch
-import torch.nn.functional as nnf
 from einops import rearrange
 from torch import Tensor, nn
 
 from ...errors import UserError, brief
+from .networks import identify
+from .resizing import RESIZINGS, SIDE
 
-SIDE = 299  # pixels
 FEATURES = 2048  # columns of pool features; what follows are logits
+NVIDIA = "inception-2015-12-05.pt"
 SCRIPT = "fid_inception.pt"
 PACKAGED = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{PACKAGED}"
-
-
-def resized(pixels: Tensor) -> Tensor:
-    """uint8 [N,H,W,3] -> float32 [N,3,299,299]: (p - 128) / 128 after bilinear resizing with antialiasing.
-
-    This is what torchmetrics does. The TensorFlow code of the FID paper does not antialias, and clean-fid (Parmar et
-    al. 2022) takes Pillow's bicubic filter: their figures differ from these.
-    """
-    pictures = rearrange(pixels, "N H W C -> N C H W").float()
-    return (
-        nnf.interpolate(pictures, (SIDE, SIDE), mode="bilinear", align_corners=False, antialias=True).sub(128).div(128)
-    )
+FLAT = 1e-4  # of features' size: less difference between a texture and a plane is none
 
 
 class Inception(nn.Module):
     """uint8 [N,H,W,3] -> [N,D]: pool features and, where the network has them, logits; in eval mode for good.
 
-    fingerprint: of the weights. source: which network it is, in words. has_logits: D is beyond `FEATURES`.
+    resize: one of `RESIZINGS`; None: `own`. identity: which file it is. has_logits: D is beyond `FEATURES`.
     """
 
     has_logits: bool
+    own: str  # how pictures are resized unless it is said
 
-    def __init__(self, network: nn.Module, file: Path, source: str) -> None:
+    def __init__(self, network: nn.Module, file: Path, resize: str | None = None) -> None:
         super().__init__()
-        self.network = network.eval()
-        self.source = source
-        with file.open("rb") as content:
-            self.fingerprint = hashlib.file_digest(content, "sha256").hexdigest()[:16]
+        self.network, self.resize = network.eval(), resize or self.own
+        self.identity = identify(file)
+
+    @property
+    def source(self) -> str:
+        return f"Inception: {self.identity.said}"
+
+    def resized(self, pixels: Tensor) -> Tensor:
+        """[N,3,299,299] in 0..255."""
+        return RESIZINGS[self.resize](pixels)
 
     def train(self, mode: bool = True) -> Inception:
         return super().train(False)
 
 
 class ScriptedInception(Inception):
-    has_logits = False
+    has_logits, own = False, "torchmetrics"
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.network(resized(pixels)).flatten(1)
+        return self.network(self.resized(pixels).sub(128).div(128)).flatten(1)
+
+
+class NvidiaInception(Inception):
+    """Logits are the logarithms of the probabilities without the last layer's bias, as StyleGAN's `is50k` has them."""
+
+    has_logits, own = True, "tensorflow"
+
+    @torch.no_grad()
+    def forward(self, pixels: Tensor) -> Tensor:
+        # the network resizes by itself; what has its size already stays as it is
+        own = self.resize == self.own
+        pictures = rearrange(pixels, "N H W C -> N C H W") if own else self.resized(pixels)
+        features = self.network(pictures, return_features=True)
+        classes = self.network(pictures, no_output_bias=True)
+        return torch.cat([features, classes.clamp_min(torch.finfo(classes.dtype).tiny).log()], dim=1)
 
 
 class PackagedInception(Inception):
-    has_logits = True
+    """It resizes uint8 pictures by itself, as torchmetrics does or as TensorFlow 1 did; no other way is published."""
+
+    has_logits, own = True, "torchmetrics"
+
+    def __init__(self, network: nn.Module, file: Path, resize: str | None = None) -> None:
+        super().__init__(network, file, resize)
+        if self.resize not in ("torchmetrics", "tensorflow"):
+            raise UserError(f"resize={self.resize!r}: clean-fid's figures are of NVIDIA's network: give {NVIDIA}")
+        self.network.use_antialias = self.resize == "torchmetrics"
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
-        pictures = rearrange(pixels, "N H W C -> N C H W")
-        return torch.cat(self.network._torch_fidelity_forward(pictures), dim=1)  # torchmetrics'; it resizes by itself
+        return torch.cat(self.network._torch_fidelity_forward(rearrange(pixels, "N H W C -> N C H W")), dim=1)
 
 
-def load_inception(weights: Path | None) -> Inception:
+def load_inception(weights: Path | None, resize: str | None = None) -> Inception:
     """The network on the CPU in float32.
 
-    weights: a folder that holds inception/fid_inception.pt (or torch-fidelity's file), or such a file. None, or a
-        folder without: torch-fidelity's, where package and weights are on this machine. Nothing is ever downloaded.
+    weights: a folder that holds inception/ with NVIDIA's file, fid_inception.pt or torch-fidelity's, the first that is
+        there; or such a file. None, or a folder without: torch-fidelity's, where package and weights are on this
+        machine. Nothing is ever downloaded.
+    resize: how pictures are resized (`RESIZINGS`); None: as the network's own code does.
     Raises UserError where there is none, or where the file is something else.
     """
+    if resize is not None and resize not in RESIZINGS:
+        raise UserError(f"resize={resize!r}: must be one of {', '.join(RESIZINGS)}")
     cached = Path(torch.hub.get_dir(), "checkpoints", PACKAGED)
     if weights is not None and weights.is_file():
         tried = [weights]
     else:
-        tried = [] if weights is None else [weights / "inception" / SCRIPT, weights / "inception" / PACKAGED]
+        folder = None if weights is None else weights / "inception"
+        tried = [] if folder is None else [folder / name for name in (NVIDIA, SCRIPT, PACKAGED)]
         tried.append(cached)
     file = next((file for file in tried if file.is_file()), None)
     if file is None:
         raise UserError(
-            f"there is no Inception network: put {SCRIPT} (TorchScript, [-1,1] at {SIDE} x {SIDE} -> {FEATURES} "
-            f"features) into WEIGHTS/inception and give the folder WEIGHTS, or install torch-fidelity and put {URL} "
-            f"at {cached}"
+            f"there is no Inception network: put {NVIDIA} (NVIDIA's) or {SCRIPT} (TorchScript, [-1,1] at {SIDE} x "
+            f"{SIDE} -> {FEATURES} features) into WEIGHTS/inception and give the folder WEIGHTS, or install "
+            f"torch-fidelity and put {URL} at {cached}"
         )
-    return _packaged(file) if file.suffix == ".pth" else _scripted(file)
+    return _packaged(file, resize) if file.suffix == ".pth" else _scripted(file, resize)
 
 
-def _scripted(file: Path) -> Inception:
+def _scripted(file: Path, resize: str | None) -> Inception:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # TorchScript is deprecated, but the file is what it is
             network = torch.jit.load(file, map_location="cpu").eval()
-            found = network(torch.zeros(1, 3, SIDE, SIDE))
+            options = {argument.name for argument in network.forward.schema.arguments}
+            kind = NvidiaInception if {"return_features", "no_output_bias"} <= options else ScriptedInception
+            found = kind(network, file, resize)
+            texture = torch.arange(3 * SIDE * SIDE).square().remainder(251).view(1, SIDE, SIDE, 3)  # nothing is drawn
+            features = found(torch.cat([texture, torch.full_like(texture, 128)]).to(torch.uint8))[:, :FEATURES]
     except RuntimeError as error:
         raise UserError(f"{file} is no TorchScript Inception network: {brief(error)}") from error
-    if not isinstance(found, Tensor) or found.flatten(1).shape[1] > FEATURES:
-        raise UserError(f"{file} does not give one tensor of at most {FEATURES} features for a picture")
-    return ScriptedInception(network, file, f"Inception from {file.name}")
+    except AttributeError as error:
+        raise UserError(f"{file} does not give one tensor for pictures: {brief(error)}") from error
+    if features.shape[1] != FEATURES:
+        raise UserError(f"{file} gives {features.shape[1]} numbers for a picture: Inception's features are {FEATURES}")
+    if float((features[0] - features[1]).norm()) <= FLAT * float(features.norm()):
+        raise UserError(
+            f"{file} gives the same features for a texture and a plane: it is no Inception with its weights"
+        )
+    return found
 
 
-def _packaged(file: Path) -> Inception:
+def _packaged(file: Path, resize: str | None) -> Inception:
     from torchmetrics.image import fid  # here: it may import matplotlib, which writes
 
     try:
@@ -119,4 +155,4 @@ def _packaged(file: Path) -> Inception:
         raise UserError(f"{file} needs the package torch-fidelity: pip install torch-fidelity") from error
     except Exception as error:  # RuntimeError, UnpicklingError, KeyError: whatever the file may be
         raise UserError(f"{file} does not hold torch-fidelity's weights: {brief(error)}") from error
-    return PackagedInception(network, file, "torch-fidelity's Inception, as torchmetrics runs it")
+    return PackagedInception(network, file, resize)

@@ -69,6 +69,25 @@ class KernelScore(SetScore):
         return weighted_mmd(a, b, a_of, b_of, counts, real_counts)
 
 
+class JediScore(SetScore):
+    """JEDi (Luo et al. 2025): 100 times the squared maximum mean discrepancy with the kernel (x y / D)^2, the biased
+    estimate, in which each row meets itself, as the authors' code has it. So it is never below 0, and larger for fewer
+    clips: compare equal counts only.
+    """
+
+    least: ClassVar[float] = 0.0
+    compares: ClassVar[Literal["sets"]] = "sets"
+    better: ClassVar[Literal["lower"]] = "lower"
+
+    def of_resamples(self, rows, counts, real, real_counts):
+        (a, a_of), (b, b_of) = self._flat(rows), self._flat(real)
+        x = torch.cat([a, b]).double()
+        kernel = (x @ x.T / x.shape[1]).square()  # one product for all resamples
+        shares = [each[:, of] / each[:, of].sum(1, keepdim=True) for each, of in ((counts, a_of), (real_counts, b_of))]
+        weights = torch.cat([shares[0], -shares[1]], dim=1)  # [R,N+M]
+        return 100 * ((weights @ kernel) * weights).sum(1)
+
+
 class InceptionScore(SetScore):
     """exp(E KL(p(y|x) || p(y))) of a classifier's logits (Salimans et al. 2016).
 
@@ -96,4 +115,6 @@ SET_SCORES = (
     FrechetScore("fvd", "i3d"),
     KernelScore("kvd", "i3d"),
     InceptionScore("is_video", "i3d"),
+    FrechetScore("cd_fvd", "videomae"),
+    JediScore("jedi", "vjepa"),
 )
