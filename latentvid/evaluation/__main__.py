@@ -2,9 +2,10 @@
 
     [accelerate launch] -m latentvid.evaluation CLIPS [--real REAL] [--metrics fid fvd ...] [--weights DIR]
 
-CLIPS and REAL are folders of videos and images, single files, or manifests. Prints a table, and writes scores.json and
-scores.md; every score comes with the number of clips, an interval, and what real clips get against real ones. Rows are
-kept, so that a run that was stopped goes on where it was; the processes of a launch share the work.
+CLIPS and REAL are folders of videos and images, single files, or manifests. Prints a table, and writes scores.json,
+scores.md and clips.html, a page of the best and worst clips; every score comes with the number of clips, an interval,
+and what real clips get against real ones. Rows are kept, so that a run that was stopped goes on where it was; the
+processes of a launch share the work.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..command_line import Parser
 from ..errors import user_errors
-from .defaults import COMMON, PICTURES, RESAMPLES, RESIZINGS, SCORE_NAMES
+from .defaults import COMMON, PICTURES, RESAMPLES, RESIZINGS, SCORE_NAMES, SHOWN
 
 if TYPE_CHECKING:
     from .scoring import ScoringConfig
@@ -53,7 +54,8 @@ def parse() -> ScoringConfig:
     add("--i3d", type=Path, metavar="FILE", help="I3D network, in the place of DIR/i3d")
     add("--extractor", nargs="+", metavar="MODULE:CLASS", help="networks of one's own, for distances of their features")
     add("--pictures", type=int, help=f"frames of a clip that Inception sees, 0 for all (default {PICTURES})")
-    add("--out", type=Path, help="folder for scores.json and scores.md (default scores)")
+    add("--out", type=Path, help="folder for scores.json, scores.md and clips.html (default scores)")
+    add("--shown", type=int, help=f"best and worst clips on the page, 0 for no page (default {SHOWN})")
     add("--cache", type=Path, metavar="DIR", help="folder of the rows (default: rows in --out)")
     add("--bootstrap", type=int, metavar="N", help=f"resamples for the intervals, 0 for none (default {RESAMPLES})")
     values = vars(parser.parse_args())

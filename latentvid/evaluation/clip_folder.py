@@ -7,13 +7,14 @@ Axes: F frames, H W height and width in pixels.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow
+from tqdm import tqdm
 
 from ..data.manifest.captions import one_line, read_caption
 from ..data.manifest.manifest import read_manifest
@@ -157,10 +158,16 @@ def read_captions(table: Path, names: Mapping[str, Path]) -> dict[str, str]:
     return {name: text for name, text in found.items() if name in names and text}
 
 
-def list_clips(source: Path, cut: Cut, most: int | None = None, captions: Path | None = None) -> ClipSet:
-    """The clips of a source (`list_files`), cut by `cut`, at most `most`. Raises UserError where there is none."""
+def list_clips(
+    source: Path, cut: Cut, most: int | None = None, captions: Path | None = None, *, quiet: bool = True
+) -> ClipSet:
+    """The clips of a source (`list_files`), cut by `cut`, at most `most`. Raises UserError where there is none.
+
+    quiet: without a bar of the files that are looked at.
+    """
     files = list_files(source, captions)
-    excerpts, skipped = _cut(list(files.paths.values()), cut, most)
+    with tqdm(desc=f"looking at {source}", unit="file", total=len(files.paths), disable=True if quiet else None) as bar:
+        excerpts, skipped = _cut(list(files.paths.values()), cut, most, bar.update)
     names = {path: name for name, path in files.paths.items()}
     items = [Item(names[e.path], e, files.captions.get(names[e.path])) for e in excerpts]
     faults = files.skipped + [Skipped(str(path), None, why.removeprefix(f"{path}: ")) for path, why in skipped]
@@ -171,15 +178,17 @@ def list_clips(source: Path, cut: Cut, most: int | None = None, captions: Path |
     return ClipSet(source, items, faults, len(files.paths) + len(files.skipped))
 
 
-def _cut(paths: list[Path], cut: Cut, most: int | None) -> tuple[list[Excerpt], list[tuple[Path, str]]]:
+def _cut(
+    paths: list[Path], cut: Cut, most: int | None, looked: Callable[[], Any]
+) -> tuple[list[Excerpt], list[tuple[Path, str]]]:
     """As `cut_files`, but where there are more files than clips are wanted, files are taken evenly over all."""
     if most is None or len(paths) <= most:
-        return cut_files(paths, cut, most)
+        return cut_files(paths, cut, most, looked)
     first = [paths[(2 * i + 1) * len(paths) // (2 * most)] for i in range(most)]
     spare = iter(sorted(set(paths) - set(first)))  # in the place of those that cannot be used
-    excerpts, skipped = cut_files(first, cut, most)
+    excerpts, skipped = cut_files(first, cut, most, looked)
     while len(excerpts) < most and (more := list(islice(spare, most - len(excerpts)))):
-        found, faults = cut_files(more, cut, most - len(excerpts))
+        found, faults = cut_files(more, cut, most - len(excerpts), looked)
         excerpts, skipped = excerpts + found, skipped + faults
     return sorted(excerpts, key=lambda excerpt: (excerpt.path, excerpt.start)), skipped
 

@@ -5,10 +5,11 @@ Axes: F frames, H W height and width in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -133,10 +134,13 @@ def _media(folder: Path) -> Iterator[Path]:
         yield from (Path(place, n) for n in names if Path(n).suffix.lower() in VIDEO_ENDINGS | IMAGE_ENDINGS)
 
 
-def cut_files(files: Sequence[Path], cut: Cut, most: int | None) -> tuple[list[Excerpt], list[tuple[Path, str]]]:
+def cut_files(
+    files: Sequence[Path], cut: Cut, most: int | None, looked: Callable[[], Any] = lambda: None
+) -> tuple[list[Excerpt], list[tuple[Path, str]]]:
     """Clips of the files, at most `most`, and the files that cannot be used, with the reason.
 
-    With `most` every file gives one clip before any gives two, and a file's clips are spread evenly over it.
+    With `most` every file gives one clip before any gives two, and a file's clips are spread evenly over it. looked: is
+    called after each file.
     """
     of_file, skipped = [], []
     for path in files:
@@ -144,6 +148,7 @@ def cut_files(files: Sequence[Path], cut: Cut, most: int | None) -> tuple[list[E
             of_file.append(cut.excerpts(path))
         except UserError as error:
             skipped.append((path, str(error) if isinstance(error, ClipError) else f"{path}: {error}"))
+        looked()
     if most is None:
         return [excerpt for excerpts in of_file for excerpt in excerpts], skipped
     shares = _shares([len(excerpts) for excerpts in of_file], most)

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,6 +23,7 @@ from tqdm import tqdm
 
 from ..errors import ClipError, UserError
 from ..files import written_whole
+from ..progress import phase
 from .clip_folder import Item, Skipped
 from .rows import Extractor, rows_of
 
@@ -50,9 +53,16 @@ class RowCache:
         return [start for start in range(0, len(self.items), CHUNK) if self._files(self._clips(start))]
 
     def fill(self, chunks: Sequence[int], *, label: str = "rows", quiet: bool = False) -> None:
-        """Computes what is not there yet of these chunks, some of those that were `missing`."""
-        for start in tqdm(chunks, desc=label, unit="chunk", disable=True if quiet else None):
-            self._compute(self._clips(start))
+        """Computes what is not there yet of these chunks, some of those that were `missing`.
+
+        A bar says how many clips are done and left; where there is no terminal, a line every 30 seconds does.
+        """
+        total = sum(len(self._clips(start)) for start in chunks)
+        with ExitStack() as shown:
+            bar = shown.enter_context(tqdm(desc=label, unit="clip", total=total, disable=True if quiet else None))
+            said = shown.enter_context(phase(label, total)) if bar.disable and not quiet else _nothing
+            for start in chunks:
+                self._compute(self._clips(start), lambda: (bar.update(), said()))
 
     def _clips(self, start: int) -> Sequence[Item]:
         return self.items[start : start + CHUNK]
@@ -67,7 +77,7 @@ class RowCache:
         digest = hashlib.blake2b(json.dumps(depends).encode(), digest_size=16).hexdigest()
         return self.folder / extractor.name / f"{digest}.safetensors"
 
-    def _compute(self, clips: Sequence[Item]) -> None:
+    def _compute(self, clips: Sequence[Item], done: Callable[[], Any]) -> None:
         missing = self._files(clips)
         rows: dict[str, list[Tensor]] = {name: [] for name in missing}
         counts: dict[str, list[int]] = {name: [] for name in missing}
@@ -80,6 +90,7 @@ class RowCache:
                 else:
                     rows[name].append(found.contiguous())
                     counts[name].append(len(found))
+            done()
         for name, file in missing.items():
             content = {"counts": torch.tensor(counts[name])}
             if rows[name]:
@@ -126,6 +137,10 @@ class RowCache:
                 else:
                     found.skipped.append(Skipped(clip.label, name, reasons[str(k)]))
         return found
+
+
+def _nothing() -> None:
+    """In the place of a line that says how far it is."""
 
 
 def _reason(error: ClipError, item: Item) -> str:

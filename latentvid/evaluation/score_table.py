@@ -23,7 +23,8 @@ SHOWN = 10  # skipped files in scores.md; scores.json lists all
 
 @dataclass
 class Scored:
-    """What was found: `Result` by score, why others are not there, what the reader must know, what is not in it."""
+    """What was found: `Result` by score, why others are not there, what the reader must know, what is not in it, and
+    the scores of each clip by itself (`extremes.as_rows`)."""
 
     settings: dict[str, Any]
     results: dict[str, Result] = field(default_factory=dict)
@@ -31,6 +32,7 @@ class Scored:
     counts: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
+    clips: list[dict[str, Any]] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """What scores.json holds."""
@@ -41,6 +43,7 @@ class Scored:
             "left_out": self.left_out,
             "notes": self.notes,
             "skipped": [fault._asdict() for fault in self.skipped],
+            "clips": self.clips,
             "versions": installed(PACKAGES),
         }
 

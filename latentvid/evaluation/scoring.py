@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from tqdm import tqdm
 
 from ..errors import UserError
 from ..files import check_target, check_writable
@@ -20,12 +21,14 @@ from ..limits import check_fields
 from ..lock import FolderLock
 from ..world import from_main, process_state
 from .bootstrap import RESAMPLES, Rows, summarise_one
-from .clip_folder import ClipSet, list_clips, paired, unrelated
-from .defaults import COMMON
+from .clip_folder import ClipSet, Item, list_clips, paired, unrelated
+from .defaults import COMMON, SHOWN
+from .extremes import PAGE, as_rows, write_page
 from .footage import Cut
 from .guards import LevelRows, unlike, unlike_levels
+from .mean_score import MeanScore
 from .metrics import KNOWN, Metrics, open_metrics
-from .row_cache import RowCache
+from .row_cache import Found, RowCache
 from .rows import Score
 from .score_table import FILES, Scored
 from .sets.features import PICTURES
@@ -44,7 +47,8 @@ class ScoringConfig:
     size, fps: of each clip, None is each file's own. stride: every which frame is taken. drop_short: files with fewer
     frames are left out. allow: in what two sets may differ (`defaults.COMMON`). max_clips, max_real: how many, shared
     among the files. weights, inception, i3d, pictures, resize: as in `open_metrics`. extractor: networks of one's own,
-    its `own`. cache: folder of the rows; None: in `out`. bootstrap: resamples; 0 for no intervals.
+    its `own`. cache: folder of the rows; None: in `out`. shown: best and worst clips on the page, 0 for no page.
+    bootstrap: resamples; 0 for no intervals.
     """
 
     clips: Path
@@ -67,6 +71,7 @@ class ScoringConfig:
     extractor: Sequence[str] = ()
     out: Path = Path("scores")
     cache: Path | None = None
+    shown: int = SHOWN
     bootstrap: int = RESAMPLES
 
     def __post_init__(self) -> None:
@@ -113,15 +118,16 @@ class Evaluation:
         self.known = self.known if config.metrics is None else self.known.choose(config.metrics)
         about = {name: getattr(config, name) for name in ("size", "fps", "stride", "drop_short")}
         cut = Cut(frames=config.frames or FRAMES, temporal_stride=1, spatial_stride=1, **about)
-        self.clips = list_clips(config.clips, cut, config.max_clips, config.captions)
+        self.clips = list_clips(config.clips, cut, config.max_clips, config.captions, quiet=not self.main)
         self.real: ClipSet | None = None
         self.apart: dict[str, str] = {}  # how the sets differ that is not allowed
         if config.real is not None:
-            self.real = list_clips(config.real, cut, config.max_real)
+            self.real = list_clips(config.real, cut, config.max_real, quiet=not self.main)
             stated = config.frames is not None
             self.clips = paired(self.clips, config.real, cut, {*config.allow, *(("length",) if stated else ())})
             found = unlike(self.clips, self.real, stated=stated)
             self.apart = {name: why for name, why in found.items() if name not in config.allow}
+        self.values: dict[Item, dict[str, float]] = {item: {} for item in self.clips.items}
         self.metrics: Metrics = open_metrics(
             config.metrics,
             config.weights,
@@ -198,8 +204,10 @@ class Evaluation:
         scored.skipped = [*self.clips.skipped, *real_skipped]
         scored.skipped += [fault for label in ("clips", "real") for rows in found.get(label, {}).values()
                            for fault in rows.skipped]  # fmt: skip
-        for name, score in self.metrics.scores.items():
+        for name, score in tqdm(self.metrics.scores.items(), desc="scores", unit="score", disable=None):
             kind = score.extractor
+            if isinstance(score, MeanScore):
+                self._add_values(score, found["clips"][kind])
             against = "unrelated" if score.compares == "pairs" else "real"
             try:
                 rows, beside = found["clips"][kind].rows, found.get(against, {}).get(kind)
@@ -212,10 +220,21 @@ class Evaluation:
                 if self.config.metrics is not None:
                     raise UserError(f"{name}: {why}") from error
                 scored.left_out[name] = why
+        scored.clips = as_rows(self.values)
         scored.counts = self._counts()
         scored.notes += self._notes(scored)
         scored.notes += self.metrics.remarks({kind: rows.rows for kind, rows in found["clips"].items()})
         return scored
+
+    def _add_values(self, score: MeanScore, found: Found) -> None:
+        """Of each clip that has rows, in the order of the clips."""
+        for item, rows in zip(found.items, found.rows, strict=True):
+            self.values[item][score.name] = score.of_clip(rows)
+
+    def write_page(self, path: Path) -> None:
+        """The best and the worst clips by each score of single clips."""
+        of_clips = [score for score in self.metrics.scores.values() if isinstance(score, MeanScore)]
+        write_page(path, self.values, of_clips, self.config.shown)
 
     def _comparable(self, score: Score, rows: Rows, real: Rows | None, notes: list[str]) -> Rows | None:
         """The real rows, or None where they are only a floor and do not compare. Raises UserError for sets unlike."""
@@ -270,7 +289,8 @@ def _as_many(name: str, rows: Rows, real: Rows, notes: list[str]) -> tuple[Rows,
 
 
 def score_clips(config: ScoringConfig) -> Scored | None:
-    """Does this process's share; the main one then writes scores.json and scores.md into `out` and returns them.
+    """Does this process's share; the main one then writes scores.json, scores.md and clips.html into `out` and returns
+    the scores.
 
     Raises UserError for arguments that are wrong, where a score that was named cannot be had, and where another
     evaluation writes to `out`.
@@ -281,7 +301,7 @@ def score_clips(config: ScoringConfig) -> Scored | None:
         def hold() -> None:
             if evaluation.main:
                 held.enter_context(FolderLock(config.out, "wait for it, or give another --out"))
-                for name in FILES:
+                for name in (*FILES, PAGE):
                     check_target(config.out / name, "--out")
                 check_writable(config.cache or config.out, "give another --cache, or mend this folder")
 
@@ -291,4 +311,6 @@ def score_clips(config: ScoringConfig) -> Scored | None:
             return None
         scored = evaluation.scored()
         scored.write(config.out)
+        if config.shown and scored.clips:
+            evaluation.write_page(config.out / PAGE)
         return scored

@@ -293,7 +293,12 @@ def test_a_folder_that_another_evaluation_writes_to_is_left_alone(score, tmp_pat
         score(metrics=["flicker"])
     assert not list((tmp_path / "out").iterdir())
     score(metrics=["flicker"])
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["rows", "scores.json", "scores.md"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "clips.html",
+        "rows",
+        "scores.json",
+        "scores.md",
+    ]
 
 
 def test_what_cannot_be_written_is_said_before_the_work(score, tmp_path):
