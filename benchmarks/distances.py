@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from latentvid.evaluation.bootstrap import summarise
 from latentvid.evaluation.clip_folder import Item, list_clips
 from latentvid.evaluation.footage import Cut
 from latentvid.evaluation.metrics import open_metrics
 from latentvid.evaluation.row_cache import RowCache
 from latentvid.evaluation.rows import Clip
+from latentvid.evaluation.summary import summarise
 from latentvid.rng import generator
 
 NAMES = ("fvd", "kvd", "fid", "kid")

@@ -46,7 +46,7 @@ def evaluate(folder: Path, count: int, processes: int, weights: Path) -> dict:
     out = folder / f"scores-{count}-{processes}"
     shutil.rmtree(out, ignore_errors=True)
     arguments = [folder / "made", "--real", folder / "real", "--max-clips", count, "--max-real", count, "--out", out]
-    arguments += ["--frames", FRAMES, "--weights", weights, "--pictures", 1, "--bootstrap", 50, "--metrics", *METRICS]
+    arguments += ["--frames", FRAMES, "--weights", weights, "--pictures", 1, "--resamples", 50, "--metrics", *METRICS]
     launcher = ["-m", "accelerate.commands.launch", "--config_file", ROOT / "configs/accelerate/ddp.yaml"]
     launcher += ["--num_processes", processes, "--main_process_port", 0] if processes > 1 else []
     words = [sys.executable, *(launcher if processes > 1 else []), "-m", "latentvid.evaluation", *arguments]

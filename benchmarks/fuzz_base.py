@@ -45,7 +45,7 @@ def build(base: Path) -> None:
     _run(base, "train/train_dit.py", base / "dit.yaml", "--run.dir=" + str(base / "dit_run"), "--train.steps=2",
          "--validation.every=2")  # fmt: skip
     _run(base, "vae/train_vae.py", base / "vae.yaml", "--run.dir=" + str(base / "vae_run"), "--train.steps=2")
-    words = [base / "clips", "--metrics", "flicker", "--bootstrap", "0", "--frames", "5", "--out", base / "scores"]
+    words = [base / "clips", "--metrics", "flicker", "--resamples", "0", "--frames", "5", "--out", base / "scores"]
     _run(base, "-m latentvid.evaluation", *words)
     write_dataset(base / "digits", train=8, val=2)
     shutil.copy(base / "digits/train.jsonl", base / "labels.jsonl")

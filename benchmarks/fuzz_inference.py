@@ -137,7 +137,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     ENCODE: ("max-frames", "max-area", "patch", "batch"),
     "vae/reconstruct.py": ("max-frames",),
     "vae/evaluate.py": ("frames", "max-clips", "size"),
-    SCORE: ("frames", "max-clips", "pictures", "bootstrap"),
+    SCORE: ("frames", "max-clips", "pictures", "resamples"),
     EXPORT: ("step",),
     "train/train_text_encoder.py": ("steps", "seed"),
     DIGITS: ("train", "val", "seed"),
@@ -152,7 +152,7 @@ WHOLE = (
     "batch",
     "max-clips",
     "pictures",
-    "bootstrap",
+    "resamples",
     "step",
     "train",
     "val",
@@ -176,7 +176,7 @@ def _valid(program: str, base: Path) -> list[str]:
         ENCODE: encoding(base, "cache"),
         "vae/reconstruct.py": [one, "--vae", str(base / "vae"), "--output", "out.mp4"],
         "vae/evaluate.py": [one, "--vae", str(base / "vae"), "--out", "scores"],
-        SCORE: [str(base / "clips"), "--metrics", "flicker", "--bootstrap", "0", "--out", "scores"],
+        SCORE: [str(base / "clips"), "--metrics", "flicker", "--resamples", "0", "--out", "scores"],
         EXPORT: [str(base / "dit_run"), "out"],
         "train/train_text_encoder.py": ["t5", "--captions", str(base / "labels.jsonl")],
         DIGITS: ["digits", "--train", "2", "--val", "2"],
@@ -255,7 +255,7 @@ def name(draw: Draw, base: Path, folder: Path) -> Case:
 def scores(draw: Draw, base: Path, folder: Path) -> Case:
     """Folders of clips to be scored, tables of their captions, and what an earlier run left."""
     clips = copy_tree(base / "clips", folder / "clips")
-    words = [str(clips), "--metrics", "flicker", "--bootstrap", "0", "--frames", "5", "--out", "scores"]
+    words = [str(clips), "--metrics", "flicker", "--resamples", "0", "--frames", "5", "--out", "scores"]
     kind = draw.choice(("captions", "rows", "metric", "real", "names"))
     if kind == "captions":
         table = folder / "captions.jsonl"

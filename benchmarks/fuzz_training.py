@@ -205,7 +205,7 @@ def media(draw: Draw, base: Path, folder: Path) -> Case:
     if program == MANIFEST:
         return Case(MANIFEST, [str(clips), "out.jsonl"], what, names, "pass")
     if program == SCORE:
-        words = [str(clips), "--metrics", "flicker", "--frames", "5", "--bootstrap", "0", "--out", "scores"]
+        words = [str(clips), "--metrics", "flicker", "--frames", "5", "--resamples", "0", "--out", "scores"]
         return Case(SCORE, words, what, (*names, "skipped"), "say" if must else None)
     if program in (VAE, ENCODE):
         only = draw.chance(0.5)
@@ -227,7 +227,7 @@ def media(draw: Draw, base: Path, folder: Path) -> Case:
 
 def _of_manifest(program: str, base: Path, table: Path, what: str, names: tuple[str, ...], must: str | None) -> Case:
     if program == SCORE:
-        words = [str(table), "--metrics", "flicker", "--frames", "5", "--bootstrap", "0", "--out", "scores"]
+        words = [str(table), "--metrics", "flicker", "--frames", "5", "--resamples", "0", "--out", "scores"]
     elif program == VAE:
         words = [str(base / "vae.yaml"), "--run.dir=run", f"--data.manifest={table}"]
     else:

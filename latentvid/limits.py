@@ -119,7 +119,7 @@ _NAMES: tuple[tuple[Range, str], ...] = (  # of the numbers that have each range
     (_whole(1, 10**6), "prior.clips"),
     (Range(0, 1, above=True, below=True), "prior.share"),
     (_whole(1, 10**9), "max_clips max_real"),
-    (_whole(0, 10**6), "pictures bootstrap attention shown"),
+    (_whole(0, 10**6), "pictures resamples attention shown"),
     (_whole(1, 10**6), "pairs prompts heldout"),
     (_whole(1, 4096), "chunk"),
     # losses

@@ -57,7 +57,7 @@ def parse() -> ScoringConfig:
     add("--out", type=Path, help="folder for scores.json, scores.md and clips.html (default scores)")
     add("--shown", type=int, help=f"best and worst clips on the page, 0 for no page (default {SHOWN})")
     add("--cache", type=Path, metavar="DIR", help="folder of the rows (default: rows in --out)")
-    add("--bootstrap", type=int, metavar="N", help=f"resamples for the intervals, 0 for none (default {RESAMPLES})")
+    add("--resamples", type=int, metavar="N", help=f"halvings for the intervals, 0: no intervals (default {RESAMPLES})")
     values = vars(parser.parse_args())
     for option in ("max_real", "allow"):
         if option in values and "real" not in values:

@@ -29,13 +29,7 @@ class MeanScore:
             raise ValueError(f"{self.name} of no clips: give the rows of at least one")
         return fmean(self.of_clip(clip) for clip in rows)
 
-    def of_resamples(
-        self,
-        rows: Sequence[Tensor],
-        counts: Tensor,
-        real: Sequence[Tensor] | None = None,
-        real_counts: Tensor | None = None,
-    ) -> Tensor:
-        """The means [R] over the clips of each resample: clip k stands counts[r,k] times in it, float64 [R,K]."""
+    def derivatives(self, rows: Sequence[Tensor], real: Sequence[Tensor] | None = None) -> tuple[Tensor]:
+        """As `Score` says."""
         of_clips = torch.tensor([self.of_clip(clip) for clip in rows], dtype=torch.float64)
-        return counts @ of_clips / counts.sum(1)
+        return ((of_clips - of_clips.mean()) / len(of_clips),)

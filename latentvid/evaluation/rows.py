@@ -81,7 +81,6 @@ class Score(Protocol):
     def __call__(self, rows: Sequence[Tensor], real: Sequence[Tensor] | None = None) -> float:
         """Of the rows [n,D] of each clip; `real` is given where `compares` is "sets"."""
 
-    def of_resamples(
-        self, rows: Sequence[Tensor], counts: Tensor, real: Sequence[Tensor] | None, real_counts: Tensor | None
-    ) -> Tensor:
-        """The score [R] of each of R resamples: clip k stands counts[r,k] times in it (float64; `real_counts` too)."""
+    def derivatives(self, rows: Sequence[Tensor], real: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
+        """The derivatives [K] of the score in the counts of the clips where each stands once, and, of a score that
+        compares sets, those in the counts of the real ones; float64."""

@@ -12,8 +12,9 @@ from typing import Any
 from ..files import write_whole
 from ..tables import markdown_table, text_table
 from ..versions import installed
-from .bootstrap import LEVEL, Result
 from .clip_folder import Skipped
+from .intervals import LEVEL
+from .summary import Result
 
 PACKAGES = ("latentvid", "torch", "torchvision", "torchmetrics", "transformers", "torch-fidelity", "av")
 HEAD = ("score", "value", f"{LEVEL:.0%} interval", "clips", "real against real", "of", "better")

@@ -20,12 +20,12 @@ from ..files import check_target, check_writable
 from ..limits import check_fields
 from ..lock import FolderLock
 from ..world import from_main, process_state
-from .bootstrap import RESAMPLES, Rows, summarise_one
 from .clip_folder import ClipSet, Item, list_clips, paired, unrelated
-from .defaults import COMMON, SHOWN
+from .defaults import COMMON, RESAMPLES, SHOWN
 from .extremes import PAGE, as_rows, write_page
 from .footage import Cut
 from .guards import LevelRows, unlike, unlike_levels
+from .intervals import FEWEST
 from .mean_score import MeanScore
 from .metrics import KNOWN, Metrics, open_metrics
 from .row_cache import Found, RowCache
@@ -33,6 +33,7 @@ from .rows import Score
 from .score_table import FILES, Scored
 from .sets.features import PICTURES
 from .sets.scores import FrechetScore, JediScore
+from .summary import Files, Rows, numbered, summarise_one
 
 FRAMES = 16  # of a clip, where nothing is said
 ENOUGH = 2048  # clips, from which on published distances are reported
@@ -48,7 +49,7 @@ class ScoringConfig:
     frames are left out. allow: in what two sets may differ (`defaults.COMMON`). max_clips, max_real: how many, shared
     among the files. weights, inception, i3d, pictures, resize: as in `open_metrics`. extractor: networks of one's own,
     its `own`. cache: folder of the rows; None: in `out`. shown: best and worst clips on the page, 0 for no page.
-    bootstrap: resamples; 0 for no intervals.
+    resamples: halvings of the files for the intervals; 0 for no intervals.
     """
 
     clips: Path
@@ -72,14 +73,14 @@ class ScoringConfig:
     out: Path = Path("scores")
     cache: Path | None = None
     shown: int = SHOWN
-    bootstrap: int = RESAMPLES
+    resamples: int = RESAMPLES
 
     def __post_init__(self) -> None:
         check_fields(self, "")
         if unknown := set(self.allow) - set(COMMON):
             raise UserError(f"allow {min(unknown)!r}: sets may differ in {', '.join(COMMON)}")
-        if self.bootstrap == 1:
-            raise UserError("bootstrap=1: give 2 or more resamples, or 0 for no intervals")
+        if self.resamples == 1:
+            raise UserError("resamples=1: give 2 or more, or 0 for no intervals")
         if self.weights is not None and not self.weights.is_dir():
             raise UserError(f"weights {self.weights}: give the folder that holds inception/, i3d/, lpips/ ...")
 
@@ -210,11 +211,13 @@ class Evaluation:
                 self._add_values(score, found["clips"][kind])
             against = "unrelated" if score.compares == "pairs" else "real"
             try:
-                rows, beside = found["clips"][kind].rows, found.get(against, {}).get(kind)
-                real = self._comparable(score, rows, None if beside is None else beside.rows, scored.notes)
+                own, beside = found["clips"][kind], found.get(against, {}).get(kind)
+                real = self._comparable(score, own.rows, None if beside is None else beside.rows, scored.notes)
+                drawn = [(own.rows, _files(own)), (real, None if real is None else _files(beside))]
                 if score.compares == "sets" and "count" not in self.config.allow:
-                    rows, real = _as_many(name, rows, real, scored.notes)
-                scored.results[name] = summarise_one(score, rows, real, self.config.bootstrap)
+                    drawn = _as_many(name, drawn, scored.notes)
+                (rows, files), (real, real_files) = drawn
+                scored.results[name] = summarise_one(score, rows, real, self.config.resamples, files, real_files)
             except UserError as error:
                 why = "; ".join([str(error), *sorted({fault.reason for fault in found["clips"][kind].skipped})[:3]])
                 if self.config.metrics is not None:
@@ -263,8 +266,9 @@ class Evaluation:
     def _notes(self, scored: Scored) -> list[str]:
         notes = [extractor.fingerprint for extractor in self.metrics.extractors.values()]
         for label, clips in (("clips", self.clips), ("real clips", self.real)):
-            if clips is not None and len(clips.items) > len({item.excerpt.path for item in clips.items}):
-                notes.append(f"several {label} come from one file: they are alike, so that intervals are too narrow")
+            files = 0 if clips is None else len({item.excerpt.path for item in clips.items})
+            if 0 < files < FEWEST and self.config.resamples:
+                notes.append(f"{label} of {files} files: scores of sets have an interval from {FEWEST} files on")
         notes += [f"allowed: the sets may differ in {name}" for name in self.config.allow]
         lengths = {item.excerpt.frames for item in self.clips.items}
         if len(lengths) > 1:
@@ -279,13 +283,20 @@ class Evaluation:
         return notes
 
 
-def _as_many(name: str, rows: Rows, real: Rows, notes: list[str]) -> tuple[Rows, Rows]:
-    """As many clips of both sets, where some of one could not be used: evenly from the larger."""
-    count = min(len(rows), len(real))
-    if len(rows) == len(real) or not count:
-        return rows, real
-    notes.append(f"{name}: {len(rows)} clips and {len(real)} real ones could be used, {count} of each are compared")
-    return tuple([each[(2 * i + 1) * len(each) // (2 * count)] for i in range(count)] for each in (rows, real))
+def _files(found: Found) -> Files:
+    """The file of each clip that has rows."""
+    return numbered([item.excerpt.path for item in found.items])
+
+
+def _as_many(name: str, drawn: list[tuple[Rows, Files]], notes: list[str]) -> list[tuple[Rows, Files]]:
+    """As many clips (rows, and file of each) of both sets, where some of one cannot be used: evenly from the larger."""
+    counts = [len(rows) for rows, _ in drawn]
+    count = min(counts)
+    if counts[0] == counts[1] or not count:
+        return drawn
+    notes.append(f"{name}: {counts[0]} clips and {counts[1]} real ones could be used, {count} of each are compared")
+    kept = [[(2 * i + 1) * n // (2 * count) for i in range(count)] for n in counts]
+    return [tuple([each[k] for k in places] for each in pair) for pair, places in zip(drawn, kept, strict=True)]
 
 
 def score_clips(config: ScoringConfig) -> Scored | None:

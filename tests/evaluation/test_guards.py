@@ -80,7 +80,7 @@ def score(tmp_path, fresh_accelerate, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
 
     def score(made: Path, real: Path, **more):
-        config = {"metrics": ["own_scores:colours"], "bootstrap": 0, "out": tmp_path / "out"} | more
+        config = {"metrics": ["own_scores:colours"], "resamples": 0, "out": tmp_path / "out"} | more
         return score_clips(ScoringConfig(clips=made, real=real, **config))
 
     return score

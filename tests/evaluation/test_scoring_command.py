@@ -180,7 +180,7 @@ def score(sets, tmp_path, fresh_accelerate, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
 
     def score(clips: str = "made", real: str | None = "real", **more):
-        config = {"frames": 4, "pictures": 1, "bootstrap": 20, "out": tmp_path / "out"} | more
+        config = {"frames": 4, "pictures": 1, "resamples": 20, "out": tmp_path / "out"} | more
         if real is not None:
             config = {"max_real": 18} | config
         weights = sets / "weights"
@@ -210,7 +210,7 @@ def test_all_that_can_be_had_is_scored_and_the_rest_explained(score, sets, tmp_p
 def test_a_set_against_itself_is_zero(score):
     with pytest.raises(UserError, match=r"fid: .*\.gif is in both sets"):
         score("real", "real", metrics=["fid"], max_clips=18)
-    scored = score("real", "real", metrics=["fid", "psnr"], bootstrap=0, max_clips=18, allow=["repeats"])
+    scored = score("real", "real", metrics=["fid", "psnr"], resamples=0, max_clips=18, allow=["repeats"])
     assert scored.results["fid"].value < 1e-6 and scored.results["psnr"].value == 100
     assert scored.results["fid"].low is None and list(scored.results) == ["fid", "psnr"]
 
@@ -246,7 +246,7 @@ def test_files_that_cannot_be_used_are_listed(score, sets, tmp_path):
 def test_wrong_arguments_are_named(sets, tmp_path):
     for wrong, message in (
         ({"frames": 0}, "frames=0: must be a whole number from 1"),
-        ({"bootstrap": 1}, "2 or more resamples"),
+        ({"resamples": 1}, "2 or more resamples"),
         ({"weights": tmp_path / "none"}, "give the folder that holds inception/"),
     ):
         with pytest.raises(UserError, match=message):
@@ -254,7 +254,7 @@ def test_wrong_arguments_are_named(sets, tmp_path):
 
 
 def test_the_command_reads_its_arguments(monkeypatch):
-    words = "clips --real real --metrics fid fvd --size 64 96 --max-clips 5 --weights . --bootstrap 0"
+    words = "clips --real real --metrics fid fvd --size 64 96 --max-clips 5 --weights . --resamples 0"
     monkeypatch.setattr(sys, "argv", ["evaluation", *words.split()])
     config = command.parse()
     assert config.metrics == ["fid", "fvd"] and config.size == (64, 96) and config.frames is None
@@ -321,7 +321,7 @@ def test_two_processes_give_what_one_gives(score, sets, tmp_path):
         "with user_errors():\n    main()\n"
     )
     metrics, two = ["fid", "kid", "psnr", "flicker"], tmp_path / "two"
-    options = ["--frames", 4, "--pictures", 1, "--bootstrap", 20, "--max-real", 18, "--out", two, "--metrics", *metrics]
+    options = ["--frames", 4, "--pictures", 1, "--resamples", 20, "--max-real", 18, "--out", two, "--metrics", *metrics]
     done = launch("ddp", 2, [program, sets / "made", "--real", sets / "real", "--weights", sets / "weights", *options])
     assert done.stdout.count("real against real") == 1  # the table, once
     score(metrics=metrics)

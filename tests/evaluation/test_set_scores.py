@@ -16,7 +16,6 @@ from torchmetrics.image.inception import InceptionScore as ReferenceInceptionSco
 from torchmetrics.image.kid import KernelInceptionDistance, poly_kernel
 
 from latentvid.errors import ClipError, UserError
-from latentvid.evaluation.bootstrap import draws, halves, interval, summarise, summarise_one
 from latentvid.evaluation.mean_score import MeanScore
 from latentvid.evaluation.metrics import open_metrics
 from latentvid.evaluation.rows import Clip
@@ -25,6 +24,7 @@ from latentvid.evaluation.sets.features import I3DRows, InceptionRows, spread
 from latentvid.evaluation.sets.inception import PACKAGED, load_inception
 from latentvid.evaluation.sets.resizing import SIDE, antialiased
 from latentvid.evaluation.sets.scores import FrechetScore, InceptionScore, KernelScore
+from latentvid.evaluation.summary import parts, summarise, summarise_one
 
 FID, KID, IS = FrechetScore("fid", "x"), KernelScore("kid", "x"), InceptionScore("is", "x")
 
@@ -96,8 +96,7 @@ def test_the_inception_score_is_torchmetrics():
 @pytest.mark.parametrize("width", [60, 6])
 def test_resamples_are_scores_of_repeated_clips(width):
     a, b = clips(12, width, rows=2), clips(10, width, rows=2, shift=0.2)
-    counts, real_counts = draws(12, 3, "clips"), draws(10, 3, "real")
-    assert counts.sum(1).tolist() == [12.0] * 3
+    counts, real_counts = torch.randint(3, (3, 12)).double(), torch.randint(3, (3, 10)).double()
     repeated = [
         [[clip for clip, n in zip(clips, row, strict=True) for _ in range(int(n))] for row in rows]
         for clips, rows in ((a, counts), (b, real_counts))
@@ -133,52 +132,32 @@ def test_too_few_clips_are_refused():
             score(clips(1, 4), clips(5, 4))
 
 
-# ------------------------------------------------------------------------------------------------ intervals, floors
+# ----------------------------------------------------------------------------------------------------------- floors
 
 
-def test_the_interval_of_a_mean_is_what_theory_says():
-    score = MeanScore(name="m", extractor="x", compares="none", better="higher")
-    rows = [torch.randn(3, 1) for _ in range(400)]
-    means = torch.stack([clip.mean() for clip in rows])
-    result = summarise_one(score, rows, None, 400)
-    half = 1.96 * float(means.std()) / math.sqrt(400)
-    assert result.value == pytest.approx(float(means.mean()), abs=1e-6)
-    assert (result.high - result.low) / 2 == pytest.approx(half, rel=0.2)
-    assert result.low < result.value < result.high
-    again = summarise_one(score, rows, None, 400)
-    assert again == result  # keyed draws: the same always
-    assert summarise_one(score, rows, None, 0).low is None
-
-
-def test_the_interval_of_a_distance_is_centred_where_resampling_pulls_it_up():
-    a, b = clips(40, 60), clips(40, 60)
-    value = FID(a, b)
-    counts, real_counts = draws(40, 50, "clips"), draws(40, 50, "real")
-    assert float(FID.of_resamples(a, counts, b, real_counts).min()) > value  # uncentred, all lie above
-    low, high = interval(FID, value, a, b, 50)
-    assert low < value < high
-
-
-def test_the_centred_interval_covers_what_other_samples_give():
-    shift, within = 0.5, 0
-    expected = sum(FID(clips(30, 6), clips(30, 6, shift=shift)) for _ in range(60)) / 60
-    for _ in range(40):
-        a, b = clips(30, 6), clips(30, 6, shift=shift)
-        low, high = interval(FID, FID(a, b), a, b, 60)
-        within += low <= expected <= high
-    assert within >= 32  # 95 % nominal, of 40
-
-
-def test_the_floor_is_of_two_parts_of_the_real_clips():
+def test_the_floor_is_of_two_parts_of_the_real_clips_that_share_no_file():
     real = clips(21, 6)
     for count, expected in ((4, 4), (50, 10)):
-        first, second = halves(real, count)
+        first, second = parts(range(21), count)
         assert len(first) == len(second) == expected
-        assert not {id(x) for x in first} & {id(x) for x in second}
+        assert not set(first) & set(second)
     result = summarise_one(FID, clips(50, 6), real, 0)
     assert (result.count, result.real_count, result.floor_count) == (50, 21, 10)
-    assert result.floor == FID(*halves(real, 50)) and "two parts" in result.floor_of
+    assert (
+        result.floor == FID(*([real[k] for k in part] for part in parts(range(21), 50))) and "two p" in result.floor_of
+    )
     assert summarise_one(FID, clips(5, 6), clips(2, 6), 0).floor is None  # halves of one clip each
+    files = [0] * 5 + [1] * 3 + [2] * 8 + [3] * 2
+    first, second = parts(files, 9)
+    assert len(first) == len(second) > 2 and not {files[k] for k in first} & {files[k] for k in second}
+    assert summarise_one(FID, clips(5, 6), real, 0, real_files=[0] * 21).floor is None  # all of one file
+
+
+def test_files_that_hold_alike_clips_do_not_lower_the_floor():
+    files = [file for file in range(8) for _ in range(16)]
+    real = [clip + 0.1 * torch.randn(1, 6) for clip in clips(8, 6) for _ in range(16)]
+    by_clip, by_file = (summarise_one(FID, clips(64, 6), real, 0, real_files=of).floor for of in (None, files))
+    assert by_file > 4 * by_clip
 
 
 def test_the_floor_of_single_clips_is_the_score_of_real_ones():

@@ -58,3 +58,26 @@ def weighted_mmd(a: Tensor, b: Tensor, a_of: Tensor, b_of: Tensor, a_counts: Ten
     between = sum(((a_rows[:, part] @ kernel) * b_rows).sum(1) for part, kernel in _kernels(a, b))
     between = between / (a_rows.sum(1) * b_rows.sum(1))
     return _within(a, a_of, a_counts) + _within(b, b_of, b_counts) - 2 * between
+
+
+def mmd_derivatives(a: Tensor, b: Tensor, a_of: Tensor, b_of: Tensor) -> tuple[Tensor, Tensor]:
+    """The derivatives [K], [L] of `weighted_mmd` in the counts of the clips, at 1. Arguments are as there."""
+    a, b = a.double(), b.double()
+    sides = []
+    for x, of, other in ((a, a_of, b), (b, b_of, a)):
+        clips = int(of.max()) + 1
+        size = torch.bincount(of, minlength=clips).double()
+        sums, same, own, across = (x.new_zeros(clips) for _ in range(4))  # of kernels, by clip
+        for part, kernel in _kernels(x, x):
+            sums.index_add_(0, of[part], kernel.sum(1))
+            same.index_add_(0, of[part], (kernel * (of[part][:, None] == of)).sum(1))
+            own.index_add_(0, of[part], kernel.diagonal(part.start))
+        for part, kernel in _kernels(x, other):
+            across.index_add_(0, of[part], kernel.sum(1))
+        pairs = len(x) * (len(x) - 1)
+        within = (sums.sum() - own.sum()) / pairs
+        of_pairs = 2 * size * len(x) - size.square() - size
+        inside = (2 * sums - same - own - within * of_pairs) / pairs
+        between = across.sum() / (len(x) * len(other))
+        sides.append(inside - 2 * (across / len(other) - between * size) / len(x))
+    return tuple(sides)

@@ -15,9 +15,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .frechet import weighted_frechet
+from .frechet import frechet_derivatives, frechet_of_halves, weighted_frechet
 from .inception import FEATURES
-from .kernel_distance import weighted_mmd
+from .kernel_distance import mmd_derivatives, weighted_mmd
+
+LARGE, FEW = 2048, 40  # rows, from which on Frechet distances of a few halves must do: each takes seconds
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class SetScore(ABC):
     first: int = 0
     last: int | None = None
     least: ClassVar[float] = -math.inf  # no score is below, so no interval reaches there
+    alike: ClassVar[float | None] = None  # the mean of scores of sets that are alike, if it does not depend on them
 
     def __call__(self, rows: Sequence[Tensor], real: Sequence[Tensor] | None = None) -> float:
         once = [None if clips is None else torch.ones(1, len(clips), dtype=torch.float64) for clips in (rows, real)]
@@ -38,7 +41,20 @@ class SetScore(ABC):
     def of_resamples(
         self, rows: Sequence[Tensor], counts: Tensor, real: Sequence[Tensor] | None, real_counts: Tensor | None
     ) -> Tensor:
-        """The score [R] of each resample, as `Score` says."""
+        """The score [R] of each of R resamples: clip k stands counts[r,k] times in it (float64; `real_counts` too)."""
+
+    def derivatives(self, rows: Sequence[Tensor], real: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
+        """As `Score` says."""
+        counts = [torch.ones(1, len(clips), dtype=torch.float64, requires_grad=True) for clips in (rows, real or ())]
+        score = self.of_resamples(rows, counts[0], real, counts[1] if real is not None else None)
+        return tuple(found[0] for found in torch.autograd.grad(score.sum(), counts[: 1 if real is None else 2]))
+
+    def of_halves(
+        self, rows: Sequence[Tensor], first: Tensor, real: Sequence[Tensor] | None, real_first: Tensor | None
+    ) -> Tensor:
+        """Scores [R,2] of the clips that `first` (bool [R,K]; `real_first` too) names, and of all others."""
+        halves = [None if part is None else torch.cat([part, ~part]).double() for part in (first, real_first)]
+        return self.of_resamples(rows, halves[0], real, halves[1]).reshape(2, -1).T
 
     def _flat(self, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """All rows [N,D], and which clip each is of [N]."""
@@ -57,16 +73,32 @@ class FrechetScore(SetScore):
         (a, a_of), (b, b_of) = self._flat(rows), self._flat(real)
         return weighted_frechet(a, b, counts[:, a_of], real_counts[:, b_of])
 
+    def derivatives(self, rows, real=None):
+        (a, a_of), (b, b_of) = self._flat(rows), self._flat(real)
+        sides = zip(frechet_derivatives(a, b), (a_of, b_of), (rows, real), strict=True)
+        return tuple(torch.zeros(len(clips)).double().index_add_(0, of, found) for found, of, clips in sides)
+
+    def of_halves(self, rows, first, real, real_first):
+        (a, a_of), (b, b_of) = self._flat(rows), self._flat(real)
+        if max(len(a), len(b)) > LARGE:
+            first, real_first = first[:FEW], real_first[:FEW]
+        return frechet_of_halves(a, b, first[:, a_of], real_first[:, b_of])
+
 
 class KernelScore(SetScore):
     """KID, KVD: `weighted_mmd`, unbiased."""
 
+    alike: ClassVar[float] = 0.0
     compares: ClassVar[Literal["sets"]] = "sets"
     better: ClassVar[Literal["lower"]] = "lower"
 
     def of_resamples(self, rows, counts, real, real_counts):
         (a, a_of), (b, b_of) = self._flat(rows), self._flat(real)
         return weighted_mmd(a, b, a_of, b_of, counts, real_counts)
+
+    def derivatives(self, rows, real=None):
+        (a, a_of), (b, b_of) = self._flat(rows), self._flat(real)
+        return mmd_derivatives(a, b, a_of, b_of)
 
 
 class JediScore(SetScore):

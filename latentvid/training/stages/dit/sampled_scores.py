@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from ....config.schema import DitConfig
 from ....data.references import Shown
 from ....errors import ClipError, UserError
-from ....evaluation.bootstrap import summarise
 from ....evaluation.metrics import open_metrics
 from ....evaluation.rows import Clip
+from ....evaluation.summary import summarise
 from ....packing import Patch, patch_size
 from ....pipelines.sampling import Sampling
 from ...task import shares
@@ -86,7 +86,8 @@ class SampledScores:
             shown = [self._references(i) for i in places]
             return pipeline(captions, **sizes, fps=rates, references=shown, seed=seed, sampling=sampling).frames
 
-        return summarise(self.metrics.scores, self._shared(rank, world, make), self.real)
+        files = [int(self.source.windows.sample[i]) for i in self.windows]
+        return summarise(self.metrics.scores, self._shared(rank, world, make), self.real, files=files)
 
     def _shared(self, rank: int, world: int, make: Callable[[Sequence[int]], list[Tensor]]) -> Rows:
         """Rows of all clips, of which each process makes a run of places that is as long as the others'."""
