@@ -230,6 +230,20 @@ def test_settings_of_scores_that_differ_are_a_warning(run, tmp_path):
     assert "The settings of the scores differ" in page.text and "frames: 17 (one), 9 (two)" in page.text
 
 
+def test_a_comparison_with_another_model_is_shown(run):
+    file = run / "evaluation" / "scores.json"
+    found = json.loads(file.read_text())
+    paired = {"value": 30.5, "other": 28.25, "difference": 2.25, "low": 1.5, "high": 3.0, "p": 0.0123, "effect": 0.8}
+    paired |= {"wins": 0.75, "relative": 0.08, "pairs": 40, "units": 20, "better": "higher"}
+    apart = {"value": 90.0, "other": 100.0, "difference": -10.0, "relative": -0.1, "better": "lower"}
+    found["compared"] = {"psnr": paired, "fvd": apart}
+    file.write_text(json.dumps(found | {"settings": {"against": "clips <of> B"}}))
+    text = Html.of(write_report([run])).text
+    assert "Pair by pair against clips <of> B" in text
+    for words in ("2.250", "1.500 to 3.000", "0.012", "+0.80", "75 %", "40, 20 prompts", "-10.0 %"):
+        assert words in text
+
+
 def test_a_folder_of_runs_has_a_part_for_each(tmp_path):
     for name in ("b", "a"):
         make_run(tmp_path / "runs" / name)

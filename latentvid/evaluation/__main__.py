@@ -33,6 +33,7 @@ def parse() -> ScoringConfig:
     add = parser.add_argument
     add("clips", type=Path, metavar="CLIPS", help="what is scored")
     add("--real", type=Path, help="real clips to compare with")
+    add("--against", type=Path, metavar="OTHER", help="another model's clips of the same prompts and seeds")
     add("--metrics", nargs="+", metavar="NAME", help="scores by name, or MODULE:NAME (default: all that can be had)")
     add("--captions", type=Path, metavar="FILE", help="table (.jsonl, .csv, .parquet) of captions by file")
     add("--frames", type=int, help="of a clip, at most (16 unless given, of files of one length)")

@@ -64,6 +64,11 @@ class Spread:
         low = value - times * math.sqrt(self._below) if alike is None else alike + self._apart(value - alike, times)
         return max(low, least), value + times * math.sqrt(self.variance)
 
+    def around(self, value: float) -> tuple[float, float]:
+        """(low, high), for a difference, which may be turned round."""
+        half = float(student.ppf((1 + LEVEL) / 2, self.freedom)) * math.sqrt(self.variance)
+        return value - half, value + half
+
     @property
     def _below(self) -> float:
         """The variance for the lower end."""

@@ -14,21 +14,24 @@ from ..tables import markdown_table, text_table
 from ..versions import installed
 from .clip_folder import Skipped
 from .intervals import LEVEL
+from .paired import Difference
 from .summary import Result
 
 PACKAGES = ("latentvid", "torch", "torchvision", "torchmetrics", "transformers", "torch-fidelity", "av")
 HEAD = ("score", "value", f"{LEVEL:.0%} interval", "clips", "real against real", "of", "better")
+PAIRED = ("score", "clips", "others", "difference", f"{LEVEL:.0%} interval", "p", "effect", "wins", "pairs", "prompts")
 FILES = ("scores.json", "scores.md")
 SHOWN = 10  # skipped files in scores.md; scores.json lists all
 
 
 @dataclass
 class Scored:
-    """What was found: `Result` by score, why others are not there, what the reader must know, what is not in it, and
-    the scores of each clip by itself (`extremes.as_rows`)."""
+    """What was found: `Result` by score, the differences to another model's clips, why other scores are not there, what
+    the reader must know, what is not in it, and the scores of each clip by itself (`extremes.as_rows`)."""
 
     settings: dict[str, Any]
     results: dict[str, Result] = field(default_factory=dict)
+    compared: dict[str, Difference] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -41,6 +44,7 @@ class Scored:
             "settings": self.settings,
             "counts": self.counts,
             "scores": {name: asdict(result) for name, result in self.results.items()},
+            **({"compared": {n: asdict(found) for n, found in self.compared.items()}} if self.compared else {}),
             "left_out": self.left_out,
             "notes": self.notes,
             "skipped": [fault._asdict() for fault in self.skipped],
@@ -65,9 +69,24 @@ class Scored:
             rows.append((name, _short(result.value), span, clips, floor, of, result.better))
         return rows
 
+    def paired(self) -> list[tuple[str, ...]]:
+        """The cells of each difference, in the order of `PAIRED`."""
+        rows = []
+        for name, found in self.compared.items():
+            span = "" if found.low is None else f"{_short(found.low)} to {_short(found.high)}"
+            p = "" if found.p is None else f"{found.p:.2g}"
+            effect = "" if found.effect is None else f"{found.effect:+.2f}"
+            if found.effect is None and found.wins is None and found.relative is not None:
+                effect = f"{100 * found.relative:+.1f} %"
+            wins = "" if found.wins is None else f"{100 * found.wins:.0f} %"
+            values = map(_short, (found.value, found.other, found.difference))
+            rows.append((name, *values, span, p, effect, wins, f"{found.pairs}", f"{found.units}"))
+        return rows
+
     def text(self) -> str:
         """For the terminal."""
-        return "\n".join([text_table([HEAD, *self.table()]), "", *self._remarks()])
+        compared = ["", text_table([PAIRED, *self.paired()])] if self.compared else []
+        return "\n".join([text_table([HEAD, *self.table()]), *compared, "", *self._remarks()])
 
     def markdown(self) -> str:
         settings = {k: v for k, v in self.settings.items() if k != "extractors" and v is not None} | installed(PACKAGES)
@@ -76,6 +95,7 @@ class Scored:
             "# Scores",
             f"{counts}.",
             markdown_table(HEAD, self.table()),
+            *([markdown_table(PAIRED, self.paired())] if self.compared else []),
             "\n".join(f"- {remark}" for remark in self._remarks()),
             markdown_table(("setting", "value"), [(name, str(value)) for name, value in settings.items()]),
         ]

@@ -28,6 +28,7 @@ from .guards import LevelRows, unlike, unlike_levels
 from .intervals import FEWEST
 from .mean_score import MeanScore
 from .metrics import KNOWN, Metrics, open_metrics
+from .paired import compare_one, match, rows_of_pairs, seeds_of
 from .row_cache import Found, RowCache
 from .rows import Score
 from .score_table import FILES, Scored
@@ -43,7 +44,8 @@ ENOUGH = 2048  # clips, from which on published distances are reported
 class ScoringConfig:
     """Arguments of the command.
 
-    clips, real: folders of videos and images, single files, or manifests. metrics: names of scores; None: all that can
+    clips, real: folders of videos and images, single files, or manifests. against: such clips of another model, of the
+    same prompts and seeds or the same names. metrics: names of scores; None: all that can
     be had. captions: a table of captions. frames: of each clip, at most; None: `FRAMES`, of files of one length only.
     size, fps: of each clip, None is each file's own. stride: every which frame is taken. drop_short: files with fewer
     frames are left out. allow: in what two sets may differ (`defaults.COMMON`). max_clips, max_real: how many, shared
@@ -54,6 +56,7 @@ class ScoringConfig:
 
     clips: Path
     real: Path | None = None
+    against: Path | None = None
     metrics: Sequence[str] | None = None
     captions: Path | None = None
     frames: int | None = None
@@ -129,6 +132,7 @@ class Evaluation:
             found = unlike(self.clips, self.real, stated=stated)
             self.apart = {name: why for name, why in found.items() if name not in config.allow}
         self.values: dict[Item, dict[str, float]] = {item: {} for item in self.clips.items}
+        self.others, self.pairs = self._matched(cut)
         self.metrics: Metrics = open_metrics(
             config.metrics,
             config.weights,
@@ -139,6 +143,20 @@ class Evaluation:
             files={k: v for k, v in (("inception", config.inception), ("i3d", config.i3d)) if v is not None},
             without={name: why for name, score in self.known.scores.items() if (why := self._lacks(score))},
         )
+
+    def _matched(self, cut: Cut) -> tuple[ClipSet | None, list[tuple[int, int, str]]]:
+        """The other model's clips, and which two make a pair. Raises UserError for sets unlike in a way not allowed."""
+        config, stated = self.config, self.config.frames is not None
+        if config.against is None:
+            return None, []
+        others = list_clips(config.against, cut, config.max_clips, config.captions)
+        apart = unlike(self.clips, others, stated=stated)
+        for name in ("rate", "size", "length"):
+            if name in apart and name not in config.allow:
+                raise UserError(f"{config.clips} and {config.against} do not compare: {apart[name]}")
+        if config.real is not None:
+            others = paired(others, config.real, cut, {*config.allow, *(("length",) if stated else ())})
+        return others, match(self.clips.items, others.items, (seeds_of(config.clips), seeds_of(config.against)))
 
     def _lacks(self, score: Score) -> str | None:
         """What the clips do not have that the score needs."""
@@ -168,6 +186,8 @@ class Evaluation:
         folder, extractors = self.config.cache or self.config.out / "rows", self.metrics.extractors
         levels = {} if self.real is None else {LevelRows.name: LevelRows()}
         found = {"clips": RowCache(folder, self.clips.items, extractors | levels)}
+        if self.others is not None:
+            found["others"] = RowCache(folder, self.others.items, extractors)
         if self.real is not None:
             of_pairs = {score.extractor for score in self.metrics.scores.values() if score.compares == "pairs"}
             pairs = {name: extractor for name, extractor in extractors.items() if name in of_pairs}
@@ -224,6 +244,8 @@ class Evaluation:
                     raise UserError(f"{name}: {why}") from error
                 scored.left_out[name] = why
         scored.clips = as_rows(self.values)
+        if self.others is not None:
+            self._compare(scored, found)
         scored.counts = self._counts()
         scored.notes += self._notes(scored)
         scored.notes += self.metrics.remarks({kind: rows.rows for kind, rows in found["clips"].items()})
@@ -238,6 +260,22 @@ class Evaluation:
         """The best and the worst clips by each score of single clips."""
         of_clips = [score for score in self.metrics.scores.values() if isinstance(score, MeanScore)]
         write_page(path, self.values, of_clips, self.config.shown)
+
+    def _compare(self, scored: Scored, found: Mapping[str, Mapping[str, Found]]) -> None:
+        """Adds what the clips' scores are less the other model's."""
+        for name in scored.results:
+            score = self.metrics.scores[name]
+            real = found["real"][score.extractor] if score.compares == "sets" else None
+            beside = (None, None) if real is None else (real.rows, _files(real))
+            both = [found[label][score.extractor] for label in ("clips", "others")]
+            try:
+                drawn = rows_of_pairs(self.pairs, (self.clips.items, self.others.items), both)
+                scored.compared[name] = compare_one(score, *drawn, *beside, self.config.resamples)
+            except UserError as error:
+                scored.notes.append(f"{name} is not compared: {error}")
+        alone = [len(each.items) - len(self.pairs) for each in (self.clips, self.others)]
+        if any(alone):
+            scored.notes.append(f"{len(self.pairs)} pairs; {alone[0]} clips and {alone[1]} others have no partner")
 
     def _comparable(self, score: Score, rows: Rows, real: Rows | None, notes: list[str]) -> Rows | None:
         """The real rows, or None where they are only a floor and do not compare. Raises UserError for sets unlike."""

@@ -45,6 +45,23 @@ class ScoreFound(Record):
     better: NotRequired[str | None]
 
 
+class DifferenceFound(Record):
+    """Of two models' clips by pairs, as `evaluation.paired.Difference`."""
+
+    value: NotRequired[Number | None]
+    other: NotRequired[Number | None]
+    difference: NotRequired[Number | None]
+    low: NotRequired[Number | None]
+    high: NotRequired[Number | None]
+    p: NotRequired[Number | None]
+    effect: NotRequired[Number | None]
+    wins: NotRequired[Number | None]
+    relative: NotRequired[Number | None]
+    pairs: NotRequired[Clips | None]
+    units: NotRequired[Clips | None]
+    better: NotRequired[str | None]
+
+
 class Measured(Record):
     """A line of validation.jsonl; its other keys are figures."""
 
@@ -59,6 +76,7 @@ class Evaluation(Record):
     """evaluation/scores.json"""
 
     scores: NotRequired[dict[str, ScoreFound]]
+    compared: NotRequired[dict[str, DifferenceFound]]
     settings: NotRequired[dict[str, str | int | float | bool | list | dict | None]]
     notes: NotRequired[list[str]]
 

@@ -120,10 +120,37 @@ def evaluation(runs: Sequence[Run]) -> str:
     if len(runs) > 1:
         parts.append(unequal_settings([run.label for run in runs], said))
     for run, one, settings in zip(runs, found, said, strict=True):
+        parts.append(_compared(run.label if len(runs) > 1 else "", one.get("compared") or {}, settings.get("against")))
         words = [f"{key} {value}" for key, value in settings.items()] + list(map(str, one.get("notes") or ()))
         name = f"{run.label}: " if len(runs) > 1 else ""
         parts.append(f'<p class="dim">{escape(name + "; ".join(words))}</p>' if words else "")
     return "".join(parts)
+
+
+def _compared(label: str, found: Mapping[str, Mapping[str, Any]], against: Any) -> str:
+    """The clips against another model's, pair by pair."""
+    rows = []
+    for name, one in found.items():
+        span = f"{figure(one['low'])} to {figure(one['high'])}" if None not in (one.get("low"), one.get("high")) else ""
+        difference = f'<b>{figure(one.get("difference"))}</b> <span class="dim">{span}</span>'
+        p, effect, wins = one.get("p"), one.get("effect"), one.get("wins")
+        relative = one.get("relative")
+        if effect is None and wins is None and relative is not None:
+            size = f"{100 * relative:+.1f} %"
+        else:
+            size = "" if effect is None else f"{effect:+.2f}"
+        hint = {"lower": "less is better", "higher": "more is better"}.get(one.get("better") or "", "")
+        named = f'{escape(name)}<span class="dim">{hint}</span>'
+        rows.append([
+            named, figure(one.get("value")), figure(one.get("other")), difference,
+            "" if p is None else f"{p:.2g}", size, "" if wins is None else f"{100 * wins:.0f} %",
+            f"{one.get('pairs') or ''}, {one.get('units') or ''} prompts",
+        ])  # fmt: skip
+    if not rows:
+        return ""
+    title = f"{label + ': p' if label else 'P'}air by pair against {against}"
+    head = ["", "clips", "others", "difference", "p", "effect", "wins", "pairs"]
+    return f"<p>{escape(title)}</p>{table(head, rows, 'scored')}"
 
 
 def unequal_settings(labels: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> str:

@@ -53,7 +53,7 @@ def test_the_outermost_come_first_and_none_is_in_both():
 def test_each_clips_scores_are_written_and_the_page_shows_both_ends(folder, tmp_path, fresh_accelerate, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     out = tmp_path / "out"
-    config = ScoringConfig(clips=folder, metrics=["flicker"], bootstrap=0, shown=1, out=out)
+    config = ScoringConfig(clips=folder, metrics=["flicker"], resamples=0, shown=1, out=out)
     scored = score_clips(config)
     kept = json.loads((out / "scores.json").read_text())["clips"]
     assert [Path(row["file"]).name for row in kept] == ["0.gif", "1.gif", "2.gif", "3.gif"]

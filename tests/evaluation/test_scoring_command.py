@@ -215,6 +215,23 @@ def test_a_set_against_itself_is_zero(score):
     assert scored.results["fid"].low is None and list(scored.results) == ["fid", "psnr"]
 
 
+def test_two_models_are_compared_clip_by_clip(score, sets, tmp_path):
+    write_clips(tmp_path / "other", 16, brighter=45)
+    scored = score(metrics=["fid", "psnr", "flicker"], against=tmp_path / "other")
+    assert list(scored.compared) == ["fid", "psnr", "flicker"]
+    psnr, fid = scored.compared["psnr"], scored.compared["fid"]
+    assert (psnr.pairs, psnr.units, psnr.wins) == (16, 16, 1.0)  # less too bright, always
+    assert psnr.low > 0 and psnr.p < 0.001 and psnr.effect > 1
+    assert fid.value < fid.other and fid.high < 0 and fid.effect is None and fid.relative < 0
+    kept = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert kept["compared"]["psnr"]["difference"] == psnr.difference
+    assert any("16 pairs; 2 clips and 0 others have no partner" in note for note in scored.notes)
+    assert "| psnr |" in (tmp_path / "out" / "scores.md").read_text() and "wins" in scored.text()
+    write_clips(tmp_path / "longer", 16, frames=3)
+    with pytest.raises(UserError, match="do not compare"):
+        score(metrics=["flicker"], against=tmp_path / "longer", real=None, frames=None)
+
+
 def test_what_was_asked_for_and_cannot_be_had_is_an_error(score, tmp_path):
     for metrics, real, message in (
         (["fvd"], "real", "fvd: there is no I3D network"),
@@ -246,7 +263,7 @@ def test_files_that_cannot_be_used_are_listed(score, sets, tmp_path):
 def test_wrong_arguments_are_named(sets, tmp_path):
     for wrong, message in (
         ({"frames": 0}, "frames=0: must be a whole number from 1"),
-        ({"resamples": 1}, "2 or more resamples"),
+        ({"resamples": 1}, "resamples=1: give 2 or more"),
         ({"weights": tmp_path / "none"}, "give the folder that holds inception/"),
     ):
         with pytest.raises(UserError, match=message):
