@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,7 +19,9 @@ from torch import Tensor
 from ..data.manifest.tables import READERS
 from ..errors import UserError
 from ..rng import generator
-from .clip_folder import INDEX, NAMES, Item
+from .clip_folder import INDEX, NAMES, ClipSet, Item, list_clips, paired
+from .footage import Cut
+from .guards import unlike
 from .intervals import FEWEST, Spread, by_file, halvings, spread
 from .row_cache import Found
 from .rows import Score
@@ -65,6 +67,31 @@ def seeds_of(source: Path) -> dict[str, int]:
         if isinstance(name, str) and isinstance(row.get("seed"), int):
             found[os.path.normpath(name)] = row["seed"]
     return found
+
+
+def partners(
+    clips: ClipSet,
+    against: Path,
+    real: Path | None,
+    cut: Cut,
+    most: int | None,
+    captions: Path | None,
+    allow: Collection[str],
+    *,
+    stated: bool,
+) -> tuple[ClipSet, list[tuple[int, int, str]]]:
+    """The other model's clips, with their real ones, and which two make a pair (`match`).
+
+    stated: whether a length of clips was asked for. Raises UserError for sets that differ in a way that is not allowed.
+    """
+    others = list_clips(against, cut, most, captions)
+    apart = unlike(clips, others, stated=stated)
+    for name in ("rate", "size", "length"):
+        if name in apart and name not in allow:
+            raise UserError(f"{clips.source} and {against} do not compare: {apart[name]}")
+    if real is not None:
+        others = paired(others, real, cut, {*allow, *(("length",) if stated else ())})
+    return others, match(clips.items, others.items, (seeds_of(clips.source), seeds_of(against)))
 
 
 def match(

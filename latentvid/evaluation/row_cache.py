@@ -26,6 +26,7 @@ from ..files import written_whole
 from ..progress import phase
 from .clip_folder import Item, Skipped
 from .rows import Extractor, rows_of
+from .summary import numbered
 
 CHUNK = 16
 LAYOUT = 2  # of the files: one more where they change
@@ -38,6 +39,11 @@ class Found:
     rows: list[Tensor] = field(default_factory=list)
     items: list[Item] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
+
+    @property
+    def files(self) -> list[int]:
+        """The file of each clip that has rows, by number."""
+        return numbered([item.excerpt.path for item in self.items])
 
 
 @dataclass(frozen=True)

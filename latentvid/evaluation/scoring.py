@@ -28,13 +28,13 @@ from .guards import LevelRows, unlike, unlike_levels
 from .intervals import FEWEST
 from .mean_score import MeanScore
 from .metrics import KNOWN, Metrics, open_metrics
-from .paired import compare_one, match, rows_of_pairs, seeds_of
+from .paired import compare_one, partners, rows_of_pairs
 from .row_cache import Found, RowCache
 from .rows import Score
 from .score_table import FILES, Scored
 from .sets.features import PICTURES
 from .sets.scores import FrechetScore, JediScore
-from .summary import Files, Rows, numbered, summarise_one
+from .summary import Rows, as_many, summarise_one
 
 FRAMES = 16  # of a clip, where nothing is said
 ENOUGH = 2048  # clips, from which on published distances are reported
@@ -132,7 +132,10 @@ class Evaluation:
             found = unlike(self.clips, self.real, stated=stated)
             self.apart = {name: why for name, why in found.items() if name not in config.allow}
         self.values: dict[Item, dict[str, float]] = {item: {} for item in self.clips.items}
-        self.others, self.pairs = self._matched(cut)
+        self.others, self.pairs = None, []
+        if config.against is not None:
+            about = (config.against, config.real, cut, config.max_clips, config.captions, config.allow)
+            self.others, self.pairs = partners(self.clips, *about, stated=config.frames is not None)
         self.metrics: Metrics = open_metrics(
             config.metrics,
             config.weights,
@@ -143,20 +146,6 @@ class Evaluation:
             files={k: v for k, v in (("inception", config.inception), ("i3d", config.i3d)) if v is not None},
             without={name: why for name, score in self.known.scores.items() if (why := self._lacks(score))},
         )
-
-    def _matched(self, cut: Cut) -> tuple[ClipSet | None, list[tuple[int, int, str]]]:
-        """The other model's clips, and which two make a pair. Raises UserError for sets unlike in a way not allowed."""
-        config, stated = self.config, self.config.frames is not None
-        if config.against is None:
-            return None, []
-        others = list_clips(config.against, cut, config.max_clips, config.captions)
-        apart = unlike(self.clips, others, stated=stated)
-        for name in ("rate", "size", "length"):
-            if name in apart and name not in config.allow:
-                raise UserError(f"{config.clips} and {config.against} do not compare: {apart[name]}")
-        if config.real is not None:
-            others = paired(others, config.real, cut, {*config.allow, *(("length",) if stated else ())})
-        return others, match(self.clips.items, others.items, (seeds_of(config.clips), seeds_of(config.against)))
 
     def _lacks(self, score: Score) -> str | None:
         """What the clips do not have that the score needs."""
@@ -233,9 +222,9 @@ class Evaluation:
             try:
                 own, beside = found["clips"][kind], found.get(against, {}).get(kind)
                 real = self._comparable(score, own.rows, None if beside is None else beside.rows, scored.notes)
-                drawn = [(own.rows, _files(own)), (real, None if real is None else _files(beside))]
+                drawn = [(own.rows, own.files), (real, None if real is None else beside.files)]
                 if score.compares == "sets" and "count" not in self.config.allow:
-                    drawn = _as_many(name, drawn, scored.notes)
+                    drawn = as_many(name, drawn, scored.notes)
                 (rows, files), (real, real_files) = drawn
                 scored.results[name] = summarise_one(score, rows, real, self.config.resamples, files, real_files)
             except UserError as error:
@@ -266,7 +255,7 @@ class Evaluation:
         for name in scored.results:
             score = self.metrics.scores[name]
             real = found["real"][score.extractor] if score.compares == "sets" else None
-            beside = (None, None) if real is None else (real.rows, _files(real))
+            beside = (None, None) if real is None else (real.rows, real.files)
             both = [found[label][score.extractor] for label in ("clips", "others")]
             try:
                 drawn = rows_of_pairs(self.pairs, (self.clips.items, self.others.items), both)
@@ -319,22 +308,6 @@ class Evaluation:
                 "many clips only"
             )
         return notes
-
-
-def _files(found: Found) -> Files:
-    """The file of each clip that has rows."""
-    return numbered([item.excerpt.path for item in found.items])
-
-
-def _as_many(name: str, drawn: list[tuple[Rows, Files]], notes: list[str]) -> list[tuple[Rows, Files]]:
-    """As many clips (rows, and file of each) of both sets, where some of one cannot be used: evenly from the larger."""
-    counts = [len(rows) for rows, _ in drawn]
-    count = min(counts)
-    if counts[0] == counts[1] or not count:
-        return drawn
-    notes.append(f"{name}: {counts[0]} clips and {counts[1]} real ones could be used, {count} of each are compared")
-    kept = [[(2 * i + 1) * n // (2 * count) for i in range(count)] for n in counts]
-    return [tuple([each[k] for k in places] for each in pair) for pair, places in zip(drawn, kept, strict=True)]
 
 
 def score_clips(config: ScoringConfig) -> Scored | None:

@@ -55,6 +55,17 @@ def numbered(names: Sequence[object]) -> list[int]:
     return [numbers.setdefault(name, len(numbers)) for name in names]
 
 
+def as_many(name: str, drawn: list[tuple[Rows, Files]], notes: list[str]) -> list[tuple[Rows, Files]]:
+    """As many clips (rows, and file of each) of both sets, where some of one cannot be used: evenly from the larger."""
+    counts = [len(rows) for rows, _ in drawn]
+    count = min(counts)
+    if counts[0] == counts[1] or not count:
+        return drawn
+    notes.append(f"{name}: {counts[0]} clips and {counts[1]} real ones could be used, {count} of each are compared")
+    kept = [[(2 * i + 1) * n // (2 * count) for i in range(count)] for n in counts]
+    return [tuple([each[k] for k in places] for each in pair) for pair, places in zip(drawn, kept, strict=True)]
+
+
 def parts(files: Files, count: int) -> tuple[list[int], list[int]]:
     """Places of clips in two parts that share no file, of `count` clips each, or of as many as both can have.
 
