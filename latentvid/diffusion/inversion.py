@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ..packing import Packed
-from .path import EDM, RectifiedFlow
 from .scheduler import LatentVideoScheduler
 from .solvers import Predict
 
@@ -69,14 +68,13 @@ def invert(
 def _gain(scheduler: LatentVideoScheduler, t: Tensor, s: Tensor) -> Tensor:
     """What a step from t to s multiplies z by where the network's velocity, which it adds to that, is held fixed.
 
-    1 on the straight line; cos(phi_t - phi_s) where variance is kept, with tan(phi) = sigma / alpha, or, where it is
-    the data's and not 1, sigma / (alpha sigma_data).
+    1 on the straight line; cos(phi_t - phi_s) where variance is kept, with tan(phi) = sigma / (alpha deviation).
     """
-    if isinstance(scheduler.path, RectifiedFlow):
+    path = scheduler.path
+    if path.straight:
         return torch.ones_like(t)
-    (alpha, sigma), (alpha_s, sigma_s) = (scheduler.path.coefficients(level) for level in (t, s))
-    of_data = scheduler.path.sigma_data if isinstance(scheduler.path, EDM) else 1.0
-    return (alpha * alpha_s + sigma * sigma_s / of_data**2).clamp_min(0.5)  # 0 for one step over the whole path
+    (alpha, sigma), (alpha_s, sigma_s) = (path.coefficients(level) for level in (t, s))
+    return (alpha * alpha_s + sigma * sigma_s / path.deviation**2).clamp_min(0.5)  # 0 for one step over the whole path
 
 
 def _rms(x: Tensor, layout: Packed) -> Tensor:

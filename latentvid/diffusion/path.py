@@ -4,29 +4,52 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 
-class Path(Protocol):
+class Path:
+    """What scheduler, solvers and inversion ask of a path."""
+
+    straight = False  # alpha + sigma = 1: a step of a fixed velocity is exact
+
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) at noise levels t (any shape, in [0,1]), float32."""
+        raise NotImplementedError
 
     def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(d alpha / dt, d sigma / dt); raises ValueError where the path has none."""
+        raise NotImplementedError
 
     def snap(self, t: Tensor) -> Tensor:
         """The nearest noise level that the path has, for training draws and sampling steps."""
+        return t
 
     def at(self, ratio: Tensor) -> Tensor:
         """The level t at which sigma / alpha is this much (any shape, above 0), float32; of more than there is, 1."""
+        raise NotImplementedError
+
+    @property
+    def deviation(self) -> float:
+        """That of the data x which the coefficients are made for: alpha^2 deviation^2 + sigma^2 is the same at all
+        levels of a path that keeps the variance."""
+        return 1.0
+
+    def begin(self, eps: Tensor) -> Tensor:
+        """The state z at level 1 where sampling begins: all of it is noise."""
+        return eps
+
+    def seen(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """What a network reads of states z, and is told of their levels t."""
+        return z, t
 
 
 @dataclass(frozen=True)
-class RectifiedFlow:
+class RectifiedFlow(Path):
     """The straight line alpha = 1 - t, sigma = t (Liu et al. 2022; Lipman et al. 2022)."""
+
+    straight = True
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         t = t.float()
@@ -36,15 +59,12 @@ class RectifiedFlow:
         one = torch.ones_like(t, dtype=torch.float32)
         return -one, one
 
-    def snap(self, t: Tensor) -> Tensor:
-        return t
-
     def at(self, ratio: Tensor) -> Tensor:
         return (ratio.double() / (1.0 + ratio.double())).float()
 
 
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(Path):
     """The quarter circle alpha = cos(pi t / 2), sigma = sin(pi t / 2) (Salimans & Ho 2022, section 3): t is an angle.
 
     The continuous form of Nichol & Dhariwal's cosine schedule; its last level is noise alone.
@@ -59,15 +79,12 @@ class Cosine:
         alpha, sigma = self.coefficients(t)
         return -sigma * (math.pi / 2), alpha * (math.pi / 2)
 
-    def snap(self, t: Tensor) -> Tensor:
-        return t
-
     def at(self, ratio: Tensor) -> Tensor:
         return (ratio.double().atan() * (2 / math.pi)).float()
 
 
 @dataclass(frozen=True)
-class EDM:
+class EDM(Path):
     """The path of "Elucidating the Design Space of Diffusion-Based Generative Models" (EDM, Karras et al. 2022):
     z = s (x + noise n) with s = data / sqrt(noise^2 + data^2), so that z is as large as the data at every level.
 
@@ -97,11 +114,20 @@ class EDM:
     def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError("the flow target is of paths rectified_flow and cosine: with path edm use target edm, v or x")
 
-    def snap(self, t: Tensor) -> Tensor:
-        return t
-
     def at(self, ratio: Tensor) -> Tensor:
         return (ratio.double() / self.sigma_max).clamp_max(1.0).pow(1 / self.rho).float()
+
+    @property
+    def deviation(self) -> float:
+        return self.sigma_data
+
+    def begin(self, eps: Tensor) -> Tensor:
+        """sigma eps, of the size of the data."""
+        return eps * self.coefficients(torch.ones(()))[1]
+
+    def seen(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """c_in (x + noise n) and c_noise (eq. 7)."""
+        return z / self.sigma_data, self.c_noise(t)
 
     def c_noise(self, t: Tensor) -> Tensor:
         """What the network is told of levels t: log(noise) / 4 (table 1), of no less noise than `sigma_min`."""
@@ -137,7 +163,7 @@ def betas(kind: str, start: float, end: float, steps: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class DDPM:
+class DDPM(Path):
     """The discrete variance-preserving path of DDPM (Ho et al. 2020, eq. 4) with T noise levels t = i / T.
 
     Level i in 1..T has alpha^2 = prod_{j<=i} (1 - beta_j); level 0 is clean. DDPM's own step number is i - 1.

@@ -121,14 +121,12 @@ class LatentVideoScheduler(SchedulerMixin, ConfigMixin):
 
     def begin(self, eps: Tensor) -> Tensor:
         """The state z at level 1 of which all is noise."""
-        return eps * self.path.coefficients(torch.ones(()))[1] if isinstance(self.path, EDM) else eps
+        return self.path.begin(eps)
 
     def inputs(self, z: Tensor, t: Tensor, sampling: bool = True) -> tuple[Tensor, Tensor]:
-        """What a network reads of states z, and is told of their levels t of any shape: of the EDM path
-        c_in (x + noise n) and c_noise (Karras et al. 2022, eq. 7), else these themselves."""
-        if isinstance(self.path, EDM):
-            return z / self.path.sigma_data, self.path.c_noise(t)
-        return z, self.told(t) if sampling else t
+        """What a network reads of states z, and is told of their levels t of any shape (`Path.seen`), which in sampling
+        are rounded as `told` says."""
+        return self.path.seen(z, self.told(t) if sampling else t)
 
     def told(self, t: Tensor) -> Tensor:
         """Sampling levels t of any shape, rounded as a network is told them."""

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..packing import Packed
-from .path import RectifiedFlow
 from .scheduler import LatentVideoScheduler
 
 Predict = Callable[[Tensor, Tensor], Tensor]  # (z [T,P], noise levels [R]) -> the scheduler's target [T,P]
@@ -63,7 +62,7 @@ class Heun(Euler):
     def step(self, predict: Predict, i: int, z: Tensor) -> Tensor:
         t, s = self.levels[i], self.levels[i + 1]
         (alpha, sigma), (alpha_s, sigma_s) = (self.scheduler.path.coefficients(level) for level in (t, s))
-        line = isinstance(self.scheduler.path, RectifiedFlow)
+        line = self.scheduler.path.straight
         x, eps = self.scheduler.recover(z, predict(z, self.per_frame[i]), t)
         landed = torch.where(s == t, z, alpha_s * x + sigma_s * eps)
         again = (s < t) & (s > 0) & (line | (alpha > 1e-3))
