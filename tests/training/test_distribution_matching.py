@@ -13,6 +13,7 @@ from students import moved, pack_of, student_config
 
 from latentvid.config.distillation import DistillConfig
 from latentvid.diffusion.scheduler import LatentVideoScheduler
+from latentvid.diffusion.solvers import solve
 from latentvid.errors import UserError
 from latentvid.models.conditions import Conditions
 from latentvid.models.transformer import VideoDiT
@@ -27,6 +28,7 @@ from latentvid.training.monitor.metrics import read_metrics
 from latentvid.training.run import TrainingRun
 from latentvid.training.signals import Preempted
 from latentvid.training.stages.dit.distill.choice import distill_task
+from latentvid.training.stages.dit.distill.teacher import predict_with
 from latentvid.training.stages.dit.task import DitTask
 from latentvid.training.trainer import train
 
@@ -95,6 +97,21 @@ class Alone:
         real, fake = (self.x_of(z, each, self.t) for each in (teacher, critic.detach()))
         g = (fake - real) / (clip - real).abs().mean()
         return (critic - target).square().mean(), (teacher - target).square().mean(), g
+
+
+def test_the_students_clips_begin_where_sampling_does(config, tiny_pipeline, tmp_path):
+    """Of path edm noise is as large as the data, here half as large as what is drawn."""
+    teacher = shutil.copytree(tiny_pipeline, tmp_path / "teacher")
+    edm = LatentVideoScheduler("edm", "edm", sigma_data=0.5, spacing="karras")
+    edm.save_pretrained(teacher / "scheduler")
+    task = moved(distill_task(config(tmp_path / "run", f"teacher={teacher}"), CPU))
+    pack = pack_of(task)
+    student = predict_with(task.model, pack, task.scales(pack) if task.scaled else None, task.scheduler)
+    levels = edm.levels(3)[:, None].expand(-1, pack.layout.frames)
+    with torch.no_grad():
+        want = solve(edm, student, edm.begin(pack.noise), levels, pack.layout)
+        got = task.simulated(student, pack, torch.full((pack.layout.segments,), 2))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("path, target, scales", [("rectified_flow", "flow", "[1.5, 5]"), ("cosine", "v", "3")])

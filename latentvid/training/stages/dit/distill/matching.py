@@ -87,7 +87,7 @@ class MatchingPacks(DistillPacks):
             return of_frames.index_select(0, layout.frame)[:, None]
 
         own = tokens(pack.timestep) > 0
-        z = torch.where(own, pack.noise, pack.clean)
+        z = torch.where(own, scheduler.begin(pack.noise), pack.clean)
         with torch.no_grad():
             for i in range(steps - 1):  # as many passes for each pack: processes may gather weights in each
                 t, s = level(i), level(i + 1)
