@@ -6,6 +6,7 @@ here, never by the names in a file.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..diffusion.scheduler import LatentVideoScheduler
 from ..errors import UserError, brief
 from ..files import inside
 from ..limits import shown
+from ..models.adapters.lora import adapters_in
 from ..models.interchange import CLASSES as VAES
 from ..models.interchange import FOREIGN, load_vae, raw_vae
 from ..models.kinds import load_network
@@ -36,6 +38,18 @@ CLASSES: dict[str, tuple[tuple[str, str], ...]] = {
     "text_encoder": (("transformers", "T5EncoderModel"),),
     "tokenizer": tuple(("transformers", name) for name in TOKENIZERS),
 }
+
+
+def check_apart(networks: Iterable[nn.Module]) -> None:
+    """Raises UserError where in networks that are to be saved is what has files of its own: ControlNets, adapters."""
+    for network in networks:
+        if len(getattr(network, "controls", ())):
+            raise UserError("the pipeline has ControlNets in it: save one that was loaded without them")
+        if found := adapters_in(network):
+            raise UserError(
+                f"the pipeline has adapters in it ({', '.join(found)}): save one that was loaded without them, and "
+                "merge them into that (python -m latentvid.adapters merge)"
+            )
 
 
 def check_index(folder: Path, pipeline: type) -> dict[str, Any]:

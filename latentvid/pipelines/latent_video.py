@@ -38,7 +38,7 @@ from ..text import TextEncoder, TextReader
 from .codec import CodecMixin
 from .controls import branches_of, signals_of
 from .defaults import SOLVER
-from .folder import CLASSES, check_index, read_parts
+from .folder import CLASSES, check_apart, check_index, read_parts
 from .known import KnownMixin, noise_range
 from .limit import Kind, check_cost
 from .low import with_low
@@ -138,9 +138,8 @@ class LatentVideoPipeline(CodecMixin, KnownMixin, StudentMixin, DiffusionPipelin
 
     def save_pretrained(self, save_directory: str | os.PathLike, **options: Any) -> None:
         """As diffusers has it, with files that others may read as far as the umask lets them. Raises UserError where
-        ControlNets are in its networks, which have folders of their own."""
-        if any(map(len, map(branches_of, self.experts))):
-            raise UserError("the pipeline has ControlNets in it: save one that was loaded without them")
+        ControlNets or adapters are in its networks, which have files of their own."""
+        check_apart(self.experts)
         super().save_pretrained(save_directory, **options)
         follow_umask(save_directory)
 
