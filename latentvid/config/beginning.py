@@ -49,6 +49,11 @@ def check_model(config: DitConfig) -> None:
             raise ValueError(f"model.motion={motion!r}: give a MotionAdapter's folder, or {{}} for a new one")
         if motion is not None and config.trainable:
             raise ValueError("model.motion is trained alone, or stays where adapter.kind is set: leave trainable out")
+        if isinstance(motion, dict) and config.adapter.kind != "none":
+            raise ValueError(
+                f"model.motion={motion} is of new motion modules, and adapter.kind={config.adapter.kind} leaves them "
+                "as they are, which does nothing: give the folder of a MotionAdapter, or leave model.motion out"
+            )
         if motion is not None and config.prior.wanted:
             raise ValueError("prior makes clips by the model as it is, and with model.motion that makes pictures")
         for key, allowed in (("dtype", ("fp32", "bf16")), ("expert", ("high", "low"))):

@@ -23,5 +23,5 @@ def put_adapter(pipeline: OpenVideoPipeline, folder: Path) -> None:
         scheduler = LatentVideoScheduler(**recipe.scheduler)
     pipeline.recipe = replace(recipe, scheduler=dict(scheduler.config))
     pipeline.transformer, pipeline.scheduler = made, scheduler
-    pipeline.register_to_config(frames=recipe.frames, steps=recipe.steps)
+    pipeline.register_to_config(frames=min(recipe.frames, made.most_frames), steps=recipe.steps)
     print(f"motion modules {folder}", file=sys.stderr, flush=True)

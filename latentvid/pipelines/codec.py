@@ -59,6 +59,7 @@ class CodecMixin:
             near = " x ".join(str(max(1, round(side / stride)) * stride) for side in (height, width))
             raise UserError(f"{height} x {width} pixels: this model makes multiples of {stride}, such as {near}")
         grid = vae.latent_grid(frames, height, width)
+        self.transformer.check_frames(grid[0])
         check_room(frames, height, width)
         return grid
 

@@ -118,6 +118,8 @@ class OpenVideoPipeline(LatentVideoPipeline):
         for name, part in zip(("transformer", "transformer_2"), published.experts, strict=False):
             if name not in parts:
                 parts[name] = load_backbone(published, part, dtype)
+        if (most := parts["transformer"].most_frames) is not None:
+            recipe = replace(recipe, frames=min(recipe.frames, most))
         pipeline = cls(recipe=recipe, references=saved_roles(published.folder), **parts)
         pipeline.register_to_config(_name_or_path=str(published.folder))
         return pipeline

@@ -47,7 +47,7 @@ def test_a_published_adapter_samples_as_diffusers_does(repository, tmp_path, cap
     adapter().save_pretrained(tmp_path / "motion")
     ours = load_pipeline(folder, "cpu", mixed_precision="no", motion=tmp_path / "motion")
     assert f"motion modules {tmp_path / 'motion'}" in capsys.readouterr().err
-    assert (ours.config.frames, ours.config.steps, ours.scheduler.config.betas) == (16, 25, "linear")
+    assert (ours.config.frames, ours.config.steps, ours.scheduler.config.betas) == (8, 25, "linear")
     ours.scheduler = LatentVideoScheduler(path="ddpm", target="eps", betas="linear", beta_start=0.00085, beta_end=0.012)
     theirs = AnimateDiffPipeline.from_pretrained(
         folder, motion_adapter=MotionAdapter.from_pretrained(tmp_path / "motion"),
@@ -55,10 +55,12 @@ def test_a_published_adapter_samples_as_diffusers_does(repository, tmp_path, cap
     )  # fmt: skip
     check(ours, theirs)
     theirs.save_pretrained(tmp_path / "whole")  # with its motion modules in the U-Net
-    check(load_pipeline(tmp_path / "whole", "cpu", mixed_precision="no"), theirs)
+    whole = load_pipeline(tmp_path / "whole", "cpu", mixed_precision="no")
+    assert whole.config.frames == 8  # no more than it has positions
+    check(whole, theirs)
     with pytest.raises(UserError, match="has motion modules already"):
         load_pipeline(tmp_path / "whole", "cpu", mixed_precision="no", motion=tmp_path / "motion")
-    with pytest.raises(UserError, match="10 frames: the motion modules are for at most 8"):
+    with pytest.raises(UserError, match="10 frames: animatediff has positions for at most 8"):
         ours("a red 7", frames=10, height=8, width=8, sampling=HOW)
 
 

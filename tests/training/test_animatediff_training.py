@@ -64,10 +64,15 @@ def test_an_adapter_is_gone_on_with_and_what_does_not_fit_is_refused(repository,
     found = {name: p for name, p in task.model.raw.named_parameters() if p.requires_grad}
     assert found and all(torch.equal(p, held[name]) for name, p in found.items())
     assert task.config.scheduler["betas"] == "linear" and task.product == "motion"
-    with pytest.raises(UserError, match=r"data\.max_frames: 9 frames: the motion modules are for at most 8"):
+    with pytest.raises(UserError, match=r"data\.max_frames: 9 frames: animatediff has positions for at most 8"):
         long = ("data.max_frames=9", "data.tokens_per_pack=3000")
         DitTask(published_config(tmp_path / "b", folder, f"model.motion={motion}", *long), torch.device("cpu"))
+    with pytest.raises(UserError, match="samples: 9 frames: animatediff has positions for at most 8"):  # at the start
+        looks = ("samples.every=9", "samples.prompts=[a]", "samples.frames=9", "samples.height=16", "samples.width=16")
+        DitTask(published_config(tmp_path / "b", folder, f"model.motion={motion}", *SMALL, *looks), torch.device("cpu"))
     with pytest.raises(UserError, match=r"model\.motion is of Stable Diffusion's U-Net"):
         DitTask(published_config(tmp_path / "c", repository("wan"), NEW), torch.device("cpu"))
     with pytest.raises(ConfigError, match=r"model\.motion=3: give a MotionAdapter's folder"):
         published_config(tmp_path / "d", folder, "model.motion=3")
+    with pytest.raises(ConfigError, match="is of new motion modules, and adapter.kind=lora leaves them as they are"):
+        published_config(tmp_path / "e", folder, NEW, "adapter.kind=lora")

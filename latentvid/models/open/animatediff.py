@@ -59,13 +59,9 @@ class AnimateDiff(StableDiffusion):
         self.check_frames(frames)
         return self.raw(latents, ddpm_steps(level), text.repeat_interleave(frames, dim=0), return_dict=False)[0]
 
-    def check_frames(self, frames: int) -> None:
-        """Raises UserError for a clip of more frames than its motion modules have positions."""
-        if frames > self.raw.config.motion_max_seq_length:
-            raise UserError(
-                f"{frames} frames: the motion modules are for at most {self.raw.config.motion_max_seq_length}: make "
-                "the clip shorter"
-            )
+    @property
+    def most_frames(self) -> int:
+        return self.raw.config.motion_max_seq_length
 
     def save_motion(self, folder: Path) -> None:
         """The motion modules as a `MotionAdapter`'s folder, which diffusers' `AnimateDiffPipeline` takes."""

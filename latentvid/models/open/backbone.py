@@ -140,6 +140,18 @@ class OpenBackbone(Controllable, nn.Module):
         """Raises UserError for references at positions that the model does not have."""
 
     @property
+    def most_frames(self) -> int | None:
+        """For how many latent frames it has positions; None: any number."""
+        return None
+
+    def check_frames(self, frames: int) -> None:
+        """Raises UserError for a clip of more latent frames than `most_frames`."""
+        if self.most_frames is not None and frames > self.most_frames:
+            raise UserError(
+                f"{frames} frames: {self.family} has positions for at most {self.most_frames}: ask for fewer"
+            )
+
+    @property
     def heads(self) -> int:
         return self.raw.config.num_attention_heads
 

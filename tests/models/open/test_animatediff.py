@@ -46,7 +46,7 @@ def test_new_motion_changes_nothing_at_first_and_alone_is_trained():
     train_motion_alone(model.raw)
     trained = [name for name, p in model.raw.named_parameters() if p.requires_grad]
     assert trained and all("motion_modules" in name for name in trained)
-    with pytest.raises(UserError, match="4 frames: the motion modules are for at most 3"):
+    with pytest.raises(UserError, match="4 frames: animatediff has positions for at most 3"):
         run_packed(model, samples(4, (1, 1, 1), 12, [(4, 4, 4)], [7], [0.5]), model.patch, None)
 
 

@@ -16,7 +16,6 @@ from ....diffusion.masks import IN_SPACE
 from ....errors import UserError
 from ....models.conditions import known_latents
 from ....models.open import OpenBackbone
-from ....models.open.animatediff import AnimateDiff
 from ....models.transformer import VideoDiT
 from ....packing import Packed, Patch, Shape, Span, patchify
 from ....references import low_in, mask_in
@@ -94,13 +93,11 @@ def check_scale(config: DitConfig, model: VideoDiT) -> None:
 
 
 def check_length(model: VideoDiT | OpenBackbone, shapes: Sequence[Shape]) -> None:
-    """Raises UserError where clips are longer than motion modules have positions."""
-    longest = max(shape.grid[0] for shape in shapes)
-    if isinstance(model, AnimateDiff):
-        try:
-            model.check_frames(longest)
-        except UserError as error:
-            raise UserError(f"data.max_frames: {error}") from None
+    """Raises UserError where clips are longer than the model has positions."""
+    try:
+        model.check_frames(max(shape.grid[0] for shape in shapes) * model.patch[0])
+    except UserError as error:
+        raise UserError(f"data.max_frames: {error}") from None
 
 
 def kept_by(masks: Sequence[Tensor], frames: int, temporal: int, spatial: int) -> Tensor | None:
