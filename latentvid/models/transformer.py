@@ -110,6 +110,8 @@ class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
             )
         if attention == "inflated" and temporal_every > depth:
             raise ValueError(f"temporal_every {temporal_every}: there are {depth} blocks: give at most so many")
+        if attention != "inflated" and temporal_every != 1:
+            raise ValueError(f"temporal_every {temporal_every} is of inflated attention, and this is {attention}")
         if condition_channels not in CONDITION_CHANNELS:
             raise ValueError(f"condition_channels {condition_channels!r}: one of {', '.join(CONDITION_CHANNELS)}")
         features = latent_channels * patch**2
@@ -162,6 +164,9 @@ class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
 
     def check_references(self, shapes: Sequence[Shape]) -> None:
         """Any positions will do."""
+
+    def check_frames(self, frames: int) -> None:
+        """Any number will do."""
 
     @property
     def in_order(self) -> list[nn.Module]:

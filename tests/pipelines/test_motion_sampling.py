@@ -101,6 +101,12 @@ def test_lora_and_controlnets_of_the_image_model_act_on_each_frame(tiny_pipeline
     one = Packed.of([(1, h, w)] * f), Packed.of_lengths([5] * f)
     frames = plain(tokens, level, text.repeat(f, 1), *one, control=Control.of(signal))
     torch.testing.assert_close(whole, frames, rtol=1e-4, atol=1e-4)
+    pipeline = load_pipeline(tiny_pipeline, "cpu", motion=still, lora=beside["lora"])
+    with pytest.raises(
+        UserError, match=r"has adapters in it \(pytorch_lora_weights\): save one that was loaded without"
+    ):
+        pipeline.save_pretrained(tmp_path / "whole")  # which none could load again
+    assert not (tmp_path / "whole").exists()
     for more in ({"control": beside["control"]}, {"lora": beside["lora"]}):
         other = load_pipeline(tiny_pipeline, "cpu", motion=still, **more).transformer
         told = {"control": Control.of(signal)} if "control" in more else {}
@@ -125,6 +131,9 @@ def test_what_does_not_belong_together_is_named(motion, tiny_pipeline, repositor
     assert "was trained with the noise of" in said(changed(noise={"path": "cosine", "target": "v"}))
     assert "clips.frames=0" in said(changed(clips=CLIPS | {"frames": 0}))
     assert "holds a MotionModule, not a MotionAdapter" in said(motion, repository("wan"))
+    clips, index = shutil.copytree(tiny_pipeline, tmp_path / "clips"), tiny_pipeline / "model_index.json"
+    (clips / "model_index.json").write_text(json.dumps(json.loads(index.read_text()) | {"trained": CLIPS["trained"]}))
+    assert "this one was trained on clips of up to 9 frames, of which its blocks would see one" in said(motion, clips)
     whole = tmp_path / "whole"
     pipeline = load_pipeline(tiny_pipeline, "cpu", motion=motion)
     pipeline.save_pretrained(whole)

@@ -1,6 +1,8 @@
 """Inflating an image model: all of it trained, or temporal blocks alone, a module that goes into other image models."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,10 @@ from small_tasks import Stop, draws_of, stopping
 from latentvid.config.yaml_files import ConfigError
 from latentvid.errors import UserError
 from latentvid.models.flops import backbone_flops
+from latentvid.pipelines.command import note_condition
 from latentvid.pipelines.loading import load_pipeline
 from latentvid.pipelines.sampling import Sampling
+from latentvid.pipelines.tasks import image_to_video
 from latentvid.training.dryrun.memory import state_bytes
 from latentvid.training.export import export_run
 from latentvid.training.stages.dit.task import DitTask
@@ -90,6 +94,20 @@ def test_temporal_blocks_alone_gone_on_with_are_as_not_stopped_and_leave_a_modul
     assert torch.equal(again("a red 7", frames=5, sampling=Sampling(steps=2, progress=False)).frames[0], clips[0])
 
 
+def test_how_frames_were_given_is_the_modules(config, tmp_path, tiny_pipeline, capsys):
+    given = ("given.plain=1", "given.first=3", "given.noise=[0.1, 0.3]", "train.steps=1")
+    train(config(tmp_path / "run", ALONE, *given), DitTask)
+    pipeline = load_pipeline(tiny_pipeline, "cpu", motion=tmp_path / "run/motion")
+    assert tuple(pipeline.config.given) == ("plain", "first") and pipeline.config.given_noise == (0.1, 0.3)
+    note_condition(pipeline, Sampling(), "ends")
+    assert "was trained with first 75%, plain 25% of given frames, none of which is ends" in capsys.readouterr().err
+    picture = torch.zeros(32, 32, 3, dtype=torch.uint8)
+    quick = Sampling(steps=1, image_noise=0.2, progress=False)
+    assert image_to_video(pipeline, [picture], ["a red 7"], 5, sampling=quick)[0].shape[0] == 5
+    with pytest.raises(UserError, match="image noise 0.5: the model was trained with 0.1 to 0.3"):
+        image_to_video(pipeline, [picture], ["a red 7"], 5, sampling=replace(quick, image_noise=0.5))
+
+
 def test_a_module_is_gone_on_with_in_another_run(config, tmp_path):
     train(config(tmp_path / "run", ALONE, "train.steps=1", "model.temporal_every=2"), DitTask)
     folder = tmp_path / "run/motion"
@@ -100,6 +118,19 @@ def test_a_module_is_gone_on_with_in_another_run(config, tmp_path):
         names = dict(task.model.named_parameters())
         same = [torch.equal(names.get(name, x), x) for name, x in held.items()]
         assert all(same) and task.product == {ALONE: "motion", "": "pipeline"}.get("".join(more), "lora")
+    said = json.loads((folder / "config.json").read_text())
+    for changed, message in [
+        (
+            {"noise": said["noise"] | {"path": "cosine", "target": "v"}},
+            "init_motion: .* with the noise of .*cosine",
+        ),
+        ({"noise": said["noise"] | {"sigma_data": 0.5}}, r"the noise of \{'sigma_data': 0.5\}, and this model with"),
+        ({"temporal_stride": 8}, "init_motion: .* is for latent frames of 8 frames, and this model's are of 4"),
+    ]:
+        other = shutil.copytree(folder, tmp_path / f"other{len(list(tmp_path.iterdir()))}")
+        (other / "config.json").write_text(json.dumps(said | changed))
+        with pytest.raises(UserError, match=message):
+            DitTask(config(tmp_path / "on", f"init_motion={other}", ALONE), CPU)
     with pytest.raises(UserError, match="model.temporal_every is 1, and init_motion was trained with 2"):
         DitTask(config(tmp_path / "on", f"init_motion={folder}", "model.temporal_every=1"), CPU)
 
@@ -130,6 +161,9 @@ def test_what_cannot_be_is_refused(config, tmp_path, tiny_pipeline):
         (("model.temporal_every=3",), "temporal_every 3: there are 2 blocks"),
         (("init_motion=there",), "there holds no motion module"),
         (("model.attention=causal", "trainable=[^temporal]"), "model.attention is causal, was full"),
+        (("adapter.kind=lora",), "new temporal blocks into .*, and adapter.kind=lora leaves them as they are, which"),
+        (("trainable=[^blocks.0]",), r"new temporal blocks into .*, and trainable=\['\^blocks.0'\] leaves them as"),
+        (("init=null", "model.attention=full", "model.temporal_every=2"), "temporal_every 2 is of inflated attention"),
         (("model.attention=full", ALONE), "trainable: '.temporal' is found in no parameter's name"),
     ]:
         with pytest.raises((ConfigError, UserError), match=message):

@@ -2,8 +2,8 @@
 
 Its weights lie under the name that diffusers gives them. config.json: of the image model that it was trained on the
 shape (`depth`, `width`, `heads`, `mlp_ratio`, `rope_theta`) and identity (`base`); its own arguments
-(`temporal_every`, `rope_fps`, `temporal_stride`); the scheduler's path and target (`noise`); and the clips that it was
-trained on (`clips`).
+(`temporal_every`, `rope_fps`, `temporal_stride`); the scheduler's path, target and their numbers (`noise`); and the
+clips that it was trained on (`clips`).
 """
 
 from __future__ import annotations
@@ -36,13 +36,27 @@ OWN = ("temporal_every", "rope_fps", "temporal_stride")  # of time, of which the
 @dataclass(frozen=True)
 class MotionFolder:
     """What config.json says. arguments: of `VideoDiT`, `SHAPE` and `OWN`. base: as `control_files.base_of` has it.
-    noise: `path` and `target` of the scheduler. clips: what the module was trained on, as arguments of a pipeline."""
+    noise: `path`, `target` and all else of the scheduler that a model must share. clips: what the module was trained
+    on, as arguments of a pipeline."""
 
     folder: Path
     arguments: Mapping[str, Any]
     base: Mapping[str, str]
-    noise: Mapping[str, str]
+    noise: Mapping[str, Any]
     clips: Mapping[str, Any]
+
+    def check(self, noise: Mapping[str, Any], stride: int, option: str) -> None:
+        """Raises UserError for a model of another noise (a scheduler's arguments), or an autoencoder that folds another
+        number of frames. option: by which the folder was named."""
+        differing = [key for key, value in self.noise.items() if key in noise and noise[key] != value]
+        if differing:
+            told, own = ({key: of[key] for key in differing} for of in (self.noise, noise))
+            raise UserError(f"{option} was trained with the noise of {told}, and this model with {own}: take another")
+        if self.arguments["temporal_stride"] != stride:
+            raise UserError(
+                f"{option} is for latent frames of {self.arguments['temporal_stride']} frames, and this model's are of "
+                f"{stride}: give a module that was trained with its VAE"
+            )
 
     @property
     def inflated(self) -> dict[str, Any]:

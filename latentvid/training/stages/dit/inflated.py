@@ -5,8 +5,7 @@ Temporal blocks (models/temporal.py) are inserted where `model.attention` is inf
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import asdict
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from ....models.open import OpenBackbone
 from ....models.transformer import VideoDiT
 from ...checkpoint.init import Source, begin_with
 from ...origin import Base, Origin
-from .parts import Parts, given_of
+from .parts import AT_WILL, Parts, differing_from, given_of
 from .seen import defaults_of
 
 NEW = ("temporal.",)  # how the names of the parameters begin that an image model has not
@@ -46,10 +45,11 @@ def told_by_motion(config: DitConfig, source: Source | None, known: Collection[s
     return told
 
 
-def take(model: VideoDiT, source: Source, differing: Sequence[str], config: DitConfig) -> Origin:
-    """Begins with the source's weights, and the motion module's where one is named. differing: in words, as
-    `parts.differing_from` has it. Raises UserError for what does not fit."""
+def take(model: VideoDiT, source: Source, parts: Parts, config: DitConfig) -> Origin:
+    """Begins with the source's weights, and the motion module's where one is named. Raises UserError for what does not
+    fit."""
     new: tuple[str, ...] = ()
+    differing = differing_from(source, model, parts)
     if inflates(model, source):
         new = NEW
         if (source.arguments or {}).get("attention", "full") == "full":
@@ -61,9 +61,28 @@ def take(model: VideoDiT, source: Source, differing: Sequence[str], config: DitC
             raise UserError(
                 f"init_motion is put into an image model, and {source.where} has temporal blocks: leave it out"
             )
-        origin.taken += fill_motion(model, read_motion(config.init_motion))
+        found = read_motion(config.init_motion)
+        found.check(parts.scheduler.config, parts.vae.temporal_stride, f"init_motion: {config.init_motion}")
+        origin.taken += fill_motion(model, found)
         origin.where = f"{origin.where}, with {config.init_motion}"
     return origin
+
+
+def check_new(model: VideoDiT | OpenBackbone, source: Source | None, config: DitConfig) -> None:
+    """Raises UserError where temporal blocks are new and stay so: they change nothing, nor does what is trained in
+    them. (A ControlNet is of the image model alone.) To be called once it is chosen what is trained."""
+    if not inflates(model, source) or config.init_motion is not None or config.controlnet.on:
+        return
+    what = f"adapter.kind={config.adapter.kind}"
+    if config.adapter.kind == "none":
+        if any(p.requires_grad for name, p in named(model) if name.startswith(NEW)):
+            return
+        what = f"trainable={list(config.trainable)}"
+    raise UserError(
+        f"model.attention=inflated puts new temporal blocks into {source.where}, and {what} leaves them as they are, "
+        "which does nothing: give a motion module by init_motion, or train them (trainable=[^temporal]), or leave "
+        "model.attention out"
+    )
 
 
 def _of_clips(source: Source) -> list[str]:
@@ -92,7 +111,10 @@ def export_module(
     """The motion module, with the image model that it is of and the clips that it was trained on. seen: their kinds."""
     found = defaults_of(seen)
     clips = {key: found[key] for key in ("frames", "fps") if key in found}
-    clips |= {"trained": seen, "given": list(given_of(config)), "given_shares": asdict(config.given)}
+    clips |= {"trained": seen, "given": list(given_of(config)), "given_shares": config.given.shares}
+    if config.given.noise is not None:
+        clips["given_noise"] = list(config.given.noise)
     image = base_of(model, base.where, fingerprint(model, temporal=False))
-    noise = {key: parts.scheduler.config[key] for key in ("path", "target")}
+    told = {key: value for key, value in parts.scheduler.config.items() if not key.startswith("_")}
+    noise = {key: value for key, value in told.items() if key not in AT_WILL}
     save_motion(model, folder, image, noise, clips)

@@ -36,12 +36,12 @@ from .before import Before
 from .blank import blank
 from .conditions import ConditionMaker
 from .data import DitPacks
-from .inflated import export_module, of_base, take, told_by_motion, trains_motion
+from .inflated import check_new, export_module, of_base, take, told_by_motion, trains_motion
 from .known import check_length, check_told
 from .looks import check_looks, check_sizes, looked_at
 from .network import check_shared, costs_of, new_network, published_network, told_by
 from .pack import DitPack
-from .parts import compute_dtype, differing_from, load_parts, make_pipeline, roles_of
+from .parts import compute_dtype, load_parts, make_pipeline, roles_of
 from .prior_maker import make_prior
 from .product import export_branch, export_motion, export_pipeline, export_repository, notes_of_student
 from .published import part_of, published_of, settled
@@ -190,6 +190,7 @@ class DitTask(DitPacks):
             self.base = Base(where, of_base(model, self.weights, self.config))
             usual = getattr(model, "lora", OF_VIDEO_DIT) if self.published is None else self.published.recipe.lora
             choose_trained(model, self.config, usual)
+            check_new(model, self.weights, self.config)
         return model
 
     def _published_model(self) -> OpenBackbone:
@@ -211,7 +212,7 @@ class DitTask(DitPacks):
         return self._take(self.model, self.weights)
 
     def _take(self, model: VideoDiT, source: Source) -> Origin:
-        self.origin = take(model, source, differing_from(source, model, self.parts), self.config)
+        self.origin = take(model, source, self.parts, self.config)
         return self.origin
 
     def _conditions(self) -> ConditionMaker | None:
