@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from scipy.linalg import sqrtm
 
 from latentvid.errors import UserError
-from latentvid.evaluation.sets.frechet import weighted_frechet
+from latentvid.evaluation.sets import frechet as module
+from latentvid.evaluation.sets.frechet import frechet_derivatives, frechet_of_halves, weighted_frechet
 from latentvid.evaluation.sets.i3d import SHORTEST, load_i3d, same_padding
 
 
@@ -124,6 +125,16 @@ def test_the_distance_of_gaussians_is_the_closed_form():
     expected = (x.mean(0) - y.mean(0)).square().sum() + (cov[0] + cov[1] - 2 * root).trace()
     assert frechet(x, y) == pytest.approx(float(expected), rel=1e-9)
     assert frechet(x, x) == pytest.approx(0, abs=1e-9)
+
+
+def test_blocks_of_rows_give_what_all_rows_do(monkeypatch):
+    a, b = torch.randn(53, 6) @ torch.randn(6, 6) + 20, torch.randn(40, 6) + 19
+    halves = torch.rand(2, 53) < 0.5, torch.rand(2, 40) < 0.5
+    functions = (frechet, frechet_derivatives, lambda x, y: frechet_of_halves(x, y, *halves))
+    whole = [function(a, b) for function in functions]
+    monkeypatch.setattr(module, "BLOCK", 7)
+    for function, expected in zip(functions, whole, strict=True):
+        torch.testing.assert_close(function(a, b), expected)
 
 
 def test_fewer_samples_than_dimensions_do_and_one_does_not():

@@ -5,10 +5,15 @@ Axes: N M samples of two sets, D features, R resamples.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from ...errors import UserError
+
+BLOCK = 1024  # rows that are in float64 together
 
 
 def _root(covariance: Tensor) -> Tensor:
@@ -27,10 +32,52 @@ def _root_trace(first: Tensor, second: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(root.T @ second @ root).clamp_min(0).sqrt().sum()
 
 
-def _centred(a: Tensor, b: Tensor) -> list[Tensor]:
-    """Both in float64, less one centre: any would do, this one cancels least."""
-    centre = (a.sum(0, dtype=torch.float64) + b.sum(0, dtype=torch.float64)) / (len(a) + len(b))
-    return [x.to(torch.float64, copy=True).sub_(centre) for x in (a, b)]
+def _centre(a: Tensor, b: Tensor) -> Tensor:
+    """[D], of all rows: any centre would do, this one cancels least."""
+    return (a.sum(0, dtype=torch.float64) + b.sum(0, dtype=torch.float64)) / (len(a) + len(b))
+
+
+def _blocks(x: Tensor, centre: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of x [N,D] less the centre in float64, `BLOCK` at a time, so that memory does not grow by copies of all."""
+    for start in range(0, len(x), BLOCK):
+        part = slice(start, start + BLOCK)
+        yield part, x[part].double() - centre
+
+
+@dataclass
+class _Sums:
+    """Number of rows, their sum [D] and the sum of their products [D,D], less a common centre; float64."""
+
+    count: Tensor | int
+    rows: Tensor
+    products: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, centre: Tensor, counts: Tensor | None = None) -> _Sums:
+        """counts [N]: how often each row stands; None: once."""
+        width = x.shape[1]
+        found = cls(len(x), torch.zeros(width, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64))
+        for part, rows in _blocks(x, centre):
+            weighted = rows if counts is None else rows * counts[part, None]
+            found.rows += weighted.sum(0)
+            found.products.addmm_(weighted.T, rows)
+        if counts is not None:
+            found.count = counts.sum()
+        return found
+
+    def less(self, other: _Sums) -> _Sums:
+        return _Sums(self.count - other.count, self.rows - other.rows, self.products - other.products)
+
+    @property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean [D] (less the centre) and covariance [D,D]."""
+        mean = self.rows / self.count
+        return mean, (self.products - torch.outer(self.rows, mean)) / (self.count - 1)
+
+
+def _distance(first: _Sums, second: _Sums) -> Tensor:
+    (mean_a, a), (mean_b, b) = first.moments, second.moments
+    return (mean_a - mean_b).square().sum() + a.trace() + b.trace() - 2 * _root_trace(a, b)
 
 
 def weighted_frechet(a: Tensor, b: Tensor, a_counts: Tensor, b_counts: Tensor) -> Tensor:
@@ -46,28 +93,23 @@ def weighted_frechet(a: Tensor, b: Tensor, a_counts: Tensor, b_counts: Tensor) -
     """
     totals = [counts.sum(1) for counts in (a_counts, b_counts)]
     _check(min(int(total.min()) for total in totals))
-    a, b = _centred(a, b)
+    centre, seen = _centre(a, b), max(int((counts > 0).sum(1).max()) for counts in (a_counts, b_counts))
+    if seen > a.shape[1] or max(len(a), len(b)) > 2 * a.shape[1]:
+        both = zip(a_counts, b_counts, strict=True)
+        found = [_distance(_Sums.of(a, centre, v), _Sums.of(b, centre, w)) for v, w in both]
+        return torch.stack(found).clamp_min(0)
+    a, b = a - centre, b - centre  # float64
     means = [counts @ x / total[:, None] for x, counts, total in zip((a, b), (a_counts, b_counts), totals, strict=True)]
-    seen = max(int((counts > 0).sum(1).max()) for counts in (a_counts, b_counts))
-    narrow = seen <= a.shape[1] and max(len(a), len(b)) <= 2 * a.shape[1]
-    product = a @ b.T if narrow else None  # [N,M]
-    squares = [x.square().sum(1) for x in (a, b)]
-    found = []
+    product, squares, found = a @ b.T, [x.square().sum(1) for x in (a, b)], []
     for v, w, n, m, mean_a, mean_b in zip(a_counts, b_counts, *totals, *means, strict=True):
+        # nothing of N x D is made for each resample
         i, j = v.nonzero().flatten(), w.nonzero().flatten()
-        if product is not None:  # nothing of N x D is made for each resample
-            rows, columns = product @ w / m, v @ product / n  # a mean_b, b mean_a
-            dots = product[i][:, j] - rows[i][:, None] - columns[j] + mean_a @ mean_b
-            scale = (v[i][:, None] * w[j] / ((n - 1) * (m - 1))).sqrt()
-            cross = torch.linalg.svdvals(dots.mul_(scale)).sum()
-            spread = (v @ squares[0] - n * mean_a.square().sum()) / (n - 1)
-            spread = spread + (w @ squares[1] - m * mean_b.square().sum()) / (m - 1)
-        else:
-            first, second = (
-                ((x - mean).T * counts) @ (x - mean) / (total - 1)
-                for x, counts, total, mean in ((a[i], v[i], n, mean_a), (b[j], w[j], m, mean_b))
-            )
-            cross, spread = _root_trace(first, second), first.trace() + second.trace()
+        rows, columns = product @ w / m, v @ product / n  # a mean_b, b mean_a
+        dots = product[i][:, j] - rows[i][:, None] - columns[j] + mean_a @ mean_b
+        scale = (v[i][:, None] * w[j] / ((n - 1) * (m - 1))).sqrt()
+        cross = torch.linalg.svdvals(dots.mul_(scale)).sum()
+        spread = (v @ squares[0] - n * mean_a.square().sum()) / (n - 1)
+        spread = spread + (w @ squares[1] - m * mean_b.square().sum()) / (m - 1)
         found.append((mean_a - mean_b).square().sum() + spread - 2 * cross)
     return torch.stack(found).clamp_min(0)
 
@@ -87,19 +129,13 @@ def frechet_of_halves(a: Tensor, b: Tensor, a_first: Tensor, b_first: Tensor) ->
     if max(int(counts.sum(1).max()) for counts in halves) <= a.shape[1]:
         return weighted_frechet(a, b, *halves).reshape(2, -1).T
     _check(min(int(counts.sum(1).min()) for counts in halves))
-    sides = [(x, x.sum(0), x.T @ x, first) for x, first in zip(_centred(a, b), (a_first, b_first), strict=True)]
-    found = []
-    for r in range(len(a_first)):
-        pairs = []
-        for x, total, products, firsts in sides:
-            part = x[firsts[r]]
-            one = (len(part), part.sum(0), part.T @ part)
-            other = (len(x) - len(part), total - one[1], products - one[2])
-            pairs.append([(s / n, (p - s[:, None] * s / n) / (n - 1)) for n, s, p in (one, other)])
-        for (mean_a, first), (mean_b, second) in zip(*pairs, strict=True):
-            traces = first.trace() + second.trace() - 2 * _root_trace(first, second)
-            found.append((mean_a - mean_b).square().sum() + traces)
-    return torch.stack(found).clamp_min(0).reshape(-1, 2)
+    centre, found = _centre(a, b), []
+    whole = [_Sums.of(x, centre) for x in (a, b)]
+    for firsts in zip(a_first, b_first, strict=True):
+        ones = [_Sums.of(x[first], centre) for x, first in zip((a, b), firsts, strict=True)]
+        others = [all_of.less(one) for all_of, one in zip(whole, ones, strict=True)]
+        found.append(torch.stack([_distance(*ones), _distance(*others)]))
+    return torch.stack(found).clamp_min(0)
 
 
 def frechet_derivatives(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,29 +144,42 @@ def frechet_derivatives(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     d trace((A B)^(1/2)) = trace(T dA) / 2, with T the matrix of the optimal transport from N(0, A) to N(0, B) (Takatsu
     2011), and x T x of all centred rows x is the diagonal of U S U^T, where U S V^T = Xa Xb^T / sqrt((n - 1)(m - 1)).
     """
-    a, b = _centred(a, b)
-    difference = a.mean(0) - b.mean(0)
-    xa, xb = a - a.mean(0), b - b.mean(0)
     n, m = len(a), len(b)
     if max(n, m) <= a.shape[1]:
+        means = [x.mean(0, dtype=torch.float64) for x in (a, b)]
+        xa, xb = a - means[0], b - means[1]
         left, values, right = torch.linalg.svd(xa @ xb.T / ((n - 1) * (m - 1)) ** 0.5, full_matrices=False)
-        cross = left.square() @ values, right.T.square() @ values
+        crosses = [lambda part, rows, of=of: of[part] @ values for of in (left.square(), right.T.square())]
     else:
-        roots, white = zip(*(_whitened(x) for x in (xa, xb)), strict=True)
+        centre = _centre(a, b)
+        moments = [_Sums.of(x, centre).moments for x in (a, b)]
+        means = [mean + centre for mean, _ in moments]
+        roots, inverses = zip(*(_root_and_inverse(covariance) for _, covariance in moments), strict=True)
+        del moments
         left, values, right = torch.linalg.svd(roots[0].T @ roots[1], full_matrices=False)
-        cross = (white[0] @ left).square() @ values, (white[1] @ right.T).square() @ values
-    return tuple(
-        2 * sign * (x @ difference) / count
-        + (x.square().sum(1) - x.square().sum() / (count - 1)) / (count - 1)
-        - (of - values.sum() / (count - 1))
-        for sign, x, count, of in ((1, xa, n, cross[0]), (-1, xb, m, cross[1]))
-    )
+        turned = [inverse @ of for inverse, of in zip(inverses, (left, right.T), strict=True)]
+        # rows of U: x W / (n - 1)^0.5, a block of rows at a time
+        crosses = [
+            lambda part, rows, of=of, count=count: (rows @ of).square() @ values / (count - 1)
+            for of, count in zip(turned, (n, m), strict=True)
+        ]
+    difference, total = means[0] - means[1], values.sum()
+    found = []
+    for sign, x, mean, cross in zip((1, -1), (a, b), means, crosses, strict=True):
+        count, one, squares, of = len(x), [], [], []
+        for part, rows in _blocks(x, mean):
+            one.append(rows @ difference)
+            squares.append(rows.square().sum(1))
+            of.append(cross(part, rows))
+        one, squares, of = (torch.cat(each) for each in (one, squares, of))
+        spread = (squares - squares.sum() / (count - 1)) / (count - 1)
+        found.append(2 * sign * one / count + spread - (of - total / (count - 1)))
+    return tuple(found)
 
 
-def _whitened(x: Tensor) -> tuple[Tensor, Tensor]:
-    """L [D,E] with L L^T the covariance of the centred rows x [N,D]; W [N,E] with W L^T = x / (N - 1)^0.5."""
-    scaled = x / (len(x) - 1) ** 0.5
-    values, vectors = torch.linalg.eigh(scaled.T @ scaled)
+def _root_and_inverse(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """L [D,E] with L L^T the covariance [D,D], and W [D,E] with W^T L = 1, of the directions in which it has any."""
+    values, vectors = torch.linalg.eigh(covariance)
     kept = values > 1e-10 * values.max()
     root = values[kept].sqrt()
-    return vectors[:, kept] * root, scaled @ vectors[:, kept] / root
+    return vectors[:, kept] * root, vectors[:, kept] / root
