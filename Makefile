@@ -1,4 +1,5 @@
-# make setup | test | test-avx2 | test-slow | lint | format | demo | demo-tasks | reference | reference-footage | clean.
+# make setup | test | test-avx2 | test-slow | lint | format | demo | demo-tasks | reference | reference-footage |
+# check-quality | clean.
 # All is installed into .venv/ here; a GPU is not needed.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -17,7 +18,7 @@ LAUNCH := $(MALLOC) OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true $(BIN)/accelerate 
   --num_machines 1 --main_process_port 0 --mixed_precision no --dynamo_backend no
 endif
 
-.PHONY: setup test test-avx2 test-slow lint format demo demo-tasks reference reference-footage clean
+.PHONY: setup test test-avx2 test-slow lint format demo demo-tasks reference reference-footage check-quality clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -60,17 +61,17 @@ demo: setup
 	test -f $(DEMO)/data/train.jsonl || OMP_NUM_THREADS=1 $(BIN)/python -m latentvid.demo.digits $(DEMO)/data --seed $(SEED)
 	test -f $(DEMO)/t5/model.safetensors || OMP_NUM_THREADS=1 $(BIN)/python train/train_text_encoder.py $(DEMO)/t5 \
 	  --captions $(DEMO)/data/train.jsonl --seed $(SEED)
-	$(LAUNCH) vae/train_vae.py configs/vae/demo.yaml --run.dir=$(DEMO)/vae_run --run.seed=$(SEED) \
+	$(LAUNCH) vae/train_vae.py configs/vae/demo.yaml --run.dir=$(DEMO)/vae_run --run.seed=$(SEED) $(SHORT) \
 	  --data.manifest=$(DEMO)/data/train.jsonl --validation.manifest=$(DEMO)/data/val.jsonl
 	$(LAUNCH) vae/encode_latents.py --manifest $(DEMO)/data/train.jsonl --vae $(DEMO)/vae_run/vae \
 	  --text-encoder $(DEMO)/t5 --patch 2 --out $(DEMO)/latents
-	$(LAUNCH) train/train_dit.py configs/dit/demo.yaml --run.dir=$(DEMO)/dit_run --run.seed=$(SEED) \
+	$(LAUNCH) train/train_dit.py configs/dit/demo.yaml --run.dir=$(DEMO)/dit_run --run.seed=$(SEED) $(SHORT) \
 	  --vae=$(DEMO)/vae_run/vae --text_encoder=$(DEMO)/t5 --data.latents=$(DEMO)/latents \
 	  --validation.manifest=$(DEMO)/data/val.jsonl
 	@rm -rf $(DEMO)/pipeline && cp -r $(DEMO)/dit_run/pipeline $(DEMO)/pipeline
 	$(BIN)/python inference/t2v.py --model $(DEMO)/pipeline --prompt "a red 7 moves up and to the left" \
 	  --output $(DEMO)/video.mp4
-	test -f $(DEMO)/scores.json || $(LAUNCH) -m latentvid.demo.scoring $(DEMO) --seed $(SEED)
+	test -f $(DEMO)/scores.json || $(LAUNCH) -m latentvid.demo.scoring $(DEMO) --seed $(SEED) $(SCORED)
 	$(BIN)/python -m latentvid.report $(DEMO)
 	@echo "Look at $(DEMO)/report.html; the video is $(DEMO)/video.mp4."
 
@@ -85,6 +86,14 @@ demo-tasks: setup
 # make demo, and then whether its figures lie within the tolerance of docs/reference/demo
 reference: demo
 	$(BIN)/python benchmarks/reference.py check demo $(DEMO)
+
+# the demo with a quarter of its steps and few clips, from nothing; fails where the autoencoder is below a floor or the
+# clips do not follow their prompts above chance
+QUALITY := runs/quality
+check-quality: setup
+	rm -rf $(QUALITY)
+	$(MAKE) demo DEMO=$(QUALITY) SHORT="--train.steps=350 --checkpoint.every=350" SCORED="--prompts 84 --heldout 28"
+	$(BIN)/python benchmarks/check_quality.py $(QUALITY)
 
 # the run of docs/reference/footage.md: CLIPS=folder of video files, T5=folder or hub name, WEIGHTS=folder of lpips/,
 # inception/ and i3d/ (hours on two cores)

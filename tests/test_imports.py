@@ -192,6 +192,7 @@ PROGRAMS = [
         f"-m latentvid.{name}"
         for name in (
             "evaluation.compare",
+            "evaluation.vbench",
             "data.digits",
             "demo.digits",
             "demo.glyph",

@@ -31,6 +31,7 @@ def test_sides_ties_checks_and_raters_are_counted_as_they_are():
     assert q["pairs"] == 4 and q["votes"] == 9 and q["chosen"] == {"A": 5, "tie": 1, "B": 3}
     assert q["win_rate"] == pytest.approx((1 + 0.5 + 0.25 + 0.5) / 4)
     assert q["sign_test"] == {"a": 1, "b": 1, "even": 2, "p": 1.0}
+    assert q["effect"] == 0.0 and "effect (Cohen's g) +0.00" in table(result)
     assert q["ties"] == pytest.approx(1 / 9) and q["left"] == 5 / 8
     assert q["wilson"] == wilson(q["win_rate"], 4)
     assert q["by_rater"]["rater 1"] == {"votes": 4, "win_rate": 0.5, "ties": 0, "left": 0.5}

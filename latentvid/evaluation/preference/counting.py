@@ -43,7 +43,8 @@ def count_question(key: Key, raters: Sequence[Choices], question: str, seed: int
 
     win_rate: of A over B, ties half, the mean over `pairs` (those with a vote) of the mean of a pair's raters.
     wilson, bootstrap: its 95 % intervals, by the formula with as many trials as pairs, and by resampling pairs.
-    sign_test: two-sided p, of the pairs that more raters gave to `a` or to `b`; `even` ones are left out.
+    effect: Cohen's (1988, chapter 5) g, the share of A among the pairs of `sign_test` less a half; None where all are
+    even. sign_test: two-sided p, of the pairs that more raters gave to `a` or to `b`; `even` ones are left out.
     chosen: votes for A, B and tie. ties: their share. left: the share of the left side in votes that are no ties.
     agreement: `agreement` of the raters. by_rater: votes, win rate, ties and left of each.
     Where nobody answered, `votes` is 0 and there is nothing else.
@@ -71,6 +72,7 @@ def count_question(key: Key, raters: Sequence[Choices], question: str, seed: int
         "wilson": wilson(rate, len(means)),
         "bootstrap": bootstrap(means, seed),
         "sign_test": {"a": a, "b": b, "even": len(means) - a - b, "p": sign_test(a, b)},
+        "effect": a / (a + b) - 0.5 if a + b else None,
         "chosen": {name: chosen[name] for name in WORTH},
         **_sides([choice for _, choice in cast]),
         "agreement": agreement([{n: key.pairs[n - 1].chosen(c) for n, c in made.items()} for made in votes.values()]),
@@ -174,7 +176,8 @@ def _question_lines(q: dict[str, Any]) -> list[str]:
         f"{_range(q['bootstrap'])} by resampling pairs)",
         f"  votes: {chosen['A']} A, {chosen['tie']} ties ({_percent(q['ties'])}), {chosen['B']} B; "
         f"left in {_percent(q['left'])} of those that are no ties",
-        f"  sign test: {sign['a']} pairs A, {sign['b']} B, {sign['even']} even, p = {sign['p']:.3g}",
+        f"  sign test: {sign['a']} pairs A, {sign['b']} B, {sign['even']} even, p = {sign['p']:.3g}"
+        + ("" if q["effect"] is None else f", effect (Cohen's g) {q['effect']:+.2f}"),
     ]
     if agreed is not None:
         kappa = "not defined, all choices are the same" if agreed["kappa"] is None else f"{agreed['kappa']:.2f}"
