@@ -80,7 +80,7 @@ MAY_IMPORT |= {
 }
 # Imports inside functions: of the package only in programs, which answer --help before anything heavy is imported;
 # of other packages these, none of which is there to break a circle.
-PROGRAMS_THAT_IMPORT_LATE = {"commands", "evaluation.__main__", "report.__main__"}
+PROGRAMS_THAT_IMPORT_LATE = {"commands", "evaluation.__main__", "evaluation.vbench.__main__", "report.__main__"}
 IMPORTED_LATE = {
     "torch": "configurations and --help do without it; its parts for FSDP2 and for attention of CUDA, where those run",
     "deepspeed": "optional: ZeRO",
@@ -91,6 +91,7 @@ IMPORTED_LATE = {
     "torchmetrics": "slow to import: few scores",
     "cv2": "slow to import: one score",
     "sklearn": "slow to import: the demo's digits",
+    "pyiqa": "optional: one score",
 }
 
 
