@@ -159,8 +159,8 @@ def _vae_flops(config: str, shape: tuple[int, ...]) -> VaeFlops:
 
 @lru_cache(maxsize=4)
 def _bare_vae(arguments: str) -> Vae:
-    with torch.device("meta"):
-        return build_vae(json.loads(arguments), "model")
+    with torch.device("meta"):  # some parameters of SVD's class are made on the CPU whatever is said
+        return build_vae(json.loads(arguments), "model").to("meta")
 
 
 # Dense TFLOP/s by NVIDIA's datasheets: (bf16 with fp32 sums, fp32 without TF32); None where the device has no such

@@ -64,6 +64,10 @@ def test_an_adapter_is_gone_on_with_and_what_does_not_fit_is_refused(repository,
     found = {name: p for name, p in task.model.raw.named_parameters() if p.requires_grad}
     assert found and all(torch.equal(p, held[name]) for name, p in found.items())
     assert task.config.scheduler["betas"] == "linear" and task.product == "motion"
+    assert task.origin.taken == task.origin.total
+    new = DitTask(published_config(tmp_path / "n", folder, NEW, *SMALL), torch.device("cpu"))
+    fresh = sum(p.numel() for p in new.model.parameters() if p.requires_grad)
+    assert 0 < new.origin.taken == new.origin.total - fresh  # of the image model alone
     with pytest.raises(UserError, match=r"data\.max_frames: 9 frames: animatediff has positions for at most 8"):
         long = ("data.max_frames=9", "data.tokens_per_pack=3000")
         DitTask(published_config(tmp_path / "b", folder, f"model.motion={motion}", *long), torch.device("cpu"))

@@ -1,11 +1,13 @@
 """FLOPs equal what torch counts while the models run; peaks are of the right device."""
 
+import open_svd
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from latentvid.data.plan.plan import Draw
 from latentvid.models.autoencoder import CausalVideoAutoencoder
+from latentvid.models.diffusers_vae.temporal_decoder import TemporalDecoderVae
 from latentvid.models.flops import _datasheet, dit_flops, peak_flops, vae_flops
 from latentvid.models.transformer import VideoDiT
 from latentvid.packing import Packed
@@ -51,6 +53,14 @@ def test_dit_flops_are_what_torch_counts(arguments, grids, text):
 def test_vae_flops_are_what_torch_counts():
     model = CausalVideoAutoencoder(latent_channels=4, widths=(8, 16, 16))
     video, noise = torch.randn(1, 3, 9, 16, 24), torch.randn(1, 4, *model.latent_grid(9, 16, 24))
+    found = vae_flops(model, video.shape[2:])
+    assert found.encode == counted(lambda: model.encode(video))
+    assert found.forward == counted(lambda: model(video, noise)) > found.encode
+
+
+def test_flops_of_a_temporal_decoder_are_what_torch_counts():
+    model = TemporalDecoderVae(open_svd.vae())
+    video, noise = torch.randn(1, 3, 2, 8, 8), torch.randn(1, 4, 2, 4, 4)
     found = vae_flops(model, video.shape[2:])
     assert found.encode == counted(lambda: model.encode(video))
     assert found.forward == counted(lambda: model(video, noise)) > found.encode

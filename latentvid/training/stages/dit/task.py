@@ -204,7 +204,8 @@ class DitTask(DitPacks):
         """Where the weights are from that the run begins with."""
         if self.published is not None and not goes_on(self.config.run.dir):
             total = sum(p.numel() for p in self.model.parameters())
-            beside = self.config.adapter.kind != "none" or self.controlled or self.config.model.get("motion") == {}
+            motion = isinstance(self.config.model.get("motion"), dict)
+            beside = self.config.adapter.kind != "none" or self.controlled or motion
             new = sum(p.numel() for p in self.model.parameters() if p.requires_grad) if beside else 0
             return Origin(self._where, total - new, total)
         if self.weights is None or self.base is not None:
