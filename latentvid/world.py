@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, parse_flag_from_env
 
 from .errors import UserError
@@ -70,6 +71,23 @@ def check_strategy(accelerator: Accelerator) -> None:
     answer = int(accelerator.reduce(torch.ones((), device=accelerator.device), reduction="sum"))
     if answer != asked:
         raise UserError(f"the launcher started {asked} processes, but {answer} answer each other; {on_cpus}")
+
+
+def check_calls(network: str) -> None:
+    """For a network that a pack may call several times, once for each of its shapes. Raises UserError where the launch
+    shards weights that every call gathers: processes with unequally many calls would wait for each other for ever."""
+    if not AcceleratorState._shared_state:  # without an Accelerator nothing is sharded
+        return
+    state, name = AcceleratorState(), None
+    if state.distributed_type == DistributedType.FSDP:
+        name = "FSDP2"
+    elif state.distributed_type == DistributedType.DEEPSPEED and state.deepspeed_plugin.zero_stage == 3:
+        name = "ZeRO-3"
+    if name is not None:
+        raise UserError(
+            f"{name} gathers weights in every forward pass, and {network} makes one for each shape of a pack, so that "
+            "processes would wait for each other for ever: launch DDP, ZeRO-1 or ZeRO-2"
+        )
 
 
 class Processes(PartialState):

@@ -13,7 +13,9 @@ from latentvid.models.open.unet3d import UNet3D
 from latentvid.models.pixels import PixelCodec
 from latentvid.packing import unpatchify
 from latentvid.pipelines.latent_video import LatentVideoPipeline
+from latentvid.training.dryrun.preflight import preflight
 from latentvid.training.export import export_run
+from latentvid.training.launch import make_plan
 from latentvid.training.monitor.metrics import read_metrics
 from latentvid.training.stages.dit.task import DitTask
 from latentvid.training.stages.table import STAGES
@@ -102,6 +104,14 @@ def test_a_run_begins_with_its_weights(trained, dit_config, tmp_path):
         DitTask(config_of(dit_config, tmp_path / "other", "model={kind: dit}", f"init={trained}"), CPU)
     export_run(trained, tmp_path / "out", STAGES, step=1)
     assert json.loads((tmp_path / "out/transformer/config.json").read_text())["_class_name"] == "UNet3DConditionModel"
+
+
+def test_a_dry_run_leaves_out_strategies_that_it_cannot_have(dit_config, tmp_path):
+    config = config_of(dit_config, tmp_path, "data.packs_per_step=2")
+    task = DitTask(config, CPU)
+    said = preflight(config, task, make_plan(config, task), world=2, device=CPU).text
+    assert all(f"{name}, 2 processes" in said for name in ("DDP", "ZeRO-1", "ZeRO-2"))
+    assert not any(f"{name}, 2" in said for name in ("FSDP2", "ZeRO-3")) and "FSDP2 and ZeRO-3 cannot have it" in said
 
 
 def test_clips_themselves_are_noised(dit_config, digits_data, tmp_path):

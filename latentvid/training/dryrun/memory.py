@@ -31,13 +31,18 @@ class StateBytes(NamedTuple):
 
 
 def state_bytes(
-    model: nn.Module, blocks: Sequence[nn.Module], optimizer: str, world: int, apart: Sequence[Part] = ()
+    model: nn.Module,
+    blocks: Sequence[nn.Module],
+    optimizer: str,
+    world: int,
+    apart: Sequence[Part] = (),
+    ragged: bool = False,
 ) -> Iterator[tuple[str, int, StateBytes]]:
     """(strategy, processes, what it holds) for all strategies at this world size (8 where that is one process).
 
     What is trained and its state are fp32. Sharding is by 1/n: by ZeRO-1 of the moments and the average, with a second,
     sharded copy of the trained weights; by ZeRO-2 of the gradients too; by FSDP2 and ZeRO-3 of everything, plus the one
-    block that is gathered.
+    block that is gathered. ragged: as a task says it, without FSDP2 and ZeRO-3, which gather in every call.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     weights, held = size(model), sum(4 * p.numel() for p in trained)
@@ -45,7 +50,9 @@ def state_bytes(
     matrices = sum(4 * p.numel() for p in trained if p.ndim >= 2 and id(p) not in beside)
     moments = 2 * held - (matrices if optimizer == "muon" else 0)  # Muon keeps one moment of a matrix, AdamW two
     rows = shared_state(weights, held, moments, largest(model, blocks), world)
-    return (row for row in rows if optimizer != "muon" or row[0] in ("single", "DDP"))  # which needs whole matrices
+    left_out = {"FSDP2", "ZeRO-1", "ZeRO-2", "ZeRO-3"} if optimizer == "muon" else set()  # it needs whole matrices
+    left_out |= {"FSDP2", "ZeRO-3"} if ragged else set()
+    return (row for row in rows if row[0] not in left_out)
 
 
 def shared_state(

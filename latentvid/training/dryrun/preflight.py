@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -227,12 +227,16 @@ def _memory_of(
     trained = sum(4 * p.numel() for p in task.model.parameters() if p.requires_grad)
     block = largest(task.model, task.blocks)
     rows = []
-    for strategy, n, held in state_bytes(task.model, task.blocks, config.optim.name, world, task.apart):
+    for strategy, n, held in _states(config, task, world):
         turns = max(1, plan.packs * share // n)
         every = size(task.model)
         most = [peak_bytes(strategy, held, passing, trained, block, turns, weights=every) for passing in passes]
         rows.append((strategy, n, held, most))
     return Memory(kept, rows)
+
+
+def _states(config: TrainingConfig, task: Task, world: int) -> Iterator[tuple[str, int, StateBytes]]:
+    return state_bytes(task.model, task.blocks, config.optim.name, world, task.apart, task.ragged)
 
 
 def blank_pack(task: Task, shapes: Sequence[Shape]) -> Pack:
@@ -255,6 +259,8 @@ def _memory(config: TrainingConfig, task: Task, memory: Memory, device: torch.de
         lines.append(f"  beside it frozen networks, {frozen} on every device")
     if config.optim.name == "muon":
         lines.append("  optim.name=muon needs whole matrices: FSDP2 and ZeRO cannot have it")
+    if task.ragged:
+        lines.append("  each shape of a pack is a call of the model: FSDP2 and ZeRO-3 cannot have it")
     if ways > 1:
         lines.append("  recomputing: with train.gradient_checkpointing=true")
     return "\n".join(lines)
@@ -285,7 +291,7 @@ def _times(
         recompute=config.train.gradient_checkpointing,
     )
     rows = [("", "computing", "exchanges", "update", "step", "run")]
-    for strategy, n, _ in state_bytes(task.model, task.blocks, config.optim.name, world, task.apart):
+    for strategy, n, _ in _states(config, task, world):
         if n == world:
             taken = step_seconds(step, strategy, n, cluster)
             rows.append((strategy, *map(duration, (*taken, taken.all, taken.all * config.train.steps))))

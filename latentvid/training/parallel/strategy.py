@@ -35,7 +35,6 @@ class Strategy:
 
     name: str
     sharded = False  # processes hold different elements
-    gathers = False  # they meet in every forward pass
     keeps_gradients = False  # between steps, as tensors that are written again
 
     def __init__(self, accelerator: Accelerator, config: TrainingConfig, model: nn.Module, optimizer) -> None:
@@ -159,7 +158,7 @@ class Fsdp2(Whole):
 
     name = "FSDP2"
     keeps_gradients = False
-    sharded = gathers = True
+    sharded = True
 
     def _set_up(self, config: TrainingConfig) -> None:
         plugin = self.accelerator.state.fsdp_plugin

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...config.schema import TrainingConfig
 from ...errors import UserError
+from ...world import check_calls
 from .pieces import Piece
 from .strategy import Fsdp2, Strategy, Whole, on_device
 
@@ -37,11 +38,8 @@ def make_strategy(
             "train.compile=true: ZeRO-3 gathers weights module by module, which compiled blocks do not allow: set "
             "train.compile=false, or launch FSDP2, ZeRO-2 or DDP"
         )
-    if chosen.gathers and ragged:
-        raise UserError(
-            f"{chosen.name} gathers weights in every forward pass, and {type(model).__name__} makes one for each shape "
-            "of a pack, so that processes would wait for each other for ever: launch DDP, ZeRO-1 or ZeRO-2"
-        )
+    if ragged:
+        check_calls(type(model).__name__)
     return chosen(accelerator, config, model, optimizer)
 
 
@@ -182,7 +180,6 @@ class Zero3(Zero):
     """Parameters sharded too; gathered module by module for computing."""
 
     name = "ZeRO-3"
-    gathers = True
 
     def _watch_norm(self) -> None:
         from deepspeed.runtime.utils import combine_grad_norm_groups

@@ -13,6 +13,7 @@ from ....models.open import OpenBackbone
 from ....models.transformer import VideoDiT
 from ....packing import Shape
 from ....sequence import SequenceGroup
+from ....world import check_calls
 from ...task import build_model
 from .known import check_scale
 from .parts import Parts
@@ -51,7 +52,9 @@ def published_network(config: DitConfig, parts: Parts) -> OpenBackbone:
 
 
 def check_shared(sequence: SequenceGroup | None, model: VideoDiT | OpenBackbone) -> None:
-    """Raises UserError where the processes that are to share each pack cannot share it in this model."""
+    """Raises UserError where the launched processes cannot share the model, or, those that are to, each pack of it."""
+    if getattr(model, "ragged", False):
+        check_calls(type(model).__name__)
     if sequence is None:
         return
     asked = f"train.sequence_parallel is {sequence.size}"

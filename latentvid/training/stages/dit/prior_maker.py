@@ -32,6 +32,7 @@ from ....pipelines.prompts import Row, sample_prompts
 from ....pipelines.sampling import Sampling
 from ....world import from_main, process_state
 from .encode import EncodeConfig, encode_manifest
+from .network import check_shared
 from .parts import compute_dtype, load_parts, make_pipeline
 from .prior import LATENTS, MANIFEST, folder_of
 from .published import published_of
@@ -123,6 +124,7 @@ def base_pipeline(config: DitConfig, device: torch.device, make_task: Callable[.
         shown = replace(task.config.samples, **usual)
         pipeline = make_pipeline(replace(task.config, samples=shown), task.parts, task.model.eval())
     for expert in pipeline.experts:
+        check_shared(None, expert)
         expert.attention_backend = resolve_backend(config.attention, device, compute_dtype(config))
     return pipeline.to(device)
 

@@ -34,6 +34,7 @@ from ....models.interchange import Vae, build_vae, channels_last, load_vae
 from ....packing import Grid, Shape
 from ....progress import phase
 from ....rng import generator
+from ....world import check_calls
 from ...checkpoint.init import goes_on
 from ...compute import compute_type
 from ...feed.manifests import open_manifests
@@ -105,6 +106,7 @@ class VaeTask:
             raise UserError("data.manifest is required: the table of clips to train on")
         if config.train.sequence_parallel > 1:
             raise UserError("train.sequence_parallel cuts the transformer's packs; the VAE cannot do it: leave it at 1")
+        check_calls("the VAE")
         self.config, self.device = config, device
         self.model, self.origin = self.new_model(), None
         if data and config.init is not None and not goes_on(config.run.dir):
