@@ -18,6 +18,7 @@ FEW = 12  # names of layers that are shown
 LONGEST = 200  # letters of a note in the header
 _NAMING = {
     "transformer.": "diffusers",
+    "unet.": "diffusers",
     "base_model.model.": "peft",
     "diffusion_model.": "ComfyUI",
     "model.diffusion_model.": "ComfyUI",

@@ -4,7 +4,7 @@ Axes: r rank, i inputs of a layer, o its outputs. What is read has alpha / r in 
 
 | format        | a layer's tensors (pieces: keys.py)        | alpha                     |
 |---------------|--------------------------------------------|---------------------------|
-| diffusers     | `transformer.NAME.PIECE`                   | the file's metadata, or r |
+| diffusers     | `transformer.NAME.PIECE`, `unet.NAME...`   | the file's metadata, or r |
 | peft          | `base_model.model.NAME.PIECE`              | adapter_config.json, or r |
 | ComfyUI       | `diffusion_model.NAME.PIECE`               | `NAME.alpha`, or r        |
 | kohya, musubi | `lora_unet_NA_ME.PIECE`; `lycoris_NA_ME`   | `lora_unet_NA_ME.alpha`   |
@@ -40,6 +40,7 @@ from .layer_names import Place, layers_of, places
 FILE = "pytorch_lora_weights.safetensors"  # as diffusers calls it
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 METADATA = "lora_adapter_metadata"  # of diffusers, in the file's header
+OF_TEXT = ("lora_te", "text_encoder")  # beginnings of tensors' names that change a text encoder
 NAMED = 3  # tensors that a message names
 
 
@@ -125,7 +126,11 @@ def open_adapter(file: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None, 
             found = None
         if not isinstance(found, dict):
             raise UserError(f"{file}: {METADATA} in its header is no JSON object: it is damaged, copy it again")
-        return tensors, {key.partition(".")[2]: value for key, value in found.items()}, header  # of `transformer.`
+        return (
+            tensors,
+            {key.partition(".")[2]: value for key, value in found.items()},
+            header,
+        )  # `transformer.`, `unet.`
     if file.name == PEFT_FILE and (file.parent / PEFT_CONFIG).is_file():
         return tensors, read_object(file.parent / PEFT_CONFIG), header
     return tensors, None, header
@@ -134,6 +139,8 @@ def open_adapter(file: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None, 
 def _refusal(file: Path, lost: list[str], count: int, raw: nn.Module) -> str:
     kind = other_kind(lost)
     fix = f"it is of the kind {kind}, which is not read" if kind else "it was made for another model"
+    if all(key.startswith(OF_TEXT) for key in lost):
+        fix = "they change the text encoder, which stays as it is: give a LoRA of the network alone"
     few = ", ".join(lost[:NAMED]) + (", ..." if len(lost) > NAMED else "")
     return f"{file}: {len(lost)} of its {count} tensors find no place in this {type(raw).__name__} ({few}): {fix}"
 

@@ -34,11 +34,12 @@ def tensors_of(raw: nn.Module, changes: Mapping[str, LayerChange], naming: Namin
 
 
 def _for_diffusers(raw: nn.Module, changes: Mapping[str, LayerChange]) -> Written:
-    config = {f"transformer.{key}": _plain(value) for key, value in config_of(changes).to_dict().items()}
+    part = "unet" if type(raw).__name__.startswith("UNet") else "transformer"  # of diffusers' pipelines
+    config = {f"{part}.{key}": _plain(value) for key, value in config_of(changes).to_dict().items()}
     layers, tensors = layers_of(raw), {}
     biased = any(change.bias is not None for change in changes.values())  # peft: of all layers, or of none
     for name, change in _alike(layers, changes).items():
-        key, weight = f"transformer.{name}", layers[name].weight
+        key, weight = f"{part}.{name}", layers[name].weight
         tensors[f"{key}.lora_A.weight"] = change.a
         tensors[f"{key}.lora_B.weight"] = kernels(change.b, weight)
         if biased:

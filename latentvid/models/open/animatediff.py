@@ -53,6 +53,7 @@ class AnimateDiff(StableDiffusion):
     """`UNetMotionModel`: between the parts that see one frame, motion modules attend over the frames of a position."""
 
     family = "animatediff"
+    apart_from_lora = MOTION  # in the names of layers that LoRA leaves as they are where none are named
 
     def run(self, latents: Tensor, level: Tensor, text: Tensor, mask: Tensor | None, given: Conditions) -> Tensor:
         frames = latents.shape[2]

@@ -53,7 +53,9 @@ def _chosen(model: VideoDiT | OpenBackbone, settings: Adapter, usual: Sequence[s
     else:
         blocks = (*model.blocks, *getattr(model, "temporal", ()))
         inside = {id(m) for block in blocks or [raw] for m in block.modules()}
+        apart = getattr(model, "apart_from_lora", None)
         wanted, among = usual, [name for name in layers if id(raw.get_submodule(name)) in inside]
+        among = among if apart is None else [name for name in among if apart not in name]
     for ending in wanted:
         found = [name for name in among if f".{name}".endswith(f".{ending}")]
         if not found:
