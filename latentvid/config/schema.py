@@ -201,6 +201,10 @@ class DitSamples(Samples):
         "what each prompt is shown, {ROLE: FILE} by the roles of data.references, {} of nothing; empty: none is",
         default=(),
     )
+    images: tuple[Path, ...] = _help(
+        "picture that the clip of each prompt begins with; models that make videos of pictures alone need them",
+        default=(),
+    )
     frames: int = _help("frames", default=17)
     height: int = _help("pixels", default=256)
     width: int = _help("pixels", default=256)
@@ -213,6 +217,8 @@ class DitSamples(Samples):
             raise ValueError("every is set but prompts is empty: say what to show")
         if self.references and len(self.references) != len(self.prompts):
             raise ValueError(f"{len(self.references)} references for {len(self.prompts)} prompts: give a mapping each")
+        if self.images and len(self.images) != len(self.prompts):
+            raise ValueError(f"{len(self.images)} images for {len(self.prompts)} prompts: give one each")
 
 
 @dataclass(kw_only=True)

@@ -36,6 +36,11 @@ class Path:
         levels of a path that keeps the variance."""
         return 1.0
 
+    @property
+    def last(self) -> float:
+        """The least noise level that a network is told of as it is."""
+        return 0.0
+
     def begin(self, eps: Tensor) -> Tensor:
         """The state z at level 1 where sampling begins: all of it is noise."""
         return eps

@@ -28,9 +28,9 @@ def image_to_video(
     pipeline: LatentVideoPipeline,
     images: Sequence[Tensor],
     prompts: Sequence[str],
-    frames: int | None = None,
+    frames: int | Sequence[int] | None = None,
     *,
-    fps: float | None = None,
+    fps: float | Sequence[float | None] | None = None,
     seed: int = 0,
     negative_prompt: str | None = None,
     references: Given | Sequence[Given | None] | None = None,
@@ -38,17 +38,21 @@ def image_to_video(
 ) -> list[Tensor]:
     """Clips of `frames` frames (None: the model's) that begin with the pictures, as the VAE shows them.
 
-    references: as in a call of the pipeline, for all of them or one each.
+    frames and fps: of all of them, or one each. references: as in a call of the pipeline, the same.
     """
     same_number(images=images, prompts=prompts)
-    sampling = sampling or Sampling()
-    grids = [pipeline.latent_grid(frames or pipeline.config.frames, *image.shape[:2]) for image in images]
+    sampling, count = sampling or Sampling(), len(images)
+    lengths, rates = one_each(frames, count, "frames"), one_each(fps, count, "fps")
+    grids = [
+        pipeline.latent_grid(n or pipeline.config.frames, *image.shape[:2])
+        for n, image in zip(lengths, images, strict=True)
+    ]
     begun = pipeline.begin_with(images, grids, sampling.precision, seed=seed, sampling=sampling)
     shown = encoded(pipeline, one_each(references, len(prompts), "references"), sampling.precision)
     requests = []
     for i, (grid, known, prompt) in enumerate(zip(grids, begun, prompts, strict=True)):
         words = {"prompt": prompt, "negative_prompt": negative_prompt, "seed": seed + i, "references": shown[i]}
-        requests.append(Request(**words, grid=grid, fps=pipeline.rate(fps, grid), **known))
+        requests.append(Request(**words, grid=grid, fps=pipeline.rate(rates[i], grid), **known))
     return pipeline.decode(pipeline.sample(requests, sampling), sampling.precision)
 
 

@@ -77,14 +77,11 @@ def test_it_trains_and_diffusers_loads_what_it_leaves(published_config, reposito
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("validation.every=1", "validation.manifest=MANIFEST"), "validation.every: Stable Video Diffusion is not"),
         (("text_encoder=FOLDER",), "text_encoder: this model reads no text: leave it out"),
         (("given.first=1", "given.noise=[0.1, 0.3]"), "given.noise is of frames that are given by noise levels, and"),
     ],
 )
-def test_what_cannot_be_is_named(published_config, repository, digits_data, tiny_t5, tmp_path, options, message):
-    names = {"MANIFEST": str(digits_data / "train.jsonl"), "FOLDER": str(tiny_t5)}
-    for word, value in names.items():
-        options = [option.replace(word, value) for option in options]
+def test_what_cannot_be_is_named(published_config, repository, tiny_t5, tmp_path, options, message):
+    options = [option.replace("FOLDER", str(tiny_t5)) for option in options]
     with pytest.raises(UserError, match=message):
-        DitTask(published_config(tmp_path / "run", repository("svd"), *SMALL, *options), CPU).held_out()
+        DitTask(published_config(tmp_path / "run", repository("svd"), *SMALL, *options), CPU)

@@ -56,7 +56,8 @@ class Encoded:
 
     pooled, second: as in `EncodedText`. image: [C,f',h,w], latents that an image-to-video model is given, where they
     are no part of the clip's. references: latents [C,f',h',w'] that the clip is shown, and known: bool [f,h,w], what
-    its mask leaves of it; motion: its motion strength. A cache holds none of these.
+    its mask leaves of it; motion: its motion strength; picture: [I,Di], an image encoder's states of what an
+    image-to-video model is given. A cache holds none of these.
     """
 
     mean: Tensor
@@ -68,6 +69,7 @@ class Encoded:
     references: tuple[Tensor, ...] = ()
     known: Tensor | None = None
     motion: float = math.nan
+    picture: Tensor | None = None
 
     @property
     def words(self) -> EncodedText:

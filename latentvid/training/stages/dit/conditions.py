@@ -27,6 +27,7 @@ from ....models.open.conditioning import (
 )
 from ....models.open.image import ImageReader
 from ....models.open.recipe import Recipe
+from ....models.open.svd import NOISE
 from ....packing import Packed, patch_size, patchify, spans
 from ....rng import generator
 from ....sequence import SequenceGroup, makers
@@ -49,6 +50,7 @@ class ConditionMaker:
         self.reads_images = self.of_images and reads_images
         self.tells_motion, self.image_width = model.tells_motion, model.image_width
         self.of_two = self.reads_images and model.of_two_images
+        self.no_pictures: Tensor | None = None  # states [0,I,Di]
         self.latent_channels, self.channels, self.patch = model.latent_channels, model.channels, model.patch
         scale = recipe.guidance_embedded if recipe.guidance_training is None else recipe.guidance_training
         self.guidance = scale if model.takes_guidance else None
@@ -96,13 +98,32 @@ class ConditionMaker:
         if self.second_width:
             seconds = [torch.empty(0, self.second_width) if w.second is None else w.second for w in words]
             second, lengths = torch.cat([torch.empty(0, self.second_width), *seconds]), tuple(map(len, seconds))
-        return _or_none(Conditions(channels=channels, pooled=pooled, second=second, second_lengths=lengths))
+        image = None
+        if self.reads_images:
+            image = torch.stack([e.picture for e in entries]) if entries else self.no_pictures
+        given = Conditions(channels=channels, image=image, pooled=pooled, second=second, second_lengths=lengths)
+        return _or_none(given)
 
-    def image_of(self, vae: Vae, video: Tensor) -> Tensor | None:
-        """For `Encoded.image` of a held-out clip [3,F,H,W] in [-1,1]: nothing is drawn."""
+    def image_of(self, vae: Vae, video: Tensor, seed: int, number: int) -> Tensor | None:
+        """For `Encoded.image` of a held-out clip [3,F,H,W] in [-1,1]. What Stable Video Diffusion sees has the noise of
+        sampling, which is keyed by (seed, number)."""
         if self.kind is None or not self.of_images:
             return None
-        return encode_condition(self.kind, vae, self._pixels(video[:, 0], video)).float().cpu()
+        image = video[:, 0]
+        if self.kind == "svd":
+            image = image + NOISE * torch.randn(image.shape, generator=generator(seed, number, "image-noise")).to(image)
+        return encode_condition(self.kind, vae, self._pixels(image, video)).float().cpu()
+
+    def pictures_of(self, reader: ImageReader | None, video: Tensor) -> Tensor | None:
+        """For `Encoded.picture` of a held-out clip uint8 [F,H,W,3]."""
+        if not self.reads_images:
+            return None
+        return states_of([self._shown(video)], len(self._ends), reader, torch.device("cpu"))[0].float()
+
+    def hold_out(self, reader: ImageReader | None) -> None:
+        """Before `of_entries` of held-out clips: a process may have none in a pack that it shares."""
+        if self.reads_images:
+            self.no_pictures = states_of([], len(self._ends), reader, torch.device("cpu")).float()
 
     def of_clips(
         self,
@@ -126,8 +147,8 @@ class ConditionMaker:
             channels = self._tokens(made).to(text.states.device)
         image = None
         if self.reads_images:
-            ends = (0, -1) if self.of_two else (0,)
-            image = states_of([[video[end] for end in ends] for video in videos], len(ends), reader, text.states.device)
+            shown = list(map(self._shown, videos))
+            image = states_of(shown, len(self._ends), reader, text.states.device)
         if self.kind == "svd":
             return self._of_svd(Conditions(channels=channels, image=image), latents, numbers, seed, without)
         given = Conditions(channels=channels, image=image, **of_text(text))
@@ -143,6 +164,14 @@ class ConditionMaker:
         of_token = there.repeat_interleave(torch.tensor([z[0].numel() for z in latents], device=there.device))
         channels, image = given.channels * of_token[:, None], given.image * there[:, None, None]
         return Conditions(channels=channels, image=image, image_noise=noise.to(given.channels))
+
+    @property
+    def _ends(self) -> tuple[int, ...]:
+        return (0, -1) if self.of_two else (0,)
+
+    def _shown(self, video: Tensor) -> list[Tensor]:
+        """What of a clip [F,H,W,3] the image encoder reads."""
+        return [video[end] for end in self._ends]
 
     def _encoded(self, vae: Vae, video: Tensor, latent: Tensor, number: int, seed: int) -> Tensor:
         video, noise = from_uint8(video), None  # [3,F,H,W]

@@ -6,12 +6,15 @@ from pathlib import Path
 
 from ....config.schema import DitConfig
 from ....config.sections import several
+from ....data.transforms import fit
+from ....data.video.reading import probe, read_frames
 from ....errors import UserError
 from ....evaluation.sheet import Row
 from ....models.open.folder import Published
 from ....pipelines.latent_video import LatentVideoPipeline
 from ....pipelines.references import check_files, read_references
 from ....pipelines.sampling import Sampling
+from ....pipelines.tasks import image_to_video
 from ....references import check_role
 from ....text import TextEncoder
 from ...task import shares
@@ -20,14 +23,12 @@ from .parts import compute_dtype, roles_of
 
 def check_looks(config: DitConfig, published: Published | None, text: TextEncoder) -> None:
     """Raises UserError for looks, and clips of held-out captions, that the model cannot make."""
-    if published is not None and (config.samples.every or config.validation.scores):
-        why = None
-        if len(published.experts) > 1:
-            why = "clips are made by both experts, of which one is here"
-        elif published.recipe.task == "i2v":
-            why = "the model makes clips of pictures"
-        if why is not None:
-            raise UserError(f"samples.every and validation.scores: {why}: leave them out, and look at the export")
+    if published is not None and len(published.experts) > 1 and (config.samples.every or config.validation.scores):
+        raise UserError(
+            "samples.every and validation.scores: clips are made by both experts, of which one is here: leave them "
+            "out, and look at the export"
+        )
+    _check_images(config, of_pictures(published))
     if config.controlnet.on and config.samples.every and not all(shown_by(config) or [()]):
         raise UserError("samples.references: a ControlNet needs a signal for each prompt: give them, or every=0")
     for role, path in (pair for each in shown_by(config) for pair in each):
@@ -38,6 +39,22 @@ def check_looks(config: DitConfig, published: Published | None, text: TextEncode
         text.check(config.samples.prompts)
     except UserError as error:
         raise UserError(f"samples.prompts: {error}") from None
+
+
+def of_pictures(published: Published | None) -> bool:
+    """Whether a model makes clips of pictures alone."""
+    return published is not None and published.recipe.task == "i2v"
+
+
+def _check_images(config: DitConfig, needed: bool) -> None:
+    samples = config.samples
+    if samples.every and needed and not samples.images:
+        raise UserError("samples.images: the model makes clips of pictures: give one for each prompt, or every=0")
+    if samples.images and not needed and not {"first", "prefix", "random"} & set(config.given.names):
+        raise UserError("samples.images: the model is not trained with a given first frame: leave it out")
+    for path in samples.images:
+        if (count := probe(path).frames) != 1:
+            raise UserError(f"samples.images: {path} has {count} frames where one picture is wanted: give a png of it")
 
 
 def check_sizes(config: DitConfig, pipeline: LatentVideoPipeline) -> None:
@@ -60,7 +77,12 @@ def looked_at(config: DitConfig, pipeline: LatentVideoPipeline, fps: float, rank
     size = [pipeline.config[name] for name in ("frames", "height", "width")]
     seen = [read_references(pipeline, shown[i], *size) if shown else {} for i, _ in mine]
     wanted = [prompts[i] for i, _ in mine]
-    clips = pipeline(wanted, fps=fps, references=seen, seed=mine[0][0], sampling=sampling).frames
+    words = {"fps": fps, "references": seen, "seed": mine[0][0], "sampling": sampling}
+    if config.samples.images:
+        images = [fit(read_frames(config.samples.images[i], 0, 1), *size[1:])[0] for i, _ in mine]
+        clips = image_to_video(pipeline, images, wanted, size[0], **words)
+    else:
+        clips = pipeline(wanted, **words).frames
     return {i: Row([clip], prompts[i]) for (i, counts), clip in zip(mine, clips, strict=True) if counts}
 
 

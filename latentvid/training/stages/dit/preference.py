@@ -65,7 +65,7 @@ class HeldOutPairs(PairPacks, HeldOutLatents):
     figures, higher = FIGURES, ("margin", "accuracy")
 
     def _encoded(self, seed: int) -> EncodedPairs:
-        return EncodedPairs(self.source, self.vae, self.text, seed, self.conditions)
+        return EncodedPairs(self.source, self.parts, seed, self.conditions)
 
     def _entries(self, draws: Sequence[Draw]) -> list[Encoded]:
         return [entry for draw in draws[::2] for entry in self.cache.load_pair(draw.index)]

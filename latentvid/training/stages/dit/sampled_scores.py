@@ -23,8 +23,10 @@ from ....evaluation.rows import Clip
 from ....evaluation.summary import summarise
 from ....packing import Patch, patch_size
 from ....pipelines.sampling import Sampling
+from ....pipelines.tasks import image_to_video
 from ...task import shares
 from .clips import open_clips
+from .looks import of_pictures
 from .parts import Parts, compute_dtype, make_pipeline, roles_of
 
 logger = logging.getLogger(__name__)
@@ -38,7 +40,7 @@ class SampledScores:
     """`validation.scores` of `validation.clips` clips, evenly spread over the held-out windows that are videos.
 
     Each is made from its window's caption and references in its window's size, with noise keyed by its place and
-    `validation.seed`.
+    `validation.seed`; by a model that makes clips of pictures alone, from its first frame too.
     Raises UserError where a score is unknown, needs what is not here, or compares a clip with the one it should equal.
     """
 
@@ -81,10 +83,12 @@ class SampledScores:
             frames, heights, widths = zip(*(self.source.shapes[self.windows[i]] for i in places), strict=True)
             captions = [self._caption(i) for i in places]
             seed = SEED * (1 + self.settings.seed) + places[0]
-            sizes = {"frames": frames, "height": heights, "width": widths}
-            rates = [self.source.rate(self.windows[i]) or None for i in places]
-            shown = [self._references(i) for i in places]
-            return pipeline(captions, **sizes, fps=rates, references=shown, seed=seed, sampling=sampling).frames
+            words = {"fps": [self.source.rate(self.windows[i]) or None for i in places], "seed": seed}
+            words |= {"references": [self._references(i) for i in places], "sampling": sampling}
+            if of_pictures(self.parts.published):
+                images = [self._window(i).pixels[0] for i in places]
+                return image_to_video(pipeline, images, captions, frames, **words)
+            return pipeline(captions, frames=frames, height=heights, width=widths, **words).frames
 
         files = [int(self.source.windows.sample[i]) for i in self.windows]
         return summarise(self.metrics.scores, self._shared(rank, world, make), self.real, files=files)

@@ -22,10 +22,8 @@ from ....data.plan.plan import Draw
 from ....data.transforms import from_uint8
 from ....data.windows import Clip
 from ....errors import UserError
-from ....models.interchange import Vae
 from ....packing import Grid, Patch
 from ....rng import generator
-from ....text import TextEncoder
 from ...compute import compute_type
 from .conditions import ConditionMaker, encoded_texts
 from .data import DitPacks
@@ -42,7 +40,8 @@ class HeldOutLatents(DitPacks):
     A bin is a part of the noise levels that are trained. Noise and level of a window in a bin are keyed by
     (validation.seed, the window's number, the bin) alone: they are the same at every step, in every run of the same
     held-out data, on any number of processes. Nothing else is random: no caption is dropped, nothing is given but by
-    masks of the clips, and the latent is the posterior's mean.
+    masks of the clips, and the latent is the posterior's mean. An image-to-video model is given the first frame as in
+    sampling.
 
     scores: of clips that the model makes, if any are asked for. figures: what is measured of each window, of which more
     is better where `higher` has it.
@@ -64,8 +63,6 @@ class HeldOutLatents(DitPacks):
         run = replace(config.run, seed=settings.seed)
         if config.data.references and settings.latents is not None:
             raise UserError("validation.latents: a cache holds no references: give validation.manifest in its place")
-        if conditions is not None and conditions.kind == "svd":
-            raise UserError("validation.every: Stable Video Diffusion is not measured while it trains: set it to 0")
         if tells_motion(config) and config.data.motion_dropout < 1 and settings.latents is not None:
             raise UserError("validation.latents: a cache holds no motion: give validation.manifest in its place")
         shown = {name: replace(column, dropout=0.0) for name, column in config.data.references.items()}
@@ -84,7 +81,7 @@ class HeldOutLatents(DitPacks):
         self.packs = list(self._packed(self.windows, self.bins))
 
     def _encoded(self, seed: int) -> EncodedClips:
-        return EncodedClips(self.source, self.vae, self.text, seed, self.conditions, is_measured(self.config))
+        return EncodedClips(self.source, self.parts, seed, self.conditions, is_measured(self.config))
 
     def _packed(self, windows: Sequence[int], bins: int) -> Iterator[list[Draw]]:
         """Every window in each of the first so many bins, in packs of at most `data.tokens_per_pack` tokens."""
@@ -108,8 +105,8 @@ class HeldOutLatents(DitPacks):
 
     @property
     def levels(self) -> tuple[float, float]:
-        """Those that are trained, cut into the bins."""
-        return self.config.timesteps.low, self.config.timesteps.high
+        """Those that are trained, cut into the bins; of the path edm, from `sigma_min` on."""
+        return max(self.config.timesteps.low, self.scheduler.path.last), self.config.timesteps.high
 
     def _drawn(self, draw: Draw, grid: Grid) -> Tensor:
         return torch.zeros(grid, dtype=torch.bool)
@@ -181,16 +178,18 @@ class EncodedClips:
     def __init__(
         self,
         source: ClipSource,
-        vae: Vae,
-        text: TextEncoder,
+        parts: Parts,
         seed: int,
         conditions: ConditionMaker | None,
         measures: bool = False,
     ) -> None:
         """measures: the motion strength of each."""
         self.measures = measures
-        self.source, self.vae, self.text, self.seed, self.conditions = source, vae, text, seed, conditions
+        self.vae, self.text, self.image = parts.vae, parts.text, parts.image
+        self.source, self.seed, self.conditions = source, seed, conditions
         self._entries: dict[int, Encoded] = {}
+        if conditions is not None:
+            conditions.hold_out(parts.image)
 
     def summary(self) -> str:
         return self.source.summary()
@@ -208,12 +207,15 @@ class EncodedClips:
     def _encode(self, clip: Clip) -> Encoded:
         mean = self._mean(clip.video)
         words = encoded_texts(self.text, [self.source.caption(clip.index)], torch.float32)[0]
-        image = None if self.conditions is None else self.conditions.image_of(self.vae, clip.video)
+        image = picture = None
+        if self.conditions is not None:
+            image = self.conditions.image_of(self.vae, clip.video, self.seed, clip.index)
+            picture = self.conditions.pictures_of(self.image, clip.pixels)
         of_text = words.states, words.pooled, words.second
         shown = tuple(map(self._mean, map(from_uint8, clip.references)))
         known = kept_by(clip.masks, len(clip.pixels), self.vae.temporal_stride, self.vae.spatial_stride)
         motion = motion_strength(clip.pixels, self.source.rate(clip.index)) if self.measures else math.nan
-        return Encoded(mean, torch.zeros_like(mean), *of_text, image, shown, known, motion)
+        return Encoded(mean, torch.zeros_like(mean), *of_text, image, shown, known, motion, picture)
 
     def _mean(self, video: Tensor) -> Tensor:
         """[3,F,H,W] -> the posterior's mean [C,f,h,w], normalised."""
