@@ -30,6 +30,7 @@ from gaussian_mixture import sliced_wasserstein, three_in_a_plane
 POINTS = 20_000
 STEPS = 64
 TARGETS = {"rectified_flow": ("flow", "v", "x"), "cosine": ("flow", "v", "x"), "ddpm": ("eps", "v", "x")}
+TARGETS |= {"edm": ("edm", "eps", "x")}
 PATH_OPTIONS = {
     "rectified_flow": {"path": "rectified_flow"},
     "cosine": {"path": "cosine"},
@@ -39,6 +40,7 @@ PATH_OPTIONS = {
     "ddpm, logarithmic": {"path": "ddpm", "betas": "logarithmic"},
     "ddpm, cosine": {"path": "ddpm", "betas": "cosine"},
     "ddpm, uniform": {"path": "ddpm", "betas": "uniform"},
+    "edm, karras": {"path": "edm", "spacing": "karras"},
 }
 # so many levels that none is rounded in the steps below, of the same betas in continuous time
 FINE = {"num_train_timesteps": 8192, "beta_start": 1e-4 * 1000 / 8192, "beta_end": 0.02 * 1000 / 8192}
