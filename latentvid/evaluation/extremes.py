@@ -1,4 +1,7 @@
-"""Scores of each clip by itself: for scores.json, and as a page of the best and the worst clips by each score.
+"""Scores of each clip: for scores.json, and as a page of the best and the worst clips by each score.
+
+A clip has no distance of sets or Inception score by itself: what it adds to the set's is its influence, the change of
+the score, to first order, were the clip counted once more.
 
 Axes: F frames, H W height and width in pixels.
 """
@@ -11,6 +14,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ..data.transforms import fit
 from ..data.video.writing import write_video
 from ..errors import ClipError
@@ -18,24 +23,36 @@ from ..files import write_whole
 from ..page import Page, note
 from .clip_folder import Item
 from .mean_score import MeanScore
+from .rows import Score
 
 PAGE = "clips.html"
 TALL = 256  # pixels: higher clips are shown smaller
+INFLUENCE = "A score of the whole set: by what it would change, to first order, were the clip counted once more."
 SMALL = 128  # pixels: narrower clips are shown enlarged, without blur
 Values = Mapping[Item, Mapping[str, float]]  # of each clip, by score
 
 
-def as_rows(values: Values) -> list[dict[str, Any]]:
-    """What scores.json holds: the file, where the clip begins in it, its frames and caption, and its scores."""
+def of_each(score: Score, rows: Sequence[Tensor], real: Sequence[Tensor] | None) -> list[float]:
+    """The score of each clip by itself, or its influence. real: the rows that a score of sets compares with."""
+    if isinstance(score, MeanScore):
+        return [score.of_clip(clip) for clip in rows]
+    return score.derivatives(rows, real if score.compares == "sets" else None)[0].tolist()
+
+
+def as_rows(values: Values, scores: Mapping[str, Score]) -> list[dict[str, Any]]:
+    """What scores.json holds: the file, where the clip begins in it, its frames and caption, its own scores, and its
+    influence on those of sets."""
+    alone = {name for name, score in scores.items() if isinstance(score, MeanScore)}
     return [
         {
             "file": str(item.excerpt.path),
             "start": item.excerpt.start,
             "frames": item.excerpt.frames,
             "caption": item.caption,
-            "scores": dict(scores),
+            "scores": {name: value for name, value in found.items() if name in alone},
+            "influence": {name: value for name, value in found.items() if name not in alone},
         }
-        for item, scores in values.items()
+        for item, found in values.items()
     ]
 
 
@@ -47,7 +64,7 @@ def extremes(values: Values, name: str, count: int, higher_first: bool) -> tuple
     return order[:count], order[max(count, len(order) - count) :][::-1]
 
 
-def write_page(path: Path, values: Values, scores: Sequence[MeanScore], count: int, limit: int | None = None) -> None:
+def write_page(path: Path, values: Values, scores: Sequence[Score], count: int, limit: int | None = None) -> None:
     """Writes the page, with the clips in it: for each score `count` of each end. limit: as `Page` has it."""
     page = Page() if limit is None else Page(limit)
     with tempfile.TemporaryDirectory() as folder:
@@ -55,7 +72,7 @@ def write_page(path: Path, values: Values, scores: Sequence[MeanScore], count: i
         shown = [score for score in scores if any(score.name in each for each in values.values())]
         panes = [(score.name, _pane(films, values, score, count)) for score in shown]
     words = '<p class="dim">By score; the arrow keys go from one to the next.</p>' if len(panes) > 1 else ""
-    body = words + page.tabs(panes) if panes else note("no score is of single clips")
+    body = words + page.tabs(panes) if panes else note("no clip has a score")
     lead = f"{count} of each end, of {len(values)} clips"
     write_whole(path, page.html("Best and worst clips", lead, [("", [("", body)])], "scores.json has all clips"))
 
@@ -99,10 +116,10 @@ class _Films:
         return path
 
 
-def _pane(films: _Films, values: Values, score: MeanScore, count: int) -> str:
+def _pane(films: _Films, values: Values, score: Score, count: int) -> str:
     first, last = extremes(values, score.name, count, higher_first=score.better != "lower")
     names = ("Highest", "Lowest") if score.better == "neither" else ("Best", "Worst")
-    parts = []
+    parts = [] if isinstance(score, MeanScore) else [note(INFLUENCE)]
     for heading, items in zip(names, (first, last), strict=True):
         cards = [_card(films, item, values[item][score.name]) for item in items]
         parts.append(f'<h4>{heading}</h4><div class="cards">{"".join(cards)}</div>' if cards else "")

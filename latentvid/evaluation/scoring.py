@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ from ..lock import FolderLock
 from ..world import from_main, process_state
 from .clip_folder import ClipSet, Item, list_clips, paired, unrelated
 from .defaults import COMMON, RESAMPLES, SHOWN
-from .extremes import PAGE, as_rows, write_page
+from .extremes import PAGE, as_rows, of_each, write_page
 from .footage import Cut
 from .guards import LevelRows, unlike, unlike_levels
 from .intervals import FEWEST
@@ -216,8 +217,6 @@ class Evaluation:
                            for fault in rows.skipped]  # fmt: skip
         for name, score in tqdm(self.metrics.scores.items(), desc="scores", unit="score", disable=None):
             kind = score.extractor
-            if isinstance(score, MeanScore):
-                self._add_values(score, found["clips"][kind])
             against = "unrelated" if score.compares == "pairs" else "real"
             try:
                 own, beside = found["clips"][kind], found.get(against, {}).get(kind)
@@ -227,12 +226,13 @@ class Evaluation:
                     drawn = as_many(name, drawn, scored.notes)
                 (rows, files), (real, real_files) = drawn
                 scored.results[name] = summarise_one(score, rows, real, self.config.resamples, files, real_files)
+                self._add_values(score, own, real)
             except UserError as error:
                 why = "; ".join([str(error), *sorted({fault.reason for fault in found["clips"][kind].skipped})[:3]])
                 if self.config.metrics is not None:
                     raise UserError(f"{name}: {why}") from error
                 scored.left_out[name] = why
-        scored.clips = as_rows(self.values)
+        scored.clips = as_rows(self.values, self.metrics.scores)
         if self.others is not None:
             self._compare(scored, found)
         scored.counts = self._counts()
@@ -240,15 +240,16 @@ class Evaluation:
         scored.notes += self.metrics.remarks({kind: rows.rows for kind, rows in found["clips"].items()})
         return scored
 
-    def _add_values(self, score: MeanScore, found: Found) -> None:
-        """Of each clip that has rows, in the order of the clips."""
-        for item, rows in zip(found.items, found.rows, strict=True):
-            self.values[item][score.name] = score.of_clip(rows)
+    def _add_values(self, score: Score, found: Found, real: Rows | None) -> None:
+        """Of each clip that has rows, its own score or its influence on the set's; the latter for the page alone."""
+        if isinstance(score, MeanScore) or self.config.shown:
+            for item, value in zip(found.items, of_each(score, found.rows, real), strict=True):
+                if math.isfinite(value):  # as JSON can hold it
+                    self.values[item][score.name] = value
 
     def write_page(self, path: Path) -> None:
-        """The best and the worst clips by each score of single clips."""
-        of_clips = [score for score in self.metrics.scores.values() if isinstance(score, MeanScore)]
-        write_page(path, self.values, of_clips, self.config.shown)
+        """The best and the worst clips by each score."""
+        write_page(path, self.values, list(self.metrics.scores.values()), self.config.shown)
 
     def _compare(self, scored: Scored, found: Mapping[str, Mapping[str, Found]]) -> None:
         """Adds what the clips' scores are less the other model's."""
