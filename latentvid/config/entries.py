@@ -85,6 +85,10 @@ def _below(at: Any, key: str, override: str) -> Any:
         if key not in names:
             raise ConfigError(f"{override}: stages has no {key}: it has {', '.join(names)}")
         return at[names.index(key)]
+    if isinstance(said := at.get(key), Text):  # --a={b: 1} before --a.c=2
+        at[key] = parse_yaml(said, f"{key}={said}")
+        if not (at[key] is None or isinstance(at[key], dict)):
+            raise ConfigError(f"{override}: {key}={shown(said)}, said before it, has no keys: leave one of them out")
     if not (isinstance(at.get(key), dict) or (key == "stages" and isinstance(at.get(key), list))):
         at[key] = {}
     return at[key]

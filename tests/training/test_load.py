@@ -104,6 +104,21 @@ def test_command_line_values_take_their_fields_type(tmp_path, override, key, wan
     assert value == want and type(value) is type(want)
 
 
+def test_a_key_goes_into_the_section_that_was_given_before_it(tmp_path):
+    c = load(
+        "run: {dir: out}",
+        tmp_path,
+        "--model.args={width: 3, eps: 1e-6}",
+        "--model.args.depth=5",
+        "--model.args.width=4",
+    )
+    assert c.model.args == {"width": 4, "depth": 5, "eps": 1e-6}
+    assert load("run: {dir: out}", tmp_path, "--optim={betas: [0.8, 0.9]}", "--optim.lr=2").optim.betas == (0.8, 0.9)
+    assert load("run: {dir: out}", tmp_path, "--sample=null", "--sample.every=5").sample.every == 5
+    with pytest.raises(ConfigError, match="--optim.lr=2: optim='3', said before it, has no keys"):
+        load("run: {dir: out}", tmp_path, "--optim=3", "--optim.lr=2")
+
+
 @pytest.mark.parametrize(
     ("text", "override", "parts"),
     [
