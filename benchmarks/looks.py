@@ -146,7 +146,8 @@ def style(args: argparse.Namespace, demo: Path, out: Path, seed: int, judge: Jud
     """Any look, by a picture that shows it."""
     asked = prompts(args.prompts, heldout=False, seed=600 + seed)
     labels, texts = [label for label, _ in asked], [text for _, text in asked]
-    names = [tuple(looks.LOOKS)[i % len(looks.LOOKS)] for i in range(len(asked))]
+    # `sampled` has the sizes in turn
+    names = [tuple(looks.LOOKS)[i // len(SIZES) % len(looks.LOOKS)] for i in range(len(asked))]
     rng = np.random.default_rng((seed, 22))
     shown = [
         looks.picture(n, rng, other_than=label.digit, heldout=True) for n, label in zip(names, labels, strict=True)

@@ -194,10 +194,11 @@ def check_packed_equals_alone(
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * max(1.0, size))
     wanted, found = gradients(raw, want), gradients(model.raw, got)
     assert found.keys() == wanted.keys()
-    error = sum(float((found[n] - g).square().sum()) for n, g in wanted.items())
-    assert (error / sum(float(g.square().sum()) for g in wanted.values())) ** 0.5 < 1e-5
-    for name, g in wanted.items():
-        assert float((found[name] - g).norm()) <= 1e-4 * float(g.norm()) + 1e-6 * size, name
+    error = sum(float((found[n] - g).square().sum()) for n, g in wanted.items()) ** 0.5
+    total = sum(float(g.square().sum()) for g in wanted.values()) ** 0.5
+    assert error < 1e-5 * total
+    for name, g in wanted.items():  # some are 0 but for rounding (a bias of keys), which the others' sizes set
+        assert float((found[name] - g).norm()) <= 1e-4 * float(g.norm()) + 1e-6 * max(size, total), name
 
 
 def together(made: Sequence[Sample], patch: tuple[int, int, int]) -> Conditions | None:

@@ -129,7 +129,7 @@ def write_looks(root: Path, looks: Sequence[str], clips: int, seed: int) -> None
         rng = np.random.default_rng((seed, 21, i))
         digit, direction = SEEN_PAIRS[rng.integers(len(SEEN_PAIRS))]
         label = Label(digit, tuple(COLOURS)[rng.integers(len(COLOURS))], VERBS[rng.integers(2)], direction)
-        look, size = looks[i % len(looks)], SIZES[i % len(SIZES)]
+        look, size = looks[i % len(looks)], SIZES[i // len(looks) % len(SIZES)]  # no size tells a look
         path, style = f"clips/{i:05d}.mp4", f"styles/{i:05d}.png"
         write_video(root / path, clip_in_look(label, look, FRAMES, size, rng, False), FPS)
         write_video(root / style, picture(look, rng, other_than=digit, heldout=False)[None], FPS)

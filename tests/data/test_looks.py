@@ -33,6 +33,9 @@ def test_clips_have_their_captions_and_a_picture_of_another_digit(tmp_path):
     manifest = read_manifest(tmp_path / "a/train.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "a/train.jsonl").read_text().splitlines()]
     assert len(manifest.samples) == 4 and [row["look"] for row in rows] == ["half", "thick"] * 2
+    looks.write_looks(tmp_path / "d", ["plain", "half", "thick"], clips=9, seed=3)
+    told = [json.loads(line) for line in (tmp_path / "d/train.jsonl").read_text().splitlines()]
+    assert len({(row["look"], row["height"], row["width"]) for row in told}) == 9  # each in every size
     for row in rows:
         assert read_caption(row["caption"]).verb in ("moves", "bounces")
         assert read_frames(tmp_path / "a" / row["style"], 0, 1, threads=0).shape == (1, 24, 24, 3)
