@@ -29,7 +29,7 @@ def run(tmp_path, monkeypatch, capsys, scores) -> tuple[int, str]:
     ("loss", "failed"),
     [
         ({}, []),
-        ({"vae_psnr": 23.9}, ["vae_psnr"]),
+        ({"vae_psnr": 22.4}, ["vae_psnr"]),
         ({"digit": 0.12}, ["digit"]),  # chance is 0.1
         ({"direction": 0.13, "both": 0.02}, ["direction", "both"]),
         ({"colour": 0.2}, ["colour"]),
