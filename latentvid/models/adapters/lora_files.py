@@ -126,11 +126,8 @@ def open_adapter(file: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None, 
             found = None
         if not isinstance(found, dict):
             raise UserError(f"{file}: {METADATA} in its header is no JSON object: it is damaged, copy it again")
-        return (
-            tensors,
-            {key.partition(".")[2]: value for key, value in found.items()},
-            header,
-        )  # `transformer.`, `unet.`
+        own = {key.partition(".")[2]: value for key, value in found.items()}  # without `transformer.`, `unet.`
+        return tensors, own, header
     if file.name == PEFT_FILE and (file.parent / PEFT_CONFIG).is_file():
         return tensors, read_object(file.parent / PEFT_CONFIG), header
     return tensors, None, header
