@@ -170,7 +170,7 @@ def _valid(program: str, base: Path) -> list[str]:
         "inference/i2v.py": [*model, "--image", pictures[0]],
         "inference/extend.py": [*model, "--clip", one, "--frames", "4"],
         "inference/interpolate.py": [*model, "--first", pictures[0], "--last", pictures[1], "--between", "3"],
-        "inference/edit.py": [*model, "--clip", one, "--frames", "5", "--mode", "sdedit"],
+        "inference/edit.py": [*model, "--clip", one, "--frames", "5", "--method", "sdedit"],
         "inference/inpaint.py": [*model, "--clip", one, "--frames", "5", "--mask", str(base / "mask.png")],
         "inference/long.py": [*model, "--frames", "9"],
         ENCODE: encoding(base, "cache"),

@@ -219,7 +219,7 @@ def media(draw: Draw, base: Path, folder: Path) -> Case:
     words = ["--model", str(base / "pipeline"), "--steps", "1", "--prompt", "a red 7", "--output", "out.mp4"]
     given = {
         "i2v": ["--image", str(path)],
-        "edit": ["--clip", str(path), "--frames", "5", "--mode", "sdedit"],
+        "edit": ["--clip", str(path), "--frames", "5", "--method", "sdedit"],
         "inpaint": ["--clip", str(base / "clips/one.mp4"), "--frames", "5", "--mask", str(path)],
     }[program]
     return Case(f"inference/{program}.py", [*words, *given], what, names, must)

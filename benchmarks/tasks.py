@@ -206,7 +206,7 @@ def long_rollout(pipeline: LatentVideoPipeline, count: int, judge: Judge, out: P
     return scores.done()
 
 
-def editing(pipeline: LatentVideoPipeline, clips: list[Clip], judge: Judge, out: Path, mode: str) -> dict:
+def editing(pipeline: LatentVideoPipeline, clips: list[Clip], judge: Judge, out: Path, method: str) -> dict:
     """Another digit in the same caption: the digit must change, the path must stay."""
     sampling = plain_sampling(pipeline)
     rng = random.Random(0)
@@ -226,12 +226,12 @@ def editing(pipeline: LatentVideoPipeline, clips: list[Clip], judge: Judge, out:
             [c[0] for c in part],
             [c[2] for c in part],
             wanted,
-            mode=mode,
+            method=method,
             seed=seed,
             sampling=sampling,
         )
 
-    scores = Scores(f"edit_{mode}", out)
+    scores = Scores(f"edit_{method}", out)
     for i, (made, (real, _label, text)) in enumerate(zip(in_chunks(clips, make), clips, strict=True)):
         seen, truth = judge(made), judge(real)
         error = apart(seen.path, truth.path)
@@ -290,7 +290,7 @@ def main() -> None:
         },
         "interpolation": lambda: interpolation(mixed, moving, judge, args.out),
         "rollout": lambda: long_rollout(mixed, args.count, judge, args.out),
-        "editing": lambda: {mode: editing(mixed, moving, judge, args.out, mode) for mode in STRENGTH},
+        "editing": lambda: {method: editing(mixed, moving, judge, args.out, method) for method in STRENGTH},
     }
     path = args.out / "tasks.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -2,8 +2,8 @@
 
     python inference/edit.py --clip clip.mp4 --source "a red 7 moves up" --prompt "a red 3 moves up" [--output new.mp4]
 
-Mode inversion finds the noise that leads to the clip by its source prompt and samples anew from it; sdedit adds random
-noise and needs no source prompt. The clip's fps, size and audio are kept.
+Method inversion finds the noise that leads to the clip by its source prompt and samples anew from it; sdedit adds
+random noise and needs no source prompt. The clip's fps, size and audio are kept.
 """
 
 import argparse
@@ -16,10 +16,10 @@ from latentvid.pipelines import arguments, defaults
 def parse() -> argparse.Namespace:
     parser = arguments.parser_of(__doc__)
     parser.add_argument("--clip", type=Path, required=True, help="video or picture")
-    parser.add_argument("--source", help="what it shows (for mode inversion)")
+    parser.add_argument("--source", help="what it shows (for method inversion)")
     parser.add_argument("--prompt", required=True, help="what it is to show")
-    parser.add_argument("--mode", choices=tuple(defaults.STRENGTH), default="inversion", help="default: %(default)s")
-    usual = ", ".join(f"{level} for {mode}" for mode, level in defaults.STRENGTH.items())
+    parser.add_argument("--method", choices=tuple(defaults.STRENGTH), default="inversion", help="default: %(default)s")
+    usual = ", ".join(f"{level} for {method}" for method, level in defaults.STRENGTH.items())
     parser.add_argument("--strength", type=float, help=f"0 to 1, how much may change (default: {usual})")
     parser.add_argument("--frames", type=int, help="of the clip, from its start (default: all)")
     arguments.add_sizes(parser)
@@ -33,10 +33,10 @@ def main() -> None:
     from latentvid.pipelines.loading import load_pipeline
 
     outputs.check_output(args.output, args.fps)
-    if args.mode == "inversion" and args.source is None:
-        raise UserError("--mode inversion needs --source, a prompt for the clip as it is; --mode sdedit does without")
-    if args.mode != "inversion" and args.source is not None:
-        raise UserError(f"--source is of --mode inversion: --mode {args.mode} does without")
+    if args.method == "inversion" and args.source is None:
+        raise UserError("--method inversion needs --source, a prompt for the clip as it is; sdedit does without")
+    if args.method != "inversion" and args.source is not None:
+        raise UserError(f"--source is of --method inversion: --method {args.method} does without")
     pipeline = load_pipeline(args.model, args.device, **arguments.loading(args))
     size = {name: getattr(args, name) for name in ("height", "width", "frames", "large")}
     source = inputs.read_footage(args.clip, pipeline, **size)
@@ -48,7 +48,7 @@ def main() -> None:
         source,
         args.source or "",
         args.prompt,
-        args.mode,
+        args.method,
         args.strength,
         large=args.large,
         fps=fps,

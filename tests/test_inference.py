@@ -132,14 +132,14 @@ def test_inpaint_of_a_picture_and_of_a_clips_beginning(run, files, tmp_path):
 
 
 def test_sizes_that_the_model_does_not_make_are_fitted_and_said(run, tmp_path):
-    status, said, _ = run("edit", "--clip", "odd.mp4", "--prompt", "a red 7", "--mode", "sdedit")
+    status, said, _ = run("edit", "--clip", "odd.mp4", "--prompt", "a red 7", "--method", "sdedit")
     assert status == 0 and "odd.mp4: 15 x 22 pixels scaled and cropped to 8 x 16" in said
     assert shape(tmp_path / "out.mp4") == (6, 8, 16, 12.0)
 
 
-@pytest.mark.parametrize("mode", [("--source", "a blue 3"), ("--mode", "sdedit")])
-def test_edit_keeps_length_rate_and_size(mode, run, tmp_path):
-    assert run("edit", *EDIT, *mode, "--strength", 0.5)[0] == 0
+@pytest.mark.parametrize("method", [("--source", "a blue 3"), ("--method", "sdedit")])
+def test_edit_keeps_length_rate_and_size(method, run, tmp_path):
+    assert run("edit", *EDIT, *method, "--strength", 0.5)[0] == 0
     assert shape(tmp_path / "out.mp4") == (6, 16, 24, 12.0) and has_sound(tmp_path / "out.mp4")
 
 
@@ -165,7 +165,7 @@ def test_models_without_given_frames_say_how_they_do_it(run, tiny_pipeline, tmp_
         (("interpolate", "--clip", "one.mp4"), "one.mp4 has one frame"),
         (("interpolate", "--clip", "clip.mp4", "--between", 3), "--between is of --first and --last"),
         (("interpolate", *TWO, "--factor", 3), "--factor and --tokens-per-pack are of --clip"),
-        (("edit", *EDIT, "--mode", "sdedit", "--source", "a"), "--source is of --mode inversion"),
+        (("edit", *EDIT, "--method", "sdedit", "--source", "a"), "--source is of --method inversion"),
         (("t2v", "--prompt", "a", "--tokens-per-pack", 99), "--tokens-per-pack is of --prompts"),
         (("interpolate", "--clip", "clip.mp4", "--factor", 1), "6 frames at 1 times"),
         (("interpolate", *TWO, "--between", 0), "--between 0: must be a whole number"),
@@ -176,10 +176,10 @@ def test_models_without_given_frames_say_how_they_do_it(run, tiny_pipeline, tmp_
         (("i2v", "--image", "a.png", "--prompt", "a", "--prompt", "b"), "1 --image and 2 --prompt"),
         (("i2v", "--image", "a.png", "--prompt", "a", "--frames", 4), "4 frames: this VAE takes 1 + 4k"),
         (("i2v", "--image", "a.png", "--prompt", "a", "--guidance-interval", 0.9, 0.2), "guidance interval 0.9 to 0.2"),
-        (("edit", *EDIT), "--mode inversion needs --source"),
-        (("edit", *EDIT, "--mode", "sdedit", "--strength", 2), "--strength 2: must be a finite number"),
-        (("edit", *EDIT, "--mode", "sdedit", "--fps", 0), "--fps 0: must be a finite number"),
-        (("edit", *EDIT, "--mode", "sdedit", "--output", "x.avi"), "must end in .mp4, .webm, .gif, .png"),
+        (("edit", *EDIT), "--method inversion needs --source"),
+        (("edit", *EDIT, "--method", "sdedit", "--strength", 2), "--strength 2: must be a finite number"),
+        (("edit", *EDIT, "--method", "sdedit", "--fps", 0), "--fps 0: must be a finite number"),
+        (("edit", *EDIT, "--method", "sdedit", "--output", "x.avi"), "must end in .mp4, .webm, .gif, .png"),
     ],
 )
 def test_bad_input_is_one_message(words, message, run, tmp_path):

@@ -119,7 +119,7 @@ def edit(
     clips: Sequence[Tensor],
     sources: Sequence[str],
     targets: Sequence[str],
-    mode: Literal["inversion", "sdedit"] = "inversion",
+    method: Literal["inversion", "sdedit"] = "inversion",
     strength: float | None = None,
     *,
     fps: float | None = None,
@@ -132,22 +132,22 @@ def edit(
     inversion: the noise that leads to the clip with its source prompt and no guidance, at noise level `strength`
     (DDIM inversion, Song et al. 2020), is sampled anew with the target, guided at levels below `GUIDED_BELOW` alone
     unless the guidance has an interval of its own. sdedit: the clip with random noise of that level is (SDEdit, Meng et
-    al. 2022; `sources` are not used). strength: in (0,1]; None is the mode's in `STRENGTH`.
+    al. 2022; `sources` are not used). strength: in (0,1]; None is the method's in `STRENGTH`.
     """
     same_number(clips=clips, sources=sources, targets=targets)
-    if mode not in STRENGTH:
-        raise UserError(f"mode {mode!r}: one of {', '.join(STRENGTH)}")
-    strength = STRENGTH[mode] if strength is None else strength
+    if method not in STRENGTH:
+        raise UserError(f"method {method!r}: one of {', '.join(STRENGTH)}")
+    strength = STRENGTH[method] if strength is None else strength
     if not 0 < strength <= 1:
         raise UserError(f"strength {strength}: give a noise level above 0, up to 1")
     sampling = sampling or Sampling()
-    if mode == "inversion" and pipeline.student is not None:
-        instead = "edit with its teacher" if pipeline.student.steps else "take mode sdedit (--mode), or its teacher"
+    if method == "inversion" and pipeline.student is not None:
+        instead = "edit with its teacher" if pipeline.student.steps else "take method sdedit (--method), or its teacher"
         raise UserError(
-            "mode inversion finds the noise without guidance, and guides at some levels alone, which this distilled "
+            "method inversion finds the noise without guidance, and guides at some levels alone, which this distilled "
             f"model cannot: {instead}"
         )
-    if mode == "inversion" and sampling.solver is None:
+    if method == "inversion" and sampling.solver is None:
         sampling = replace(sampling, solver="euler")  # the one that is inverted
     latents = _encode_whole(pipeline, clips, sampling)
     grids = [tuple(z.shape[1:]) for z in latents]
@@ -155,7 +155,7 @@ def edit(
         {"grid": grid, "fps": pipeline.rate(fps, grid), "seed": seed + i, "level": strength}
         for i, grid in enumerate(grids)
     ]
-    if mode == "inversion":
+    if method == "inversion":
         back = [Request(prompt=source, **words) for source, words in zip(sources, common, strict=True)]
         # no iterations: they bring the very clip back more exactly, by noise that another prompt can use less
         starts = pipeline.invert(latents, back, replace(sampling, guidance=Guidance()), iterations=0)

@@ -185,8 +185,8 @@ def test_scripts_tell_the_rate_of_the_footage(run, folder, tmp_path, told):
     white[:, :, 12:] = 255
     write_video(mask, white, 30)
     cases = [
-        (("edit", *clip_, *prompt, "--mode", "sdedit"), 30),
-        (("edit", *clip_, *prompt, "--mode", "sdedit", "--fps", 15), 15),
+        (("edit", *clip_, *prompt, "--method", "sdedit"), 30),
+        (("edit", *clip_, *prompt, "--method", "sdedit", "--fps", 15), 15),
         (("inpaint", *clip_, *prompt, "--mask", mask), 30),
         (("extend", *clip_, *prompt, "--frames", 4, "--window", 9, "--context", 1), 30),
         (("long", *prompt, "--frames", 6, "--fps", 15), 15),

@@ -58,7 +58,7 @@ def test_what_a_model_of_pictures_does_not_do_is_said(repository, monkeypatch, t
         "t2v.py": ["--frames", 5, "--height", 32, "--width", 32],
         "long.py": ["--frames", 5, "--height", 32, "--width", 32],
         "inpaint.py": ["--clip", pictures[0], "--mask", pictures[1]],
-        "edit.py": ["--clip", pictures[0], "--mode", "sdedit"],
+        "edit.py": ["--clip", pictures[0], "--method", "sdedit"],
     }[program]
     if program == "inpaint.py":
         Image.new("RGB", (48, 32), "white").save(pictures[1])

@@ -191,9 +191,9 @@ def test_the_noise_is_found_without_guidance(pipeline, monkeypatch):
 
 
 @pytest.mark.parametrize("own", [None, (0.2, 0.5)])
-@pytest.mark.parametrize(("mode", "strength"), [("inversion", 0.95), ("sdedit", 0.7)])
-def test_an_edit_begins_at_its_modes_level_and_guides_an_inversion_below_another(
-    mode, strength, own, pipeline, monkeypatch
+@pytest.mark.parametrize(("method", "strength"), [("inversion", 0.95), ("sdedit", 0.7)])
+def test_an_edit_begins_at_its_methods_level_and_guides_an_inversion_below_another(
+    method, strength, own, pipeline, monkeypatch
 ):
     asked = []
     monkeypatch.setattr(LatentVideoPipeline, "invert", lambda self, z, *_, iterations: z)
@@ -201,11 +201,11 @@ def test_an_edit_begins_at_its_modes_level_and_guides_an_inversion_below_another
         LatentVideoPipeline, "sample", lambda self, r, sampling: asked.append((r, sampling)) or [r[0].start]
     )
     sampling = replace(FAST, guidance=Guidance(scale=2.0, interval=own))
-    edits.edit(pipeline, [clip(5)], [RED], [BLUE], mode, negative_prompt="dark", seed=4, sampling=sampling)
+    edits.edit(pipeline, [clip(5)], [RED], [BLUE], method, negative_prompt="dark", seed=4, sampling=sampling)
     ((requests, sampling),) = asked
     assert (requests[0].prompt, requests[0].negative_prompt, requests[0].seed) == (BLUE, "dark", 4)
     assert requests[0].level == strength
-    assert sampling.guidance == Guidance(scale=2.0, interval=own or ((0.0, 0.7) if mode == "inversion" else None))
+    assert sampling.guidance == Guidance(scale=2.0, interval=own or ((0.0, 0.7) if method == "inversion" else None))
 
 
 def test_sdedit_keeps_more_of_the_clip_the_weaker_it_is(pipeline):
@@ -222,16 +222,16 @@ def test_sdedit_keeps_more_of_the_clip_the_weaker_it_is(pipeline):
 
 def test_an_edit_does_not_depend_on_what_it_is_made_with(pipeline):
     sources = [clip(5), clip(5, 32, 16, seed=1)]
-    for mode in ("sdedit", "inversion"):
-        both = edits.edit(pipeline, sources, [RED, RED], [BLUE, RED], mode, 0.3, seed=2, sampling=FAST)
-        (alone,) = edits.edit(pipeline, sources[1:], [RED], [RED], mode, 0.3, seed=3, sampling=FAST)
+    for method in ("sdedit", "inversion"):
+        both = edits.edit(pipeline, sources, [RED, RED], [BLUE, RED], method, 0.3, seed=2, sampling=FAST)
+        (alone,) = edits.edit(pipeline, sources[1:], [RED], [RED], method, 0.3, seed=3, sampling=FAST)
         assert close(alone, both[1])
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda p: edits.edit(p, [clip(5)], [RED], [RED], "swap"), "mode 'swap': one of inversion, sdedit"),
+        (lambda p: edits.edit(p, [clip(5)], [RED], [RED], "swap"), "method 'swap': one of inversion, sdedit"),
         (lambda p: edits.edit(p, [clip(5)], [RED], [RED], strength=0.0), "strength 0.0"),
         (lambda p: edits.edit(p, [clip(5, 20)], [RED], [RED], sampling=FAST), "20 x 24 pixels: .* multiples of 8"),
         (lambda p: tasks.interpolate(p, [clip(1)[0]], [clip(1, 24)[0]], [RED], 4), "first .* 16 x 24 .* last 24 x 24"),

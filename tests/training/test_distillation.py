@@ -329,7 +329,7 @@ def test_a_run_that_begins_with_a_student_and_leaves_none_says_so(dit_config, ti
     assert ["of a distilled model, and what this run leaves is none" in each for each in said] == [True, False]
 
 
-@pytest.mark.parametrize("steps, fix", [(None, "take mode sdedit"), (2, "edit with its teacher")])
+@pytest.mark.parametrize("steps, fix", [(None, "take method sdedit"), (2, "edit with its teacher")])
 def test_a_student_is_not_inverted(steps, fix, tiny_pipeline):
     pipeline = load_pipeline(tiny_pipeline, "cpu")
     levels = None if steps is None else [1.0, 0.5, 0.0]
