@@ -48,8 +48,8 @@ def export_checkpoint(task: Task, checkpoint: Path, out: Path, raw: bool = False
     state = read_record(checkpoint / "state.json", State, checkpoint)
     if state["ema_updates"] == 0:
         raise UserError(
-            f"{checkpoint} holds no trained weights, because every step was skipped: lower optim.lr, or mend the data, "
-            "and begin anew"
+            f"{checkpoint} holds no trained weights. If every step was skipped, lower optim.lr or mend the data, and "
+            "begin anew; a student with a critic learns at the last of each distill.critic_updates steps: train longer"
         )
     check_base(task.base, state, checkpoint)
     model = read_model(task.new_model(), checkpoint, raw, based=task.base is not None).eval()

@@ -259,3 +259,10 @@ def test_a_student_of_steps_is_no_teacher_of_it(config, tiny_pipeline, tmp_path)
     (student / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match="makes 2 steps, and this needs one of any number: give its teacher"):
         distill_task(config(tmp_path / "run", f"teacher={student}", "distill.guidance=3"), CPU).follow(None)
+
+
+def test_a_run_in_which_the_student_had_no_turn_is_no_pipeline(config, tmp_path):
+    message = r"no trained weights.*distill\.critic_updates steps: train longer"
+    with pytest.raises(UserError, match=message):
+        train(config(tmp_path, "distill.critic_updates=3", "train.steps=2"), distill_task)
+    assert not (tmp_path / "pipeline").exists()

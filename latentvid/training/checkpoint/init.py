@@ -156,7 +156,7 @@ def _of_checkpoint(folder: Path, weights: Weights, wanted: Wanted) -> Source:
     if (stage := stage_of(settings)) not in (None, wanted.stage):
         raise UserError(f"init: {folder} is of a run of stage {stage}, not {wanted.stage}: give a run of that")
     if state["ema_updates"] == 0:
-        raise UserError(f"init: {folder} holds no trained weights, because every step was skipped: give another")
+        raise UserError(f"init: {folder} holds no trained weights, no step changed them: give another")
     if state.get("base") is not None:  # else it holds all of the model
         _check_whole(folder, settings)
     arguments = state.get("model")
