@@ -2,63 +2,10 @@
 
     python inference/edit.py --clip clip.mp4 --source "a red 7 moves up" --prompt "a red 3 moves up" [--output new.mp4]
 
-Method inversion finds the noise that leads to the clip by its source prompt and samples anew from it; sdedit adds
-random noise and needs no source prompt. The clip's fps, size and audio are kept.
+The same as `latentvid edit`: --help says the options.
 """
 
-import argparse
-from pathlib import Path
-
-from latentvid.errors import UserError, user_errors
-from latentvid.pipelines import arguments, defaults
-
-
-def parse() -> argparse.Namespace:
-    parser = arguments.parser_of(__doc__)
-    parser.add_argument("--clip", type=Path, required=True, help="video or picture")
-    parser.add_argument("--source", help="what it shows (for method inversion)")
-    parser.add_argument("--prompt", required=True, help="what it is to show")
-    parser.add_argument("--method", choices=tuple(defaults.STRENGTH), default="inversion", help="default: %(default)s")
-    usual = ", ".join(f"{level} for {method}" for method, level in defaults.STRENGTH.items())
-    parser.add_argument("--strength", type=float, help=f"0 to 1, how much may change (default: {usual})")
-    parser.add_argument("--frames", type=int, help="of the clip, from its start (default: all)")
-    arguments.add_sizes(parser)
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse()
-    # after the options are read: --help and wrong ones are answered at once
-    from latentvid.pipelines import command, edits, inputs, outputs
-    from latentvid.pipelines.loading import load_pipeline
-
-    outputs.check_output(args.output, args.fps)
-    if args.method == "inversion" and args.source is None:
-        raise UserError("--method inversion needs --source, a prompt for the clip as it is; sdedit does without")
-    if args.method != "inversion" and args.source is not None:
-        raise UserError(f"--source is of --method inversion: --method {args.method} does without")
-    pipeline = load_pipeline(args.model, args.device, **arguments.loading(args))
-    size = {name: getattr(args, name) for name in ("height", "width", "frames", "large")}
-    source = inputs.read_footage(args.clip, pipeline, **size)
-    fps = args.fps or source.fps
-    command.note_rate(pipeline, fps, args.fps)
-    clip = command.in_windows(
-        edits.edit_windows,
-        pipeline,
-        source,
-        args.source or "",
-        args.prompt,
-        args.method,
-        args.strength,
-        large=args.large,
-        fps=fps,
-        seed=args.seed,
-        negative_prompt=args.negative_prompt,
-        sampling=command.sampling_of(args, pipeline),
-    )
-    outputs.write(args.output, clip, fps, args.prompt, sound=source)
-
+from latentvid.programs.edit import main
 
 if __name__ == "__main__":
-    with user_errors():
-        main()
+    main()

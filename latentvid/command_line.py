@@ -11,6 +11,7 @@ import difflib
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from .limits import number
@@ -24,7 +25,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False} | kwargs
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **kwargs | {"prog": called(kwargs.get("prog"))})
 
     def _get_value(self, action: argparse.Action, text: str) -> Any:
         if action.type in (int, float):
@@ -56,6 +57,15 @@ class Parser(argparse.ArgumentParser):
             message = f"{name} {said}" if ": must be" in said or said.startswith("expected") else f"{name}: {said}"
         print(f"error: {message} (see {self.prog} --help)", file=sys.stderr, flush=True)
         raise SystemExit(2)
+
+
+def called(prog: str | None = None) -> str:
+    """What a program is called: as `prog` says (`python -m latentvid.a [COMMAND]`) or by its file, but for one that
+    `latentvid` runs, which is `latentvid NAME [COMMAND]`."""
+    name = Path(sys.argv[0]).name
+    if not name.startswith("latentvid "):
+        return name if prog is None else prog
+    return name if prog is None else re.sub(r"^python -m [\w.]+", name, prog)
 
 
 def plain(name: str) -> str:

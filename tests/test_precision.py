@@ -96,12 +96,12 @@ def test_a_device_without_bf16_has_speed_0():
 
 
 @pytest.mark.parametrize(
-    "script",
-    ["vae/encode_latents.py", "vae/reconstruct.py", "vae/evaluate.py"]
-    + [str(path.relative_to(ROOT)) for path in sorted((ROOT / "inference").glob("*.py"))],
+    "program",
+    ["encode_latents", "reconstruct", "evaluate_vae"]
+    + [path.stem for path in sorted((ROOT / "inference").glob("*.py"))],
 )
-def test_every_program_has_the_one_option(script):
-    text = (ROOT / script).read_text()
+def test_every_program_has_the_one_option(program):
+    text = (ROOT / f"latentvid/programs/{program}.py").read_text()
     assert "precision.add_argument(" in text or "arguments.parser_of(" in text
     assert not re.search(r"--(fp32|bf16|fp16|precision)\b", text)
 

@@ -2,45 +2,10 @@
 
     python vae/reconstruct.py --vae RUN/vae INPUT... --output OUT.mp4
 
-The output's ending chooses the format: mp4, webm, gif or png. Any size and length goes in, as one stream, so that
-memory does not grow with the length; what is scaled, cropped or left out is said. vae/evaluate.py scores many files.
+The same as `latentvid reconstruct`: --help says the options.
 """
 
-from pathlib import Path
-
-from latentvid import precision
-from latentvid.command_line import Parser
-from latentvid.errors import user_errors
-
-
-def main() -> None:
-    parser = Parser(description=__doc__)
-    parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="videos and images")
-    parser.add_argument("--vae", type=Path, required=True, help="folder of the autoencoder")
-    parser.add_argument("--output", type=Path, required=True, help="several inputs get -0, -1 ... in the name")
-    parser.add_argument("--max-frames", type=int, help="frames of each input, from its start (default: all)")
-    precision.add_argument(parser, more="bf16 is some 0.3 dB worse")
-    args = parser.parse_args()
-    # after the options are read: --help and wrong ones are answered at once
-    import torch
-
-    from latentvid.evaluation.pairs.whole_file import reconstruct_file
-    from latentvid.models.interchange import load_vae
-    from latentvid.pipelines.outputs import check_output, numbered
-
-    check_output(args.output, count=len(args.inputs))
-    vae = load_vae(args.vae).to("cuda" if torch.cuda.is_available() else "cpu")
-    computed = precision.choose(args.mixed_precision, vae.device)
-    print(precision.describe(computed, vae.device), flush=True)
-    vae = vae.bfloat16() if computed == "bf16" else vae
-    for i, path in enumerate(args.inputs):
-        output = numbered(args.output, i, len(args.inputs))
-        result = reconstruct_file(vae, path, output, args.max_frames)
-        print(f"{path}: PSNR {result.psnr:.2f} dB, SSIM {result.ssim:.4f} over {result.frames} frames -> {output}")
-        for change in result.changes:
-            print(f"  {change}", flush=True)
-
+from latentvid.programs.reconstruct import main
 
 if __name__ == "__main__":
-    with user_errors():
-        main()
+    main()

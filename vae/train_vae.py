@@ -2,25 +2,10 @@
 
     python vae/train_vae.py CONFIG.yaml [--section.key value ...]
 
---dry-run says what the run would be, and stops. Started again with the same configuration it goes on from the newest
-checkpoint in run.dir; SIGTERM, SIGUSR1 and Ctrl-C save and end it with status 75. It leaves RUN/metrics.jsonl,
-RUN/checkpoints/ and RUN/vae/, the model in diffusers' format with its latents' statistics.
+The same as `latentvid train-vae`: --help says the options.
 """
 
-from latentvid.config.parsing import parse_cli
-from latentvid.config.schema import VaeConfig
-from latentvid.errors import user_errors
-
-
-def main() -> None:
-    config = parse_cli(VaeConfig, doc=__doc__)
-    # after the command line is read: --help and wrong options are answered at once
-    from latentvid.training.stages.vae.task import VaeTask
-    from latentvid.training.trainer import train
-
-    train(config, VaeTask)
-
+from latentvid.programs.train_vae import main
 
 if __name__ == "__main__":
-    with user_errors():
-        main()
+    main()

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from ..limits import RangeError, shown
 from .conversion import MISSING, build, default_of, section_of, sections_in, type_name
 from .entries import lay_over
+from .shipped import find, names_of
 from .signatures import constructor
 from .yaml_files import ConfigError, dump_yaml, read_yaml
 
@@ -100,21 +101,30 @@ def _help_rows(key: str, hint: Any, field: dataclasses.Field) -> Iterator[tuple[
         yield f"--{key}.{name}", kind, "default null", meaning
 
 
-def parse_cli(cls: type[T], argv: Sequence[str] | None = None, *, prog: str | None = None, doc: str | None = None) -> T:
-    """Reads ``CONFIG.yaml [--section.key value ...]``; ``--help`` prints every key and exits with status 0.
+def parse_cli(
+    cls: type[T],
+    argv: Sequence[str] | None = None,
+    *,
+    prog: str | None = None,
+    doc: str | None = None,
+    kinds: Sequence[str] = (),
+) -> T:
+    """Reads ``CONFIG [--section.key value ...]``; ``--help`` prints every key and exits with status 0.
 
-    ``--dry-run`` is ``--run.dry_run=true``.
+    CONFIG is a YAML file, or the name of a shipped configuration of these kinds (``shipped.find``). ``--dry-run`` is
+    ``--run.dry_run=true``.
     """
     args = list(sys.argv[1:] if argv is None else argv)
-    usage = f"{prog or Path(sys.argv[0]).name} CONFIG.yaml [--section.key value ...] [--dry-run]"
+    usage = f"{prog or Path(sys.argv[0]).name} CONFIG [--section.key value ...] [--dry-run]"
     if {"-h", "--help"} & set(args):
-        print(help_text(cls, usage, doc))
+        names = f"CONFIG is a YAML file, or the name of a shipped one: {', '.join(names_of(kinds))}."
+        print(help_text(cls, usage, f"{(doc or '').strip()}\n\n{names}" if kinds else doc))
         raise SystemExit(0)
     files, overrides = _split(args)
     if len(files) != 1:
         got = f"{len(files)} ({', '.join(files)})" if files else "none"
         raise ConfigError(f"expected one configuration file, got {got}; usage: {usage}; --help lists the keys")
-    return load_config(cls, Path(files[0]), overrides)
+    return load_config(cls, find(files[0], kinds) if kinds else Path(files[0]), overrides)
 
 
 def _split(args: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -317,7 +317,7 @@ def write_dataset(root: Path, *, train: int = 3000, val: int = 320, seed: int = 
     is there is whole.
     """
     if train < 1 or val < 2:
-        raise ValueError(f"train={train}, val={val}: ask for at least 1 training and 2 validation samples")
+        raise UserError(f"train={train}, val={val}: ask for at least 1 training and 2 validation samples")
     root = Path(root)
     counts = {"val": val, "val_pairs": val // 2, "train": train}
     lines = {}
