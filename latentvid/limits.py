@@ -149,11 +149,11 @@ _NAMES: tuple[tuple[Range, str], ...] = (  # of the numbers that have each range
     (Range(1e-3, 1e3), "sigma_data"),
     (Range(1, 100), "rho"),
     # sampling
-    (_whole(1, 10_000), "steps teacher_steps"),
-    (Range(0, 1000), "guidance guidance_low guidance_embedded"),
+    (_whole(1, 10_000), "steps teacher_steps n_max n_avg"),
+    (Range(0, 1000), "guidance guidance_low guidance_embedded source_guidance"),
     (Range(-100, 100), "lora_scale"),
     (_SHARE, "guidance_rescale guidance_interval strength level control_start control_end"),
-    (_whole(0, 10_000), "zero_init"),
+    (_whole(0, 10_000), "zero_init n_min"),
     (Range(0, 1e4), "reconstruction_weight"),
     # networks: arguments of constructors, and config.json of saved ones
     (_CHANNELS, "model.width text_width in_channels out_channels latent_channels widths block_out_channels"),

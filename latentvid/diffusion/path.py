@@ -30,6 +30,11 @@ class Path:
         """The level t at which sigma / alpha is this much (any shape, above 0), float32; of more than there is, 1."""
         raise NotImplementedError
 
+    def line(self, t: Tensor) -> Tensor:
+        """Where z / (alpha + sigma) at levels t (any shape) lies on the straight line from data, 0, to noise, 1."""
+        alpha, sigma = self.coefficients(t)
+        return sigma / (alpha + sigma)
+
     @property
     def deviation(self) -> float:
         """That of the data x which the coefficients are made for: alpha^2 deviation^2 + sigma^2 is the same at all

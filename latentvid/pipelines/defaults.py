@@ -9,3 +9,6 @@ RECONSTRUCTION_WEIGHT = 2.0
 TOKENS_PER_PACK = 16384
 # noise levels; the best of a few on the demo's digits (docs/tasks.md)
 STRENGTH = {"inversion": 0.95, "sdedit": 0.7}
+METHODS = (*STRENGTH, "flow")
+# FlowEdit's parameters, in the paper's names; n_max as a share of the steps
+N_MAX, N_MIN, N_AVG, FLOW_GUIDANCE = 0.85, 0, 1, 1.5

@@ -19,7 +19,8 @@ from ..diffusion.guidance import Guidance
 from ..errors import UserError
 from ..models.conditions import known_latents
 from ..rng import derived_seed, generator
-from .defaults import STRENGTH
+from .defaults import METHODS, STRENGTH
+from .flow import FlowEdit, flow_edited
 from .latent_video import LatentVideoPipeline
 from .sampling import Request, Sampling, same_number
 
@@ -119,9 +120,10 @@ def edit(
     clips: Sequence[Tensor],
     sources: Sequence[str],
     targets: Sequence[str],
-    method: Literal["inversion", "sdedit"] = "inversion",
+    method: Literal["inversion", "sdedit", "flow"] = "inversion",
     strength: float | None = None,
     *,
+    flow: FlowEdit | None = None,
     fps: float | None = None,
     seed: int = 0,
     negative_prompt: str | None = None,
@@ -132,14 +134,11 @@ def edit(
     inversion: the noise that leads to the clip with its source prompt and no guidance, at noise level `strength`
     (DDIM inversion, Song et al. 2020), is sampled anew with the target, guided at levels below `GUIDED_BELOW` alone
     unless the guidance has an interval of its own. sdedit: the clip with random noise of that level is (SDEdit, Meng et
-    al. 2022; `sources` are not used). strength: in (0,1]; None is the method's in `STRENGTH`.
+    al. 2022; `sources` are not used). strength: in (0,1]; None is the method's in `STRENGTH`. flow: the clip is moved
+    along the difference of the velocities of both prompts, as far as `flow` says (FlowEdit, Kulikov et al. 2024).
     """
     same_number(clips=clips, sources=sources, targets=targets)
-    if method not in STRENGTH:
-        raise UserError(f"method {method!r}: one of {', '.join(STRENGTH)}")
-    strength = STRENGTH[method] if strength is None else strength
-    if not 0 < strength <= 1:
-        raise UserError(f"strength {strength}: give a noise level above 0, up to 1")
+    strength = _strength(method, strength, flow)
     sampling = sampling or Sampling()
     if method == "inversion" and pipeline.student is not None:
         instead = "edit with its teacher" if pipeline.student.steps else "take method sdedit (--method), or its teacher"
@@ -155,21 +154,44 @@ def edit(
         {"grid": grid, "fps": pipeline.rate(fps, grid), "seed": seed + i, "level": strength}
         for i, grid in enumerate(grids)
     ]
+    back = [Request(prompt=source, **words) for source, words in zip(sources, common, strict=True)]
     if method == "inversion":
-        back = [Request(prompt=source, **words) for source, words in zip(sources, common, strict=True)]
         # no iterations: they bring the very clip back more exactly, by noise that another prompt can use less
         starts = pipeline.invert(latents, back, replace(sampling, guidance=Guidance()), iterations=0)
         guidance = pipeline.guidance(sampling)
         if guidance.interval is None:
             sampling = replace(sampling, guidance=replace(guidance, interval=(0.0, GUIDED_BELOW)))
+    elif method == "flow":
+        starts = [None] * len(clips)
+        back = [replace(request, negative_prompt=negative_prompt) for request in back]
     else:
         starts = [noised(pipeline, z, words["seed"], strength) for z, words in zip(latents, common, strict=True)]
     requests = [
         Request(prompt=target, negative_prompt=negative_prompt, start=start, **words)
         for target, start, words in zip(targets, starts, common, strict=True)
     ]
-    made = pipeline.decode(pipeline.sample(requests, sampling), sampling.precision)
+    if method == "flow":
+        made = flow_edited(pipeline, latents, back, requests, flow or FlowEdit(), sampling)
+    else:
+        made = pipeline.sample(requests, sampling)
+    made = pipeline.decode(made, sampling.precision)
     return [new[: len(old)] for new, old in zip(made, clips, strict=True)]
+
+
+def _strength(method: str, strength: float | None, flow: FlowEdit | None) -> float:
+    """The noise level at which a method begins. Raises UserError for what is of other methods."""
+    if method not in METHODS:
+        raise UserError(f"method {method!r}: one of {', '.join(METHODS)}")
+    if method == "flow":
+        if strength is not None:
+            raise UserError(f"strength {strength} is of the other methods: method flow takes n_max, a number of steps")
+        return 1.0
+    if flow is not None:
+        raise UserError(f"n_max, n_min, n_avg and source_guidance are of method flow, not of {method}: leave them out")
+    strength = STRENGTH[method] if strength is None else strength
+    if not 0 < strength <= 1:
+        raise UserError(f"strength {strength}: give a noise level above 0, up to 1")
+    return strength
 
 
 def noised(pipeline: LatentVideoPipeline, latent: Tensor, seed: int, level: float) -> Tensor:
