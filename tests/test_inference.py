@@ -78,6 +78,7 @@ def shape(path: Path) -> tuple[int, int, int, float]:
 
 INPAINT = ("--clip", "clip.mp4", "--prompt", "a red 7", "--mask")
 EDIT = ("--clip", "clip.mp4", "--prompt", "a red 7")
+FLOW = ("--method", "flow", "--source", "a blue 3")
 TWO = ("--first", "a.png", "--last", "b.png")
 
 
@@ -137,9 +138,16 @@ def test_sizes_that_the_model_does_not_make_are_fitted_and_said(run, tmp_path):
     assert shape(tmp_path / "out.mp4") == (6, 8, 16, 12.0)
 
 
-@pytest.mark.parametrize("method", [("--source", "a blue 3"), ("--method", "sdedit")])
+@pytest.mark.parametrize(
+    "method",
+    [
+        ("--source", "a blue 3", "--strength", 0.5),
+        ("--method", "sdedit", "--strength", 0.5),
+        ("--method", "flow", "--source", "a blue 3", "--n-max", 2, "--n-min", 1, "--n-avg", 2),
+    ],
+)
 def test_edit_keeps_length_rate_and_size(method, run, tmp_path):
-    assert run("edit", *EDIT, *method, "--strength", 0.5)[0] == 0
+    assert run("edit", *EDIT, *method)[0] == 0
     assert shape(tmp_path / "out.mp4") == (6, 16, 24, 12.0) and has_sound(tmp_path / "out.mp4")
 
 
@@ -165,7 +173,12 @@ def test_models_without_given_frames_say_how_they_do_it(run, tiny_pipeline, tmp_
         (("interpolate", "--clip", "one.mp4"), "one.mp4 has one frame"),
         (("interpolate", "--clip", "clip.mp4", "--between", 3), "--between is of --first and --last"),
         (("interpolate", *TWO, "--factor", 3), "--factor and --tokens-per-pack are of --clip"),
-        (("edit", *EDIT, "--method", "sdedit", "--source", "a"), "--source is of --method inversion"),
+        (("edit", *EDIT, "--method", "sdedit", "--source", "a"), "--source is of --method inversion and flow"),
+        (("edit", *EDIT, "--method", "flow"), "--method flow needs --source"),
+        (("edit", *EDIT, "--method", "sdedit", "--n-max", 3), "--n-max is of --method flow"),
+        (("edit", *EDIT, *FLOW, "--strength", 0.5), "--strength is of the other methods: give --n-max"),
+        (("edit", *EDIT, *FLOW, "--n-max", 99), "n_max 99 of 2 steps"),
+        (("edit", *EDIT, *FLOW, "--n-avg", 0), "--n-avg 0: must be a whole number"),
         (("t2v", "--prompt", "a", "--tokens-per-pack", 99), "--tokens-per-pack is of --prompts"),
         (("interpolate", "--clip", "clip.mp4", "--factor", 1), "6 frames at 1 times"),
         (("interpolate", *TWO, "--between", 0), "--between 0: must be a whole number"),

@@ -9,8 +9,11 @@ from typing import Any, NamedTuple
 
 from .. import precision
 from ..command_line import Parser
+from ..errors import UserError
 from ..limits import number
-from .defaults import CONDITIONS, RECONSTRUCTION_WEIGHT, SOLVER, SOLVERS
+from .defaults import CONDITIONS, FLOW_GUIDANCE, N_AVG, N_MAX, N_MIN, RECONSTRUCTION_WEIGHT, SOLVER, SOLVERS
+
+FLOW_OPTIONS = ("n_max", "n_min", "n_avg", "source_guidance")
 
 
 class Lora(NamedTuple):
@@ -236,3 +239,26 @@ def add_sizes(parser: Parser) -> None:
     """Adds --height and --width, to which `inputs.read_footage` scales and crops."""
     for side in ("height", "width"):
         parser.add_argument(f"--{side}", type=int, help="pixels (default: the input's, at most what was trained)")
+
+
+def add_flow(parser: Parser) -> None:
+    """Adds the options of method flow, for `flow_of`."""
+    for name, kind, said in (
+        ("n_max", int, f"how many of the steps change it, the last ones (default: {N_MAX:.0%} of them)"),
+        ("n_min", int, f"how many of these, the last ones, follow --prompt alone (default: {N_MIN})"),
+        ("n_avg", int, f"draws of noise of which each step is the mean (default: {N_AVG})"),
+        ("source_guidance", float, f"guidance scale of --source; --guidance is of --prompt (default: {FLOW_GUIDANCE})"),
+    ):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"method flow: {said}".replace("%", "%%"))
+
+
+def flow_of(args: argparse.Namespace) -> dict[str, Any] | None:
+    """What was said of method flow, for `flow.FlowEdit`; None for another method. Raises UserError."""
+    said = {name: getattr(args, name) for name in FLOW_OPTIONS if getattr(args, name) is not None}
+    if args.method != "flow" and said:
+        raise UserError(
+            f"--{next(iter(said)).replace('_', '-')} is of --method flow: --method {args.method} does without"
+        )
+    if args.method == "flow" and args.strength is not None:
+        raise UserError("--strength is of the other methods: give --n-max, the number of steps that change the clip")
+    return said if args.method == "flow" else None

@@ -3,7 +3,8 @@
     latentvid edit --clip clip.mp4 --source "a red 7 moves up" --prompt "a red 3 moves up" [--output new.mp4]
 
 Method inversion finds the noise that leads to the clip by its source prompt and samples anew from it; sdedit adds
-random noise and needs no source prompt. The clip's fps, size and audio are kept.
+random noise and needs no source prompt; flow moves the clip by the difference of what the model says of both prompts
+(FlowEdit), and finds no noise. The clip's fps, size and audio are kept.
 """
 
 import argparse
@@ -16,11 +17,12 @@ from ..pipelines import arguments, defaults
 def parse() -> argparse.Namespace:
     parser = arguments.parser_of(__doc__)
     parser.add_argument("--clip", type=Path, required=True, help="video or picture")
-    parser.add_argument("--source", help="what it shows (for method inversion)")
+    parser.add_argument("--source", help="what it shows (for methods inversion and flow)")
     parser.add_argument("--prompt", required=True, help="what it is to show")
-    parser.add_argument("--method", choices=tuple(defaults.STRENGTH), default="inversion", help="default: %(default)s")
+    parser.add_argument("--method", choices=defaults.METHODS, default="inversion", help="default: %(default)s")
     usual = ", ".join(f"{level} for {method}" for method, level in defaults.STRENGTH.items())
     parser.add_argument("--strength", type=float, help=f"0 to 1, how much may change (default: {usual})")
+    arguments.add_flow(parser)
     parser.add_argument("--frames", type=int, help="of the clip, from its start (default: all)")
     arguments.add_sizes(parser)
     return parser.parse_args()
@@ -31,13 +33,15 @@ def main() -> None:
     args = parse()
     # after the options are read: --help and wrong ones are answered at once
     from ..pipelines import command, edits, inputs, outputs
+    from ..pipelines.flow import FlowEdit
     from ..pipelines.loading import load_pipeline
 
     outputs.check_output(args.output, args.fps)
-    if args.method == "inversion" and args.source is None:
-        raise UserError("--method inversion needs --source, a prompt for the clip as it is; sdedit does without")
-    if args.method != "inversion" and args.source is not None:
-        raise UserError(f"--source is of --method inversion: --method {args.method} does without")
+    if args.method != "sdedit" and args.source is None:
+        raise UserError(f"--method {args.method} needs --source, a prompt for the clip as it is; sdedit does without")
+    if args.method == "sdedit" and args.source is not None:
+        raise UserError("--source is of --method inversion and flow: --method sdedit does without")
+    flow = arguments.flow_of(args)
     pipeline = load_pipeline(args.model, args.device, **arguments.loading(args))
     size = {name: getattr(args, name) for name in ("height", "width", "frames", "large")}
     source = inputs.read_footage(args.clip, pipeline, **size)
@@ -52,6 +56,7 @@ def main() -> None:
         args.method,
         args.strength,
         large=args.large,
+        flow=None if flow is None else FlowEdit(**flow),
         fps=fps,
         seed=args.seed,
         negative_prompt=args.negative_prompt,
