@@ -131,7 +131,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "inference/i2v.py": (*COMMON, "frames", "height", "width", "reconstruction-weight"),
     "inference/extend.py": (*COMMON, "seconds", "frames", "window", "context"),
     "inference/interpolate.py": (*COMMON, "between", "factor", "tokens-per-pack", "height"),
-    "inference/edit.py": (*COMMON, "strength", "frames", "height"),
+    "inference/edit.py": (*COMMON, "strength", "frames", "height", "keyframe-every"),
     "inference/inpaint.py": (*COMMON, "frames", "width"),
     "inference/long.py": (*COMMON, "seconds", "frames", "window", "context", "height"),
     ENCODE: ("max-frames", "max-area", "patch", "batch"),

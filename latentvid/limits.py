@@ -149,7 +149,7 @@ _NAMES: tuple[tuple[Range, str], ...] = (  # of the numbers that have each range
     (Range(1e-3, 1e3), "sigma_data"),
     (Range(1, 100), "rho"),
     # sampling
-    (_whole(1, 10_000), "steps teacher_steps n_max n_avg"),
+    (_whole(1, 10_000), "steps teacher_steps n_max n_avg keyframe_every"),
     (Range(0, 1000), "guidance guidance_low guidance_embedded source_guidance"),
     (Range(-100, 100), "lora_scale"),
     (_SHARE, "guidance_rescale guidance_interval strength level control_start control_end"),

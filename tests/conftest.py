@@ -234,17 +234,28 @@ def tiny_pipeline(tmp_path_factory, tiny_vae, tiny_t5) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def given_pipeline(tmp_path_factory, tiny_pipeline) -> Path:
-    """`tiny_pipeline` as one that was trained with given frames."""
+def trained_as(pipeline: Path, folder: Path, **words) -> Path:
+    """A copy of a saved pipeline that says something else of its training."""
     import json
     import shutil
 
-    folder = shutil.copytree(tiny_pipeline, tmp_path_factory.mktemp("given") / "pipeline")
+    shutil.copytree(pipeline, folder)
     index = json.loads((folder / "model_index.json").read_text())
-    index["given"] = ["plain", "first", "prefix", "ends", "random"]
-    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "model_index.json").write_text(json.dumps(index | words))
     return folder
+
+
+@pytest.fixture(scope="session")
+def given_pipeline(tmp_path_factory, tiny_pipeline) -> Path:
+    """`tiny_pipeline` as one that was trained with given frames."""
+    given = ["plain", "first", "prefix", "ends", "random"]
+    return trained_as(tiny_pipeline, tmp_path_factory.mktemp("given") / "pipeline", given=given)
+
+
+@pytest.fixture(scope="session")
+def image_pipeline(tmp_path_factory, tiny_pipeline) -> Path:
+    """`tiny_pipeline` as one that was trained on pictures."""
+    return trained_as(tiny_pipeline, tmp_path_factory.mktemp("images") / "pipeline", frames=1)
 
 
 @pytest.fixture(scope="session")

@@ -151,6 +151,14 @@ def test_edit_keeps_length_rate_and_size(method, run, tmp_path):
     assert shape(tmp_path / "out.mp4") == (6, 16, 24, 12.0) and has_sound(tmp_path / "out.mp4")
 
 
+def test_edit_by_a_model_of_images_keeps_length_rate_size_and_sound(run, image_pipeline, tiny_pipeline, tmp_path):
+    words = (*EDIT, "--source", "a blue 3", "--method", "tokenflow")
+    assert run("edit", *words, "--keyframe-every", 2, model=image_pipeline)[0] == 0
+    assert shape(tmp_path / "out.mp4") == (6, 16, 24, 12.0) and has_sound(tmp_path / "out.mp4")
+    status, _, said = run("edit", *words, model=tiny_pipeline)
+    assert status == 2 and "trained on clips alone (up to 5 frames)" in said
+
+
 def test_models_without_given_frames_say_how_they_do_it(run, tiny_pipeline, tmp_path):
     words = ("--image", "a.png", "--prompt", "a red 7")
     status, said, _ = run("i2v", *words, model=tiny_pipeline)
@@ -173,9 +181,11 @@ def test_models_without_given_frames_say_how_they_do_it(run, tiny_pipeline, tmp_
         (("interpolate", "--clip", "one.mp4"), "one.mp4 has one frame"),
         (("interpolate", "--clip", "clip.mp4", "--between", 3), "--between is of --first and --last"),
         (("interpolate", *TWO, "--factor", 3), "--factor and --tokens-per-pack are of --clip"),
-        (("edit", *EDIT, "--method", "sdedit", "--source", "a"), "--source is of --method inversion and flow"),
+        (("edit", *EDIT, "--method", "sdedit", "--source", "a"), "--source is of the other methods"),
         (("edit", *EDIT, "--method", "flow"), "--method flow needs --source"),
         (("edit", *EDIT, "--method", "sdedit", "--n-max", 3), "--n-max is of --method flow"),
+        (("edit", *EDIT, "--method", "sdedit", "--keyframe-every", 3), "--keyframe-every is of --method tokenflow"),
+        (("edit", *EDIT, "--method", "tokenflow", "--keyframe-every", 0), "--keyframe-every 0: must be a whole number"),
         (("edit", *EDIT, *FLOW, "--strength", 0.5), "--strength is of the other methods: give --n-max"),
         (("edit", *EDIT, *FLOW, "--n-max", 99), "n_max 99 of 2 steps"),
         (("edit", *EDIT, *FLOW, "--n-avg", 0), "--n-avg 0: must be a whole number"),

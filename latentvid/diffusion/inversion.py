@@ -36,6 +36,7 @@ def invert(
     *,
     iterations: int = ITERATIONS,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+    visit: Callable[[int, Tensor], None] | None = None,
 ) -> Inverted:
     """The z at levels[0] from which `solve(..., solver="euler")` over the same levels [K+1,R] comes to x [T,P].
 
@@ -43,7 +44,8 @@ def invert(
     (Song et al. 2020, section 4.3; for rectified flow, Euler's step backward), with the network at (z_s, t) and not at
     (z_s, s), since s = 0 is a given frame to it. Each iteration then adds to the guess what the step misses z_s by
     (Pan et al. 2023, section 3.2, for any target), or where that misses by more than before, half of it to the guess
-    before. This takes K (1 + iterations) calls in all. Frames whose level stays do not move.
+    before. This takes K (1 + iterations) calls in all. Frames whose level stays do not move. visit: is told each z, and
+    the number of its levels, from K - 1 down to 0.
     """
     if iterations < 0:
         raise ValueError(f"{iterations} iterations: give 0 (DDIM inversion) or more")
@@ -62,6 +64,8 @@ def invert(
             best, change = torch.where(here, z, best), torch.where(here, miss, change)
             z = best + rate.index_select(0, layout.segment)[:, None] * change
         moved.append(_rms(z - best, layout))
+        if visit is not None:
+            visit(i, z)
     return Inverted(z, torch.stack(moved[::-1]))
 
 

@@ -7,8 +7,11 @@ SOLVER = "euler"
 CONDITIONS = ("levels", "channels", "replacement", "reconstruction")
 RECONSTRUCTION_WEIGHT = 2.0
 TOKENS_PER_PACK = 16384
-# noise levels; the best of a few on the demo's digits (docs/tasks.md)
-STRENGTH = {"inversion": 0.95, "sdedit": 0.7}
+# noise levels; the best of a few on the demo's digits (docs/tasks.md, docs/editing.md)
+STRENGTH = {"inversion": 0.95, "sdedit": 0.7, "tokenflow": 0.95}
 METHODS = (*STRENGTH, "flow")
+GUIDED_BELOW = 0.7  # above, the noise that was found decides where things are: guidance would move them
 # FlowEdit's parameters, in the paper's names; n_max as a share of the steps
 N_MAX, N_MIN, N_AVG, FLOW_GUIDANCE = 0.85, 0, 1, 1.5
+# of TokenFlow: a keyframe in every so many frames, and frames of a window
+KEYFRAME_EVERY, KEYFRAME_WINDOW = 8, 64

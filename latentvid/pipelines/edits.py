@@ -19,12 +19,11 @@ from ..diffusion.guidance import Guidance
 from ..errors import UserError
 from ..models.conditions import known_latents
 from ..rng import derived_seed, generator
-from .defaults import METHODS, STRENGTH
+from .defaults import GUIDED_BELOW, METHODS, STRENGTH
 from .flow import FlowEdit, flow_edited
 from .latent_video import LatentVideoPipeline
 from .sampling import Request, Sampling, same_number
-
-GUIDED_BELOW = 0.7  # above, the noise that was found decides where things are: guidance would move them
+from .token_flow import token_flow
 
 
 def inpaint(
@@ -120,7 +119,7 @@ def edit(
     clips: Sequence[Tensor],
     sources: Sequence[str],
     targets: Sequence[str],
-    method: Literal["inversion", "sdedit", "flow"] = "inversion",
+    method: Literal["inversion", "sdedit", "flow", "tokenflow"] = "inversion",
     strength: float | None = None,
     *,
     flow: FlowEdit | None = None,
@@ -136,10 +135,15 @@ def edit(
     unless the guidance has an interval of its own. sdedit: the clip with random noise of that level is (SDEdit, Meng et
     al. 2022; `sources` are not used). strength: in (0,1]; None is the method's in `STRENGTH`. flow: the clip is moved
     along the difference of the velocities of both prompts, as far as `flow` says (FlowEdit, Kulikov et al. 2024).
+    tokenflow: by a model of pictures, each clip by itself (`token_flow`).
     """
     same_number(clips=clips, sources=sources, targets=targets)
     strength = _strength(method, strength, flow)
     sampling = sampling or Sampling()
+    if method == "tokenflow":
+        more = {"negative_prompt": negative_prompt, "sampling": sampling}
+        each = enumerate(zip(clips, sources, targets, strict=True))
+        return [token_flow(pipeline, *words, strength, seed=seed + i, **more) for i, words in each]
     if method == "inversion" and pipeline.student is not None:
         instead = "edit with its teacher" if pipeline.student.steps else "take method sdedit (--method), or its teacher"
         raise UserError(
