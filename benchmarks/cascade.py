@@ -255,8 +255,8 @@ def cascaded(args: argparse.Namespace, demo: Path, out: Path, seed: int, judge: 
         started, clips = time.perf_counter(), []
         for i, text in enumerate(texts):
             height, width = (scale * side for side in SIZES[i % len(SIZES)])
-            words = {"frames": frames, "height": height, "width": width, "seed": 10**5 * seed + i}
-            clips += pipeline([text], **words, sampling=Sampling(progress=False)).frames
+            words = {"num_frames": frames, "height": height, "width": width, "seed": 10**5 * seed + i}
+            clips += pipeline([text], **words, sampling=Sampling(progress=False), output_type="uint8").frames
         return clips, (time.perf_counter() - started) / len(texts)
 
     def note(name: str, clips: Sequence[Tensor], seconds: float, flops: float) -> None:

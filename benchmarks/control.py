@@ -71,11 +71,11 @@ def sampled(
     for start in range(0, len(asked), CHUNK):
         part = asked[start : start + CHUNK]
         heights, widths = zip(*(one.size for one in part), strict=True)
-        words = {"frames": FRAMES, "height": heights, "width": widths, "seed": seed + start}
+        words = {"num_frames": FRAMES, "height": heights, "width": widths, "seed": seed + start}
         if shown:
             words["references"] = [{"path": dot(one.path, one.size)} for one in part]
         prompts = [one.prompt for one in part]
-        clips += pipeline(prompts, **words, sampling=sampling).frames
+        clips += pipeline(prompts, **words, sampling=sampling, output_type="uint8").frames
     return clips, (time.perf_counter() - started) / len(asked)
 
 

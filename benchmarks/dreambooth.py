@@ -75,8 +75,8 @@ def sampled(pipeline: LatentVideoPipeline, texts: list[str], seed: int) -> list[
     for start in range(0, len(texts), CHUNK):
         part = slice(start, start + CHUNK)
         heights, widths = zip(*sizes[part], strict=True)
-        words = {"frames": glyph.FRAMES, "height": heights, "width": widths, "seed": seed + start}
-        clips += pipeline(texts[part], **words, sampling=Sampling(progress=False)).frames
+        words = {"num_frames": glyph.FRAMES, "height": heights, "width": widths, "seed": seed + start}
+        clips += pipeline(texts[part], **words, sampling=Sampling(progress=False), output_type="uint8").frames
     return clips
 
 

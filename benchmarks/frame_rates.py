@@ -147,10 +147,10 @@ def made(run: Path, count: int, seed: int) -> dict[float, list[float]]:
     rng = np.random.default_rng((seed, 9))
     labels = [Label(i % 10, "white", "moves", ("left", "right")[i % 2]) for i in range(count)]
     captions = [caption(label, rng) for label in labels]
-    words = {"frames": FRAMES, "height": SIZE[0], "width": SIZE[1], "sampling": Sampling(progress=False)}
+    words = {"num_frames": FRAMES, "height": SIZE[0], "width": SIZE[1], "sampling": Sampling(progress=False)}
     found = {}
     for place, fps in enumerate(ASKED):
-        clips = pipeline(captions, fps=fps, seed=1000 * (seed + 1) + count * place, **words).frames
+        clips = pipeline(captions, fps=fps, seed=1000 * (seed + 1) + count * place, **words, output_type="uint8").frames
         found[fps] = [pixels_a_frame(frames) for frames in clips]
         write_video(run / f"shown-{fps:g}.mp4", torch.cat(clips[:6], dim=2), fps)
     return found

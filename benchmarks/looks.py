@@ -80,10 +80,12 @@ def sampled(
     for start in range(0, len(texts), CHUNK):
         part = slice(start, start + CHUNK)
         heights, widths = zip(*sizes[part], strict=True)
-        words = {"frames": looks.FRAMES, "height": heights, "width": widths, "seed": seed + start}
+        words = {"num_frames": looks.FRAMES, "height": heights, "width": widths, "seed": seed + start}
         if shown is not None:
             words["references"] = [{"style": picture} for picture in shown[part]]
-        clips += pipeline(texts[part], **words, sampling=Sampling(progress=False, precision=precision)).frames
+        clips += pipeline(
+            texts[part], **words, sampling=Sampling(progress=False, precision=precision), output_type="uint8"
+        ).frames
     return clips
 
 

@@ -109,9 +109,9 @@ def sampled(pipeline: LatentVideoPipeline, texts: list[str], seed: int) -> list[
     sizes, clips = [SIZES[i % len(SIZES)] for i in range(len(texts))], []
     for start in range(0, len(texts), CHUNK):
         heights, widths = zip(*sizes[start : start + CHUNK], strict=True)
-        words = {"frames": looks.FRAMES, "height": heights, "width": widths, "seed": seed + start}
+        words = {"num_frames": looks.FRAMES, "height": heights, "width": widths, "seed": seed + start}
         sampling = Sampling(progress=False, large=True)  # image models are asked for clips too
-        clips += pipeline(texts[start : start + CHUNK], **words, sampling=sampling).frames
+        clips += pipeline(texts[start : start + CHUNK], **words, sampling=sampling, output_type="uint8").frames
     return clips
 
 

@@ -125,8 +125,10 @@ def asked_for(pipeline: Any, strengths: list[float], count: int, seed: int) -> d
         for half, fps in enumerate(RATES):
             own = part[half::2]
             sampling = Sampling(progress=False, motion_strength=levels[place])
-            sizes = {"frames": FRAMES, "height": SIZE[0], "width": SIZE[1], "fps": fps}
-            for frames in pipeline(own, seed=1000 * (seed + 1) + 20 * place + half, sampling=sampling, **sizes).frames:
+            sizes = {"num_frames": FRAMES, "height": SIZE[0], "width": SIZE[1], "fps": fps}
+            for frames in pipeline(
+                own, seed=1000 * (seed + 1) + 20 * place + half, sampling=sampling, **sizes, output_type="uint8"
+            ).frames:
                 move = pixels_a_frame(frames)
                 asked.append(levels[place])
                 rates.append(fps)

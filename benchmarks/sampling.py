@@ -115,7 +115,8 @@ def ours(args: argparse.Namespace, config: str, patch: int) -> Maker:
         tokenizer=words,
     ).to(args.dtype)
     sampling = Sampling(steps=args.steps, guidance=Guidance(scale=SCALE), precision=args.dtype, progress=False)
-    clip = {"frames": args.frames, "height": args.side, "width": args.side, "sampling": sampling}
+    clip = {"num_frames": args.frames, "height": args.side, "width": args.side, "sampling": sampling}
+    clip["output_type"] = "uint8"
     grid = token_grid(vae.latent_grid(args.frames, args.side, args.side), patch)
     text = sum(len(words(prompt)["input_ids"]) for prompt in (PROMPT, NEGATIVE))
     return Maker(pipeline, lambda: pipeline(PROMPT, negative_prompt=NEGATIVE, **clip), math.prod(grid), text)

@@ -109,7 +109,7 @@ def images_to_video(pipeline: LatentVideoPipeline, clips: list[Clip], judge: Jud
 
     def make(part: Sequence[Clip], seed: int) -> list[Tensor]:
         images, texts = [c[0][0] for c in part], [c[2] for c in part]
-        return image_to_video(pipeline, images, texts, frames=FRAMES, seed=seed, sampling=sampling)
+        return image_to_video(pipeline, images, texts, num_frames=FRAMES, seed=seed, sampling=sampling)
 
     scores = Scores("i2v", out)
     for made, (real, label, text) in zip(in_chunks(clips, make), clips, strict=True):

@@ -176,8 +176,10 @@ def sampled(pipeline: LatentVideoPipeline, texts: list[str], sizes: list[tuple[i
     clips = []
     for start in range(0, len(texts), CHUNK):
         heights, widths = zip(*sizes[start : start + CHUNK], strict=True)
-        words = {"frames": FRAMES, "height": heights, "width": widths, "seed": seed + start}
-        clips += pipeline(texts[start : start + CHUNK], **words, sampling=Sampling(progress=False)).frames
+        words = {"num_frames": FRAMES, "height": heights, "width": widths, "seed": seed + start}
+        clips += pipeline(
+            texts[start : start + CHUNK], **words, sampling=Sampling(progress=False), output_type="uint8"
+        ).frames
     return clips
 
 

@@ -61,9 +61,11 @@ def test_a_pipeline_of_ours(tiny_pipeline, command, tmp_path):
     )
     assert (status, said) == (0, f"wrote {tmp_path / 'out'}\n"), wrong
     assert [p.name for p in tmp_path.iterdir() if "partial" in p.name] == []
-    merged = load_pipeline(tmp_path / "out", "cpu")("a red 7", seed=1, sampling=SAMPLING).frames[0]
+    merged = load_pipeline(tmp_path / "out", "cpu")("a red 7", seed=1, sampling=SAMPLING, output_type="uint8").frames[0]
     loaded, plain = (
-        load_pipeline(tiny_pipeline, "cpu", lora=lora)("a red 7", seed=1, sampling=SAMPLING).frames[0]
+        load_pipeline(tiny_pipeline, "cpu", lora=lora)(
+            "a red 7", seed=1, sampling=SAMPLING, output_type="uint8"
+        ).frames[0]
         for lora in ([Lora(one, 0.5), Lora(two)], ())
     )
     assert (merged.int() - loaded.int()).abs().max() <= 1 < (merged.int() - plain.int()).abs().max()

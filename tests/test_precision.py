@@ -128,7 +128,7 @@ def test_a_pipeline_computes_in_what_is_faster_unless_it_is_told(tiny_pipeline, 
     pipeline = load_pipeline(tiny_pipeline, "cpu")
 
     def clip(**options) -> torch.Tensor:
-        return pipeline("a red 7", sampling=Sampling(steps=2, progress=False, **options)).frames[0]
+        return pipeline("a red 7", sampling=Sampling(steps=2, progress=False, **options), output_type="uint8").frames[0]
 
     speed(SLOW)
     exact = clip()

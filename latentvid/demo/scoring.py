@@ -136,7 +136,9 @@ class Demo:
             precision=dtype_of(self.computed),
             progress=False,
         )
-        return self.pipeline(texts, frames=FRAMES, height=heights, width=widths, seed=seed, sampling=sampling).frames
+        return self.pipeline(
+            texts, num_frames=FRAMES, height=heights, width=widths, seed=seed, sampling=sampling, output_type="uint8"
+        ).frames
 
     def gather(self) -> tuple[dict[str, list[Tensor]], Tensor]:
         """What all processes left: clips by kind, and PSNR and SSIM of the real clips [N,2]."""

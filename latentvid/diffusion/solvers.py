@@ -19,6 +19,7 @@ from .scheduler import LatentVideoScheduler
 Predict = Callable[[Tensor, Tensor], Tensor]  # (z [T,P], noise levels [R]) -> the scheduler's target [T,P]
 Noise = Callable[[], Tensor]  # fresh noise [T,P]
 After = Callable[[Tensor, Tensor], Tensor]  # (z [T,P], noise levels [R]) -> z
+OnStep = Callable[[int, Tensor], Tensor | None]  # (step from 0, z [T,P]) -> z, or None: the run ends here
 
 
 class Solver(Protocol):
@@ -211,12 +212,14 @@ def solve(
     solver: str = "euler",
     noise: Noise | None = None,
     after: After | None = None,
+    on_step: OnStep | None = None,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> Tensor:
     """z [T,P] at levels[0] -> at levels[K]: levels [K+1,R] fall, or stay where a frame is given.
 
     noise: makes fresh noise, for the solvers that add some. after: changes the state after each step, by its levels
-    [R], such as to put known tokens back. Raises UserError for an unknown solver.
+    [R], such as to put known tokens back. on_step: sees it at the end of each step, and may change it or end the run.
+    Raises UserError for an unknown solver.
     """
     if solver not in SOLVERS:
         raise UserError(f"solver {solver!r}: one of {', '.join(SOLVERS)}")
@@ -225,4 +228,8 @@ def solve(
         z = method.step(predict, i, z)
         if after is not None:
             z = after(z, levels[i + 1])
+        if on_step is not None:
+            if (changed := on_step(i, z)) is None:
+                break
+            z = changed
     return z

@@ -30,7 +30,7 @@ from .tasks import check_ends, interpolate
 def nuwa_xl(
     pipeline: LatentVideoPipeline,
     prompt: str,
-    frames: int,
+    num_frames: int,
     *,
     local_prompts: Sequence[str] | None = None,
     negative_prompt: str | None = None,
@@ -41,7 +41,7 @@ def nuwa_xl(
     seed: int = 0,
     sampling: Sampling | None = None,
 ) -> Iterator[Tensor]:
-    """Yields the frames of one clip in order, uint8 [F',H,W,3] on the CPU, `frames` in all.
+    """Yields the frames of one clip in order, uint8 [F',H,W,3] on the CPU, `num_frames` in all.
 
     The global clip, of the model's own length and with the noise of `seed`, tells the whole of `prompt`: keyframes
     evenly spaced in it are those of the long clip. `interpolate` then fills in between neighbours, at each level of
@@ -60,15 +60,17 @@ def nuwa_xl(
     """
     sampling = sampling or Sampling()
     size = pipeline.config.height if height is None else height, pipeline.config.width if width is None else width
-    plan = Plan.of(pipeline, frames)
+    plan = Plan.of(pipeline, num_frames)
     grid = pipeline.latent_grid(pipeline.config.frames, *size)
     prompts = [prompt] * plan.segments if local_prompts is None else list(local_prompts)
     if local_prompts is not None and not plan.levels:
-        raise UserError(f"{frames} frames are a single clip of this model, with no segments: leave local prompts out")
+        raise UserError(
+            f"{num_frames} frames are a single clip of this model, with no segments: leave local prompts out"
+        )
     if len(prompts) != plan.segments:
         raise UserError(
-            f"{len(prompts)} local prompts for {plan.segments} segments between the keyframes of {frames} frames: give "
-            "one a segment"
+            f"{len(prompts)} local prompts for {plan.segments} segments between the keyframes of {num_frames} frames: "
+            "give one a segment"
         )
     check("tokens_per_pack", tokens_per_pack)
     if plan.levels:

@@ -1,13 +1,13 @@
 """Clips from a latent diffusion transformer, by text and by what is known of them.
 
-Axes: latents are [C,f,h,w], frames uint8 [F,H,W,3].
+Axes: B clips; latents are [C,f,h,w], frames uint8 [F,H,W,3].
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,49 +15,43 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.utils import BaseOutput
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
-from ..diffusion.guidance import Guidance, reconstruction_guided
-from ..diffusion.inversion import ITERATIONS, invert
+from ..diffusion.guidance import Guidance
 from ..diffusion.scheduler import LatentVideoScheduler
-from ..diffusion.solvers import Predict, solve
 from ..errors import UserError
 from ..files import follow_umask
 from ..limits import check
-from ..models.conditions import Conditions
 from ..models.interchange import Vae, raw_vae
-from ..models.key_value_cache import KeyValueCache
 from ..models.open import packed
 from ..models.open.unet3d import UNet3D
 from ..models.transformer import VideoDiT
-from ..packing import unpatchify
 from ..references import Role, as_json, read_roles
 from ..text import TextEncoder, TextReader
 from .codec import CodecMixin
-from .controls import branches_of, signals_of
+from .convention import (
+    Generators,
+    OnStepEnd,
+    OutputType,
+    VideoOutput,
+    check_output_type,
+    checked_callback,
+    seeds_of,
+    shown_as,
+    together,
+)
 from .defaults import SOLVER
 from .folder import CLASSES, check_apart, check_index, read_parts
 from .known import KnownMixin, noise_range
-from .limit import Kind, check_cost
-from .low import with_low
-from .predict import SecondExpert, make_predict, record
-from .references import Given, encoded, shown_to
-from .sampling import Batch, Request, Sampling, one_each, told_motion
+from .limit import Kind
+from .references import Given, encoded
+from .sample import SampleMixin
+from .sampling import Request, Sampling, one_each
 from .student import Student, StudentMixin
 
 
-@dataclass
-class VideoOutput(BaseOutput):
-    """frames: one uint8 tensor [F,H,W,3] a prompt (RGB). fps: at which they are meant to be shown; a list where the
-    call had one."""
-
-    frames: list[Tensor]
-    fps: float | list[float]
-
-
-class LatentVideoPipeline(CodecMixin, KnownMixin, StudentMixin, DiffusionPipeline):
+class LatentVideoPipeline(SampleMixin, CodecMixin, KnownMixin, StudentMixin, DiffusionPipeline):
     """VAE, transformer or 3D U-Net, scheduler and text encoder, saved together; use
     `LatentVideoPipeline.from_pretrained`.
 
@@ -72,6 +66,8 @@ class LatentVideoPipeline(CodecMixin, KnownMixin, StudentMixin, DiffusionPipelin
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
+    _callback_tensor_inputs = ("latents",)
+    _interrupt = False
 
     def __init__(
         self,
@@ -169,180 +165,86 @@ class LatentVideoPipeline(CodecMixin, KnownMixin, StudentMixin, DiffusionPipelin
         prompt: str | Sequence[str],
         *,
         negative_prompt: str | Sequence[str] | None = None,
-        frames: int | Sequence[int] | None = None,
+        num_frames: int | Sequence[int] | None = None,
         height: int | Sequence[int] | None = None,
         width: int | Sequence[int] | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        generator: Generators | None = None,
+        output_type: OutputType = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: OnStepEnd | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         fps: float | Sequence[float] | None = None,
         references: Given | Sequence[Given | None] | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         sampling: Sampling | None = None,
-    ) -> VideoOutput:
+    ) -> VideoOutput | tuple[Any]:
         """Makes one clip a prompt; several prompts, of any shapes, are one pack.
 
         Args:
             prompt: what to show. An empty prompt is unconditional.
             negative_prompt: what to steer away from; one for all, or one a prompt (None: the model's).
-            frames, height, width: of each clip, one for all or one a prompt.
+            num_frames, height, width: of each clip, one for all or one a prompt.
+            num_inference_steps, guidance_scale: over what `sampling` says (None: that, or the model's).
+            generator: gives each prompt the seed of its noise; one for all, or one a prompt.
+            output_type: "pil", "np", "pt", "uint8" (`convention.shown_as`), or "latent": normalised latents
+                [B,C,f,h,w], a list of [C,f,h,w] where they differ in size.
+            return_dict: False returns (frames,).
+            callback_on_step_end: called after each step (`convention.step_ender`).
+            callback_on_step_end_tensor_inputs: what it is given: "latents".
             fps: frames a second at which each is to be shown, and, for a model of `fps_condition` or `rope_fps`, at
                 which it is made to move; one for all or one a prompt.
             references: of each role (`roles`) a clip uint8 [F,H,W,3] or picture uint8 [H,W,3], or several; one mapping
                 for all, or one a prompt.
-            seed: the i-th prompt has the noise of `seed + i`, whatever it is packed with.
-            sampling: steps, solver, guidance; None is the model's defaults.
+            seed: without a generator the i-th prompt has the noise of `seed + i`, whatever it is packed with (None: 0).
+            sampling: solver, guidance and what else there is; None is the model's defaults.
 
         Raises UserError for sizes that the model cannot make, roles that it does not know, a prompt that is too long,
         and lists of unequal length.
         """
+        check_output_type(output_type)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         sizes = (
-            one_each(given if given is not None else self.config[name], len(prompts), name)
-            for name, given in (("frames", frames), ("height", height), ("width", width))
+            one_each(given if given is not None else self.config[name.removeprefix("num_")], len(prompts), name)
+            for name, given in (("num_frames", num_frames), ("height", height), ("width", width))
         )
         grids = [self.latent_grid(*size) for size in zip(*sizes, strict=True)]
         negatives = one_each(negative_prompt, len(prompts), "negative_prompt")
         rates = one_each(self.config.fps if fps is None else fps, len(prompts), "fps")
-        sampling = sampling or Sampling()
+        ender = checked_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        sampling = self._asked(sampling or Sampling(), num_inference_steps, guidance_scale, ender)
         shown = encoded(self, one_each(references, len(prompts), "references"), sampling.precision)
         words = [
             dict(prompt=text, negative_prompt=negative, grid=grid, fps=self.rate(rate, grid), references=each)
             for text, negative, grid, rate, each in zip(prompts, negatives, grids, rates, shown, strict=True)
         ]
-        requests = [Request(**each, seed=check("seed", seed + i)) for i, each in enumerate(words)]
-        clips = self.decode(self.sample(requests, sampling), sampling.precision)
-        return VideoOutput(frames=clips, fps=rates if isinstance(fps, Sequence) else rates[0])
+        seeds = seeds_of(generator, seed, len(prompts))
+        requests = [Request(**each, seed=own) for each, own in zip(words, seeds, strict=True)]
+        latents = self.sample(requests, sampling)
+        if output_type == "latent":
+            frames = together(latents)
+        else:
+            frames = shown_as(self.decode(latents, sampling.precision), output_type)
+        if not return_dict:
+            return (frames,)
+        return VideoOutput(frames=frames, fps=rates if isinstance(fps, Sequence) else rates[0])
 
-    @torch.no_grad()
-    def sample(
-        self, requests: Sequence[Request], sampling: Sampling | None = None, cache: KeyValueCache | None = None
-    ) -> list[Tensor]:
-        """Normalised latents [C,f,h,w] of the requests, sampled as one pack. Raises UserError.
+    def _asked(
+        self, sampling: Sampling, steps: int | None, scale: float | None, callback: OnStepEnd | None
+    ) -> Sampling:
+        """The sampling with what a call says beside it."""
+        if steps is not None:
+            sampling = replace(sampling, steps=check("num_inference_steps", steps))
+        if scale is not None:
+            scale = check("guidance_scale", scale)
+            sampling = replace(sampling, guidance=replace(self.guidance(sampling), scale=scale))
+        return sampling if callback is None else replace(sampling, on_step_end=callback)
 
-        cache: of a causal model; the requests are of the frames that follow those in it (`remember`).
-        """
-        sampling = sampling or Sampling()
-        if cache is None and self.student is not None and self.student.rollout is not None and requests:
-            return self._in_turn(requests, sampling, self.student.rollout)
-        with self._autocast(sampling.precision):
-            batch, predict = self._prepare(requests, sampling, cache)
-            z = solve(
-                self.scheduler,
-                predict,
-                batch.z,
-                batch.levels,
-                batch.layout,
-                solver=sampling.solver or self.solver,
-                noise=batch.noise,
-                after=lambda z, t: batch.put_back(self.scheduler, z, t),
-                progress=self.progress_bar,
-            )
-        return unpatchify(batch.finished(z), batch.layout, self.transformer.patch, [r.grid[0] for r in requests])
-
-    @torch.no_grad()
-    def invert(
-        self,
-        latents: Sequence[Tensor],
-        requests: Sequence[Request],
-        sampling: Sampling | None = None,
-        iterations: int = ITERATIONS,
-    ) -> list[Tensor]:
-        """Normalised latents [C,f,h,w] at each request's `level`, its `start`, from which solver "euler" samples the
-        ones given here again (`diffusion.inversion`). Latent frames that are given stay. Raises UserError.
-        """
-        sampling = sampling or Sampling()
-        if (solver := sampling.solver or self.solver) != "euler":
-            raise UserError(f"inversion is that of solver 'euler', not {solver!r}: invert and sample with it")
-        started = [replace(r, start=z) for r, z in zip(requests, latents, strict=True)]
-        with self._autocast(sampling.precision):
-            batch, predict = self._prepare(started, sampling)
-            if bool(batch.known.any()):
-                raise UserError(
-                    "inversion takes whole latent frames as given, by noise levels, and no other known part"
-                )
-            found = invert(
-                self.scheduler,
-                predict,
-                batch.z,  # `start` is put in as it is
-                batch.levels,
-                batch.layout,
-                iterations=iterations,
-                progress=self.progress_bar,
-            )
-        return unpatchify(found.z, batch.layout, self.transformer.patch, [r.grid[0] for r in requests])
-
-    @torch.no_grad()
-    def remember(
-        self, latents: Sequence[Tensor], requests: Sequence[Request], sampling: Sampling, cache: KeyValueCache
-    ) -> None:
-        """Adds finished latents [C,f,h,w] of the requests to the cache of a causal model, for the frames after them."""
-        with self._autocast(sampling.precision):
-            latents = [z.to(self._execution_device) for z in latents]
-            requests = self._complete(requests, sampling)
-            given = Conditions(motion=told_motion(requests))
-            guidance, given = self._by_passes(self.guidance(sampling), given, len(requests))
-            record(self.transformer, self.reader, requests, latents, guidance, cache, given, self.scheduler)
-
-    def _prepare(
-        self, requests: Sequence[Request], sampling: Sampling, cache: KeyValueCache | None = None
-    ) -> tuple[Batch, Predict]:
-        """The pack of the requests, and what predicts for it. Raises UserError."""
-        steps = self.config.steps if sampling.steps is None else sampling.steps
-        guidance, second = self.guidance(sampling), self._second(sampling)
-        check("steps", steps)
-        self.check_sampling(sampling)
-        check("reconstruction_weight", sampling.reconstruction_weight)
-        if not requests:
-            raise UserError("0 prompts: at least one is needed")
-        requests = self._complete(requests, sampling)
-        if self.student is not None:
-            self.student.check_requests(requests)
-        self.reader.check(text for request in requests for text in (request.prompt, request.negative_prompt))
-        shown = shown_to(requests, self, sampling.reference_noise)
-        if cache is not None and (shown or any(map(len, map(branches_of, self.experts)))):
-            raise UserError(
-                "a rollout with a cache has no place for references and ControlNets: leave them out, or sample whole "
-                "clips"
-            )
-        check_cost(self, [request.grid for request in requests], sampling.large, shown)
-        condition = self._condition(sampling)
-        if cache is not None and self.channel_kind != "none":
-            raise UserError("a rollout with a cache is of models that are told what is known by noise levels alone")
-        scheduler = self.scheduler
-        batch = Batch.of(
-            requests,
-            scheduler,
-            self.transformer.patch,
-            self.transformer.latent_channels,
-            steps,
-            condition == "levels",
-            self._execution_device,
-            None if cache is None else [len(held) for held in cache.frames[: len(requests)]],
-            shown,
-            ("known" if condition == "channels" else "nothing") if self.told else "",
-            self.noise_of_given(sampling, condition, cache is not None),
-        )
-        batch.given = with_low(requests, self, batch, sampling.reference_noise)
-        guidance, batch.given = self._by_passes(guidance, batch.given, len(requests))
-        batch.given = self._tell(batch.given, len(requests), sampling)
-        batch.signals = signals_of(requests, self, batch)
-        predict = make_predict(self.transformer, self.reader, batch, guidance, scheduler, cache, second)
-        if condition == "reconstruction" and bool(batch.known.any()):
-            predict = reconstruction_guided(
-                predict, scheduler, batch.layout, batch.known, batch.clean, sampling.reconstruction_weight
-            )
-        self.set_progress_bar_config(disable=not sampling.progress, desc="sampling")
-        return batch, predict
-
-    def _second(self, sampling: Sampling) -> SecondExpert | None:
-        """Who predicts at low noise levels, where it is another network. Raises UserError."""
-        if sampling.guidance_low is not None:
-            raise UserError("guidance_low is of a second expert: this model is one network; leave it out")
-        return None
-
-    def _tell(self, given: Conditions, samples: int, sampling: Sampling) -> Conditions:
-        """With what the model is told of the sampling. Raises UserError."""
-        if sampling.guidance_embedded is not None:
-            raise UserError("guidance_embedded: this model has no guidance embedding; use guidance")
-        return given
+    @property
+    def interrupt(self) -> bool:
+        """Whether the run that goes on ends after its step: callbacks set `_interrupt`."""
+        return self._interrupt
 
     @property
     def reader(self) -> TextEncoder | TextReader:

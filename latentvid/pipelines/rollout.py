@@ -39,7 +39,7 @@ _PREFIXES = {"prefix", "random", "independent"}  # `GivenFrames` that teach a mo
 def rollout(
     pipeline: LatentVideoPipeline,
     prompts: Sequence[str],
-    frames: int,
+    num_frames: int,
     *,
     clips: Sequence[Tensor] | None = None,
     negative_prompt: str | None = None,
@@ -52,13 +52,13 @@ def rollout(
     seed: int = 0,
     sampling: Sampling | None = None,
 ) -> Iterator[list[Tensor]]:
-    """Yields the next frames of each prompt's clip, uint8 [F',H,W,3] on the CPU, until there are `frames` of each.
+    """Yields the next frames of each prompt's clip, uint8 [F',H,W,3] on the CPU, until there are `num_frames` of each.
 
     The windows of all clips are sampled as one pack. What is yielded depends on a clip's own prompt, beginning and
     seed alone; a longer rollout begins with the shorter one.
 
     Args:
-        frames: of each clip; with `clips` the new ones alone, which follow those given.
+        num_frames: of each clip; with `clips` the new ones alone, which follow those given.
         clips: uint8 [F,H,W,3], to go on from; one a prompt.
         height, width: without clips, their size (None: the model's).
         window: frames of a window, with its context (None: those that the model was trained for).
@@ -74,8 +74,8 @@ def rollout(
     is asked.
     """
     prompts, sampling = list(prompts), sampling or Sampling()
-    if frames < 1 or not prompts:
-        raise UserError(f"{frames} frames of {len(prompts)} prompts: at least one of each is needed")
+    if num_frames < 1 or not prompts:
+        raise UserError(f"{num_frames} frames of {len(prompts)} prompts: at least one of each is needed")
     if clips is not None and len(clips) != len(prompts):
         raise UserError(f"{len(clips)} clips for {len(prompts)} prompts: give one a prompt")
     span = _Span.of(pipeline, window, context)
@@ -102,7 +102,7 @@ def rollout(
         )
         for i, (prompt, grid) in enumerate(zip(prompts, grids, strict=True))
     ]
-    return _cut((_cached if use_cache else _encoded)(pipeline, asks, span, sampling), frames)
+    return _cut((_cached if use_cache else _encoded)(pipeline, asks, span, sampling), num_frames)
 
 
 def window_seed(seed: int, window: int) -> int:

@@ -23,6 +23,7 @@ from ..errors import UserError
 from ..models.conditions import NO_MOTION, Conditions, known_channels
 from ..packing import Grid, Packed, Patch, Reference, lead, patch_size, patchify, sides_of, token_grid
 from ..rng import generator
+from .convention import OnStepEnd
 from .defaults import RECONSTRUCTION_WEIGHT
 
 
@@ -74,6 +75,7 @@ class Sampling:
     motion_strength: how much is to move in each clip, for models that are told of it (None: as the model finds right).
     large: whether a clip may cost more than `limit.TIMES` those that the model was trained on.
     precision: autocast type of the networks; None is bf16 where the device computes it faster, else fp32.
+    on_step_end: called after each step, as diffusers' `callback_on_step_end` is (`convention.step_ender`).
     """
 
     steps: int | None = None
@@ -89,6 +91,7 @@ class Sampling:
     motion_strength: float | None = None
     progress: bool = True
     large: bool = False
+    on_step_end: OnStepEnd | None = None
 
 
 class ShownReference(NamedTuple):

@@ -28,7 +28,7 @@ def image_to_video(
     pipeline: LatentVideoPipeline,
     images: Sequence[Tensor],
     prompts: Sequence[str],
-    frames: int | Sequence[int] | None = None,
+    num_frames: int | Sequence[int] | None = None,
     *,
     fps: float | Sequence[float | None] | None = None,
     seed: int = 0,
@@ -36,13 +36,13 @@ def image_to_video(
     references: Given | Sequence[Given | None] | None = None,
     sampling: Sampling | None = None,
 ) -> list[Tensor]:
-    """Clips of `frames` frames (None: the model's) that begin with the pictures, as the VAE shows them.
+    """Clips of `num_frames` frames (None: the model's) that begin with the pictures, as the VAE shows them.
 
-    frames and fps: of all of them, or one each. references: as in a call of the pipeline, the same.
+    num_frames and fps: of all of them, or one each. references: as in a call of the pipeline, the same.
     """
     same_number(images=images, prompts=prompts)
     sampling, count = sampling or Sampling(), len(images)
-    lengths, rates = one_each(frames, count, "frames"), one_each(fps, count, "fps")
+    lengths, rates = one_each(num_frames, count, "num_frames"), one_each(fps, count, "fps")
     grids = [
         pipeline.latent_grid(n or pipeline.config.frames, *image.shape[:2])
         for n, image in zip(lengths, images, strict=True)

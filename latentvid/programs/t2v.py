@@ -67,7 +67,9 @@ def main() -> None:
         command.check_held(args, cascade)
         if cascade.stages:
             sampling = replace(sampling, reference_noise=None)
-        clips = pipeline(args.prompt, frames=frames, fps=fps, references=shown, sampling=sampling, **words).frames
+        clips = pipeline(
+            args.prompt, num_frames=frames, fps=fps, references=shown, sampling=sampling, **words, output_type="uint8"
+        ).frames
         clips, fps = command.refined(args, cascade, clips, args.prompt, fps)
         outputs.write_all(args.output, clips, fps, args.prompt)
         return

@@ -71,20 +71,23 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def test_both_passes_of_guidance_are_told_the_rate_of_each_clip(pipeline, told):
-    output = pipeline([RED, BLUE], fps=[12.0, 30], sampling=FAST)
+    output = pipeline([RED, BLUE], fps=[12.0, 30], sampling=FAST, output_type="uint8")
     assert told == [(12, 30, 12, 30)] and output.fps == [12, 30]
     assert pipeline(RED, fps=12, sampling=FAST).fps == 12 and told[-1] == (12, 12)
     assert pipeline(RED, sampling=FAST).fps == 24 and told[-1] == (24, 24)  # the model's
-    pipeline([RED, BLUE], frames=[1, 5], fps=12, sampling=FAST)
+    pipeline([RED, BLUE], num_frames=[1, 5], fps=12, sampling=FAST)
     assert told[-1] == (0, 12, 0, 12)  # a picture has none
 
 
 def test_a_clip_is_that_of_its_rate_whatever_it_is_packed_with(pipeline):
-    together = pipeline([RED, RED, RED], fps=[12, 48, 24], seed=5, sampling=FAST).frames
-    alone = [pipeline(RED, fps=fps, seed=5 + i, sampling=FAST).frames[0] for i, fps in enumerate((12, 48, 24))]
+    together = pipeline([RED, RED, RED], fps=[12, 48, 24], seed=5, sampling=FAST, output_type="uint8").frames
+    alone = [
+        pipeline(RED, fps=fps, seed=5 + i, sampling=FAST, output_type="uint8").frames[0]
+        for i, fps in enumerate((12, 48, 24))
+    ]
     assert all(map(close, together, alone))
-    assert not close(alone[0], pipeline(RED, fps=48, seed=5, sampling=FAST).frames[0])
-    pictures = [pipeline(RED, frames=1, fps=fps, sampling=FAST).frames[0] for fps in (12, 48)]
+    assert not close(alone[0], pipeline(RED, fps=48, seed=5, sampling=FAST, output_type="uint8").frames[0])
+    pictures = [pipeline(RED, num_frames=1, fps=fps, sampling=FAST, output_type="uint8").frames[0] for fps in (12, 48)]
     assert torch.equal(*pictures)
 
 

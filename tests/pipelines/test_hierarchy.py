@@ -69,7 +69,7 @@ def test_keyframes_are_the_global_clips_and_stay_through_the_levels(pipeline, mo
     video = make(pipeline, 52, seed=3)
     plan = Plan.of(pipeline, 52)
     assert (plan.segments, plan.levels, plan.factor) == (3, 2, 5)
-    clip = pipeline(RED, seed=3, sampling=SAMPLING).frames[0]
+    clip = pipeline(RED, seed=3, sampling=SAMPLING, output_type="uint8").frames[0]
     assert close(levels[0], clip[[0, 1, 3, 4]])  # evenly spaced
     assert torch.equal(levels[0][:3], levels[1][::5][:3])
     assert torch.equal(video[::5], levels[1][: len(video[::5])])
@@ -109,16 +109,16 @@ def test_seeds_and_local_prompts_decide(pipeline):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"frames": 0}, "0 frames: ask for at least 1"),
+        ({"num_frames": 0}, "0 frames: ask for at least 1"),
         ({"local_prompts": [RED] * 2}, "2 local prompts for 3 segments between the keyframes of 16 frames"),
-        ({"frames": 5, "local_prompts": [RED] * 4}, "5 frames are a single clip of this model"),
+        ({"num_frames": 5, "local_prompts": [RED] * 4}, "5 frames are a single clip of this model"),
         ({"tokens_per_pack": 0}, "tokens_per_pack=0"),
         ({"height": 30}, "30 x 16 pixels: this model makes multiples of 8"),
     ],
 )
 def test_bad_requests_are_said_before_anything_is_made(pipeline, change, message):
     with pytest.raises(UserError, match=message):
-        nuwa_xl(pipeline, **{"prompt": RED, "frames": 16, **change})
+        nuwa_xl(pipeline, **{"prompt": RED, "num_frames": 16, **change})
 
 
 def test_a_model_of_images_is_refused(tiny_pipeline):

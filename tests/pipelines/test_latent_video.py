@@ -29,7 +29,7 @@ def make(pipeline: LatentVideoPipeline, prompt, **options) -> list[torch.Tensor]
     sampling = {k: options.pop(k) for k in ("steps", "solver", "condition") if k in options}
     if "guidance" in options:
         sampling["guidance"] = Guidance(scale=options.pop("guidance"))
-    return pipeline(prompt, sampling=Sampling(progress=False, **sampling), **options).frames
+    return pipeline(prompt, sampling=Sampling(progress=False, **sampling), **options, output_type="uint8").frames
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -47,7 +47,7 @@ def test_saved_equals_loaded(pipeline, tmp_path):
 
 
 def test_defaults_are_the_models(pipeline):
-    output = pipeline(RED)
+    output = pipeline(RED, output_type="uint8")
     assert [tuple(clip.shape) for clip in output.frames] == [(5, 32, 32, 3)] and output.frames[0].dtype == torch.uint8
     assert output.fps == 8.0
     assert output.frames[0].float().std() > 1
@@ -60,11 +60,11 @@ def test_defaults_are_the_models(pipeline):
 def test_alone_equals_packed_in_mixed_shapes(pipeline, options):
     """Each clip of a call is that of its prompt, shape and seed + i alone."""
     prompts = [RED, BLUE, RED, ""]
-    sizes = {"frames": [5, 1, 9, 5], "height": [32, 32, 16, 48], "width": [32, 48, 32, 32]}
+    sizes = {"num_frames": [5, 1, 9, 5], "height": [32, 32, 16, 48], "width": [32, 48, 32, 32]}
     together = make(pipeline, prompts, seed=10, **sizes, **options)
     for i, clip in enumerate(together):
         size = {name: values[i] for name, values in sizes.items()}
-        assert tuple(clip.shape) == (size["frames"], size["height"], size["width"], 3)
+        assert tuple(clip.shape) == (size["num_frames"], size["height"], size["width"], 3)
         assert close(clip, make(pipeline, prompts[i], seed=10 + i, **size, **options)[0])
 
 
@@ -108,8 +108,8 @@ def test_compiled_blocks_give_the_same_clips_of_all_shapes_without_recompiling(p
     compiled = load_pipeline(tiny_pipeline, "cpu", compiled=True)
     for prompts, frames, strict in (([RED, BLUE], [9, 5], False), ([RED, BLUE, RED], [5, 5, 9], True)):
         with torch._dynamo.config.patch(error_on_recompile=strict):
-            got = make(compiled, prompts, frames=frames, height=48)
-        want = make(pipeline, prompts, frames=frames, height=48)
+            got = make(compiled, prompts, num_frames=frames, height=48)
+        want = make(pipeline, prompts, num_frames=frames, height=48)
         assert all(close(a, b) for a, b in zip(got, want, strict=True))
     assert all(block.compiled is not None for block in compiled.transformer.blocks)
 
@@ -134,8 +134,8 @@ def test_noise_in_the_steps_changes_the_clip_and_is_seeded(pipeline):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"frames": 6}, r"6 frames: .* such as 5 or 9"),
-        ({"frames": 0}, r"frames=0: must be a whole number"),
+        ({"num_frames": 6}, r"6 frames: .* such as 5 or 9"),
+        ({"num_frames": 0}, r"frames=0: must be a whole number"),
         ({"height": 36}, r"36 x 32 pixels: .* multiples of 8, such as 32 x 32"),  # the VAE alone would take it
         ({"height": 30, "width": 45}, r"30 x 45 pixels: .* multiples of 8, such as 32 x 48"),
         ({"width": 0}, r"width=0: must be a whole number"),
@@ -145,12 +145,12 @@ def test_noise_in_the_steps_changes_the_clip_and_is_seeded(pipeline):
         ({"prompt": "a red 7 moves up " * 20}, r"prompt of \d+ tokens is longer than the text encoder's 24"),
         ({"negative_prompt": "blue " * 40}, r"longer than the text encoder's 24"),
         ({"prompt": []}, r"0 prompts"),
-        ({"frames": 2**70}, r"frames=\d+: must be a whole number"),
-        ({"frames": 5.0}, r"frames=5: must be a whole number"),
+        ({"num_frames": 2**70}, r"frames=\d+: must be a whole number"),
+        ({"num_frames": 5.0}, r"frames=5: must be a whole number"),
         ({"height": float("nan")}, r"height=nan: must be a whole number"),
         ({"seed": -1}, r"seed=-1: must be a whole number from 0"),
         (
-            {"frames": 9_999_997, "height": 16_384, "width": 16_384},
+            {"num_frames": 9_999_997, "height": 16_384, "width": 16_384},
             r"9999997 frames of 16384 x 16384 pixels take [\d,.]+ GiB decoded, and [\d,.]+ GiB are free",
         ),
     ],
@@ -161,7 +161,7 @@ def test_bad_requests_are_said(pipeline, options, message):
 
 
 def test_the_sizes_that_are_proposed_are_taken(pipeline):
-    assert make(pipeline, RED, height=32, width=8, frames=9, steps=1)[0].shape == (9, 32, 8, 3)
+    assert make(pipeline, RED, height=32, width=8, num_frames=9, steps=1)[0].shape == (9, 32, 8, 3)
 
 
 def drop_tensor(file):

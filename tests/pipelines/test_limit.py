@@ -56,12 +56,12 @@ def test_what_was_trained_is_kept_and_checked(tiny_pipeline, pipeline, tmp_path)
 
 def test_ten_times_the_cost_of_training_must_be_asked_for(pipeline):
     with pytest.raises(UserError, match="65 frames of 32 x 32 cost .* times a clip .*--large"):
-        pipeline(RED, frames=65, sampling=QUIET)
+        pipeline(RED, num_frames=65, sampling=QUIET)
     with pytest.raises(UserError, match="at most 5 frames of 32 x 32"):
         pipeline(RED, height=128, width=128, sampling=QUIET)
-    assert len(pipeline(RED, frames=9, sampling=QUIET).frames[0]) == 9
+    assert len(pipeline(RED, num_frames=9, sampling=QUIET, output_type="uint8").frames[0]) == 9
     large = Sampling(progress=False, steps=1, large=True)
-    assert len(pipeline(RED, frames=65, sampling=large).frames[0]) == 65
+    assert len(pipeline(RED, num_frames=65, sampling=large, output_type="uint8").frames[0]) == 65
 
 
 def test_cost_is_that_of_linear_layers_and_of_attention(pipeline):

@@ -50,7 +50,9 @@ def test_a_pipeline_of_ours_has_it(tiny_pipeline, tmp_path, capsys):
     asked = {scale: [Lora(file, scale)] for scale in (0.0, 1.0)}
     sampling = Sampling(steps=2, progress=False)
     plain, none, much = (
-        load_pipeline(tiny_pipeline, "cpu", lora=lora)("a red 7", seed=1, sampling=sampling).frames[0]
+        load_pipeline(tiny_pipeline, "cpu", lora=lora)(
+            "a red 7", seed=1, sampling=sampling, output_type="uint8"
+        ).frames[0]
         for lora in ((), asked[0.0], asked[1.0])
     )
     torch.testing.assert_close(none, plain, rtol=0, atol=1e-5)

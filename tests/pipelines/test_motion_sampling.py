@@ -59,7 +59,9 @@ def motion(tmp_path_factory, tiny_pipeline) -> Path:
 
 
 def sampled(pipeline, **words) -> torch.Tensor:
-    return pipeline("a red 7 moves up", **words, sampling=Sampling(steps=2, progress=False)).frames[0]
+    return pipeline(
+        "a red 7 moves up", **words, sampling=Sampling(steps=2, progress=False), output_type="uint8"
+    ).frames[0]
 
 
 def test_a_pipeline_of_images_makes_clips_as_the_module_was_trained(motion, tiny_pipeline, run, tmp_path, capsys):
@@ -70,7 +72,9 @@ def test_a_pipeline_of_images_makes_clips_as_the_module_was_trained(motion, tiny
     assert [kind.frames for kind in kinds_of(pipeline)] == [9] and trained_frames(pipeline) == 9
     plain = load_pipeline(tiny_pipeline, "cpu")
     assert sampled(pipeline).shape[0] == 9
-    assert torch.equal(sampled(pipeline, frames=1), sampled(plain, frames=1))  # of pictures it is the image model
+    assert torch.equal(
+        sampled(pipeline, num_frames=1), sampled(plain, num_frames=1)
+    )  # of pictures it is the image model
     words = ("--model", tiny_pipeline, "--prompt", "a red 7", "--steps", 1, "--output", tmp_path / "clip.gif")
     status, _, said = run("inference/t2v.py", *words, "--motion", motion)
     assert status == 0 and f"motion module {motion}" in said and (tmp_path / "clip.gif").is_file()

@@ -61,7 +61,7 @@ def test_a_published_adapter_samples_as_diffusers_does(repository, tmp_path, cap
     with pytest.raises(UserError, match="has motion modules already"):
         load_pipeline(tmp_path / "whole", "cpu", mixed_precision="no", motion=tmp_path / "motion")
     with pytest.raises(UserError, match="10 frames: animatediff has positions for at most 8"):
-        ours("a red 7", frames=10, height=8, width=8, sampling=HOW)
+        ours("a red 7", num_frames=10, height=8, width=8, sampling=HOW)
 
 
 def test_modelscope_samples_as_diffusers_does(repository):

@@ -218,12 +218,12 @@ def test_with_a_picture_and_without_in_one_pack(repository):
 def test_a_model_of_pictures_wants_one(repository):
     ours = load_pipeline(repository("wan_image"), "cpu", mixed_precision="no")
     with pytest.raises(UserError, match="makes videos from pictures alone: give it one, with inference/i2v.py"):
-        ours("a red 7", frames=5, height=32, width=32)
+        ours("a red 7", num_frames=5, height=32, width=32)
 
 
 def test_what_the_model_has_no_use_for_is_refused(repository):
     ours = load_pipeline(repository("wan"), "cpu", mixed_precision="no")
-    small = dict(frames=1, height=16, width=16)
+    small = dict(num_frames=1, height=16, width=16)
     with pytest.raises(UserError, match="guidance_low is of a second expert"):
         ours("a 7", sampling=sampling(2.0, guidance_low=1.0), **small)
     with pytest.raises(UserError, match="has no guidance embedding"):
@@ -244,12 +244,12 @@ def test_parts_are_moved_offloaded_and_read_in_bf16(repository, monkeypatch):
 
 def test_networks_come_to_the_device_one_by_one(repository):
     ours = load_pipeline(repository("wan_experts"), "cpu", mixed_precision="no")
-    words = dict(frames=1, height=16, width=16, sampling=Sampling(steps=4, precision=torch.float32, progress=False))
-    want = ours("a red 7", **words).frames[0]
+    words = dict(num_frames=1, height=16, width=16, sampling=Sampling(steps=4, precision=torch.float32, progress=False))
+    want = ours("a red 7", **words, output_type="uint8").frames[0]
     ours.enable_model_cpu_offload(device="cpu")
     networks = ours.text_encoder, ours.transformer, ours.transformer_2, ours.vae
     assert all(hasattr(network, "_hf_hook") for network in networks)
-    assert torch.equal(ours("a red 7", **words).frames[0], want)
+    assert torch.equal(ours("a red 7", **words, output_type="uint8").frames[0], want)
 
 
 def test_defaults_are_the_recipes_and_prompts_are_read_once(repository, monkeypatch):
@@ -260,6 +260,6 @@ def test_defaults_are_the_recipes_and_prompts_are_read_once(repository, monkeypa
         type(ours.reader), "encode", lambda self, texts: read.append(list(texts)) or encode(self, texts)
     )
     quick = Sampling(steps=2, progress=False)
-    output = ours("a red 7", frames=1, height=16, width=16, sampling=quick)
+    output = ours("a red 7", num_frames=1, height=16, width=16, sampling=quick, output_type="uint8")
     assert read == [["a red 7", ours.recipe.negative_prompt]] and output.fps == 16.0
     assert output.frames[0].shape == (1, 16, 16, 3)

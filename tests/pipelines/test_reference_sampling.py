@@ -125,9 +125,9 @@ def test_clips_and_pictures_through_the_call(pipeline):
     clip = torch.randint(256, (5, 32, 32, 3), generator=rand, dtype=torch.uint8)
     sampling = Sampling(steps=2, progress=False, large=True)
     shown = {"control": clip, "subject": [clip[0, :16, :16], clip[:1, :16]]}
-    made = pipeline([RED, BLUE], references=[shown, None], sampling=sampling).frames
+    made = pipeline([RED, BLUE], references=[shown, None], sampling=sampling, output_type="uint8").frames
     assert [tuple(x.shape) for x in made] == [(5, 32, 32, 3)] * 2
-    alone = pipeline(BLUE, seed=1, sampling=sampling).frames[0]
+    alone = pipeline(BLUE, seed=1, sampling=sampling, output_type="uint8").frames[0]
     assert (alone.int() - made[1].int()).abs().max() <= 1
     for references, message in [
         ({"pose": clip}, "reference pose: there is no such role: this model knows control, subject"),

@@ -80,7 +80,7 @@ def test_windows_are_yielded_as_they_are_made(pipeline, cached):
 
 @pytest.mark.parametrize("cached", WAYS)
 def test_the_first_window_is_the_clip_that_the_pipeline_makes(pipeline, cached):
-    alone = pipeline(RED, frames=9, seed=4, sampling=options()).frames[0]
+    alone = pipeline(RED, num_frames=9, seed=4, sampling=options(), output_type="uint8").frames[0]
     assert close(roll(pipeline, [RED], 9, cached=cached, seed=4)[0], alone)
 
 
@@ -256,7 +256,7 @@ def test_the_beginning_of_a_clip_is_decoded_but_not_shown(pipeline):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"frames": 0}, "0 frames of 1 prompts"),
+        ({"num_frames": 0}, "0 frames of 1 prompts"),
         ({"prompts": []}, "frames of 0 prompts"),
         ({"window": 10}, "10 frames: this VAE takes"),
         ({"context": 4}, "4 frames: this VAE takes"),
@@ -270,7 +270,7 @@ def test_the_beginning_of_a_clip_is_decoded_but_not_shown(pipeline):
 )
 def test_bad_requests_are_said_before_anything_is_made(pipeline, change, message):
     with pytest.raises(UserError, match=message):
-        rollout(pipeline, **{"prompts": [RED], "frames": 9, **SIZE, **change})
+        rollout(pipeline, **{"prompts": [RED], "num_frames": 9, **SIZE, **change})
 
 
 def test_what_a_model_cannot_do_is_said(plain, pipeline):

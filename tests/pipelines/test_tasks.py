@@ -163,7 +163,7 @@ def test_masks_that_do_not_fit_are_refused(mask, message, pipeline):
 
 def test_all_of_a_clip_may_be_painted(pipeline):
     (made,) = edits.inpaint(pipeline, [clip(5)], [torch.ones(16, 24, dtype=torch.bool)], [RED], sampling=FAST)
-    assert close(made, pipeline(RED, frames=5, height=16, width=24, sampling=FAST).frames[0])
+    assert close(made, pipeline(RED, num_frames=5, height=16, width=24, sampling=FAST, output_type="uint8").frames[0])
 
 
 def test_inverted_noise_leads_back_to_the_clip(pipeline):

@@ -213,7 +213,9 @@ def test_a_run_goes_on_bit_for_bit_and_leaves_a_student_alone(
     index = json.loads((whole / "pipeline/model_index.json").read_text())
     assert index["student"]["steps"] == 3 and index["student"]["guidance"] == [1.0, 8.0] and index["steps"] == 3
     assert json.loads((whole / "pipeline/transformer/config.json").read_text())["_class_name"] == "VideoDiT"
-    clip = load_pipeline(whole / "pipeline", "cpu")("a red 7", frames=5, height=32, width=32).frames[0]
+    clip = load_pipeline(whole / "pipeline", "cpu")(
+        "a red 7", num_frames=5, height=32, width=32, output_type="uint8"
+    ).frames[0]
     assert clip.shape == (5, 32, 32, 3)
 
 

@@ -80,7 +80,9 @@ def test_a_transformer_trains_on_its_latents_and_the_pipeline_keeps_it(
     pipelines[0].save_pretrained(tmp_path / "again")
     pipelines.append(load_pipeline(tmp_path / "again", "cpu"))
     clips = [
-        pipeline(RED, frames=frames, height=24, width=32, seed=3, sampling=Sampling(progress=False)).frames[0]
+        pipeline(
+            RED, num_frames=frames, height=24, width=32, seed=3, sampling=Sampling(progress=False), output_type="uint8"
+        ).frames[0]
         for pipeline in pipelines
     ]
     assert all(type(pipeline.vae) is cls for pipeline in pipelines)

@@ -88,10 +88,13 @@ def test_temporal_blocks_alone_gone_on_with_are_as_not_stopped_and_leave_a_modul
     whole = DitTask(config(tmp_path / "run", ALONE), CPU).model
     for name, parameter in pipeline.transformer.named_parameters():
         assert torch.equal(parameter, average.get(name, whole.get_parameter(name)))
-    clips = pipeline("a red 7", frames=5, sampling=Sampling(steps=2, progress=False)).frames
+    clips = pipeline("a red 7", num_frames=5, sampling=Sampling(steps=2, progress=False), output_type="uint8").frames
     pipeline.save_pretrained(tmp_path / "moves")
     again = load_pipeline(tmp_path / "moves", "cpu")
-    assert torch.equal(again("a red 7", frames=5, sampling=Sampling(steps=2, progress=False)).frames[0], clips[0])
+    assert torch.equal(
+        again("a red 7", num_frames=5, sampling=Sampling(steps=2, progress=False), output_type="uint8").frames[0],
+        clips[0],
+    )
 
 
 def test_how_frames_were_given_is_the_modules(config, tmp_path, tiny_pipeline, capsys):

@@ -135,7 +135,7 @@ def test_a_self_forced_pipeline_makes_clips_as_it_was_taught(config, causal, tmp
     held = pipeline.sample([given], sampling)[0]
     assert torch.equal(held[:, :2], alone[0].neg()[:, :2]) and float((held - alone[0])[:, 2:].abs().mean()) > 1e-3
 
-    clip = pipeline("a red 7", frames=13, seed=3, sampling=sampling).frames[0]
+    clip = pipeline("a red 7", num_frames=13, seed=3, sampling=sampling, output_type="uint8").frames[0]
     pieces = [piece[0] for piece in rollout(pipeline, ["a red 7"], 21, window=13, seed=3, sampling=sampling)]
     assert [len(piece) for piece in pieces] == [5, 8, 8]
     assert int((torch.cat(pieces)[:13].int() - clip.int()).abs().max()) <= 1

@@ -82,14 +82,16 @@ def test_its_pipeline_is_loaded_and_samples(trained, tmp_path):
     assert isinstance(pipeline.transformer, UNet3D)
     plain = UNet3DConditionModel.from_pretrained(trained / "pipeline" / "transformer")
     assert all(torch.equal(p, plain.get_parameter(name)) for name, p in pipeline.transformer.raw.named_parameters())
-    sizes = dict(frames=[5, 1], height=16, width=[16, 24], seed=3)
-    clips = pipeline(["a red 7 moves up", "a blue 3"], **sizes).frames
+    sizes = dict(num_frames=[5, 1], height=16, width=[16, 24], seed=3)
+    clips = pipeline(["a red 7 moves up", "a blue 3"], **sizes, output_type="uint8").frames
     assert [tuple(clip.shape) for clip in clips] == [(5, 16, 16, 3), (1, 16, 24, 3)]
-    alone = pipeline(["a blue 3"], frames=1, height=16, width=24, seed=4).frames[0]
+    alone = pipeline(["a blue 3"], num_frames=1, height=16, width=24, seed=4, output_type="uint8").frames[0]
     assert (clips[1].int() - alone.int()).abs().max() <= 1
     pipeline.save_pretrained(tmp_path / "again")
     again = LatentVideoPipeline.from_pretrained(tmp_path / "again")
-    assert torch.equal(again(["a blue 3"], frames=1, height=16, width=24, seed=4).frames[0], alone)
+    assert torch.equal(
+        again(["a blue 3"], num_frames=1, height=16, width=24, seed=4, output_type="uint8").frames[0], alone
+    )
 
 
 def test_a_run_begins_with_its_weights(trained, dit_config, tmp_path):
@@ -127,7 +129,7 @@ def test_clips_themselves_are_noised(dit_config, digits_data, tmp_path):
     video = torch.randint(0, 256, (2, 8, 12, 3), dtype=torch.uint8)
     (latent,) = pipeline.encode([video])
     assert latent.shape == (3, 2, 8, 12) and torch.equal(pipeline.decode([latent])[0], video)
-    assert pipeline("a red 7", frames=2, height=8, width=8).frames[0].shape == (2, 8, 8, 3)
+    assert pipeline("a red 7", num_frames=2, height=8, width=8, output_type="uint8").frames[0].shape == (2, 8, 8, 3)
 
 
 @pytest.mark.parametrize(

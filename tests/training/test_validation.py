@@ -205,8 +205,14 @@ def test_scores_are_those_of_clips_made_one_by_one(dit_config, digits_data, tiny
     made, real = [], []
     for place, window in enumerate(windows):
         frames, height, width = source.shapes[window]
-        size = {"frames": frames, "height": height, "width": width}
-        clip = pipeline(source.caption(window), **size, seed=1_000_000 + place, sampling=Sampling(progress=False))
+        size = {"num_frames": frames, "height": height, "width": width}
+        clip = pipeline(
+            source.caption(window),
+            **size,
+            seed=1_000_000 + place,
+            sampling=Sampling(progress=False),
+            output_type="uint8",
+        )
         made.append(clip.frames[0].float().diff(dim=0).abs().mean())
         real.append(source.load(window, 0, place).pixels.float().diff(dim=0).abs().mean())
     found = record["scores"]["flicker"]

@@ -82,7 +82,7 @@ def looked_at(config: DitConfig, pipeline: LatentVideoPipeline, fps: float, rank
         images = [fit(read_frames(config.samples.images[i], 0, 1), *size[1:])[0] for i, _ in mine]
         clips = image_to_video(pipeline, images, wanted, size[0], **words)
     else:
-        clips = pipeline(wanted, **words).frames
+        clips = pipeline(wanted, **words, output_type="uint8").frames
     return {i: Row([clip], prompts[i]) for (i, counts), clip in zip(mine, clips, strict=True) if counts}
 
 

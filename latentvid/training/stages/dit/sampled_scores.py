@@ -88,7 +88,9 @@ class SampledScores:
             if of_pictures(self.parts.published):
                 images = [self._window(i).pixels[0] for i in places]
                 return image_to_video(pipeline, images, captions, frames, **words)
-            return pipeline(captions, frames=frames, height=heights, width=widths, **words).frames
+            return pipeline(
+                captions, num_frames=frames, height=heights, width=widths, **words, output_type="uint8"
+            ).frames
 
         files = [int(self.source.windows.sample[i]) for i in self.windows]
         return summarise(self.metrics.scores, self._shared(rank, world, make), self.real, files=files)
