@@ -70,7 +70,7 @@ _SHARE = Range(0, 1)
 
 _NAMES: tuple[tuple[Range, str], ...] = (  # of the numbers that have each range
     # clips
-    (_whole(1, 10**7), "frames max_frames"),
+    (_whole(1, 10**7), "frames num_frames max_frames"),
     (_whole(1, 10**5), "window context between rollout"),
     (_whole(1, 1000), "factor stride"),
     (_whole(1, 16), "by"),
@@ -149,8 +149,8 @@ _NAMES: tuple[tuple[Range, str], ...] = (  # of the numbers that have each range
     (Range(1e-3, 1e3), "sigma_data"),
     (Range(1, 100), "rho"),
     # sampling
-    (_whole(1, 10_000), "steps teacher_steps n_max n_avg keyframe_every"),
-    (Range(0, 1000), "guidance guidance_low guidance_embedded source_guidance"),
+    (_whole(1, 10_000), "steps num_inference_steps teacher_steps n_max n_avg keyframe_every"),
+    (Range(0, 1000), "guidance guidance_scale guidance_low guidance_embedded source_guidance"),
     (Range(-100, 100), "lora_scale"),
     (_SHARE, "guidance_rescale guidance_interval strength level control_start control_end"),
     (_whole(0, 10_000), "zero_init n_min"),
