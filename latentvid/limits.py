@@ -76,6 +76,7 @@ _NAMES: tuple[tuple[Range, str], ...] = (  # of the numbers that have each range
     (_whole(1, 16), "by"),
     (_above(0, 1e6), "seconds"),
     (_whole(1, 16_384), "height width crop size"),
+    (_whole(0, 16_384), "grow beyond"),
     (_whole(1, 2**28), "max_area"),
     (Range(1e-3, 1000), "fps rope_fps"),
     (_whole(0, LONG), "seed"),

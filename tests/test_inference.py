@@ -116,7 +116,7 @@ def test_interpolate_a_clip_keeps_its_duration_size_and_sound(run, tmp_path):
 @pytest.mark.parametrize("mask", ["mask.png", "mask.mp4"])
 def test_inpaint_changes_what_is_white(mask, run, files, tmp_path):
     status, said, _ = run("inpaint", *INPAINT, mask)
-    assert status == 0 and "17% painted anew (with its audio, aac)" in said
+    assert status == 0 and "17% painted anew, 6 frames, 0.5 s (with the input's audio, aac)" in said
     assert shape(tmp_path / "out.mp4") == (6, 16, 24, 12.0) and has_sound(tmp_path / "out.mp4")
     change = (read_frames(tmp_path / "out.mp4").float() - read_frames(files / "clip.mp4").float()).abs().mean(-1)
     assert change[:, 5:11, 9:15].mean() > 20 and change[:, :2].mean() < 4 and change[:, -2:].mean() < 4  # compression
@@ -132,8 +132,11 @@ def test_inpaint_of_a_picture_and_of_a_clips_beginning(run, files, tmp_path):
     assert "without its audio, aac" in said and not has_sound(tmp_path / "out.mp4")
 
 
-def test_sizes_that_the_model_does_not_make_are_fitted_and_said(run, tmp_path):
-    status, said, _ = run("edit", "--clip", "odd.mp4", "--prompt", "a red 7", "--method", "sdedit")
+def test_sizes_that_the_model_does_not_make_are_kept_unless_others_are_asked_for(run, tmp_path):
+    words = ("edit", "--clip", "odd.mp4", "--prompt", "a red 7", "--method", "sdedit")
+    status, said, _ = run(*words)
+    assert status == 0 and "scaled" not in said and shape(tmp_path / "out.mp4") == (6, 15, 22, 12.0)
+    status, said, _ = run(*words, "--height", 8, "--width", 16)
     assert status == 0 and "odd.mp4: 15 x 22 pixels scaled and cropped to 8 x 16" in said
     assert shape(tmp_path / "out.mp4") == (6, 8, 16, 12.0)
 

@@ -11,7 +11,7 @@ from .. import precision
 from ..command_line import Parser
 from ..errors import UserError
 from ..limits import number
-from .defaults import CONDITIONS, FLOW_GUIDANCE, N_AVG, N_MAX, N_MIN, RECONSTRUCTION_WEIGHT, SOLVER, SOLVERS
+from .defaults import CONDITIONS, FLOW_GUIDANCE, N_AVG, N_MAX, N_MIN, OUTSIDE, RECONSTRUCTION_WEIGHT, SOLVER, SOLVERS
 
 FLOW_OPTIONS = ("n_max", "n_min", "n_avg", "source_guidance")
 
@@ -262,3 +262,34 @@ def flow_of(args: argparse.Namespace) -> dict[str, Any] | None:
     if args.method == "flow" and args.strength is not None:
         raise UserError("--strength is of the other methods: give --n-max, the number of steps that change the clip")
     return said if args.method == "flow" else None
+
+
+def add_clip(parser: Parser) -> None:
+    """Adds what every program takes that makes a clip anew, for `sources.open_source`."""
+    parser.add_argument("--clip", type=Path, required=True, help="video or picture, of any length and size")
+    parser.add_argument("--frames", type=int, help="of the clip, from its start (default: all)")
+    parser.add_argument("--window", type=int, help="frames that are made together (default: the model's)")
+    for side in ("height", "width"):
+        parser.add_argument(f"--{side}", type=int, help="pixels of the output (default: the clip's)")
+
+
+def clip_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What of the parsed arguments `sources.open_source` takes."""
+    return {name: getattr(args, name) for name in ("frames", "window", "height", "width", "large")}
+
+
+def add_mask(parser: Parser, *, required: bool = False) -> None:
+    """Adds --mask and what says how it is used."""
+    parser.add_argument(
+        "--mask",
+        type=Path,
+        required=required,
+        help="picture, or video with a frame for each of the clip's, of its size: white where to change",
+    )
+    parser.add_argument("--grow", type=int, help="pixels by which what is white becomes wider (default: 0)")
+    parser.add_argument(
+        "--outside",
+        choices=OUTSIDE,
+        help="what is shown where the mask is black: the clip's own pixels, or what the VAE makes of them, as soft as "
+        "what is made and so without a seam (default: clip)",
+    )

@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,12 +18,13 @@ from torch import Tensor
 from .. import precision
 from ..errors import UserError
 from .cascade import Cascade, Stage, open_stages
-from .inputs import Footage
 from .latent_video import LatentVideoPipeline
 from .limit import check_room, knows_rates, trained_area, trained_frames, trained_rates
+from .local import reconstruct
 from .outputs import check_output
 from .references import check_noise
 from .sampling import Sampling
+from .sources import Mask, Source, open_mask
 
 _GUIDANCE = {
     "guidance": "scale",
@@ -151,15 +153,17 @@ def frames_of(pipeline: LatentVideoPipeline, seconds: float, fps: float) -> int:
     return 1 + max(0, round((asked_frames(None, seconds, fps) - 1) / stride)) * stride
 
 
-def in_windows(
-    task: Callable[..., Tensor], pipeline: LatentVideoPipeline, source: Footage, *words, large: bool, **more
-):
-    """A task over footage, in windows of the length that the model was trained on; `large`: as one clip."""
-    frames = len(source.frames)
-    window = frames if large else trained_frames(pipeline)
-    if frames > window:
-        print(f"{source.path}: {frames} frames, in windows of {window}, as the model was trained", flush=True)
-    return task(pipeline, source.frames, *words, window=window, **more)
+def mask_of(
+    args: argparse.Namespace, pipeline: LatentVideoPipeline, source: Source, sampling: Sampling, grow: int | None
+) -> Mask | None:
+    """The mask that limits a change, by --mask, --grow and --outside, or of a source that is painted beyond its edges;
+    None: it is nowhere limited. Raises UserError."""
+    if args.mask is None and source.beyond is None:
+        if args.grow is not None or args.outside is not None:
+            raise UserError("--grow and --outside are of a mask: give --mask, or leave them out")
+        return None
+    outside = partial(reconstruct, pipeline, sampling=sampling) if args.outside == "reconstruction" else None
+    return open_mask(args.mask, source, grow, outside)
 
 
 def note_size(pipeline: LatentVideoPipeline, frames: int, height: int | None = None, width: int | None = None) -> None:

@@ -15,3 +15,4 @@ GUIDED_BELOW = 0.7  # above, the noise that was found decides where things are: 
 N_MAX, N_MIN, N_AVG, FLOW_GUIDANCE = 0.85, 0, 1, 1.5
 # of TokenFlow: a keyframe in every so many frames, and frames of a window
 KEYFRAME_EVERY, KEYFRAME_WINDOW = 8, 64
+OUTSIDE = ("clip", "reconstruction")  # what is shown where a mask lets nothing change

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from ..diffusion.guidance import Guidance
 from ..errors import UserError
-from ..models.conditions import known_latents
-from ..rng import derived_seed, generator
+from ..rng import generator
+from .clip_windows import Window
 from .defaults import GUIDED_BELOW, METHODS, STRENGTH
 from .flow import FlowEdit, flow_edited
 from .latent_video import LatentVideoPipeline
+from .local import Local, encode_whole, outside, read_paint
 from .sampling import Request, Sampling, same_number
 from .token_flow import token_flow
 
@@ -43,15 +44,14 @@ def inpaint(
     A latent position is known where none of its pixels are painted, over all the frames that it stands for.
     """
     same_number(clips=clips, masks=masks, prompts=prompts)
-    sampling, vae = sampling or Sampling(), pipeline.codec
-    paint = [_mask(i, mask, clip) for i, (mask, clip) in enumerate(zip(masks, clips, strict=True))]  # [F,H,W]
-    latents = _encode_whole(pipeline, clips, sampling)
+    sampling = sampling or Sampling()
+    paint = [read_paint(i, mask, clip) for i, (mask, clip) in enumerate(zip(masks, clips, strict=True))]  # [F,H,W]
+    latents = encode_whole(pipeline, clips, sampling)
     requests = []
     for i, (latent, mask, prompt) in enumerate(zip(latents, paint, prompts, strict=True)):
         grid = tuple(latent.shape[1:])
-        keep = whole_groups(~mask, vae.temporal_stride)
-        known = known_latents(keep, vae.temporal_stride, vae.spatial_stride)
         words = {"prompt": prompt, "negative_prompt": negative_prompt, "seed": seed + i}
+        known = outside(pipeline, mask)
         requests.append(Request(**words, grid=grid, fps=pipeline.rate(fps, grid), given=latent, known=known))
     made = pipeline.decode(pipeline.sample(requests, sampling), sampling.precision)
     return [
@@ -60,58 +60,38 @@ def inpaint(
     ]
 
 
-def inpaint_windows(
+def inpaint_window(
     pipeline: LatentVideoPipeline,
-    clip: Tensor,
-    mask: Tensor,
     prompt: str,
+    window: Window,
     *,
-    window: int,
     fps: float | None = None,
     seed: int = 0,
     negative_prompt: str | None = None,
     sampling: Sampling | None = None,
 ) -> Tensor:
-    """`inpaint` of a clip of any length, by windows of so many frames. Each begins with the last frame of the one
-    before as that was painted, so that it goes on from it; the noise of window k is that of a seed of its own."""
-    paint, made = _mask(0, mask, clip), clip.cpu().clone()
-    for k, start in enumerate(range(0, max(1, len(clip) - 1), max(1, window - 1))):
-        part = slice(start, start + window)
-        here = paint[part].clone()
-        if k and window > 1:
-            here[0] = False
-        if here.any():
-            words = {
-                "seed": _window_seed(seed, k),
-                "negative_prompt": negative_prompt,
-                "sampling": sampling,
-                "fps": fps,
-            }
-            made[part] = inpaint(pipeline, [made[part]], [here], [prompt], **words)[0]
-    return made
+    """`inpaint` of a window of a clip, which goes on from what the one before made of its first frames."""
+    paint = window.mask.clone()
+    paint[: len(window.begun) if window.begun is not None else 0] = False
+    words = {"fps": fps, "negative_prompt": negative_prompt, "sampling": sampling}
+    return inpaint(pipeline, [window.continued], [paint], [prompt], seed=window.seed(seed), **words)[0]
 
 
-def edit_windows(
+def edit_window(
     pipeline: LatentVideoPipeline,
-    clip: Tensor,
     source: str,
     target: str,
-    *how: str | float | None,
-    window: int,
+    method: str,
+    strength: float | None,
+    window: Window,
+    *,
     seed: int = 0,
     **words: Any,
 ) -> Tensor:
-    """`edit` of a clip of any length, by windows of so many frames, each by itself."""
-    return torch.cat(
-        [
-            edit(pipeline, [part], [source], [target], *how, seed=_window_seed(seed, k), **words)[0]
-            for k, part in enumerate(clip.split(window))
-        ]
-    )
-
-
-def _window_seed(seed: int, window: int) -> int:
-    return derived_seed(seed, window, "window") if window else seed
+    """`edit` of a window of a clip, within its mask, which goes on from what the one before made of its beginning."""
+    local = {"masks": [window.mask], "begun": [window.begun]}
+    clip = [window.frames]
+    return edit(pipeline, clip, [source], [target], method, strength, seed=window.seed(seed), **local, **words)[0]
 
 
 def edit(
@@ -123,6 +103,8 @@ def edit(
     strength: float | None = None,
     *,
     flow: FlowEdit | None = None,
+    masks: Sequence[Tensor | None] | None = None,
+    begun: Sequence[Tensor | None] | None = None,
     fps: float | None = None,
     seed: int = 0,
     negative_prompt: str | None = None,
@@ -136,6 +118,11 @@ def edit(
     al. 2022; `sources` are not used). strength: in (0,1]; None is the method's in `STRENGTH`. flow: the clip is moved
     along the difference of the velocities of both prompts, as far as `flow` says (FlowEdit, Kulikov et al. 2024).
     tokenflow: by a model of pictures, each clip by itself (`token_flow`).
+    masks: of each clip as `inpaint` takes them, True where to change; None: everywhere. Latents outside are put back
+    after each step with the noise that they began with (Blended Latent Diffusion, Avrahami et al. 2023), and are the
+    clip's in the end, and so are the pixels there.
+    begun: what the first frames of each are to be, uint8 [k,H,W,3] of 1 + a whole number of strides; the rest goes on
+    from it.
     """
     same_number(clips=clips, sources=sources, targets=targets)
     strength = _strength(method, strength, flow)
@@ -152,7 +139,8 @@ def edit(
         )
     if method == "inversion" and sampling.solver is None:
         sampling = replace(sampling, solver="euler")  # the one that is inverted
-    latents = _encode_whole(pipeline, clips, sampling)
+    local = Local.of(pipeline, clips, masks, begun, sampling)
+    latents = encode_whole(pipeline, clips, sampling)
     grids = [tuple(z.shape[1:]) for z in latents]
     common = [
         {"grid": grid, "fps": pipeline.rate(fps, grid), "seed": seed + i, "level": strength}
@@ -171,15 +159,16 @@ def edit(
     else:
         starts = [noised(pipeline, z, words["seed"], strength) for z, words in zip(latents, common, strict=True)]
     requests = [
-        Request(prompt=target, negative_prompt=negative_prompt, start=start, **words)
-        for target, start, words in zip(targets, starts, common, strict=True)
+        Request(prompt=target, negative_prompt=negative_prompt, start=start, **words, **known)
+        for target, start, words, known in zip(targets, starts, common, local.known(latents), strict=True)
     ]
+    sampling = local.sampling(sampling)
     if method == "flow":
         made = flow_edited(pipeline, latents, back, requests, flow or FlowEdit(), sampling)
     else:
         made = pipeline.sample(requests, sampling)
     made = pipeline.decode(made, sampling.precision)
-    return [new[: len(old)] for new, old in zip(made, clips, strict=True)]
+    return local.put_back([new[: len(old)] for new, old in zip(made, clips, strict=True)])
 
 
 def _strength(method: str, strength: float | None, flow: FlowEdit | None) -> float:
@@ -202,29 +191,3 @@ def noised(pipeline: LatentVideoPipeline, latent: Tensor, seed: int, level: floa
     """A latent [C,f,h,w] at the noise level nearest to `level` that the model's path has."""
     eps = torch.randn(latent.shape, generator=generator(seed, 0, "noised")).to(latent)
     return pipeline.scheduler.mix(latent, eps, pipeline.scheduler.path.snap(torch.tensor(level)).to(latent.device))
-
-
-def whole_groups(frames: Tensor, stride: int) -> Tensor:
-    """[F, ...] with its last frame repeated up to the next 1 + k * stride frames, which a causal VAE represents."""
-    return torch.cat([frames, *[frames[-1:]] * (-(len(frames) - 1) % stride)])
-
-
-def _encode_whole(pipeline: LatentVideoPipeline, clips: Sequence[Tensor], sampling: Sampling) -> list[Tensor]:
-    """Latents [C,f,h,w] of clips of any lengths. Raises UserError for a size that the model does not make."""
-    whole = [whole_groups(clip, pipeline.codec.temporal_stride) for clip in clips]
-    for clip in whole:
-        pipeline.latent_grid(*clip.shape[:3])
-    return pipeline.encode(whole, sampling.precision)
-
-
-def _mask(i: int, mask: Tensor, clip: Tensor) -> Tensor:
-    """bool [F,H,W], True where to paint. Raises UserError for another size, and where nothing is to paint."""
-    white = (mask if mask.dtype == torch.bool else mask >= 128).cpu()
-    if white.shape not in (clip.shape[:3], clip.shape[1:3]):
-        raise UserError(
-            f"mask {i} is {' x '.join(map(str, white.shape))}, its clip {' x '.join(map(str, clip.shape[:3]))} "
-            "(frames, height, width): give one of that size, or one picture of that height and width"
-        )
-    if not white.any():
-        raise UserError(f"mask {i} is black all over: paint white what is to be made anew")
-    return white.expand(clip.shape[:3])

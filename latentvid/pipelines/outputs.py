@@ -11,14 +11,17 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.video.writing import clip_writer, copies_audio, write_video
+from ..data.video.writing import clip_writer, copies_audio, has_full_range, write_video
 from ..errors import UserError, brief, message_of
 from ..files import check_target, part_of
 from .defaults import ENDINGS, STREAMED
 from .inputs import Footage
+from .limit import check_room
+from .sources import Source
 
 MOST_GIF = 50  # frames a second
 
@@ -45,7 +48,9 @@ def numbered(path: Path, i: int, count: int) -> Path:
     return path if count == 1 else path.with_name(f"{path.stem}-{i}{path.suffix}")
 
 
-def write(path: Path, frames: Tensor, fps: float, said: str, *, sound: Footage | None = None, rate: float = 1) -> None:
+def write(
+    path: Path, frames: Tensor, fps: float, said: str, *, sound: Footage | Source | None = None, rate: float = 1
+) -> None:
     """Writes uint8 [F,H,W,3] by the ending of `path` and prints "path: said".
 
     sound: footage that the frames run along with, with `rate` frames for each of its own: its audio is copied where
@@ -101,10 +106,13 @@ def write_stream(
     *,
     given: int = 0,
     sound: Path | None = None,
+    full_range: bool = False,
+    said: str = "",
 ) -> None:
     """Writes an mp4 or webm of pieces uint8 [F,H,W,3], one in memory at a time, and shows how many of `frames` are.
 
     size: (height, width). sound: a video whose audio is copied, as far as it goes, where the output can hold it.
+    full_range: as in `clip_writer`. said: what is printed of it beside its length.
     After an error, or Ctrl-C, there is no file, but the frames so far are in one beside it, which the message names;
     not where no more than the first `given` are there, which were not made.
     """
@@ -113,7 +121,12 @@ def write_stream(
     try:
         with (
             clip_writer(
-                path, *size, fps, audio=sound if copied else None, partial=lambda: partial if done > given else None
+                path,
+                *size,
+                fps,
+                audio=sound if copied else None,
+                full_range=full_range,
+                partial=lambda: partial if done > given else None,
             ) as append,
             tqdm(total=frames, desc=path.name, unit="frame", disable=None) as bar,
         ):
@@ -132,7 +145,27 @@ def write_stream(
         error.add_note(word)
         raise
     audio = "" if codec is None else f" (with the input's audio, {codec})" if copied else f" (without audio: {codec})"
-    print(f"{path}: {frames} frames, {frames / fps:.1f} s{audio}", flush=True)
+    print(f"{path}: {f'{said}, ' if said else ''}{frames} frames, {frames / fps:.1f} s{audio}", flush=True)
+
+
+def check_edited(path: Path, source: Source, fps: float | None = None) -> None:
+    """As `check_output`, and raises UserError where a clip that is not written as it is made has no room in memory."""
+    check_output(path, fps)
+    if path.suffix.lower() not in STREAMED:
+        check_room(source.frames, *source.size)
+
+
+def write_edited(path: Path, pieces: Iterable[Tensor], source: Source, fps: float, said: str) -> None:
+    """Writes what was made of a clip, in pieces uint8 [F,H,W,3], as it is made where the ending allows that, with the
+    clip's audio where it runs as fast as the clip, and its range of colours. Prints "path: said"."""
+    if path.suffix.lower() not in STREAMED:
+        write(path, torch.cat(list(pieces)), fps, said, sound=source)
+        return
+    alike = abs(fps - source.fps) < 1e-3 * fps
+    if not alike and (codec := copies_audio(source.path, path)[1]) is not None:
+        said += f" (without its audio, {codec}: another speed)"
+    sound, full = source.path if alike else None, has_full_range(source.path)
+    write_stream(path, pieces, source.size, fps, source.frames, sound=sound, full_range=full, said=said)
 
 
 def partial_beside(path: Path) -> Path:

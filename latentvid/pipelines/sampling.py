@@ -35,7 +35,8 @@ class Request:
     for, by models that know of it; 0: it has no rate, as pictures have none, or the model is to find one.
     given: latent [C,f,h,w], and known: bool [f,h,w] or [f,1,1], which of it is kept (token by token; a token is known
     where all of its latent positions are).
-    start: latent [C,f,h,w] at noise level `level`, where sampling begins in place of noise at level 1.
+    start: latent [C,f,h,w] at noise level `level`, where sampling begins in place of noise at level 1. What is known
+    keeps the noise that it has there.
     references: latents [C,f',h',w'] that it is shown beside its own, by the roles of the model (`pipeline.roles`).
     motion_strength: how much is to move, for models that are told of it; None: what the sampling says.
     channels: further input channels [C',f,h,w], and image: states [I,Di] of an image encoder; of models that take them.
@@ -183,6 +184,9 @@ class Batch:
             z.append(torch.where(rows, seen, begin))
             known.append(rearrange(mask, "f h w -> (f h w) 1") & ~rows)
             clean.append(values)
+            if r.start is not None:  # what is known has the noise that is in it, not other noise (`own` is of eps)
+                alpha, sigma = scheduler.path.coefficients(level[0])
+                noise.copy_(torch.where(known[-1], (begin - alpha * values) / sigma.clamp_min(1e-12), noise))
             if told:
                 at = patchify([latent[None] & (told == "known")], patch)[0]  # [n, p q]
                 beside = sum(math.prod(one.reference.grid) for one in each)  # tokens that are told nothing

@@ -4,12 +4,13 @@
 
 Method inversion finds the noise that leads to the clip by its source prompt and samples anew from it; sdedit adds
 random noise and needs no source prompt; flow moves the clip by the difference of what the model says of both prompts
-(FlowEdit), and finds no noise; tokenflow is by a model of images, whose frames share features (TokenFlow). The clip's
-fps, size and audio are kept.
+(FlowEdit), and finds no noise; tokenflow is by a model of images, whose frames share features (TokenFlow). --mask
+limits the change. The clip's fps, size and audio are kept; a long one goes through in windows and is written as it is
+made (docs/editing.md).
 """
 
 import argparse
-from pathlib import Path
+from functools import partial
 
 from ..errors import UserError, user_errors
 from ..limits import number
@@ -18,7 +19,8 @@ from ..pipelines import arguments, defaults
 
 def parse() -> argparse.Namespace:
     parser = arguments.parser_of(__doc__)
-    parser.add_argument("--clip", type=Path, required=True, help="video or picture")
+    arguments.add_clip(parser)
+    arguments.add_mask(parser)
     parser.add_argument("--source", help="what it shows (method sdedit does without)")
     parser.add_argument("--prompt", required=True, help="what it is to show")
     parser.add_argument("--method", choices=defaults.METHODS, default="inversion", help="default: %(default)s")
@@ -31,8 +33,6 @@ def parse() -> argparse.Namespace:
         metavar="FRAMES",
         help=f"method tokenflow: how many frames have a keyframe among them (default: {defaults.KEYFRAME_EVERY})",
     )
-    parser.add_argument("--frames", type=int, help="of the clip, from its start (default: all)")
-    arguments.add_sizes(parser)
     return parser.parse_args()
 
 
@@ -40,10 +40,11 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     # after the options are read: --help and wrong ones are answered at once
-    from ..pipelines import command, edits, inputs, outputs
+    from ..pipelines import command, edits, outputs, sources
+    from ..pipelines.clip_windows import in_turn
     from ..pipelines.flow import FlowEdit
     from ..pipelines.loading import load_pipeline
-    from ..pipelines.token_flow import token_flow
+    from ..pipelines.token_flow import check_image_model, token_flow_windows
 
     outputs.check_output(args.output, args.fps)
     if args.method != "sdedit" and args.source is None:
@@ -54,16 +55,21 @@ def main() -> None:
         raise UserError(f"--keyframe-every is of --method tokenflow: --method {args.method} does without")
     flow = arguments.flow_of(args)
     pipeline = load_pipeline(args.model, args.device, **arguments.loading(args))
-    size = {name: getattr(args, name) for name in ("height", "width", "frames", "large")}
-    source = inputs.read_footage(args.clip, pipeline, **size)
+    sampling = command.sampling_of(args, pipeline)
+    pictures = args.method == "tokenflow"
+    if pictures:
+        check_image_model(pipeline)
+    source = sources.open_source(args.clip, pipeline, pictures=pictures, **arguments.clip_options(args))
+    outputs.check_edited(args.output, source, args.fps)
+    mask = command.mask_of(args, pipeline, source, sampling, args.grow)
     fps = args.fps or source.fps
     command.note_rate(pipeline, fps, args.fps)
     prompts, how = (args.source or "", args.prompt), {"seed": args.seed, "negative_prompt": args.negative_prompt}
-    how["sampling"] = command.sampling_of(args, pipeline)
-    if args.method == "tokenflow":
-        every = args.keyframe_every or defaults.KEYFRAME_EVERY
-        clip = token_flow(pipeline, source.frames, *prompts, args.strength, every=every, **how)
+    how["sampling"] = sources.quiet(source, sampling)
+    if pictures:
+        words = {"every": args.keyframe_every or defaults.KEYFRAME_EVERY, **how}
+        make = in_turn(lambda windows: token_flow_windows(pipeline, windows, *prompts, args.strength, **words))
     else:
-        how |= {"fps": fps, "flow": None if flow is None else FlowEdit(**flow), "large": args.large}
-        clip = command.in_windows(edits.edit_windows, pipeline, source, *prompts, args.method, args.strength, **how)
-    outputs.write(args.output, clip, fps, args.prompt, sound=source)
+        how |= {"fps": fps, "flow": None if flow is None else FlowEdit(**flow)}
+        make = partial(edits.edit_window, pipeline, *prompts, args.method, args.strength, **how)
+    outputs.write_edited(args.output, sources.edited(source, make, mask), source, fps, args.prompt)

@@ -1,54 +1,67 @@
-"""Paints a part of a video or picture anew; all else stays as it is.
+"""Paints a part of a video or picture anew; all else stays as it is (docs/editing.md).
 
     latentvid inpaint --clip clip.mp4 --mask mask.png --prompt "a blue 3 moves up" [--output new.mp4]
+    latentvid inpaint --clip clip.mp4 --mask mask.mp4 --remove "a red 7" [--output without.mp4]
+    latentvid inpaint --clip clip.mp4 --outpaint 0 0 64 64 --prompt "a wide street" [--output wide.mp4]
 
-The mask is a picture, or a video with a frame for each of the clip's, of the clip's size: white where to paint. The
-clip's fps, size and audio are kept.
+The mask is a picture, or a video with a frame for each of the clip's, of the clip's size: white where to paint. With
+--remove, which names what the mask covers, that is led away from; --outpaint paints so many pixels beyond the clip's
+edges. The clip's fps, size and audio are kept; a long one goes through in windows and is written as it is made.
 """
 
 import argparse
-from pathlib import Path
+from functools import partial
 
 from ..errors import user_errors
 from ..pipelines import arguments
 
+SIDES = ("TOP", "BOTTOM", "LEFT", "RIGHT")
+
 
 def parse() -> argparse.Namespace:
     parser = arguments.parser_of(__doc__, known=True)
-    parser.add_argument("--clip", type=Path, required=True, help="video or picture")
-    parser.add_argument("--mask", type=Path, required=True, help="picture or video, white where to paint")
-    parser.add_argument("--prompt", required=True, help="what the whole clip then shows")
-    parser.add_argument("--frames", type=int, help="of the clip, from its start (default: all)")
-    arguments.add_sizes(parser)
-    return parser.parse_args()
+    arguments.add_clip(parser)
+    arguments.add_mask(parser)
+    parser.add_argument(
+        "--outpaint", dest="beyond", type=int, nargs=4, metavar=SIDES, help="pixels to paint beyond the clip's edges"
+    )
+    parser.add_argument("--prompt", help="what the whole clip then shows (with --remove: default nothing said)")
+    parser.add_argument("--remove", metavar="TEXT", help="what the mask covers, of which nothing is to be left")
+    args = parser.parse_args()
+    if (args.mask is None) == (args.beyond is None):
+        parser.error("give --mask, or --outpaint")
+    if args.prompt is None and args.remove is None:
+        parser.error("give --prompt, or --remove")
+    if args.remove is not None and (args.negative_prompt is not None or args.beyond is not None):
+        parser.error("--remove is a negative prompt for what --mask covers: leave --negative-prompt and --outpaint out")
+    return args
 
 
 @user_errors()
 def main() -> None:
     args = parse()
     # after the options are read: --help and wrong ones are answered at once
-    from ..pipelines import command, edits, inputs, outputs
+    from ..pipelines import command, edits, outputs, sources
     from ..pipelines.loading import load_pipeline
 
     outputs.check_output(args.output, args.fps)
     pipeline = load_pipeline(args.model, args.device, **arguments.loading(args))
     sampling = command.sampling_of(args, pipeline)
-    size = {name: getattr(args, name) for name in ("height", "width", "frames", "large")}
-    source = inputs.read_footage(args.clip, pipeline, **size)
-    mask = inputs.read_mask(args.mask, source)
+    source = sources.open_source(args.clip, pipeline, beyond=args.beyond, **arguments.clip_options(args))
+    outputs.check_edited(args.output, source, args.fps)
+    grow = pipeline.codec.spatial_stride if args.remove is not None and args.grow is None else args.grow
+    mask = command.mask_of(args, pipeline, source, sampling, grow)
     command.note_condition(pipeline, sampling, *(("inpaint", "outpaint", "mask") if pipeline.told else ()))
     fps = args.fps or source.fps
     command.note_rate(pipeline, fps, args.fps)
-    clip = command.in_windows(
-        edits.inpaint_windows,
+    make = partial(
+        edits.inpaint_window,
         pipeline,
-        source,
-        mask,
-        args.prompt,
-        large=args.large,
+        args.prompt or "",
         fps=fps,
         seed=args.seed,
-        negative_prompt=args.negative_prompt,
-        sampling=sampling,
+        negative_prompt=args.negative_prompt if args.remove is None else args.remove,
+        sampling=sources.quiet(source, sampling),
     )
-    outputs.write(args.output, clip, fps, f"{mask.float().mean():.0%} painted anew", sound=source)
+    pieces = sources.edited(source, make, mask)
+    outputs.write_edited(args.output, pieces, source, fps, f"{mask.share:.0%} painted anew")

@@ -12,6 +12,7 @@ from latentvid.diffusion.guidance import Guidance
 from latentvid.errors import UserError
 from latentvid.models.transformer import VideoDiT
 from latentvid.pipelines import edits, tasks
+from latentvid.pipelines.clip_windows import Window
 from latentvid.pipelines.hierarchy import nuwa_xl
 from latentvid.pipelines.latent_video import LatentVideoPipeline
 from latentvid.pipelines.limit import trained_rates
@@ -97,12 +98,16 @@ def test_what_is_no_rate_is_refused(pipeline, fps):
         pipeline(RED, fps=fps, sampling=FAST)
 
 
+def window_of() -> Window:
+    return Window(1, 4, clip(5), clip(5)[..., 0] > 100, clip(1))
+
+
 TASKS = {
     "i2v": lambda p, **o: tasks.image_to_video(p, [clip(1)[0]], [RED], 5, **o),
     "inpaint": lambda p, **o: edits.inpaint(p, [clip(5)], [clip(5)[0, :, :, 0]], [RED], **o),
-    "inpaint windows": lambda p, **o: edits.inpaint_windows(p, clip(9), clip(9)[0, :, :, 0], RED, window=5, **o),
+    "inpaint window": lambda p, **o: edits.inpaint_window(p, RED, window_of(), **o),
     "inversion": lambda p, **o: edits.edit(p, [clip(5)], [RED], [BLUE], "inversion", **o),
-    "sdedit": lambda p, **o: edits.edit_windows(p, clip(9), "", BLUE, "sdedit", None, window=5, **o),
+    "sdedit": lambda p, **o: edits.edit_window(p, "", BLUE, "sdedit", None, window_of(), **o),
     "rollout": lambda p, **o: list(rollout(p, [RED], 9, height=16, width=24, **o)),
     "encoded rollout": lambda p, **o: list(rollout(p, [RED], 9, height=16, width=24, cached=False, **o)),
     "extend": lambda p, **o: list(rollout(p, [RED], 4, clips=[clip(5)], window=9, context=1, **o)),

@@ -85,17 +85,6 @@ def test_one_side_follows_the_other_by_the_clips_aspect(given, size, capsys, mon
     assert said == f"a.mp4: 90 x 160 pixels scaled and cropped to {size[0]} x {size[1]}{beyond}\n"
 
 
-def test_only_clips_longer_than_training_go_in_windows(capsys):
-    def task(pipeline, frames, word, window, seed):
-        return len(frames), word, window, seed
-
-    for frames, large, window in ((5, False, 5), (6, False, 5), (6, True, 6)):
-        footage = inputs.Footage(Path("a.mp4"), torch.zeros(frames, 8, 8, 3), 8.0)
-        found = command.in_windows(task, PIPELINE, footage, "x", large=large, seed=3)
-        assert found == (frames, "x", window, 3)
-        assert ("in windows of 5" in capsys.readouterr().out) == (frames > window)
-
-
 def test_what_is_beyond_training_is_noted(capsys):
     command.note_size(PIPELINE, 5, 32, 32)
     command.note_size(PIPELINE, 1)

@@ -7,7 +7,7 @@ import torch
 
 from latentvid.diffusion.guidance import Guidance
 from latentvid.errors import UserError
-from latentvid.pipelines import edits
+from latentvid.pipelines import edits, local
 from latentvid.pipelines.flow import FlowEdit, flow_edited
 from latentvid.pipelines.latent_video import LatentVideoPipeline
 from latentvid.pipelines.loading import load_pipeline
@@ -39,7 +39,7 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def test_one_prompt_and_one_scale_leave_the_clip_as_the_vae_shows_it(pipeline):
     source = clip(6)
-    want = pipeline.decode(pipeline.encode([edits.whole_groups(source, 4)], torch.float32), torch.float32)[0][:6]
+    want = pipeline.decode(pipeline.encode([local.whole_groups(source, 4)], torch.float32), torch.float32)[0][:6]
     (same,) = edit(pipeline, [source], [RED], [RED], FlowEdit(source_guidance=3.0))
     assert same.shape == source.shape and difference(same, want) < 0.5
     (scaled,) = edit(pipeline, [source], [RED], [RED], FlowEdit(source_guidance=1.0))

@@ -14,12 +14,11 @@ from PIL import Image
 from latentvid.data.video.reading import probe
 from latentvid.data.video.writing import write_video
 from latentvid.errors import UserError
-from latentvid.pipelines import edits, outputs
+from latentvid.pipelines import outputs
 from latentvid.pipelines.latent_video import LatentVideoPipeline
 from latentvid.pipelines.limit import TIMES, Kind, check_cost, cost, trained_area, trained_frames
 from latentvid.pipelines.loading import load_pipeline
 from latentvid.pipelines.sampling import Sampling
-from latentvid.rng import derived_seed
 from latentvid.training.stages.dit.seen import defaults_of, seen_in
 
 RED = "a red 7 moves up"
@@ -89,32 +88,6 @@ def test_a_large_picture_is_taken_at_the_size_of_training(tiny_pipeline, tmp_pat
     made = probe(tmp_path / "a.mp4")
     assert made.height * made.width <= 32 * 32 and made.width > made.height and made.frames == 5
     assert "90 x 160 pixels scaled and cropped to" in capfd.readouterr().out
-
-
-def test_long_clips_are_painted_in_windows(pipeline):
-    torch.manual_seed(0)
-    clip = torch.randint(0, 256, (12, 32, 32, 3), dtype=torch.uint8)
-    mask = torch.zeros(32, 32, dtype=torch.bool)
-    mask[:16] = True
-    made = edits.inpaint_windows(pipeline, clip, mask, RED, window=5, sampling=QUIET)
-    assert made.shape == clip.shape and torch.equal(made[:, 16:], clip[:, 16:])
-    assert all((made[i, :16] != clip[i, :16]).any() for i in range(12))
-    (first,) = edits.inpaint(pipeline, [clip[:5]], [mask], [RED], sampling=QUIET)
-    assert torch.equal(made[:5], first)
-    begun, here = torch.cat([made[4:5], clip[5:9]]), mask.expand(5, 32, 32).clone()
-    here[0] = False  # a window begins with the last frame of the one before, as that was painted
-    seed = derived_seed(0, 1, "window")
-    (second,) = edits.inpaint(pipeline, [begun], [here], [RED], seed=seed, sampling=QUIET)
-    assert torch.equal(made[4:9], second)
-
-
-def test_every_window_has_noise_of_its_own(pipeline):
-    still = torch.full((10, 32, 32, 3), 90, dtype=torch.uint8)
-    edited = edits.edit_windows(pipeline, still, RED, RED, "sdedit", 0.9, window=5, seed=3, sampling=QUIET)
-    for k, seed in enumerate((3, derived_seed(3, 1, "window"))):
-        (alone,) = edits.edit(pipeline, [still[:5]], [RED], [RED], "sdedit", 0.9, seed=seed, sampling=QUIET)
-        assert torch.equal(edited[5 * k : 5 * k + 5], alone)
-    assert not torch.equal(edited[:5], edited[5:])
 
 
 @pytest.mark.parametrize(("seconds", "frames"), [("1", 9), ("0.1", 1)])

@@ -8,7 +8,8 @@ from einops import repeat
 
 from latentvid.diffusion.guidance import Guidance
 from latentvid.errors import UserError
-from latentvid.pipelines import edits, tasks
+from latentvid.models.conditions import known_latents
+from latentvid.pipelines import edits, local, tasks
 from latentvid.pipelines.hierarchy import nuwa_xl
 from latentvid.pipelines.latent_video import LatentVideoPipeline
 from latentvid.pipelines.loading import load_pipeline
@@ -144,7 +145,7 @@ def test_known_latents_are_those_without_a_masked_pixel(pipeline, sampled):
     (want,) = pipeline.encode([source])
     changed = (sampled[0][0] - want).abs().amax(0) > 1e-5  # [f,h,w]
     assert changed.nonzero().tolist() == [[2, y, x] for y in (4, 5) for x in (0, 1)]  # its token of 2 x 2 latents
-    known = edits.known_latents(~mask, 4, 4)
+    known = known_latents(~mask, 4, 4)
     assert (~known).nonzero().tolist() == [[2, 4, 0]]
 
 
@@ -170,7 +171,7 @@ def test_inverted_noise_leads_back_to_the_clip(pipeline):
     """With the same prompt and no guidance an edit changes little."""
     sampling = Sampling(steps=8, progress=False, guidance=Guidance(scale=1.0))
     sources = [clip(6), clip(1, 32, 16)]
-    want = pipeline.decode(pipeline.encode([edits.whole_groups(x, 4) for x in sources]))
+    want = pipeline.decode(pipeline.encode([local.whole_groups(x, 4) for x in sources]))
     made = edits.edit(pipeline, sources, [RED, BLUE], [RED, BLUE], strength=0.2, sampling=sampling)
     for new, old, source in zip(made, want, sources, strict=True):
         assert new.shape == source.shape and (new.int() - old[: len(new)].int()).abs().float().mean() < 2
@@ -210,7 +211,7 @@ def test_an_edit_begins_at_its_methods_level_and_guides_an_inversion_below_anoth
 
 def test_sdedit_keeps_more_of_the_clip_the_weaker_it_is(pipeline):
     source = clip(6)
-    want = pipeline.decode(pipeline.encode([edits.whole_groups(source, 4)]))[0][:6].int()
+    want = pipeline.decode(pipeline.encode([local.whole_groups(source, 4)]))[0][:6].int()
 
     def change(strength: float) -> float:
         (made,) = edits.edit(pipeline, [source], [""], [RED], "sdedit", strength, sampling=FAST)

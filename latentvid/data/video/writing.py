@@ -27,7 +27,7 @@ from ...errors import UserError
 from ...files import follow_umask, written_whole
 from .decoding import first_frame_s
 from .kinds import VIDEO_ENDINGS
-from .opening import opened_container
+from .opening import opened_container, opened_video
 from .showing import ACCURATE
 
 _BT709 = 1  # the same number for the matrix, the primaries and the transfer curve
@@ -74,12 +74,14 @@ def clip_writer(
     *,
     crf: int = 12,
     audio: str | os.PathLike | None = None,
+    full_range: bool = False,
     partial: Callable[[], str | os.PathLike | None] = lambda: None,
 ) -> Iterator[Callable[[Tensor], None]]:
     """Opens an mp4 or webm (as `write_video` writes it) and gives a function that appends uint8 frames [F,H,W,3] to it.
 
     audio: a file whose main audio stream is copied as it is, in step with the frames and as far as they last; it must
-    be one that `copies_audio`. The file appears under its name when the block ends without an error. Where it ends with
+    be one that `copies_audio`. full_range: luma of 0..255 in place of 16..235, as `has_full_range`.
+    The file appears under its name when the block ends without an error. Where it ends with
     one, the frames so far become a file that `partial` names (None: they are not kept). So that there is room for that
     on a disk that fills up, no frame is taken once it is all but full (OSError).
     """
@@ -88,7 +90,7 @@ def clip_writer(
         raise UserError(f"cannot write {path} while it is made: give the output the ending .mp4 or .webm")
     with written_whole(path) as beside:
         failed = kept = None
-        with _opened(beside, ending, height, width, fps, crf, audio) as write:
+        with _opened(beside, ending, height, width, fps, crf, audio, full_range) as write:
             taken, broken = 0, False
 
             def append(frames: Tensor) -> None:
@@ -133,6 +135,15 @@ def copies_audio(path: str | os.PathLike, output: str | os.PathLike = ".mp4") ->
     return codec in _AUDIO.get(name[name.rfind(".") :], ()), codec
 
 
+def has_full_range(path: str | os.PathLike) -> bool:
+    """Whether a video's luma is of 0..255, as many phones and screen recorders write it; False of a picture."""
+    if os.path.splitext(os.fspath(path))[1].lower() not in VIDEO_ENDINGS:
+        return False
+    with opened_video(path) as video:
+        context = video.stream.codec_context
+        return context.color_range == ColorRange.JPEG or (context.pix_fmt or "").startswith("yuvj")
+
+
 def in_memory(frames: Tensor, fps: float, crf: int) -> io.BytesIO:
     """What `write_video` makes of uint8 [F,H,W,3] as an .mp4, at its start."""
     file = io.BytesIO()
@@ -151,6 +162,7 @@ def _opened(
     fps: float,
     crf: int,
     audio: str | os.PathLike | None = None,
+    full_range: bool = False,
 ) -> Iterator[Callable[[np.ndarray], None]]:
     pixel_format = "yuv444p" if height % 2 or width % 2 else "yuv420p"
     rate, in_memory = Fraction(fps).limit_denominator(1001), isinstance(path, io.BytesIO)
@@ -175,7 +187,7 @@ def _opened(
         stream.height, stream.width, stream.pix_fmt = height, width, pixel_format
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = _BT709
-        context.color_range = ColorRange.MPEG
+        context.color_range = levels = ColorRange.JPEG if full_range else ColorRange.MPEG
         sound = None if source is None else _Sound(audio, source, container)
         reformatter, frames = VideoReformatter(), count()
 
@@ -185,7 +197,7 @@ def _opened(
                     av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24"),
                     format=pixel_format,
                     dst_colorspace=Colorspace.ITU709,
-                    dst_color_range=ColorRange.MPEG,
+                    dst_color_range=levels,
                     interpolation=ACCURATE | Interpolation.FULL_CHR_H_INP,
                     threads=1,
                 )
