@@ -103,7 +103,8 @@ _NAMES: tuple[tuple[Range, str], ...] = (  # of the numbers that have each range
     (_SHARE, "final"),
     (Range(0, 1e9), "clip"),
     (_above(0, 1e12), "skip_norm"),
-    (_COUNT, "train.steps max_bad_steps decay_steps decay_from"),
+    (_COUNT, "train.steps max_bad_steps decay_steps decay_from log.every"),
+    (_whole(0, 1000), "log.profile"),
     (_whole(1, 1024), "sequence_parallel"),
     (_whole(1, 10**6), "keep_last"),
     # measurements

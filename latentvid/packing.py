@@ -212,7 +212,7 @@ class Packed(Segments):
     def to(self, *args, **kwargs) -> Packed:
         """Moves the index tensors to a device; dtypes stay what they are, whatever is asked."""
         device = torch._C._nn._parse_to(*args, **kwargs)[0]
-        non_blocking = kwargs.get("non_blocking", False)
+        non_blocking = kwargs.get("non_blocking", device is not None and device.type != "cpu")  # it is never written to
         return self if device is None else self._map(lambda v: v.to(device=device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Packed:

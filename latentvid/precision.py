@@ -62,7 +62,9 @@ def dtype_of(computed: Computed) -> torch.dtype:
 
 
 def choose(asked: MixedPrecision, device: torch.device | str) -> Computed:
-    """What to compute in on this device. What is slow here and asked for by name gets one warning."""
+    """What to compute in on this device. What is slow here and asked for by name gets one warning. On a GPU what is
+    computed in fp32 nevertheless is `fast_fp32` from here on."""
+    fast_fp32(device)
     if asked not in get_args(MixedPrecision):
         raise UserError(f"mixed_precision={asked!r}: choose {', '.join(get_args(MixedPrecision))}")
     if asked == "bf16":
@@ -70,11 +72,21 @@ def choose(asked: MixedPrecision, device: torch.device | str) -> Computed:
     return speed(device).faster if asked == "auto" else asked
 
 
+def fast_fp32(device: torch.device | str) -> None:
+    """Products of fp32 matrices on a GPU are made in TF32 from here on, in the whole process: ten bits of mantissa and
+    fp32's range, some eight times as fast. Convolutions are so by torch's own default. Nothing changes on CPUs."""
+    if _kind(device) == "cuda":
+        import torch
+
+        torch.set_float32_matmul_precision("high")
+
+
 def describe(chosen: Computed, device: torch.device | str) -> str:
     """The choice in words, with bf16's speed on this device."""
     if chosen == "bf16":
         return f"computing in bf16, on this {_kind(device)} {speed(device)}"
-    return f"computing in fp32; bf16 is on this {_kind(device)} {speed(device)}"
+    tf32 = ", products in TF32" if _kind(device) == "cuda" else ""
+    return f"computing in fp32{tf32}; bf16 is on this {_kind(device)} {speed(device)}"
 
 
 def autocast(device: torch.device | str, computed: Computed) -> torch.autocast:

@@ -15,7 +15,19 @@ PACKAGE = ROOT / "latentvid"
 FILES = sorted(PACKAGE.rglob("*.py"))
 SCRIPT_FOLDERS = ("vae", "train", "inference", "benchmarks", "tests")
 
-BASE = {"errors", "files", "progress", "limits", "lock", "rng", "packing", "precision", "references", "versions"}
+BASE = {
+    "errors",
+    "files",
+    "progress",
+    "limits",
+    "lock",
+    "rng",
+    "packing",
+    "precision",
+    "references",
+    "transfer",
+    "versions",
+}
 BASE |= {"weights", "world"}
 # What a part of the package may import, by the start of dotted names; the longest name that fits a module is its own.
 # What is not listed may import all.
@@ -35,6 +47,7 @@ MAY_IMPORT = {
     "world": {"errors"},
     "sequence": {"errors", "packing", "world"},
     "tables": set(),
+    "transfer": set(),
     "page": set(),
     "charts": {"page"},
     "cpu": {"cpu"},

@@ -112,10 +112,10 @@ def parse_cli(
     """Reads ``CONFIG [--section.key value ...]``; ``--help`` prints every key and exits with status 0.
 
     CONFIG is a YAML file, or the name of a shipped configuration of these kinds (``shipped.find``). ``--dry-run`` is
-    ``--run.dry_run=true``.
+    ``--run.dry_run=true``, ``--profile STEPS`` is ``--log.profile=STEPS``.
     """
     args = list(sys.argv[1:] if argv is None else argv)
-    usage = f"{prog or Path(sys.argv[0]).name} CONFIG [--section.key value ...] [--dry-run]"
+    usage = f"{prog or Path(sys.argv[0]).name} CONFIG [--section.key value ...] [--dry-run] [--profile STEPS]"
     if {"-h", "--help"} & set(args):
         names = f"CONFIG is a YAML file, or the name of a shipped one: {', '.join(names_of(kinds))}."
         print(help_text(cls, usage, f"{(doc or '').strip()}\n\n{names}" if kinds else doc))
@@ -141,6 +141,7 @@ def _split(args: Sequence[str]) -> tuple[list[str], list[str]]:
         name = name.replace("-", "_").replace("__", "--", 1)
         if name == "--dry_run" and not equals:
             name, equals, value = "--run.dry_run", "=", "true"
+        name = "--log.profile" if name == "--profile" else name
         if not equals and (value := next(rest, None)) is None:
             raise ConfigError(f"{text} has no value: write --section.key value, or --section.key=value")
         if not equals and value.startswith("--"):

@@ -134,6 +134,10 @@ class Train:
     gradient_checkpointing: bool = _help("recompute activations in the backward pass", default=False)
     compile: bool = _help("torch.compile the blocks", default=False)
     max_bad_steps: int = _help("number of skipped steps in a row that stop the run", default=10)
+    deterministic: bool = _help(
+        "on GPUs: the same run gives the same numbers to the last bit; kernels are slower (docs/performance.md)",
+        default=False,
+    )
     sequence_parallel: int = _help("processes that share each pack (Ulysses); must divide model.heads", default=1)
 
     def __post_init__(self) -> None:
@@ -157,9 +161,18 @@ class Logging:
         "where curves go beside metrics.jsonl", default=("tensorboard",)
     )
     project: str = _help("project name in wandb", default="latentvid")
+    every: int = _help("steps between lines of metrics.jsonl, and of trackers; the last step has one", default=1)
+    profile: int = _help(
+        "steps of each start, from its eleventh on, that torch.profiler follows into RUN/profile; --profile STEPS for "
+        "short; 0: none",
+        default=0,
+    )
     draws: bool = _help(
         "RUN/draws.jsonl: [global sample number, index] of all that each step trained on", default=False
     )
+
+    def __post_init__(self) -> None:
+        check_fields(self, "log")
 
 
 @dataclass(kw_only=True)

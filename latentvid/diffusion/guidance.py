@@ -59,7 +59,7 @@ class Guidance:
         scales = self.scales(t)
         if self.first is not None:
             place = [torch.linspace(0, 1, f) for f in (f for shape in layout.shapes for f, *_ in shape.grids)]
-            grown = self.first + (self.scale - self.first) * torch.cat(place).to(scales)
+            grown = self.first + (self.scale - self.first) * torch.cat(place).to(scales, non_blocking=True)
             scales = torch.where(scales == self.scale, grown, scales)
         scale = scales.index_select(0, layout.frame)[:, None]
         guided = classifier_free(conditional, unconditional, scale)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..packing import Packed
+from ..transfer import to_device
 from .scheduler import LatentVideoScheduler
 from .solvers import Predict
 
@@ -84,4 +85,4 @@ def _gain(scheduler: LatentVideoScheduler, t: Tensor, s: Tensor) -> Tensor:
 def _rms(x: Tensor, layout: Packed) -> Tensor:
     """[N] of x [T,P]."""
     total = x.new_zeros(layout.segments).index_add(0, layout.segment, x.square().mean(1))
-    return (total / torch.tensor(layout.lengths, device=x.device)).sqrt()
+    return (total / to_device(layout.lengths, x.device)).sqrt()

@@ -207,7 +207,7 @@ class DDPM(Path):
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         level = (t.double() * self.steps).round().long()
-        square = self.alphas_cumprod.to(t.device)[level]
+        square = self.alphas_cumprod.to(t.device, non_blocking=True)[level]
         return square.sqrt().float(), (1.0 - square).sqrt().float()
 
     def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -221,7 +221,7 @@ class DDPM(Path):
     def at(self, ratio: Tensor) -> Tensor:
         """Of the levels that the path has, the nearest in log(sigma / alpha)."""
         square = self.alphas_cumprod[1:]
-        have = ((1 - square) / square.clamp_min(1e-30)).log().to(ratio.device) / 2
+        have = ((1 - square) / square.clamp_min(1e-30)).log().to(ratio.device, non_blocking=True) / 2
         place = ratio.double().log()
         above = torch.searchsorted(have, place).clamp(1, self.steps - 1)
         nearer = place - have[above - 1] < have[above] - place

@@ -60,15 +60,26 @@ class Heun(Euler):
     sigma / alpha is so large that few steps would diverge.
     """
 
+    def __init__(
+        self, scheduler: LatentVideoScheduler, levels: Tensor, layout: Packed, noise: Noise | None, after: After | None
+    ) -> None:
+        super().__init__(scheduler, levels, layout, noise, after)
+        alpha, _ = scheduler.path.coefficients(levels[:-1])  # [K,R]
+        found = self._second(alpha, levels[:-1], levels[1:]).any(1)
+        self.second = found.cpu().tolist()  # of each step, whether it is such
+
+    def _second(self, alpha: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return (s < t) & (s > 0) & (self.scheduler.path.straight | (alpha > 1e-3))
+
     def step(self, predict: Predict, i: int, z: Tensor) -> Tensor:
         t, s = self.levels[i], self.levels[i + 1]
         (alpha, sigma), (alpha_s, sigma_s) = (self.scheduler.path.coefficients(level) for level in (t, s))
         line = self.scheduler.path.straight
         x, eps = self.scheduler.recover(z, predict(z, self.per_frame[i]), t)
         landed = torch.where(s == t, z, alpha_s * x + sigma_s * eps)
-        again = (s < t) & (s > 0) & (line | (alpha > 1e-3))
-        if not bool(again.any()):
+        if not self.second[i]:
             return landed
+        again = self._second(alpha, t, s)
         seen = landed if self.after is None else self.after(landed, self.per_frame[i + 1])
         x_s, eps_s = self.scheduler.recover(seen, predict(seen, self.per_frame[i + 1]), s)
         if line:

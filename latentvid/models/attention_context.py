@@ -28,6 +28,7 @@ from torch import Tensor
 from ..attention import packed_attention
 from ..packing import Grid, Packed, Reference, Segments, Shape
 from ..sequence import SequenceGroup
+from ..transfer import to_device
 from .key_value_cache import BlockCache
 
 ATTENTIONS = ("full", "factorised", "causal", "inflated")
@@ -153,13 +154,13 @@ def _frames(layout: Packed) -> Segments:
 def _along_time(context: AttentionContext, layout: Packed) -> AttentionContext:
     """A segment a position (row, column) of each sample, its frames in order."""
     device, places = layout.segment.device, [h * w for _, h, w in layout.grid]
-    grid = torch.tensor(layout.grid, device=device)  # [N,3]
+    grid = to_device(layout.grid, device)  # [N,3]
     frames, _, columns = grid.index_select(0, layout.segment).unbind(-1)  # [T] each
     frame, row, column = layout.position.unbind(-1)
     start = layout.cu_seqlens.long().index_select(0, layout.segment)
     back = start + (row * columns + column) * frames + frame
     order = torch.empty_like(back).scatter_(0, back, torch.arange(layout.tokens, device=device))
-    counts = torch.repeat_interleave(grid[:, 0], torch.tensor(places, device=device), output_size=sum(places))
+    counts = torch.repeat_interleave(grid[:, 0], to_device(places, device), output_size=sum(places))
     lengths = [grid[0] for grid, n in zip(layout.grid, places, strict=True) for _ in range(n)]
     segments = _segments(counts, lengths)
     cos, sin = (table.index_select(0, order) for table in context.rotary)
@@ -170,7 +171,7 @@ def _moving(layout: Packed) -> Tensor | None:
     """bool [T,1], tokens of samples of more than one latent frame; None: all are."""
     if all(f > 1 for f, _, _ in layout.grid):
         return None
-    several = torch.tensor([f > 1 for f, _, _ in layout.grid], device=layout.segment.device)  # [N]
+    several = to_device([f > 1 for f, _, _ in layout.grid], layout.segment.device)  # [N]
     return several.index_select(0, layout.segment)[:, None]
 
 
@@ -181,8 +182,8 @@ def _causal(context: AttentionContext, layout: Packed, past: Sequence[int]) -> A
     """
     device, total = layout.frame.device, sum(past)
     lengths = [p + i * h * w for p, (f, h, w) in zip(past, layout.grid, strict=True) for i in range(1, f + 1)]
-    count = torch.tensor(lengths, device=device)  # [R] keys of each frame
-    cached = torch.tensor(past, device=device)  # [N]
+    count = to_device(lengths, device)  # [R] keys of each frame
+    cached = to_device(past, device)  # [N]
     keys, size = _segments(count, lengths), sum(lengths)
     frame = torch.repeat_interleave(torch.arange(layout.frames, device=device), count, output_size=size)  # [G]
     sample = layout.frame_segment.index_select(0, frame)

@@ -19,6 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..transfer import to_device
 from .causal3d import (
     CausalConv3d,
     ChannelNorm,
@@ -26,6 +27,8 @@ from .causal3d import (
     ResBlock,
     StreamCache,
     Upsample,
+    entering,
+    leaving,
     resize_channels,
 )
 from .saved import SavedModel
@@ -56,12 +59,12 @@ class Encoder(nn.Module):
         self.conv_out = CausalConv3d(widths[-1], 2 * latent)
 
     def forward(self, x: Tensor, cache: StreamCache) -> Tensor:
-        x = rearrange(x, "B C F (h p) (w q) -> B (C p q) F h w", p=self.patch, q=self.patch)
+        x = rearrange(entering(x), "B C F (h p) (w q) -> B (C p q) F h w", p=self.patch, q=self.patch)
         x = x.contiguous(memory_format=torch.channels_last_3d)
         x = _resized(self, self.conv_in(x, cache), x)
         for stage in self.stages:
             x = stage(x, cache)
-        mean, logvar = self.conv_out(self.norm(x), cache).chunk(2, dim=1)
+        mean, logvar = leaving(self.conv_out(self.norm(x), cache)).chunk(2, dim=1)
         return torch.cat([_resized(self, mean, x), logvar], dim=1)
 
 
@@ -84,11 +87,11 @@ class Decoder(nn.Module):
         self.conv_out = CausalConv3d(widths[0], channels * patch**2)
 
     def forward(self, z: Tensor, cache: StreamCache) -> Tensor:
-        z = z.contiguous(memory_format=torch.channels_last_3d)
+        z = entering(z).contiguous(memory_format=torch.channels_last_3d)
         x = _resized(self, self.conv_in(z, cache), z)
         for stage in self.stages:
             x = stage(x, cache)
-        x = _resized(self, self.conv_out(self.norm(x), cache), x)
+        x = _resized(self, leaving(self.conv_out(self.norm(x), cache)), x)
         return rearrange(x, "B (C p q) F h w -> B C F (h p) (w q)", p=self.patch, q=self.patch)
 
 
@@ -225,5 +228,5 @@ class CausalVideoAutoencoder(SavedModel, ModelMixin, ConfigMixin):
             raise UserError(
                 "this VAE's config has no latents_mean and latents_std: finish its training, which adds them"
             )
-        as_tensor = lambda values: torch.tensor(values, dtype=z.dtype, device=z.device)[:, None, None, None]  # noqa: E731
-        return as_tensor(c.latents_mean), as_tensor(c.latents_std)
+        mean, std = (to_device(values, z.device, z.dtype) for values in (c.latents_mean, c.latents_std))
+        return mean[:, None, None, None], std[:, None, None, None]

@@ -11,6 +11,7 @@ import math
 import os
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,7 @@ from ..kernels import unfolds
 from .causal3d import StreamCache
 
 CHUNK_PIXELS = 2**19  # clips x frames x height x width that pass through a network together, where one group is less
+GPU_PIXELS = 2**24  # the same on GPUs, as far as the budget goes: small chunks leave a large GPU idle
 SHARE = 0.5  # of the free memory that a pass may take where the caller names no budget
 OVERLAP = 8  # latent positions that neighbouring tiles share
 _MEASURED: weakref.WeakKeyDictionary[nn.Module, dict[tuple, Bytes]] = weakref.WeakKeyDictionary()
@@ -82,8 +84,8 @@ class Bytes(NamedTuple):
 def choose_cut(side: Side, clips: int, frames: int | None, h: int, w: int, budget: int | None) -> Cut:
     """The cut of `clips` streams of h x w latent positions.
 
-    A chunk has about `CHUNK_PIXELS` however long the streams are, or less for the budget: first fewer groups of frames,
-    then fewer clips at a time, and only where one group of one clip is too much, tiles.
+    A chunk has about `CHUNK_PIXELS` (on GPUs `GPU_PIXELS`) however long the streams are, or less for the budget: first
+    fewer groups of frames, then fewer clips at a time, and only where one group of one clip is too much, tiles.
 
     Args:
         frames: latent frames of the streams, when all of them are there: the tiles then pass one after the other.
@@ -112,7 +114,8 @@ def choose_cut(side: Side, clips: int, frames: int | None, h: int, w: int, budge
 
 def _candidates(side: Side, clips: int, frames: int | None, h: int, w: int) -> Iterator[Cut]:
     """Cuts in the order of preference."""
-    most = CHUNK_PIXELS // (side.time_in * side.time_out * (side.space_in * side.space_out) ** 2 * h * w)
+    pixels = GPU_PIXELS if next(side.net.parameters()).device.type == "cuda" else CHUNK_PIXELS
+    most = pixels // (side.time_in * side.time_out * (side.space_in * side.space_out) ** 2 * h * w)
     groups = max(1, most // clips if frames is None else min(most, frames - 1))
     at_once = max(1, min(clips, most // groups))
     rows = columns = 1
@@ -213,7 +216,8 @@ def live_bytes(side: Side, cut: Cut) -> Bytes:
 def _measure(side: Side, cut: Cut, parameter: Tensor) -> Bytes:
     tensors = [*side.net.named_parameters(), *side.net.named_buffers()]
     cache, count = StreamCache(more=cut.later > 0), Lifetimes(parameter.device)
-    with torch.no_grad(), _disable_current_modes():  # a counter of FLOPs around the pass must not see this
+    # a counter of FLOPs around the pass must not see this
+    with torch.no_grad(), _disable_current_modes(), _without_hooks(side.net):
         state = {name: torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta") for name, x in tensors}
         with count:
             for frames in (cut.first, cut.later) if cut.later else (cut.first,):
@@ -223,6 +227,17 @@ def _measure(side: Side, cut: Cut, parameter: Tensor) -> Bytes:
                 del x
                 cache.started = True
     return Bytes(count.peak, count.live)
+
+
+@contextmanager
+def _without_hooks(net: nn.Module) -> Iterator[None]:
+    """Inside, modules run their classes' own passes: offloading puts others in their place, which move the weights."""
+    held = [(module, module.__dict__.pop("forward")) for module in net.modules() if "forward" in module.__dict__]
+    try:
+        yield
+    finally:
+        for module, forward in held:
+            module.forward = forward
 
 
 class Lifetimes(TorchDispatchMode):

@@ -121,10 +121,32 @@ class Upsample(nn.Module):
 
 
 class ChannelNorm(nn.LayerNorm):
-    """Normalises the channels of each position by itself: nothing leaks across time or space."""
+    """Normalises the channels of each position by itself: nothing leaks across time or space.
+
+    On GPUs it stays in x's dtype under autocast too, which would write fp32; the kernel's sums are fp32 anyway.
+    """
 
     def forward(self, x: Tensor) -> Tensor:  # [B,C,f,h,w]; channels are last in memory, so moving the axis is free
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+        x = x.movedim(1, -1)
+        if x.device.type != "cuda":
+            return super().forward(x).movedim(-1, 1)
+        with torch.autocast("cuda", enabled=False):
+            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+            return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps).movedim(-1, 1)
+
+
+def entering(x: Tensor) -> Tensor:
+    """x in the type that autocast on a GPU computes in: what is added to it on the way, and normalised, stays so."""
+    return x.to(torch.get_autocast_dtype("cuda")) if _autocast_on_gpu(x) else x
+
+
+def leaving(x: Tensor) -> Tensor:
+    """x in fp32 where `entering` changed it: the last sum of a network, small beside the rest, is exact."""
+    return x.float() if _autocast_on_gpu(x) else x
+
+
+def _autocast_on_gpu(x: Tensor) -> bool:
+    return x.device.type == "cuda" and torch.is_autocast_enabled("cuda")
 
 
 class ResBlock(nn.Module):

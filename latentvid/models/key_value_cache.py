@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..packing import Packed
+from ..transfer import to_device
 
 
 @dataclass(eq=False)
@@ -102,7 +103,7 @@ class KeyValueCache:
         rows = [torch.arange(0)]
         for n, places in zip(samples, held, strict=True):
             rows += [torch.arange(sizes[n]) + starts[n] + place * sizes[n] for place in places]
-        index = torch.cat(rows).to(self.blocks[0].keys.device)
+        index = torch.cat(rows).to(self.blocks[0].keys.device, non_blocking=True)
         self.blocks = [block.merged(index) for block in self.blocks]
         self.frames = [[self.frames[n][i] for i in places] for n, places in zip(samples, held, strict=True)]
         self.shapes, self.seen = [self.shapes[n] for n in samples], [self.seen[n] for n in samples]
@@ -132,7 +133,7 @@ class KeyValueCache:
         """Positions [T,3] of the layout's tokens after the frames seen so far."""
         if not self.blocks:
             return layout.position
-        offset = torch.tensor([(n, 0, 0) for n in self.seen], device=layout.position.device)  # [N,3]
+        offset = to_device([(n, 0, 0) for n in self.seen], layout.position.device)  # [N,3]
         return layout.position + offset.index_select(0, layout.segment)
 
     def for_blocks(self, depth: int) -> list[BlockCache]:
@@ -145,7 +146,7 @@ class KeyValueCache:
         past = self.lengths or [0] * layout.segments
         old, new = torch.arange(sum(past)), torch.arange(sum(past), sum(past) + layout.tokens)
         pairs = zip(old.split(past), new.split(layout.lengths), strict=True)
-        index = torch.cat([rows for pair in pairs for rows in pair]).to(layout.segment.device)
+        index = torch.cat([rows for pair in pairs for rows in pair]).to(layout.segment.device, non_blocking=True)
         self.blocks = [block.merged(index) for block in blocks]
         seen, frames = self.seen or [0] * layout.segments, self.frames or [[]] * layout.segments
         self.seen = [n + f for n, (f, _, _) in zip(seen, layout.grid, strict=True)]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Signal:
-    """Of one role in a pack: clean latent patches [T,P], and of which samples there are any, bool [N]."""
+    """Of one role in a pack: clean latent patches [T,P], and of which samples there are any, bool [N] on the host."""
 
     tokens: Tensor
     has: Tensor
@@ -65,7 +65,7 @@ def _signal(role: str, requests: Sequence[Request], layout: Packed, patch: Patch
             assert grid == shape.grid
             rows[: len(tokens)] = tokens
         parts.append(rows)
-    return Signal(torch.cat(parts).to(like.device), torch.tensor(has, device=like.device))
+    return Signal(torch.cat(parts).to(like.device), torch.tensor(has))
 
 
 def control_at(network: nn.Module, batch: Batch, t: Tensor) -> Control | None:
@@ -80,18 +80,20 @@ def control_at(network: nn.Module, batch: Batch, t: Tensor) -> Control | None:
         if bool(acts.any()):
             branches.append(number)
             tokens.append(signal.tokens)
-            scales.append(None if reads.scale == 1.0 and bool(acts.all()) else reads.scale * acts.float())
+            all_alike = reads.scale == 1.0 and bool(acts.all())
+            scale = None if all_alike else (reads.scale * acts.float()).to(t.device, non_blocking=True)
+            scales.append(scale)
     return Control(tuple(branches), tuple(tokens), tuple(scales)) if branches else None
 
 
 def _within(batch: Batch, t: Tensor, start: float, end: float) -> Tensor:
-    """Of which samples, bool [N], the steps are between these shares of all, by their noise levels."""
-    steps, layout = len(batch.levels) - 1, batch.layout
+    """Of which samples, bool [N] on the host, the steps are between these shares of all, by their noise levels."""
+    steps, layout, levels = len(batch.levels) - 1, batch.host_layout, batch.host_levels
     first, last = math.ceil(start * steps - 1e-6), math.floor(end * steps + 1e-6)
-    here = sample_level(t, layout)  # [N]
+    here = sample_level(batch.on_host(t), layout)  # [N]
     acts = torch.ones_like(here, dtype=torch.bool)
     if first > 0:
-        acts &= here <= sample_level(batch.levels[first], layout) + 1e-6
+        acts &= here <= sample_level(levels[first], layout) + 1e-6
     if last < steps:
-        acts &= here > sample_level(batch.levels[last], layout) + 1e-6
+        acts &= here > sample_level(levels[last], layout) + 1e-6
     return acts

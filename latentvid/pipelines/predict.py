@@ -62,12 +62,13 @@ def make_predict(
     high, low = predicts
 
     def predict(z: Tensor, t: Tensor) -> Tensor:
-        above = sample_level(scheduler.told(t), batch.layout) >= second.boundary - 1e-6  # [N]
+        above = sample_level(scheduler.told(batch.on_host(t)), batch.host_layout) >= second.boundary - 1e-6  # [N]
         if bool(above.all()):
             return high(z, t)
         if not bool(above.any()):
             return low(z, t)
-        return torch.where(above.index_select(0, batch.layout.segment)[:, None], high(z, t), low(z, t))
+        of_token = above.to(z.device, non_blocking=True).index_select(0, batch.layout.segment)[:, None]
+        return torch.where(of_token, high(z, t), low(z, t))
 
     return predict
 
@@ -91,10 +92,11 @@ def _guided(
             alone = partial(transformer, cache=cache.select(range(layout.segments if cache.frames else 0)))
 
     def predict(z: Tensor, t: Tensor) -> Tensor:
-        if still is not None and bool((t > still).any()):
+        at = batch.on_host(t)
+        if still is not None and bool((at > still).any()):
             return _zero_velocity(scheduler, z, t, layout)
         (read, told), control = scheduler.inputs(z, batch.seen(t)), control_at(transformer, batch, t)
-        if not guided or bool((guidance.scales(t) == 1).all()):
+        if not guided or bool((guidance.scales(at) == 1).all()):
             more = one.more if control is None else {**one.more, "control": control}
             return alone(read, told, *one.text, fps=batch.fps, **more).float()
         more = both.more if control is None else {**both.more, "control": control.map(_doubled)}
@@ -187,14 +189,14 @@ def _with_text(given: Conditions, found: PackedText, samples: int) -> Conditions
 
 
 def _zero_until(guidance: Guidance, scheduler: LatentVideoScheduler, batch: Batch) -> Tensor | None:
-    """Noise levels [R] above which the velocity is 0, if the guidance asks for such steps."""
+    """Noise levels [R], in host memory, above which the velocity is 0, if the guidance asks for such steps."""
     if not guidance.zero_init:
         return None
     if scheduler.config.path != "rectified_flow":
         raise UserError(f"zero_init needs path 'rectified_flow'; this model's is {scheduler.config.path!r}")
     if guidance.zero_init >= len(batch.levels) - 1:
         raise UserError(f"zero_init {guidance.zero_init}: must be fewer than the {len(batch.levels) - 1} steps")
-    return batch.levels[guidance.zero_init]
+    return batch.host_levels[guidance.zero_init]
 
 
 def _zero_velocity(scheduler: LatentVideoScheduler, z: Tensor, t: Tensor, layout: Packed) -> Tensor:

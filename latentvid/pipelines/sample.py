@@ -78,7 +78,7 @@ class SampleMixin:
         started = [replace(r, start=z) for r, z in zip(requests, latents, strict=True)]
         with self._autocast(sampling.precision):
             batch, predict = self._prepare(started, sampling)
-            if bool(batch.known.any()):
+            if batch.any_known:
                 raise UserError(
                     "inversion takes whole latent frames as given, by noise levels, and no other known part"
                 )
@@ -149,7 +149,7 @@ class SampleMixin:
         batch.given = self._tell(batch.given, len(requests), sampling)
         batch.signals = signals_of(requests, self, batch)
         predict = make_predict(self.transformer, self.reader, batch, guidance, scheduler, cache, second)
-        if condition == "reconstruction" and bool(batch.known.any()):
+        if condition == "reconstruction" and batch.any_known:
             predict = reconstruction_guided(
                 predict, scheduler, batch.layout, batch.known, batch.clean, sampling.reconstruction_weight
             )

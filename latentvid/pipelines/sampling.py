@@ -140,6 +140,11 @@ class Batch:
     noisy: Tensor  # [R], levels of references and given frames that have noise in z; 0 of all else
     signals: Mapping[str, Any] = field(default_factory=dict)  # of control branches, by role (`controls.Signal`)
 
+    def __post_init__(self) -> None:
+        """What decides on the way of a step stays in host memory, so that no step waits for the device."""
+        self.host_layout, self.host_levels = self.layout, self.levels
+        self.any_known, self.any_noisy = bool(self.known.any()), bool((self.noisy > 0).any())
+
     @classmethod
     def of(
         cls,
@@ -217,24 +222,31 @@ class Batch:
 
     def put_back(self, scheduler: LatentVideoScheduler, z: Tensor, t: Tensor) -> Tensor:
         """The state z [T,P] at levels t [R] with the known tokens in their place, with their noise."""
-        if not self.known.any():
+        if not self.any_known:
             return z
         level = t.index_select(0, self.layout.frame)[:, None]
         return torch.where(self.known, scheduler.mix(self.clean, self.eps, level), z)
 
     def finished(self, z: Tensor) -> Tensor:
         """The end of a run [T,P], with the given frames as they are without their noise."""
-        noised = self.noisy.index_select(0, self.layout.frame)[:, None] > 0
-        return torch.where(noised, self.clean, z) if bool(noised.any()) else z
+        if not self.any_noisy:
+            return z
+        return torch.where(self.noisy.index_select(0, self.layout.frame)[:, None] > 0, self.clean, z)
 
     def seen(self, t: Tensor) -> Tensor:
         """The noise levels [R] that the network sees where those of the samples are t [R]."""
         return torch.where(self.noisy > 0, self.noisy, t)
 
+    def on_host(self, t: Tensor) -> Tensor:
+        """Noise levels [R] in host memory; those of a step, a row of `levels`, are there already."""
+        if t.untyped_storage()._cdata != self.levels.untyped_storage()._cdata:
+            return t.cpu()
+        return self.host_levels[(t.storage_offset() - self.levels.storage_offset()) // self.levels.shape[1]]
+
     @property
     def noise(self) -> Noise:
         """Fresh noise [T,P], each sample's from its own source."""
-        return lambda: draw_noise(self.sources, self.layout, self.z.shape[1]).to(self.z.device)
+        return lambda: draw_noise(self.sources, self.layout, self.z.shape[1]).to(self.z.device, non_blocking=True)
 
 
 def same_number(**lists: Sequence) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 
 import torch
 from tokenizers import Encoding
@@ -154,7 +155,8 @@ class TextPart:
         if reading.pad in ("encoded", "seen"):
             full = reading.tokens + reading.crop
             rows = [ids + [self._pad] * (full - len(ids)) if ids else [] for ids in every]
-        with torch.autocast(device.type, enabled=False):  # the same states inside and outside a trainer's autocast
+        # on CPUs the same states inside and outside a trainer's autocast; a GPU computes as it is told around here
+        with nullcontext() if device.type == "cuda" else torch.autocast(device.type, enabled=False):
             for batch in _batches([len(ids) for ids in rows]):
                 if not rows[batch[0]]:
                     continue
@@ -174,10 +176,11 @@ class TextPart:
         more = {}
         if reading.side == "left":  # a token's position counts the padding before it
             first = reading.tokens + reading.crop - lengths[:, None]
-            more["position_ids"] = (first + torch.arange(mask.shape[1])).to(device)
+            more["position_ids"] = (first + torch.arange(mask.shape[1])).to(device, non_blocking=True)
         if reading.layer is not None:
             more["output_hidden_states"] = True
-        out = self.encoder(input_ids=ids.to(device), attention_mask=mask.to(device), **more)
+        ids, mask = (x.to(device, non_blocking=True) for x in (ids, mask))
+        out = self.encoder(input_ids=ids, attention_mask=mask, **more)
         if reading.gives == "pooled":
             return out.pooler_output[:, None]
         if reading.layer == "all":

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar, get_args
 
 import torch
+import torch.utils.deterministic
 
 from ..config.schema import TrainingConfig
 from ..config.yaml_files import read_yaml
 from ..errors import UserError
 from ..files import read_json
-from ..precision import Computed, autocast, choose, describe, speed
+from ..precision import Computed, autocast, choose, describe, fast_fp32, speed
 from ..world import from_main
 from .checkpoint.checkpoint import CheckpointStore
 
@@ -35,6 +39,7 @@ def settle(config: Config, device: torch.device) -> tuple[Config, Compute]:
     `auto` goes on in what the run began with, whatever is faster on this machine; a type asked for by name is taken
     from here on. Either is said where it differs. The main process looks and measures for all.
     """
+    fast_fp32(device)
     compute = Compute(**from_main(lambda: asdict(_settled(config, device))))
     return replace(config, train=replace(config.train, mixed_precision=compute.passes)), compute
 
@@ -72,6 +77,24 @@ def kept_in(run: Path) -> dict[str, Computed]:
         except (UserError, KeyError, TypeError, AttributeError):
             continue
     return {}
+
+
+@contextmanager
+def deterministic(asked: bool) -> Iterator[None]:
+    """Inside, if asked, a GPU gives the same numbers each time, and what cannot do so raises; CPUs do anyway."""
+    if not asked:
+        yield
+        return
+    # read when the first product of matrices is made; cuBLAS has workspaces of its own choice otherwise
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]
 
 
 def compute_type(config: TrainingConfig, device: torch.device) -> torch.autocast:

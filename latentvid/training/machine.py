@@ -1,11 +1,13 @@
-"""What a run takes of its machine by default: loader processes, and threads under a launcher."""
+"""What a run takes of its machine by default: loader processes, threads under a launcher, garbage collection."""
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
 from pathlib import Path
+from typing import Self
 
 import psutil
 import torch
@@ -15,6 +17,7 @@ logger = logging.getLogger(__name__)
 MOST_LOADERS = {"cuda": 8, "cpu": 2}  # of a training process: on a CPU they take cores that train
 LOADER_BYTES = 2 * 2**30  # of memory that should be free for each
 PARENT = "/proc/{}"  # what is known of a process
+COLLECTED = 50  # steps
 LEAST_SHARED = 2**30  # bytes of /dev/shm: containers have 64 MiB where nothing is said
 
 
@@ -53,6 +56,30 @@ def loader_processes(asked: int | None, device: str, *, of_files: bool) -> tuple
     fitting = psutil.virtual_memory().available // (LOADER_BYTES * processes)
     most = MOST_LOADERS.get(device, MOST_LOADERS["cuda"]) if of_files else 1
     return max(0, min(spare, most, fitting)), f"by {cores} cores for {processes} processes"
+
+
+class Collection:
+    """Python's garbage collection on GPUs: inside, after every `COLLECTED`-th step and not whenever, since all
+    processes wait for the one that stops for it. On CPUs it stays as it is.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._on, self._steps = device.type == "cuda" and gc.isenabled(), 0
+
+    def step(self) -> None:
+        self._steps += 1
+        if self._on and self._steps % COLLECTED == 0:
+            gc.collect(1)
+
+    def __enter__(self) -> Self:
+        if self._on:
+            gc.collect()
+            gc.disable()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._on:
+            gc.enable()
 
 
 def take_threads(device: torch.device) -> str | None:

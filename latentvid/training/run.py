@@ -32,8 +32,9 @@ from .compute import Compute
 from .ema import EMA
 from .feed.loader import iterate_steps
 from .feed.waiting import advice
-from .machine import loader_processes
+from .machine import Collection, loader_processes
 from .monitor.bar import run_progress
+from .monitor.device import Profile, gpu_memory
 from .monitor.efficiency import EfficiencyMeter, rank_balance
 from .monitor.logs import RunLogs
 from .monitor.watch import Watch
@@ -141,7 +142,10 @@ class TrainingRun:
             self.watch.open(self.step)
         self.stop.saves = True
         self.strategy.module.train()
-        with run_progress(self.stage, self.step, self.main) as self.progress:
+        follow, left = config.log.profile if self.main else 0, self.stage.end - self.step
+        profile = Profile(config.run.dir / "profile", follow, self.step, left)
+        collection = Collection(self.accelerator.device)
+        with run_progress(self.stage, self.step, self.main) as self.progress, collection, profile:
             if self.watch.looked < self.step:  # it was stopped right after that step
                 self._look(save=self.step == self.stage.end)
             if not self.step and self.task.origin is not None:
@@ -149,6 +153,8 @@ class TrainingRun:
                     self.watch.measure(0, contest=False)
             while self.step < self.stage.end:
                 self._step(steps, logs)
+                collection.step()
+                profile.step()
         self.saver.finish()
         meet()  # the last checkpoint is in place
         self.stop.saves = False
@@ -169,8 +175,8 @@ class TrainingRun:
             self._stop_waiting()
         own = self.step - self.stage.begin  # of the stage, whose schedules begin with it
         lr = set_lr(self.strategy.groups(), own, train.steps, self.config.optim)
-        result = self.stepper.gradients(step, packs, own, stop=self.stop.asked is not None)
-        norms = self.stepper.update(self.step, own)
+        sums = self.stepper.gradients(step, packs, own, stop=self.stop.asked is not None)
+        result, norms = self.stepper.update(sums, self.step, own)
         if self.stepper.bad_steps >= train.max_bad_steps:
             self._give_up()
         self.step += 1
@@ -192,9 +198,13 @@ class TrainingRun:
             **self.meter.record(),
         }
         draws = all_draws(packs, self.world, sequence) if self.config.log.draws else None
-        if logs is not None:
-            logs.write(record, draws)
-        self.accelerator.log({k: v for k, v in record.items() if k != "step"}, step=self.step)
+        if logs is not None and draws is not None:
+            logs.write_draws(self.step, draws)
+        if self.step % self.config.log.every == 0 or self.step == self.stage.end:
+            record |= gpu_memory(self.accelerator.device)
+            if logs is not None:
+                logs.write(record)
+            self.accelerator.log({k: v for k, v in record.items() if k != "step"}, step=self.step)
         self.progress.update(loss=result.loss, tokens_per_s=record["tokens_per_s"])
         self._after_step(result.stop)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,15 +15,29 @@ from torch import Tensor
 from ..config.schema import TrainingConfig
 from ..data.plan.plan import Draw, Step
 from ..models.flops import TRAINING
+from ..transfer import to_device
 from .ema import EMA
 from .monitor.efficiency import EfficiencyMeter
 from .optim import rests
-from .parallel.strategy import Strategy
+from .parallel.strategy import Strategy, whole
 from .task import Pack, Task
 
 logger = logging.getLogger(__name__)
 
 Packs = Sequence[tuple[Sequence[Draw], Pack]]  # this process's, with the draws of each
+
+
+@dataclass
+class Sums:
+    """What a step's passes left on the device: of all processes, not yet read."""
+
+    names: tuple[str, ...]  # of the loss and its parts
+    values: Tensor  # theirs, then those of `StepResult`'s other fields, FLOPs in 1e9
+
+    def result(self, values: Sequence[float]) -> StepResult:
+        *values, stopped, replaced, flops = values
+        named = dict(zip(self.names, values, strict=True))
+        return StepResult(named.pop("loss"), named, stopped > 0, round(replaced), flops * 1e9)
 
 
 @dataclass
@@ -57,7 +71,7 @@ class Stepper:
         self.skipped = 0  # in all
         self.why = ""  # the last one was skipped
 
-    def gradients(self, step: Step, packs: Packs, number: int, stop: bool) -> StepResult:
+    def gradients(self, step: Step, packs: Packs, number: int, stop: bool) -> Sums:
         """Gradients of the step's mean loss: each rank sums its share over `weight`, strategies average over ranks.
 
         number: of the step, from 0. stop: this process was asked to stop.
@@ -73,7 +87,7 @@ class Stepper:
                 losses, parts = self.task.loss(self.strategy, pack, number)
                 if self.config.train.loss_by == "token":
                     tokens = pack.counted if self.task.partial else pack.tokens
-                    share = torch.tensor(tokens, dtype=torch.float32, device=losses.device) / weight
+                    share = to_device(tokens, losses.device, torch.float32) / weight
                 else:
                     share = torch.full_like(losses, 1.0 / weight)
                 self.strategy.backward((losses * share).sum() * self.world)
@@ -82,34 +96,46 @@ class Stepper:
         replaced = sum(pack.replaced for _, pack in packs)
         counts = {"stop": stop, "replaced": replaced, "flops": flops * TRAINING / 1e9}
         shared = torch.stack([*sums.values(), *(torch.full_like(sums["loss"], float(n)) for n in counts.values())])
-        *values, stopped, replaced, flops = self.accelerator.reduce(shared, reduction="sum").tolist()
-        named = dict(zip(sums, values, strict=True))
-        return StepResult(named.pop("loss"), named, stopped > 0, round(replaced), flops * 1e9)
+        return Sums(tuple(sums), self.accelerator.reduce(shared, reduction="sum"))
 
-    def _weight(self, step: Step, packs: Packs) -> int:
+    def _weight(self, step: Step, packs: Packs) -> int | Tensor:
         """Samples of the step, or its tokens that have a loss, over all processes."""
         if self.config.train.loss_by == "sample":
             return step.samples
         if not self.task.partial:
             return step.tokens
-        counted = torch.tensor(sum(pack.counted_in_all for _, pack in packs), device=self.accelerator.device)
+        counted = sum(pack.counted_in_all for _, pack in packs)
         if self.world > 1:
+            counted = to_device(counted, self.accelerator.device)
             torch.distributed.all_reduce(counted)
-        return int(counted) // self.config.train.sequence_parallel  # whose processes all have the same packs
+        return counted // self.config.train.sequence_parallel  # whose processes all have the same packs
 
-    def update(self, number: int, own: int) -> dict[str, float]:
-        """The optimiser's step, or none where the gradient norm is not finite or too large; the norms, by name.
+    def update(self, sums: Sums, number: int, own: int) -> tuple[StepResult, dict[str, float]]:
+        """The optimiser's step, or none where the gradient norm is not finite or too large; what the step came to, and
+        the norms, by name.
 
-        number: of the step in the run, own: in its stage, both from 0.
+        number: of the step in the run, own: in its stage, both from 0. This is where the host waits for the device: it
+        reads the norms, which say whether there is a step, and all else with them.
         """
+        result: StepResult | None = None
+
+        def read(norms: Mapping[str, Tensor]) -> dict[str, float]:
+            nonlocal result
+            values = torch.cat([sums.values, *(whole(norm)[None].to(sums.values) for norm in norms.values())]).tolist()
+            first = len(values) - len(norms)
+            result = sums.result(values[:first])
+            return dict(zip(norms, values[first:], strict=True))
+
         rest = rests(self.task.apart, own)
         with self.meter.span("optimizer"):
-            norms, stepped = self.strategy.update(rest)
-            if stepped:
-                if not rest:
-                    self.ema.update(self.strategy.pieces())
-                self.bad_steps = 0
-                return norms
+            norms, stepped = self.strategy.update(rest, read)
+            if stepped and not rest:
+                self.ema.update(self.strategy.pieces())
+        if result is None:  # the strategy reads its norm itself
+            read({})
+        if stepped:
+            self.bad_steps = 0
+            return result, norms
         self.bad_steps += 1
         self.skipped += 1
         norm = next((n for n in norms.values() if not math.isfinite(n)), norms.get("grad_norm", 0.0))
@@ -117,7 +143,7 @@ class Stepper:
         self.why = f"above optim.skip_norm={limit}" if math.isfinite(norm) else "not finite"
         if self.accelerator.is_main_process:
             logger.warning("step %d skipped: its gradient norm %s is %s", number + 1, norm, self.why)
-        return norms
+        return result, norms
 
 
 def all_draws(packs: Packs, world: int, sequence: int) -> list[Draw]:

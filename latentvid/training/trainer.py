@@ -22,7 +22,7 @@ from .checkpoint.place import next_stage
 from .checkpoint.records import State
 from .checkpoint.run_folder import run_folder
 from .checkpoint.saver import newest_state
-from .compute import settle
+from .compute import deterministic, settle
 from .dryrun.run import dry_run
 from .export import export_checkpoint
 from .feed.loader import start_server
@@ -45,7 +45,7 @@ def train(config: TrainingConfig, make_task: MakeTask) -> None:
     if config.run.dry_run:
         dry_run(config, make_task)
         return
-    with StopRequest() as stop:
+    with StopRequest() as stop, deterministic(config.train.deterministic):
         check_writable(config.run.dir, "give another run.dir")
         accelerator = make_accelerator(config)
         config = make_task.settled(config)

@@ -6,6 +6,7 @@ from collections import defaultdict
 import pytest
 import torch
 import torch.nn.attention.varlen as varlen
+from host_reads import ONE_DTYPE, run_backward
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -15,15 +16,9 @@ from latentvid.models.compiling import compile_blocks
 from latentvid.models.transformer import VideoDiT
 from latentvid.packing import Packed
 
+pytestmark = pytest.mark.usefixtures("cuda_without_a_driver")
 CONFIG = {"latent_channels": 4, "width": 48, "depth": 2, "heads": 2, "text_width": 24}
 GRIDS = [(2, 4, 4), (1, 2, 4), (3, 2, 2)]
-# these kernels of CUDA take floating tensors of one dtype at these places, which tensors without storage do not check
-ONE_DTYPE = {
-    torch.ops.aten.native_layer_norm.default: (0, 2, 3),
-    torch.ops.aten.native_layer_norm_backward.default: (0, 1, 5, 6),
-    torch.ops.torch_attn._varlen_attn.default: (0, 1, 2),
-    torch.ops.torch_attn._varlen_attn_backward.default: (0, 1, 2, 3, 4),
-}
 
 
 class Watch(TorchDispatchMode):
@@ -44,56 +39,8 @@ class Watch(TorchDispatchMode):
         return result
 
 
-def run_backward(out: Tensor, grad: Tensor) -> None:
-    """out.backward(grad), node by node: autograd's own engine asks for the device."""
-    waits, seen, stack = defaultdict(int), {out.grad_fn}, [out.grad_fn]
-    while stack:
-        for node, _ in stack.pop().next_functions:
-            if node is not None:
-                waits[node] += 1
-                if node not in seen:
-                    seen.add(node)
-                    stack.append(node)
-    grads, ready = {out.grad_fn: {out.output_nr: grad}}, [out.grad_fn]
-    while ready:
-        node = ready.pop()
-        taken = [_fitted(grads.get(node, {}).get(i), meta) for i, meta in enumerate(node._input_metadata)]
-        if hasattr(node, "variable"):
-            (node.variable.grad,) = taken
-            continue
-        with torch.no_grad():
-            given = node.apply(*taken) if hasattr(node, "apply") else node(*taken)
-        given = given if isinstance(given, tuple) else (given,)
-        # functions in Python give None for arguments that are no tensors, here always the last
-        for (follower, place), x in zip(node.next_functions, given, strict=False):
-            if follower is not None:
-                if x is not None:
-                    held = grads.setdefault(follower, {})
-                    held[place] = x if place not in held else held[place] + x
-                waits[follower] -= 1
-                if not waits[follower]:
-                    ready.append(follower)
-
-
-def _fitted(x: Tensor | None, meta) -> Tensor:
-    """As the engine does: zeros for none, and gradients in shape and dtype of what they are of."""
-    if x is None:
-        return torch.zeros(tuple(meta.shape), dtype=meta.dtype, device=meta.device)
-    assert x.device == meta.device
-    return (x if x.shape == meta.shape else x.sum_to_size(*meta.shape)).to(meta.dtype)
-
-
-@pytest.fixture
-def cuda(monkeypatch):
-    """Autocast on CUDA and attention's choice of a kernel go on without a driver."""
-    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
-    if hasattr(varlen, "_select_backend"):
-        monkeypatch.setattr(varlen, "_select_backend", lambda *_, **__: varlen._FLASH_ATTENTION_BACKEND)
-
-
 @pytest.mark.parametrize("attention", ["full", "factorised", "causal"])
-def test_both_passes_in_bf16_on_cuda(cuda, attention):
+def test_both_passes_in_bf16_on_cuda(attention):
     layout, words = Packed.of(GRIDS), Packed.of_lengths([5, 3, 1])
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
         model = VideoDiT(**CONFIG, attention=attention)
@@ -138,7 +85,7 @@ def _segments(q, k, v, cu_q, cu_k):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_the_path_of_gpus_gives_what_the_reference_does(cuda, monkeypatch, compiled):
+def test_the_path_of_gpus_gives_what_the_reference_does(monkeypatch, compiled):
     varlen._varlen_attn.register_kernel("cpu", attend)  # stays: torch has none for CPUs
     varlen._varlen_attn_backward.register_kernel("cpu", attend_back)
     torch.manual_seed(0)

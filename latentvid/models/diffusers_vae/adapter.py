@@ -145,7 +145,8 @@ class DiffusersVae(nn.Module):
         return z / scale + shift
 
     def _like(self, z: Tensor) -> list[Tensor]:
-        return [values.to(z.device, z.dtype)[:, None, None, None] for values in self._shift_and_scale()]
+        both = (values.to(z.device, z.dtype, non_blocking=True) for values in self._shift_and_scale())
+        return [values[:, None, None, None] for values in both]
 
     def _check(self, grid: tuple[int, int, int], z: Tensor) -> None:
         if (*z.shape[1:],) != (self.latent_channels, *grid):

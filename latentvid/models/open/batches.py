@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ...errors import UserError
 from ...packing import Grid, Packed
+from ...transfer import to_device
 from .backbone import Conditions, Inputs, OpenBackbone, Patch, sample_level
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ class ByShape(OpenBackbone):
         videos, texts = inputs.tokens.split(layout.lengths), inputs.text.split(text_layout.lengths)
         parts: list[Tensor | None] = [None] * layout.segments
         for grid, members in self._groups(layout.grid, text_layout.lengths):
-            of_batch = torch.tensor(members, device=level.device)
+            of_batch = to_device(members, level.device)
             out = self._call(
                 torch.stack([videos[i] for i in members]),
                 grid,
@@ -118,7 +119,7 @@ class ByShape(OpenBackbone):
         latents = rearrange(videos, "B (f h w) (C t p q) -> B C (f t) (h p) (w q)", **axes)
         mask, lengths = None, [len(text) for text in texts]
         if len(set(lengths)) > 1:
-            mask = torch.arange(max(lengths), device=level.device) < torch.tensor(lengths, device=level.device)[:, None]
+            mask = torch.arange(max(lengths), device=level.device) < to_device(lengths, level.device)[:, None]
         out = self.run(latents, level, pad_sequence(list(texts), batch_first=True), mask, given)
         return rearrange(out, "B C (f t) (h p) (w q) -> B (f h w) (C t p q)", **axes)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ...errors import UserError
 from ...packing import Grid, Packed
 from ...text.policy import Reading
+from ...transfer import to_device
 from ..attention_context import Rotary
 from ..layers import gated_residual
 from .backbone import (
@@ -106,7 +107,7 @@ class CogVideoX(OpenBackbone):
             return (x if rotary else x + sine_positions(layout, config).to(x.dtype)), words
         most, grid = config.max_text_seq_length, self._trained_grid(layout, text_layout)
         of_text, of_video = self.raw.patch_embed.pos_embedding[0].to(x.dtype).tensor_split([most])
-        trained = torch.tensor([each == grid for each in layout.grid], device=x.device)[:, None]
+        trained = to_device([each == grid for each in layout.grid], x.device)[:, None]
         f, h, w = layout.position.unbind(1)
         place = ((f * grid[1] + h) * grid[2] + w).clamp_max(len(of_video) - 1)
         learned, sines = of_each(of_video, place), sine_positions(layout, config).to(x.dtype)
@@ -165,9 +166,9 @@ def by_axis(layout: Packed, axes_of: Callable[[Grid], Axes], features: Sequence[
     parts = []
     for i, make in enumerate(features):
         of_samples = [each[i] for each in axes]
-        begin = torch.tensor([0, *accumulate(len(c) for c in of_samples)][:-1], device=device)
+        begin = to_device([0, *accumulate(len(c) for c in of_samples)][:-1], device)
         index = begin.index_select(0, layout.segment) + layout.position[:, i]
-        parts.append(make(torch.cat(of_samples).to(device)).index_select(0, index))
+        parts.append(make(torch.cat(of_samples).to(device, non_blocking=True)).index_select(0, index))
     return parts
 
 

@@ -101,7 +101,7 @@ class Hunyuan15(OpenBackbone):
         if layout.whole is not None:
             whole = [a + b for a, b in zip(text_layout.whole.lengths, given.whole_extra, strict=True)]
             words_layout = replace(words_layout, whole=Packed.of_lengths(whole))
-        return words + raw.cond_type_embed(kinds.to(words.device)), words_layout.to(words.device)
+        return words + raw.cond_type_embed(kinds.to(words.device, non_blocking=True)), words_layout.to(words.device)
 
     def _check_words(
         self,

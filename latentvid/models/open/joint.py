@@ -14,6 +14,7 @@ from torch import Tensor
 from ...attention import packed_attention
 from ...packing import Packed, Segments, spans
 from ...sequence import SequenceGroup
+from ...transfer import to_device
 from ..attention_context import Rotary
 
 
@@ -107,7 +108,7 @@ def make_joint_context(
 
 def _segments(lengths: list[int], words: list[int], device: torch.device) -> Segments:
     both = [a + b for a, b in zip(lengths, words, strict=True)]
-    return Segments(torch.tensor([0, *accumulate(both)], dtype=torch.int32, device=device), max(both), both)
+    return Segments(to_device([0, *accumulate(both)], device, torch.int32), max(both), both)
 
 
 def _order(video: list[int], text: list[int], lengths: list[int], words: list[int], owner: list[int]) -> Tensor:

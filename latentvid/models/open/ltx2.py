@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ...errors import UserError
 from ...packing import Packed, Shape
 from ...text.policy import Reading
+from ...transfer import to_device
 from ..attention_context import AttentionContext, Rotary, make_contexts
 from ..layers import gated_residual
 from .backbone import (
@@ -106,7 +107,7 @@ class LTX2(OpenBackbone):
         rate = of_each(rates(fps, self.default_fps).float(), layout.segment)  # [T]
         position = layout.position.float()  # [T,3]
         bounds = torch.stack([position, position + 1], dim=-1)  # [T,3,2]
-        bounds = bounds * torch.tensor(rope.scale_factors, dtype=bounds.dtype, device=bounds.device)[:, None]
+        bounds = bounds * to_device(rope.scale_factors, bounds.device, bounds.dtype)[:, None]
         seconds = (bounds[:, 0] + rope.causal_offset - rope.scale_factors[0]).clamp_min(0.0) / rate[:, None]
         bounds = torch.cat([seconds[:, None], bounds[:, 1:]], dim=1)
         tables = rope(bounds.transpose(0, 1)[None])  # of [1,3,T,2]

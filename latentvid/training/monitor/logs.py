@@ -17,10 +17,12 @@ class RunLogs:
         self.metrics = MetricsLog(config.run.dir, step or None)
         self.draws = MetricsLog(config.run.dir, step or None, name="draws.jsonl") if config.log.draws else None
 
-    def write(self, record: dict[str, Any], draws: Sequence[Draw] | None) -> None:
+    def write(self, record: dict[str, Any]) -> None:
         self.metrics.write(record)
-        if self.draws is not None:
-            self.draws.write({"step": record["step"], "draws": [list(draw) for draw in draws]})
+
+    def write_draws(self, step: int, draws: Sequence[Draw]) -> None:
+        """Where they are asked for."""
+        self.draws.write({"step": step, "draws": [list(draw) for draw in draws]})
 
     def close(self) -> None:
         self.metrics.close()

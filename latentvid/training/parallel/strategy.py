@@ -7,13 +7,14 @@ Parameters, moments and averages are fp32 under every strategy; `train.mixed_pre
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ...config.schema import TrainingConfig
 from ...errors import UserError
@@ -28,6 +29,18 @@ def load_whole(accelerator: Accelerator) -> None:
 
         plugin.zero3_init_flag = False
         unset_hf_deepspeed_config()
+
+
+Read = Callable[[Mapping[str, Tensor]], dict[str, float]]
+
+
+def whole(norm: Tensor) -> Tensor:
+    """A norm that is spread over processes, put together."""
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def _read(norms: Mapping[str, Tensor]) -> dict[str, float]:
+    return {key: float(whole(norm)) for key, norm in norms.items()}
 
 
 class Strategy:
@@ -67,19 +80,20 @@ class Strategy:
         """Adds this process's share of the gradient; over the processes the mean is taken."""
         loss.backward()
 
-    def update(self, rest: bool = False) -> tuple[dict[str, float], bool]:
+    def update(self, rest: bool = False, read: Read | None = None) -> tuple[dict[str, float], bool]:
         """Clips and steps, or skips a gradient norm that is not finite or, of the main part, above `optim.skip_norm`.
 
         Returns ({"grad_norm": of the main part, "NAME_grad_norm": of each other}, stepped). Each part is clipped by
         its own norm, so that none shrinks another's step. rest: the main part does not learn at this step: neither its
-        weights nor the optimiser's state of them change, and it has no norm.
+        weights nor the optimiser's state of them change, and it has no norm. read: brings the norms to the host, once;
+        not called where something else reads them.
         """
         beside = {name: list(self.module.get_submodule(name).parameters()) for name in self.apart}
         known = {id(p) for parameters in beside.values() for p in parameters}
         main = [p for p in self.model.parameters() if id(p) not in known]
         parts = {} if rest else {"grad_norm": main}
         parts |= {f"{name}_grad_norm": parameters for name, parameters in beside.items()}
-        norms = {key: float(self.accelerator.clip_grad_norm_(part, self.clip)) for key, part in parts.items()}
+        norms = (read or _read)({key: self.accelerator.clip_grad_norm_(part, self.clip) for key, part in parts.items()})
         good = self._good(norms.get("grad_norm", 0.0)) and all(map(math.isfinite, norms.values()))
         if good:
             with _left_out(main if rest else ()):

@@ -15,7 +15,7 @@ from ...config.schema import TrainingConfig
 from ...errors import UserError
 from ...world import check_calls
 from .pieces import Piece
-from .strategy import Fsdp2, Strategy, Whole, on_device
+from .strategy import Fsdp2, Read, Strategy, Whole, on_device
 
 
 def make_strategy(
@@ -89,7 +89,7 @@ class Zero(Strategy):
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss)
 
-    def update(self, rest: bool = False) -> tuple[dict[str, float], bool]:
+    def update(self, rest: bool = False, read: Read | None = None) -> tuple[dict[str, float], bool]:
         self.engine.step()  # which has no parts, so that none can rest
         return {"grad_norm": self.norm}, self._good(self.norm)
 

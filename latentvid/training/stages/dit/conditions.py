@@ -32,6 +32,7 @@ from ....packing import Packed, patch_size, patchify, spans
 from ....rng import generator
 from ....sequence import SequenceGroup, makers
 from ....text import PackedText, TextReader
+from ....transfer import to_device
 
 
 class ConditionMaker:
@@ -160,8 +161,9 @@ class ConditionMaker:
         """With the noise that each image was given, and zeros for the images that are left out."""
         keys = (generator(seed, number, "image-noise") for number in numbers)
         noise = torch.stack([drawn_deviation(key) for key in keys]) if numbers else torch.empty(0)
-        there = ~torch.tensor(without, dtype=torch.bool, device=given.channels.device)
-        of_token = there.repeat_interleave(torch.tensor([z[0].numel() for z in latents], device=there.device))
+        there = to_device([not each for each in without], given.channels.device, torch.bool)
+        counts = [z[0].numel() for z in latents]
+        of_token = there.repeat_interleave(to_device(counts, there.device), output_size=sum(counts))
         channels, image = given.channels * of_token[:, None], given.image * there[:, None, None]
         return Conditions(channels=channels, image=image, image_noise=noise.to(given.channels))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,6 +43,7 @@ from ....packing import (
 from ....rng import generator
 from ....sequence import makers
 from ....text import TextEncoder
+from ...compute import compute_type
 from .before import Before
 from .cache_check import check_cache
 from .clips import open_clips
@@ -277,9 +279,15 @@ class DitPacks(Drawn):
 
     # --- on the device ---
 
-    @torch.no_grad()
     def _encode(self, pack: DitPack) -> DitPack:
-        """Latents and text states of a pack of clips; equal shapes go through the VAE together."""
+        """Latents and text states of a pack of clips: on a GPU in the type that the model computes in, on CPUs in fp32,
+        whatever that is."""
+        on_gpu = self.device.type == "cuda"
+        with torch.no_grad(), compute_type(self.config, self.device) if on_gpu else nullcontext():
+            return self._encoded(pack)
+
+    def _encoded(self, pack: DitPack) -> DitPack:
+        """Equal shapes go through the VAE together."""
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for i, video in enumerate(pack.videos):
             groups[tuple(video.shape)].append(i)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .....packing import Packed
+from .....transfer import to_device
 from ..pack import DitPack
 
 
@@ -44,7 +45,7 @@ def windows(pack: DitPack, frames: int) -> Iterator[Window]:
         tokens = _runs(first, [f * h * w for f, h, w in grids], device)
         rows = _runs([row[i] + start for i in samples], [f for f, _, _ in grids], device)
         texts = _runs([word[i] for i in samples], [words[i] for i in samples], device)
-        places = torch.tensor(samples, device=device)
+        places = to_device(samples, device)
         part = replace(
             pack,
             noise=pack.noise.index_select(0, tokens),
@@ -62,4 +63,6 @@ def windows(pack: DitPack, frames: int) -> Iterator[Window]:
 
 def _runs(starts: Sequence[int], lengths: Sequence[int], device: torch.device) -> Tensor:
     """The numbers start, start + 1, ... of each run, one run after another."""
-    return torch.cat([torch.arange(a, a + n) for a, n in zip(starts, lengths, strict=True)]).to(device)
+    return torch.cat([torch.arange(a, a + n) for a, n in zip(starts, lengths, strict=True)]).to(
+        device, non_blocking=True
+    )
