@@ -85,7 +85,7 @@ def vae(name: str, frames: int, tiny: bool) -> Row:
     return Row(f"vae {name} {frames} x {height} x 1280", "vae", {"name": name, **shape})
 
 
-def attention(tiny: bool) -> Row:
+def attention(tiny: bool, dtype: str = "bf16") -> Row:
     full = {
         "lengths": [1, 7, 64, 300, 1024, 1500, 4097],
         "text": 77,
@@ -95,12 +95,13 @@ def attention(tiny: bool) -> Row:
         "clips": 4,
     }
     small = {"lengths": [1, 7, 33], "text": 3, "heads": 2, "head": 16, "clip": 16, "clips": 2}
-    return Row("attention", "attention", small if tiny else full)
+    name = "attention" if dtype == "bf16" else f"attention {dtype}"
+    return Row(name, "attention", (small if tiny else full) | {"dtype": dtype})
 
 
 def rows(tiny: bool) -> list[Row]:
     """All of them, what matters most first."""
-    found = [attention(tiny), step("1B", "32k", False, tiny), step("1B", "32k", True, tiny)]
+    found = [attention(tiny), step("1B", "32k", False, tiny), step("1B", "32k", True, tiny), attention(tiny, "fp32")]
     found += [peer(name, "32k", True, tiny) for name in PEERS]
     found += [step("1B", "32k", False, tiny, "sdpa")]  # a call a segment, by the kernel that the peers have
     found += [step(size, "32k", recompute, tiny) for size in ("3B", "0.4B", "0.1B") for recompute in (True, False)]

@@ -194,6 +194,10 @@ class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
     def heads(self) -> int:
         return self.config.heads
 
+    @property
+    def head_width(self) -> int:
+        return self.config.width // self.config.heads
+
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         if len(self.controls):
             raise UserError("the model has control branches, which have folders of their own: save it without them")
@@ -300,7 +304,7 @@ class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
         position, past = (layout.position, None) if cache is None else (cache.positions(layout), cache.lengths)
         position = self._positions(position, layout, fps)
         rotary = rotary_table(position, config.width // config.heads, config.rope_theta)
-        backend = resolve_backend(self.attention_backend, x.device, x.dtype)
+        backend = resolve_backend(self.attention_backend, x.device, x.dtype, self.head_width)
         still = None
         if config.attention == "inflated":
             at_rest = torch.cat([torch.zeros_like(position[:, :1]), position[:, 1:]], dim=1)

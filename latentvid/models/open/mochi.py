@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ...attention import packed_attention
 from ...packing import Packed, Segments
 from ...text.policy import Reading
+from ...transfer import to_device
 from ..attention_context import Rotary
 from .backbone import (
     Inputs,
@@ -140,20 +141,21 @@ def rotary_of(raw: nn.Module, layout: Packed) -> Rotary:
 def pooled(pooler: nn.Module, text: Tensor, layout: Packed) -> Tensor:
     """`MochiAttentionPool`: the mean of a prompt attends to itself and to the prompt; text [S,Dt] -> [N,D]."""
     n, heads, device = layout.segments, pooler.num_attention_heads, text.device
-    words = torch.tensor(layout.lengths, device=device, dtype=text.dtype)[:, None]
+    words = to_device(layout.lengths, device, text.dtype)[:, None]
     mean = text.new_zeros(n, text.shape[1]).index_add(0, layout.segment, text) / words.clamp_min(1)  # [N,Dt]
     order = torch.cat([torch.arange(n, device=device), layout.segment]).argsort(stable=True)  # mean, then prompt
     k, v = pooler.to_kv(torch.cat([mean, text])).index_select(0, order).unflatten(-1, (2, heads, -1)).unbind(1)
     lengths = [1 + length for length in layout.lengths]
     # not the model's backend: heads of the published size, 512, are too wide for FlashAttention
+    backend = "efficient" if device.type == "cuda" else "grouped"
     out = packed_attention(
-        heads_of(pooler.to_q(mean), heads), k, v, _segments([1] * n, device), _segments(lengths, device), "grouped"
+        heads_of(pooler.to_q(mean), heads), k, v, _segments([1] * n, device), _segments(lengths, device), backend
     )
     return pooler.to_out(out.flatten(-2))
 
 
 def _segments(lengths: list[int], device: torch.device) -> Segments:
-    cu_seqlens = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+    cu_seqlens = to_device([0, *accumulate(lengths)], device, torch.int32)
     return Segments(cu_seqlens, max(lengths), lengths)
 
 

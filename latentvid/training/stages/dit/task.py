@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ....attention import resolve_backend
+from ....attention import describe_backend, resolve_backend
 from ....config.schema import DitConfig
 from ....config.sections import UNKNOWN_FPS
 from ....errors import UserError
@@ -180,7 +180,9 @@ class DitTask(DitPacks):
     def new_model(self) -> VideoDiT | OpenBackbone:
         torch.manual_seed(self.config.run.seed)
         model = new_network(self.config, self.parts, self.dit) if self.published is None else self._published_model()
-        model.attention_backend = resolve_backend(self.config.attention, self.parts.device, compute_dtype(self.config))
+        device, dtype = self.parts.device, compute_dtype(self.config)
+        width = getattr(model, "head_width", None)
+        model.attention_backend = resolve_backend(self.config.attention, device, dtype, width)
         check_shared(self.sequence, model)
         model.sequence = self.sequence
         if self.config.keeps_base:
@@ -263,6 +265,9 @@ class DitTask(DitPacks):
         return self._passes_too * backbone_flops(self.model, *each)
 
     blank_pack = blank
+
+    def summary(self) -> str:
+        return f"{super().summary()}\n{describe_backend(self.model.attention_backend, self.parts.device)}"
 
     # --- training ---
 
