@@ -7,7 +7,7 @@ from diffusers.hooks import apply_group_offloading
 
 from latentvid.models.autoencoder import CausalVideoAutoencoder
 from latentvid.pipelines.latent_video import LatentVideoPipeline
-from latentvid.pipelines.sampling import Sampling
+from latentvid.pipelines.sampling import Request, Sampling
 
 CPU = torch.device("cpu")
 
@@ -26,13 +26,13 @@ def test_the_autoencoder_is_moved_before_its_pass(tiny_vae, name, shape):
     "how", [{"offload_type": "leaf_level"}, {"offload_type": "block_level", "num_blocks_per_group": 1}]
 )
 def test_group_offload_changes_no_number(tiny_pipeline, how):
-    clips = []
+    found = []
     for offloaded in (False, True):
         pipeline = LatentVideoPipeline.from_pretrained(tiny_pipeline)
         parts = (pipeline.transformer, pipeline.vae, pipeline.text_encoder) if offloaded else ()
         for part in parts:
             apply_group_offloading(part, onload_device=CPU, offload_device=CPU, **how)
-        clips += pipeline("a red 7", sampling=Sampling(steps=1, progress=False)).frames
-        latents = pipeline.encode([clips[0]])
-        clips += pipeline.decode(latents)
-    assert torch.equal(clips[0], clips[2]) and torch.equal(clips[1], clips[3])
+        latents = pipeline.sample([Request(prompt="a red 7", grid=(2, 8, 8))], Sampling(steps=1, progress=False))
+        clips = pipeline.decode(latents)
+        found.append([*latents, *clips, *pipeline.encode(clips)])
+    assert all(map(torch.equal, *found))
