@@ -232,7 +232,10 @@ def test_an_edit_does_not_depend_on_what_it_is_made_with(pipeline):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda p: edits.edit(p, [clip(5)], [RED], [RED], "swap"), "method 'swap': one of inversion, sdedit, tokenflow, flow"),
+        (
+            lambda p: edits.edit(p, [clip(5)], [RED], [RED], "swap"),
+            "method 'swap': one of inversion, sdedit, token",
+        ),
         (lambda p: edits.edit(p, [clip(5)], [RED], [RED], strength=0.0), "strength 0.0"),
         (lambda p: edits.edit(p, [clip(5, 20)], [RED], [RED], sampling=FAST), "20 x 24 pixels: .* multiples of 8"),
         (lambda p: tasks.interpolate(p, [clip(1)[0]], [clip(1, 24)[0]], [RED], 4), "first .* 16 x 24 .* last 24 x 24"),
