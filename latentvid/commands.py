@@ -6,6 +6,7 @@ torch, and what needs it, is imported once the options are read: --help and wron
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -37,6 +38,34 @@ def manifest() -> None:
     write_manifest(args.output, found.samples)
     print(found.summary())
     print(f"wrote {args.output}")
+
+
+@user_errors()
+def curation() -> None:
+    parser = Parser(
+        prog="python -m latentvid.curation",
+        description="Makes manifests for training of raw footage: shots, segments, measures, duplicates, captions, "
+        "filters (docs/curation.md).",
+    )
+    parser.add_argument("source", help="folder of footage, or a table of files and captions (.jsonl, .csv, .parquet)")
+    parser.add_argument("out", help="folder to write; the same command goes on with what is there")
+    parser.add_argument("--config", type=Path, help="curation.yaml; what it does not say is as docs/curation.md has it")
+    parser.add_argument("--workers", type=number("workers"), help="processes (default: one a processor)")
+    args = parser.parse_args()
+    from .config.parsing import load_config
+    from .curation.engine import running
+    from .curation.run import curate
+    from .curation.settings import Curation
+
+    settings = load_config(Curation, args.config)
+    workers = args.workers or os.cpu_count() or 1
+    summary = curate(settings, args.source, args.out, lambda: running(workers))
+    print(summary)
+    if not summary.train["segments"]:
+        raise UserError(f"nothing stays to train on: mend what is said above, or the filters of {args.config}")
+    if not summary.validation["segments"]:
+        print("no file is held out: raise split.validation, or give more files")
+    print(f"wrote {args.out}; a page about it: python -m latentvid.report {args.out}")
 
 
 @user_errors()

@@ -94,6 +94,16 @@ _NAMES: tuple[tuple[Range, str], ...] = (  # of the numbers that have each range
     (Range(1e-3, 86_400), "timeout_s"),
     (Range(0, 86_400), "retry_s"),
     (_whole(1, 4096), "batch"),
+    # curation
+    (Range(0, 1e3), "shots.threshold min_content"),
+    (Range(0, 3600), "shortest_s"),
+    (_whole(1, 10**5), "min_frames segments.max_frames"),
+    (_whole(0, 1000), "margin"),
+    (_whole(256, 2**26), "measures.area"),
+    (Range(0, 64), "distance"),
+    (_whole(1, 1000), "measures.frames captions.frames"),
+    (_whole(1, 10**5), "max_tokens"),
+    (_SHARE, "split.validation"),
     # optimiser and loop
     (_above(0, 10), "lr vector_lr adversarial_lr critic_lr"),
     (Range(0, 1, below=True), "betas momentum ema"),

@@ -61,6 +61,7 @@ MAY_IMPORT = {
     | {"programs"},
     "config": BASE - {"world"} | {"config", "diffusion"},
     "data": BASE - {"world"} | {"data"},
+    "curation": BASE | {"commands", "config", "data", "evaluation", "curation"},
     "adapters": BASE | {"commands", "models", "pipelines"},
     "pipelines": BASE | {"command_line", "attention", "text", "models", "diffusion", "data", "pipelines"},
 }
@@ -109,6 +110,8 @@ IMPORTED_LATE = {
     "cv2": "slow to import: one score",
     "sklearn": "slow to import: the demo's digits",
     "pyiqa": "optional: one score",
+    "ray": "optional: runs curations",
+    "scenedetect": "optional: shot detectors of curations",
 }
 
 
@@ -207,7 +210,7 @@ def test_the_library_never_imports_a_script(file):
 SCRIPTS = [path for folder in ("inference", "train", "vae") for path in sorted((ROOT / folder).glob("*.py"))]
 PROGRAMS = [
     *(path.relative_to(ROOT).as_posix() for path in SCRIPTS),
-    *(f"-m latentvid.{name}" for name in ("evaluation", "report", "preference", "adapters")),
+    *(f"-m latentvid.{name}" for name in ("evaluation", "report", "preference", "adapters", "curation")),
     *(f"-m latentvid.{name}" for name in ("data.manifest", "training.export")),
     *(
         f"-m latentvid.{name}"

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ..data.windows import Transform
 from ..demo.report import DEMO
 from ..errors import UserError
 from ..files import check_target, write_whole
 from ..page import LIMIT, Page, note
 from .configuration import configuration
 from .curves import efficiency, training_curves
+from .dataset import dataset_sections, read_dataset, sheets_folder, title_of
 from .facts import data, made_by, repeat, shown_path, summary, versions
 from .runs import KINDS, LOGS, Collection, Run, is_demo, is_run, labels, read_run
 from .samples import samples
@@ -92,6 +94,21 @@ def whole(make: Callable[[], str]) -> str:
         return make()
     except Exception as error:
         return note(f"This part cannot be shown: the folder holds what training does not write ({error!r:.200})")
+
+
+def write_dataset_report(place: Path, out: Path | None, transform: Transform, limit: int = LIMIT) -> Path:
+    """Writes one self-contained page about a data set: a curation's folder, or a manifest. transform: what training
+    makes of its clips. out: unset, report.html in the folder, or beside the manifest. Raises UserError as
+    `read_dataset` does."""
+    out = out or (place / "report.html" if place.is_dir() else place.with_suffix(".html"))
+    check_target(out, "--out")
+    page = Page(limit)
+    with sheets_folder() as sheets:
+        data = read_dataset(place, Path(sheets))
+        title, lead = title_of(data)
+        sections = [(name, whole(make)) for name, make in dataset_sections(page, data, transform)]
+    write_whole(out, page.html(title, lead, [("", sections)], made_by()))
+    return out
 
 
 # ----------------------------------------------------------------------------------------------------- folders of runs

@@ -1,0 +1,1 @@
+"""From raw footage to a manifest: stages over rows, run by Ray Data."""

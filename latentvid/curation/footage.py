@@ -1,0 +1,78 @@
+"""The files of a SOURCE: a folder of footage, or a table of files and captions."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from ..data.manifest.manifest import read_manifest
+from ..data.manifest.samples import Dropped
+from ..data.manifest.scan import MEDIA, folders
+from ..data.manifest.tables import ManifestError
+
+
+@dataclass(frozen=True)
+class File:
+    """source: its name in the footage, with slashes. path: where it is. captions: that a table has of it."""
+
+    source: str
+    path: str
+    captions: tuple[str, ...] = ()
+
+
+def find_files(place: str | os.PathLike, besides: str | os.PathLike) -> tuple[list[File], list[tuple[str, str]]]:
+    """(the videos and images of a folder, or of a table, in the order of their names; what is left out, by reason).
+
+    besides: a folder that does not count, where what is made goes. Raises ManifestError where there is none.
+    """
+    place, besides = os.path.abspath(place), os.path.realpath(besides)
+    if os.path.isdir(place):
+        files, dropped = _in_folder(place, besides)
+    elif os.path.exists(place):
+        files, dropped = _in_table(place)
+    else:
+        raise ManifestError(f"there is no {place}: give a folder of footage, or a table of files and captions")
+    if not files:
+        raise ManifestError(f"{place} holds no video and no image: files end in {', '.join(sorted(MEDIA)[:6])}, ...")
+    return sorted(files, key=lambda file: file.source), dropped
+
+
+def _in_folder(place: str, besides: str) -> tuple[list[File], list[tuple[str, str]]]:
+    dropped, files = Dropped(), []
+    left_out: list[tuple[str, str]] = []
+    for folder, names in folders(place, dropped):
+        if os.path.realpath(folder) == besides or os.path.realpath(folder).startswith(besides + os.sep):
+            continue
+        inside = os.path.relpath(folder, place)
+        for name in names:
+            source = name if inside == "." else f"{inside}/{name}".replace(os.sep, "/")
+            if os.path.splitext(name)[1].lower() not in MEDIA:
+                continue
+            if any(part.startswith(".") for part in source.split("/")):
+                left_out.append((source, "hidden"))
+            elif not _is_text(source):
+                left_out.append((ascii(source), "name-encoding"))
+            else:
+                files.append(File(source, os.path.join(folder, name)))
+    left_out += [(os.path.relpath(path, place), reason) for path, reason in dropped]
+    return files, sorted(left_out)
+
+
+def _in_table(place: str) -> tuple[list[File], list[tuple[str, str]]]:
+    manifest = read_manifest(place, check_files=False)
+    samples = manifest.samples
+    if samples.start is not None:
+        raise ManifestError(f"{place} has segments (start, end): give whole files, they are cut here")
+    files = {
+        name: File(name.replace(os.sep, "/"), samples.path(i), tuple(samples.captions(i)))
+        for i, name in enumerate(samples.paths)
+    }
+    return list(files.values()), sorted(manifest.dropped)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

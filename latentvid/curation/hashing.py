@@ -1,0 +1,127 @@
+"""Perceptual hashes of pictures, and which segments show the same by them.
+
+A hash is 64 bits: the signs of the low frequencies of a picture (Zauner 2010, "Implementation and benchmarking of
+perceptual image hash functions", the DCT hash), as an unsigned whole number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+
+HASHES_A_SECOND = 2
+SIDE, LOW = 32, 8  # a picture is shrunk to SIDE x SIDE; LOW x LOW frequencies of it count, without the mean's
+FLAT = 2.0  # levels: pictures whose shrunk luma differs less than that look all the same
+FLAT_HASH = 0
+BANDS, BAND_BITS = 4, 16
+CROWD = 2000  # hashes that agree in a band: what they have in common says nothing
+LEAST_SECONDS = 1.0  # that two segments must have in common, or the whole of the shorter one
+LEAST_SHARE = 0.5  # of the shorter one
+
+
+@cache
+def _cosines() -> np.ndarray:
+    """[LOW,SIDE], rows 1 to LOW of the DCT-II."""
+    n, k = np.arange(SIDE) + 0.5, np.arange(1, LOW + 1)[:, None]
+    return np.cos(math.pi * k * n / SIDE)
+
+
+def perceptual_hash(luma: np.ndarray) -> int:
+    """Of uint8 [H,W]; `FLAT_HASH` of a picture that has nothing in it."""
+    small = _means(_means(luma.astype(np.float64)).T).T
+    if small.max() - small.min() < FLAT:
+        return FLAT_HASH
+    low = (_cosines() @ small @ _cosines().T).ravel()
+    bits = np.rint(low * 1e6) > 0
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+def _means(rows: np.ndarray) -> np.ndarray:
+    """[N,M] -> [SIDE,M], means over equal parts of the rows, split where a part ends within one."""
+    count = len(rows)
+    sums = np.concatenate([np.zeros((1, rows.shape[1])), rows.cumsum(axis=0)])
+    edges = np.linspace(0, count, SIDE + 1)
+    whole = np.minimum(edges.astype(int), count - 1)
+    at = sums[whole] + (edges - whole)[:, None] * rows[whole]
+    return np.diff(at, axis=0) * SIDE / count
+
+
+def mirrored(value: int) -> int:
+    """The hash of the mirrored picture: odd frequencies across change their sign."""
+    odd = sum(1 << (63 - bit) for bit in range(64) if bit % LOW % 2 == 0)  # frequencies 1, 3, 5, 7 across
+    return value ^ odd if value != FLAT_HASH else value
+
+
+def same_as(
+    segments: Sequence[Sequence[int]], shots: Sequence[int], distance: float, mirror: bool = False
+) -> list[int]:
+    """Of each segment the number of the one that shows the same and stays, which is its own where it stays itself.
+
+    segments: hashes of each, `HASHES_A_SECOND`, those to keep before the others. shots: a number of the shot that each
+    is of: segments of one shot are not compared, for they follow each other. distance: bits of 64 in which the hashes
+    of what two have in common differ on average, at most. They have something in common where they agree when one is
+    moved along the other; it must last `LEAST_SECONDS`, and half of the shorter one.
+    """
+    same = list(range(len(segments)))
+    hashes = [np.array(segment, np.uint64) for segment in segments]
+    for a, b, shift, flipped in _candidates(hashes, np.array(shots, np.int64), mirror):
+        if same[a] != a or same[b] != b:
+            continue
+        if _differ(hashes[a], _mirrored(hashes[b]) if flipped else hashes[b], shift) <= distance:
+            same[b] = a
+    return same
+
+
+def _mirrored(hashes: np.ndarray) -> np.ndarray:
+    return np.array([mirrored(int(value)) for value in hashes], np.uint64)
+
+
+def _differ(a: np.ndarray, b: np.ndarray, shift: int) -> float:
+    """Mean bits that differ where hash n of a stands beside hash n - shift of b; infinite where that is too little."""
+    begin, end = max(0, shift), min(len(a), len(b) + shift)
+    shorter = min(len(a), len(b))
+    if end - begin < min(shorter, max(LEAST_SECONDS * HASHES_A_SECOND, LEAST_SHARE * shorter)):
+        return math.inf
+    one, other = a[begin:end], b[begin - shift : end - shift]
+    some = (one != FLAT_HASH) & (other != FLAT_HASH)
+    if some.sum() < 0.5 * len(one):
+        return math.inf
+    return float(np.bitwise_count(one[some] ^ other[some]).mean())
+
+
+def _candidates(hashes: list[np.ndarray], shots: np.ndarray, mirror: bool) -> list[tuple[int, int, int, bool]]:
+    """(a, b, shift, mirrored), a < b, b ascending: pairs of two shots of which hashes agree in a band but for one bit
+    (multi-index hashing, Norouzi, Punjani & Fleet 2012)."""
+    lengths = np.array([len(each) for each in hashes])
+    if not lengths.sum():
+        return []
+    value = np.concatenate(hashes)
+    of = np.repeat(np.arange(len(hashes)), lengths)
+    at = np.concatenate([np.arange(n) for n in lengths])
+    some = value != FLAT_HASH
+    value, of, at = value[some], of[some], at[some]
+    votes: Counter[tuple[int, int, int, bool]] = Counter()
+    for flipped in (False, True) if mirror else (False,):
+        asked = _mirrored(value) if flipped else value
+        for band in range(BANDS):
+            keys, questions = ((v >> np.uint64(BAND_BITS * band)) & np.uint64(0xFFFF) for v in (value, asked))
+            order = np.argsort(keys, kind="stable")
+            ranked = keys[order]
+            for flip in (0, *(1 << bit for bit in range(BAND_BITS))):
+                wanted = questions ^ np.uint64(flip)
+                low, high = (np.searchsorted(ranked, wanted, side) for side in ("left", "right"))
+                counts = np.where(high - low > CROWD, 0, high - low)
+                mine = np.repeat(np.arange(len(wanted)), counts)
+                places = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+                theirs = order[np.repeat(low, counts) + places]
+                pairs = (of[theirs] < of[mine]) & (shots[of[theirs]] != shots[of[mine]])  # a is asked for by b
+                a, b = theirs[pairs], mine[pairs]
+                shift = at[a] - at[b]
+                found, times = np.unique(np.stack([of[a], of[b], shift]), axis=1, return_counts=True)
+                for column, count in zip(found.T.tolist(), times.tolist(), strict=True):
+                    votes[(*column, flipped)] += count
+    return sorted(votes, key=lambda pair: (pair[1], pair[0], -votes[pair], pair[2], pair[3]))
