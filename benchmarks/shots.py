@@ -1,0 +1,59 @@
+"""How well shots are cut: cuts that a detector finds in a film against a list of its cuts that people looked at.
+
+    python benchmarks/shots.py FILM benchmarks/shots_bbb.json
+
+The list says the frames that begin a shot, and spans of frames of gradual changes (dissolves, fades), where a cut
+counts neither for nor against. A found cut is right within `--within` frames of a listed one, each of which counts once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+
+from latentvid.curation.probing import cut, probed
+from latentvid.curation.settings import Shots
+
+
+def score(found: Sequence[int], listed: Sequence[int], gradual: Sequence[Sequence[int]], within: int) -> dict:
+    """Precision, recall and F1, with the cuts that were missed and those that are none."""
+    left, wrong = sorted(listed), []
+    for number in sorted(found):
+        near = [each for each in left if abs(each - number) <= within]
+        if near:
+            left.remove(min(near, key=lambda each: abs(each - number)))
+        elif not any(begin <= number <= end for begin, end in gradual):
+            wrong.append(number)
+    right = len(listed) - len(left)
+    precision, recall = right / max(1, right + len(wrong)), right / max(1, len(listed))
+    f1 = 2 * precision * recall / max(1e-9, precision + recall)
+    return {"precision": precision, "recall": recall, "f1": f1, "missed": left, "wrong": wrong}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("film")
+    parser.add_argument("listed", help="JSON with `cuts` and `gradual`, frames of the film")
+    parser.add_argument("--detectors", nargs="+", default=["adaptive", "content"])
+    parser.add_argument("--within", type=int, default=1, help="frames (default 1)")
+    args = parser.parse_args()
+    with open(args.listed, encoding="utf-8") as file:
+        listed = json.load(file)
+    row = probed({"file": args.film, "source": args.film})
+    if row["frames"] != listed["frames"]:
+        parser.error(f"{args.film} has {row['frames']} frames, the list is of a film of {listed['frames']}")
+    for detector in args.detectors:
+        begun = time.process_time()
+        cuts = cut(row, Shots(detector=detector))["cuts"]
+        found = score(cuts, listed["cuts"], listed["gradual"], args.within)
+        print(
+            json.dumps(
+                {"detector": detector, "found": len(cuts), "cpu_s": round(time.process_time() - begun, 1), **found}
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()
