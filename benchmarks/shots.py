@@ -3,7 +3,7 @@
     python benchmarks/shots.py FILM benchmarks/shots_bbb.json
 
 The list says the frames that begin a shot, and spans of frames of gradual changes (dissolves, fades), where a cut
-counts neither for nor against. A found cut is right within `--within` frames of a listed one, each of which counts once.
+counts neither for nor against. A found cut is right within `--within` frames of a listed one, which counts once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def score(found: Sequence[int], listed: Sequence[int], gradual: Sequence[Sequenc
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("film")
     parser.add_argument("listed", help="JSON with `cuts` and `gradual`, frames of the film")
     parser.add_argument("--detectors", nargs="+", default=["adaptive", "content"])

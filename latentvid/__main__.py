@@ -26,6 +26,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "Data": {
         "manifest": Command("commands:manifest", "make a manifest of a folder of clips and captions"),
+        "curate": Command("commands:curation", "make manifests of raw footage: shots, measures, filters, captions"),
         "encode": Command("programs.encode_latents:main", "encode a manifest into a cache of latents and text states"),
     },
     "Training": {
@@ -33,7 +34,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "train-dit": Command("programs.train_dit:main", "train the diffusion transformer, or tune a published model"),
         "distill": Command("programs.distill:main", "distil a pipeline to fewer steps"),
         "preference": Command("commands:preference", "make tables of pairs for preference tuning"),
-        "report": Command("report.__main__:main", "make a page about a run, or several side by side"),
+        "report": Command("report.__main__:main", "make a page about a run, several side by side, or a data set"),
         "export": Command("commands:export", "export a run's checkpoint in diffusers' format"),
     },
     "Generation": {
