@@ -56,15 +56,16 @@ class Row(NamedTuple):
     arguments: dict[str, Any]
 
 
-def step(size: str, pack: str, recompute: bool, tiny: bool, backend: str = "auto") -> Row:
+def step(size: str, pack: str, recompute: bool, tiny: bool, backend: str = "auto", attention: str = "full") -> Row:
     if pack == "long":  # one clip of 32k tokens
         grids = [TINY_CLIP if tiny else (32, 32, 32)]
     elif pack == "mixed":
         grids = TINY_MIXED if tiny else MIXED
     else:
         grids = [TINY_CLIP if tiny else CLIP] * PACKS[pack]
-    name = f"step {size} {pack}{' recompute' if recompute else ''}{'' if backend == 'auto' else f' {backend}'}"
-    return Row(name, "step", {"grids": grids, "recompute": recompute, "backend": backend, **network(size, tiny)})
+    more = ["recompute"] * recompute + [attention] * (attention != "full") + [backend] * (backend != "auto")
+    ways = {"recompute": recompute, "backend": backend, "attention": attention}
+    return Row(" ".join(["step", size, pack, *more]), "step", {"grids": grids, **ways, **network(size, tiny)})
 
 
 def peer(name: str, pack: str, recompute: bool, tiny: bool) -> Row:
@@ -104,6 +105,8 @@ def rows(tiny: bool) -> list[Row]:
     found = [attention(tiny), step("1B", "32k", False, tiny), step("1B", "32k", True, tiny), attention(tiny, "fp32")]
     found += [peer(name, "32k", True, tiny) for name in PEERS]
     found += [step("1B", "32k", False, tiny, "sdpa")]  # a call a segment, by the kernel that the peers have
+    # causal: keys copied for each latent frame, and FlexAttention's blocks, which copy none
+    found += [step("1B", "long", True, tiny, backend, "causal") for backend in ("auto", "flex")]
     found += [step(size, "32k", recompute, tiny) for size in ("3B", "0.4B", "0.1B") for recompute in (True, False)]
     found += [vae(name, frames, tiny) for frames in (17, 129) for name in VAES]
     found += [step("1B", pack, False, tiny) for pack in ("16k", "long", "mixed")]

@@ -38,12 +38,13 @@ def step(
     text_width: int,
     recompute: bool,
     backend: str,
-    **network: int,
+    **network: Any,
 ) -> dict:
     """Our step on a pack of clips of these token grids: fp32 weights, bf16 autocast, compiled blocks and not."""
     with bench.device:
         model = VideoDiT(latent_channels=CHANNELS, patch=PATCH, text_width=text_width, **network).train()
-    model.attention_backend = resolve_backend(backend, bench.device, torch.bfloat16)
+    backend = resolve_backend(backend if bench.cuda else "auto", bench.device, torch.bfloat16, model.head_width)
+    model.attention_backend = backend
     grids = [tuple(grid) for grid in grids]
     layout, words = Packed.of(grids).to(bench.device), Packed.of_lengths([text] * len(grids)).to(bench.device)
     tokens = torch.randn(layout.tokens, CHANNELS * PATCH**2, device=bench.device)

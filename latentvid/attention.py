@@ -8,6 +8,7 @@ Axes: T query tokens, S key tokens, A heads, K head width. Segment i of the quer
 | `fa3`, `fa4`| Hopper; Blackwell; as `torch`    | FlashAttention 3, 4 in its place, of their own packages         |
 | `flash`     | CUDA, fp16/bf16                  | the flash-attn package (extra `flash`)                          |
 | `efficient` | CUDA, fp32/fp16/bf16             | memory-efficient attention inside torch: the choice in fp32     |
+| `flex`      | CUDA, compiled                   | causal self-attention by FlexAttention, without copies of keys  |
 | `grouped`   | any device, any dtype            | segments of about equal length as one product; the CPU's choice |
 | `sdpa`      | any device, any dtype            | one segment after another: the exact, slow reference            |
 """
@@ -16,12 +17,14 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Callable
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from .errors import UserError
 from .kernels import grouped_attention
@@ -74,6 +77,22 @@ def _efficient(q: Tensor, k: Tensor, v: Tensor, layout_q: Segments, layout_kv: S
     )[0][0]
 
 
+def _beside_flex(q: Tensor, k: Tensor, v: Tensor, layout_q: Segments, layout_kv: Segments) -> Tensor:
+    """Of models with `flex`, all attention but the causal one."""
+    return BACKENDS[_automatic(q.device, q.dtype)](q, k, v, layout_q, layout_kv)
+
+
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
+    """`flex`: q, k and v [T,A,K] of a pack -> [T,A,K]; each token attends to what the mask says."""
+    attend = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
+    return attend(*(x.transpose(0, 1)[None] for x in (q, k, v)), block_mask=mask)[0].transpose(0, 1)
+
+
+@cache
+def _compiled_flex() -> Callable[..., Tensor]:
+    return torch.compile(flex_attention, dynamic=True)
+
+
 def _grouped(q: Tensor, k: Tensor, v: Tensor, layout_q: Segments, layout_kv: Segments) -> Tensor:
     return grouped_attention(q, k, v, layout_q.cu_seqlens, layout_kv.cu_seqlens)
 
@@ -84,6 +103,7 @@ BACKENDS = {
     "fa4": _torch,
     "flash": _flash,
     "efficient": _efficient,
+    "flex": _beside_flex,
     "grouped": _grouped,
     "sdpa": _sdpa,
 }
@@ -114,6 +134,8 @@ def resolve_backend(name: str, device: torch.device | str, dtype: torch.dtype, h
         )
     if found == "efficient" and not (cuda and (half or dtype == torch.float32)):
         raise UserError(f"attention backend {name!r} needs CUDA, got {device} and {str(dtype)[6:]}: use 'auto'")
+    if found == "flex" and not cuda:
+        raise UserError(f"attention backend {name!r} needs CUDA, got {device}: use 'auto'")
     if found == "flash" and importlib.util.find_spec("flash_attn") is None:
         raise UserError("attention backend 'flash' needs the flash-attn package: pip install latentvid[flash]")
     if head_width is not None:
@@ -198,6 +220,7 @@ def describe_backend(name: str, device: torch.device | str) -> str:
         "fa4": "FlashAttention 4 by torch's varlen_attn",
         "flash": "the flash-attn package",
         "efficient": f"memory-efficient attention in torch {torch.__version__}",
+        "flex": "FlexAttention where it is causal, else what auto would take",
         "grouped": "batched products of segments of about equal length",
         "sdpa": "one segment after another",
     }

@@ -303,7 +303,7 @@ class DitConfig(TrainingConfig):
     samples: DitSamples = field(default_factory=DitSamples)
     inference: Inference = field(default_factory=Inference)
     validation: DitValidation = field(default_factory=DitValidation)
-    attention: str = _help("backend: auto, torch, fa3, fa4, flash, efficient, grouped or sdpa", default="auto")
+    attention: str = _help("backend: auto, torch, fa3, fa4, flash, efficient, flex, grouped or sdpa", default="auto")
 
     def __post_init__(self) -> None:
         super().__post_init__()

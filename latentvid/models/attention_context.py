@@ -24,11 +24,13 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
-from ..attention import packed_attention
+from ..attention import masked_attention, packed_attention
 from ..packing import Grid, Packed, Reference, Segments, Shape
 from ..sequence import SequenceGroup
 from ..transfer import to_device
+from .causal_mask import causal_mask
 from .key_value_cache import BlockCache
 
 ATTENTIONS = ("full", "factorised", "causal", "inflated")
@@ -49,6 +51,7 @@ class AttentionContext:
         None: each key stands in one segment.
     sequence: the processes that share the pack, of which this one has a piece; None: this one has all.
     cache: keys and values of past frames, which stand before the pack's.
+    mask: of causal attention by FlexAttention, in the place of `gather`.
     moving: bool [T,1], tokens of samples of more than one latent frame, which alone temporal blocks change; None: all.
     """
 
@@ -65,6 +68,7 @@ class AttentionContext:
     sequence: SequenceGroup | None = None
     cache: BlockCache | None = None
     moving: Tensor | None = None
+    mask: BlockMask | None = None
 
     def arrange(self, x: Tensor) -> Tensor:
         return x if self.order is None else x.index_select(0, self.order)
@@ -76,6 +80,8 @@ class AttentionContext:
         """Self-attention: [T,A,K] each -> [T,A,K]."""
         if self.cache is not None:
             k, v = self.cache.extended(k, v)
+        if self.mask is not None:
+            return masked_attention(q, k, v, self.mask)
         if self.gather is not None:
             k, v = k.index_select(0, self.gather), v.index_select(0, self.gather)
         if self.sequence is None:
@@ -122,6 +128,8 @@ def make_contexts(
     if layout.references:
         raise ValueError(f"{attention} attention has no place for references: they need full attention")
     if attention == "causal":
+        if backend == "flex" and past is None:
+            return (replace(context, mask=causal_mask(layout)),)
         return (_causal(context, layout, past or [0] * layout.segments),)
     frames, along_time = _frames(layout), _along_time(context, layout)
     if attention == "inflated":

@@ -1,7 +1,10 @@
 """A training step on a GPU makes the host wait once, where it reads the loss and the norms that say whether there is a
 step at all: counted on CUDA tensors without storage."""
 
+import warnings
+from collections import Counter
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,8 +21,7 @@ from latentvid.training.optim import make_optimizer
 from latentvid.training.parallel.strategy import Whole
 from latentvid.training.stages.dit.task import DitTask
 from latentvid.training.step import Stepper
-
-pytestmark = pytest.mark.usefixtures("cuda_without_a_driver")
+from latentvid.training.trainer import train
 
 
 def waits_of(config):
@@ -60,13 +62,13 @@ def waits_of(config):
         ["model.attention=factorised", "given.first=0.5", "scheduler.path=ddpm", "scheduler.target=v"],
     ],
 )
-def test_a_step_from_a_cache_reads_once(dit_config, tmp_path, of_config):
+def test_a_step_from_a_cache_reads_once(cuda_without_a_driver, dit_config, tmp_path, of_config):
     waits = waits_of(dit_config(tmp_path, "train.mixed_precision=bf16", *of_config))
     assert waits.reads.total() == 5 and waits.lines == {"training/step.py read"}  # loss, 3 counts, and the norm
     assert not waits.copies
 
 
-def test_a_step_from_clips_reads_once(dit_config, digits_data, tmp_path, monkeypatch):
+def test_a_step_from_clips_reads_once(cuda_without_a_driver, dit_config, digits_data, tmp_path, monkeypatch):
     monkeypatch.setattr(
         streaming, "choose_cut", lambda side, b, frames, h, w, budget: streaming.Cut(frames, 0, b, h, w)
     )
@@ -87,3 +89,24 @@ def test_what_waits_is_counted():
         with pytest.raises(DynamicOutputShapeException):
             x[x > 0]
     assert waits.reads.total() == 1 + 3 and waits.copies.total() == 3
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_a_step_on_a_gpu_waits_once(dit_config, tmp_path):
+    """As torch itself counts."""
+
+    class Watched(DitTask):
+        def loss(self, model, pack, step):
+            if step == 3:  # what is made at first may wait
+                torch.cuda.set_sync_debug_mode("warn")
+            return super().loss(model, pack, step)
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            train(dit_config(tmp_path, "train.steps=9", "checkpoint.every=0", "data.packs_per_step=1"), Watched)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    lines = Counter(Path(each.filename).name for each in said if "synchronizing CUDA operation" in str(each.message))
+    assert lines["step.py"] == 6, lines  # one a step, of steps 4 to 9
