@@ -44,6 +44,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "interpolate": Command("programs.interpolate:main", "fill in frames between two pictures, or of a clip"),
         "inpaint": Command("programs.inpaint:main", "paint a part of a video anew"),
         "edit": Command("programs.edit:main", "change what a video shows by a prompt"),
+        "style": Command("programs.style:main", "show a video in the look of a picture"),
         "long": Command("programs.long:main", "a long video from a prompt"),
         "upscale": Command("programs.upscale:main", "make a clip larger, or give it more frames"),
         "adapters": Command("commands:adapters", "merge or show files of LoRA"),

@@ -164,6 +164,7 @@ _NAMES: tuple[tuple[Range, str], ...] = (  # of the numbers that have each range
     (_whole(1, 10_000), "steps num_inference_steps teacher_steps n_max n_avg keyframe_every"),
     (Range(0, 1000), "guidance guidance_scale guidance_low guidance_embedded source_guidance"),
     (Range(-100, 100), "lora_scale"),
+    (Range(0, 100), "style_scale"),
     (_SHARE, "guidance_rescale guidance_interval strength level control_start control_end"),
     (_whole(0, 10_000), "zero_init n_min"),
     (Range(0, 1e4), "reconstruction_weight"),

@@ -78,6 +78,7 @@ def shape(path: Path) -> tuple[int, int, int, float]:
 
 INPAINT = ("--clip", "clip.mp4", "--prompt", "a red 7", "--mask")
 EDIT = ("--clip", "clip.mp4", "--prompt", "a red 7")
+STYLE = ("--clip", "clip.mp4", "--style", "b.png")
 FLOW = ("--method", "flow", "--source", "a blue 3")
 TWO = ("--first", "a.png", "--last", "b.png")
 
@@ -162,6 +163,12 @@ def test_edit_by_a_model_of_images_keeps_length_rate_size_and_sound(run, image_p
     assert status == 2 and "trained on clips alone (up to 5 frames)" in said
 
 
+def test_a_clip_in_the_look_of_a_picture_keeps_length_rate_size_and_sound(run, tmp_path):
+    status, said, _ = run("style", *STYLE, "--prompt", "a red 7", "--strength", 0.5, "--style-scale", 1.5)
+    assert status == 0 and "in the look of b.png, by shared attention" in said
+    assert shape(tmp_path / "out.mp4") == (6, 16, 24, 12.0) and has_sound(tmp_path / "out.mp4")
+
+
 def test_models_without_given_frames_say_how_they_do_it(run, tiny_pipeline, tmp_path):
     words = ("--image", "a.png", "--prompt", "a red 7")
     status, said, _ = run("i2v", *words, model=tiny_pipeline)
@@ -192,6 +199,12 @@ def test_models_without_given_frames_say_how_they_do_it(run, tiny_pipeline, tmp_
         (("edit", *EDIT, *FLOW, "--strength", 0.5), "--strength is of the other methods: give --n-max"),
         (("edit", *EDIT, *FLOW, "--n-max", 99), "n_max 99 of 2 steps"),
         (("edit", *EDIT, *FLOW, "--n-avg", 0), "--n-avg 0: must be a whole number"),
+        (
+            ("style", "--clip", "clip.mp4", "--style", "silent.mp4"),
+            "silent.mp4 has 6 frames where one picture is wanted",
+        ),
+        (("style", *STYLE, "--solver", "heun"), "solver 'euler', not 'heun'"),
+        (("style", *STYLE, "--strength", 2), "--strength 2: must be a finite number"),
         (("t2v", "--prompt", "a", "--tokens-per-pack", 99), "--tokens-per-pack is of --prompts"),
         (("interpolate", "--clip", "clip.mp4", "--factor", 1), "6 frames at 1 times"),
         (("interpolate", *TWO, "--between", 0), "--between 0: must be a whole number"),
@@ -221,7 +234,7 @@ def test_interpolate_wants_two_pictures_or_a_clip(words, run):
     assert status == 2 and "give --first and --last, or --clip" in said
 
 
-@pytest.mark.parametrize("script", ["i2v", "interpolate", "inpaint", "edit"])
+@pytest.mark.parametrize("script", ["i2v", "interpolate", "inpaint", "edit", "style"])
 def test_help_is_printed(script, run):
     status, said, _ = run(script, "--help")
-    assert status == 0 and "--negative-prompt" in said and ("--condition" in said) == (script != "edit")
+    assert status == 0 and "--negative-prompt" in said and ("--condition" in said) == (script not in ("edit", "style"))
