@@ -1,0 +1,126 @@
+"""How well near-duplicates are found: copies of footage that are re-encoded, scaled, cropped and mirrored.
+
+    python benchmarks/duplicates.py FILM [FILM ...] --out FOLDER
+
+Of each film it makes a copy of each kind, cuts all of them into shots and segments as `latentvid curate` does, and asks
+which segments show the same. A segment of a copy is found where it is said to show the same as one of the original at
+the same time (recall), and a pair that is said to be the same is right where it is such a one (precision): pairs of two
+times of a film are wrong, whatever they show.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from latentvid.curation.hashing import perceptual_hash, same_as
+from latentvid.curation.measuring import hashed_frames
+from latentvid.curation.probing import cut, each_frame, fitted_size, probed, segments
+from latentvid.curation.settings import Measures, Segments, Shots
+from latentvid.data.signals import LUMA
+from latentvid.data.transforms import fit
+from latentvid.data.video.reading import read_chunks
+from latentvid.data.video.writing import clip_writer
+
+
+def scaled(pixels: Tensor) -> Tensor:
+    height, width = pixels.shape[1:3]
+    return fit(pixels, height * 3 // 5 // 2 * 2, width * 3 // 5 // 2 * 2)
+
+
+def cropped(pixels: Tensor) -> Tensor:
+    """Without 5% of each side's length, at the top and the left, where the middle is moved by it."""
+    height, width = pixels.shape[1:3]
+    down, across = round(height * 0.05), round(width * 0.05)
+    return pixels[:, down : down + (height - down) // 2 * 2, across : across + (width - across) // 2 * 2]
+
+
+COPIES: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
+    "re-encoded": (35, lambda pixels: pixels),
+    "scaled": (23, scaled),
+    "cropped": (23, cropped),
+    "mirrored": (23, lambda pixels: pixels.flip(2)),
+}
+
+
+def copy(film: Path, kind: str, out: Path) -> Path:
+    place = out / kind / film.name
+    if place.is_file():
+        return place
+    crf, change = COPIES[kind]
+    chunks = (change(chunk) for chunk in read_chunks(film, 64, 64))
+    first = next(chunks)
+    height, width = (side // 2 * 2 for side in first.shape[1:3])
+    with clip_writer(place, height, width, probed({"file": str(film), "source": ""})["fps"], crf=crf) as write:
+        write(first[:, :height, :width].contiguous())
+        for chunk in chunks:
+            write(chunk[:, :height, :width].contiguous())
+    return place
+
+
+def hashed(film: Path) -> list[dict]:
+    """The segments of a film with their hashes."""
+    row = cut(probed({"file": str(film), "source": film.name}), Shots())
+    found, _ = segments(row, Segments())
+    wanted = {each["first"] + n: each for each in found for n in hashed_frames(each["count"], row["fps"])}
+
+    def take(number: int, frame) -> None:
+        if number in wanted:
+            luma = (torch.from_numpy(frame).float() @ torch.tensor(LUMA)).round().to(torch.uint8)
+            wanted[number].setdefault("hashes", []).append(perceptual_hash(luma.numpy()))
+
+    size = fitted_size(row["height"], row["width"], Measures().area)
+    each_frame(row["file"], 0, row["frames"], take, size)
+    return [{**each, "film": film.name} for each in found]
+
+
+def score(originals: list[dict], copies: list[dict], distance: float, mirror: bool) -> dict:
+    every = [*originals, *copies]
+    names = [(n >= len(originals), each["film"], each["shot"]) for n, each in enumerate(every)]
+    shots = {name: n for n, name in enumerate(dict.fromkeys(names))}
+    same = same_as([each["hashes"] for each in every], [shots[name] for name in names], distance, mirror)
+
+    def right(n: int) -> bool:
+        a, b = every[n], every[same[n]]
+        return (
+            n >= len(originals) > same[n] and a["film"] == b["film"] and a["start"] < b["end"] and b["start"] < a["end"]
+        )
+
+    said = [n for n, other in enumerate(same) if other != n]
+    good = sum(map(right, said))
+    return {
+        "distance": distance,
+        "copies": len(copies),
+        "found": good,
+        "recall": good / max(1, len(copies)),
+        "said": len(said),
+        "precision": good / max(1, len(said)),
+        "wrong": [(every[n]["film"], every[n]["start"], every[same[n]]["start"]) for n in said if not right(n)][:20],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("films", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the copies")
+    parser.add_argument("--distances", nargs="+", type=float, default=[6, 8, 10, 12, 14])
+    args = parser.parse_args()
+    originals = [each for film in args.films for each in hashed(film)]
+    print(json.dumps({"films": len(args.films), "segments": len(originals)}), flush=True)
+    for kind in COPIES:
+        begun = time.process_time()
+        copies = [each for film in args.films for each in hashed(copy(film, kind, args.out))]
+        spent = time.process_time() - begun
+        for distance in args.distances:
+            found = score(originals, copies, distance, kind == "mirrored")
+            print(json.dumps({"kind": kind, **found, "cpu_s": round(spent, 1)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
