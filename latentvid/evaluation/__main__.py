@@ -6,11 +6,14 @@ CLIPS and REAL are folders of videos and images, single files, or manifests. Pri
 scores.md and clips.html, a page of the best and worst clips; every score comes with the number of clips, an interval,
 and what real clips get against real ones. Rows are kept, so that a run that was stopped goes on where it was; the
 processes of a launch share the work.
+
+`edit CLIPS EDITED ...` scores edits of clips instead: its options: -m latentvid.evaluation edit --help.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +22,7 @@ from ..errors import user_errors
 from .defaults import COMMON, PICTURES, RESAMPLES, RESIZINGS, SCORE_NAMES, SHOWN
 
 if TYPE_CHECKING:
+    from .edits.scoring import EditsConfig
     from .scoring import ScoringConfig
 
 
@@ -70,7 +74,36 @@ def parse() -> ScoringConfig:
     return ScoringConfig(**values | ({"size": tuple(values["size"])} if "size" in values else {}))
 
 
+def parse_edit(given: list[str]) -> EditsConfig:
+    parser = Parser(
+        prog="python -m latentvid.evaluation edit",
+        description="Scores edits of real clips: what was to stay (PSNR, LPIPS, structure), what was asked for (CLIP, "
+        "or measures of one's own), and flicker by the clips' own flow (docs/editing.md).",
+        argument_default=argparse.SUPPRESS,
+    )
+    add = parser.add_argument
+    add("clips", type=Path, metavar="CLIPS", help="folder of the clips that were edited")
+    add("edited", type=Path, nargs="+", metavar="EDITED", help="folders of their edits, one a method, of equal names")
+    add("--masks", type=Path, help="folder of pictures or videos of equal names, white where the change was asked for")
+    add("--captions", type=Path, metavar="FILE", help="table of what the edits are to show (default: as beside them)")
+    add("--source-captions", type=Path, metavar="FILE", help="table of what the clips show (default: as beside them)")
+    add("--measures", nargs="+", metavar="MODULE:NAME", help="further ones, such as latentvid.demo.edits:JUDGED")
+    add("--weights", type=Path, metavar="DIR", help="folder of lpips/, clip/, raft/ and vbench/ (DINO)")
+    add("--device", help="cuda, cpu, ... (default: cuda where there is one)")
+    add("--out", type=Path, help="folder for edits.json and edits.md (default edits)")
+    values = vars(parser.parse_args(given))
+    from .edits.scoring import EditsConfig
+
+    return EditsConfig(**values)
+
+
 def main() -> None:
+    if sys.argv[1:2] == ["edit"]:
+        config = parse_edit(sys.argv[2:])
+        from .edits.scoring import score_edits
+
+        print(score_edits(config).text(), flush=True)
+        return
     config = parse()
     from .scoring import score_clips
 

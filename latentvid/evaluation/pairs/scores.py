@@ -51,7 +51,7 @@ class LpipsRows:
     needs = frozenset({"pair"})
 
     def __init__(self, weights: Path | None, device: torch.device, network: Lpips | None = None) -> None:
-        self.network, self.device = (network or _network(weights)).to(device), device
+        self.network, self.device = (network or lpips_network(weights)).to(device), device
         self.fingerprint = f"lpips: {self.network.net} {module_fingerprint(self.network, {})[:16]}"
 
     def __call__(self, clip: Clip) -> Tensor:
@@ -60,7 +60,8 @@ class LpipsRows:
         return frame_distances(self.network, clip.pixels.to(self.device), pair.to(self.device))[:, None].cpu()
 
 
-def _network(weights: Path | None) -> Lpips:
+def lpips_network(weights: Path | None) -> Lpips:
+    """Of `weights`/lpips, or what this machine has by itself. Raises UserError where there is none."""
     if weights is not None and (weights / "lpips").is_dir():
         return load_lpips(weights / "lpips", LPIPS_NET)
     try:

@@ -46,15 +46,28 @@ class Dino(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised pictures [F,3,H,W] -> [F,D], the class token's."""
+        x = self._embedded(x)
+        for block in self.vit.blocks:
+            x = block(x)
+        return self.vit.norm(x)[:, 0]
+
+    def keys(self, x: Tensor) -> Tensor:
+        """Normalised pictures [F,3,H,W] -> [F,n,D]: the last layer's keys of all tokens, the class token's first, heads
+        side by side."""
+        x = self._embedded(x)
+        *before, last = self.vit.blocks
+        for block in before:
+            x = block(x)
+        return last.attn.qkv(last.norm1(x)).chunk(3, dim=-1)[1]
+
+    def _embedded(self, x: Tensor) -> Tensor:
+        """[F,3,H,W] -> [F,n,D]"""
         patches = self.vit.patch_embed.proj(x)
         height, width = patches.shape[-2:]
         tokens = torch.cat(
             [self.vit.cls_token.expand(len(x), -1, -1), rearrange(patches, "F D h w -> F (h w) D")], dim=1
         )
-        x = tokens + self._positions(height, width)
-        for block in self.vit.blocks:
-            x = block(x)
-        return self.vit.norm(x)[:, 0]
+        return tokens + self._positions(height, width)
 
     def _positions(self, height: int, width: int) -> Tensor:
         own, side = self.vit.pos_embed, SIDE // 16
@@ -77,6 +90,14 @@ def dino_pictures(pixels: Tensor) -> Tensor:
     return (x - mean) / std
 
 
+def open_dino(weights: Path | None, device: torch.device) -> Dino:
+    """Of `weights`/vbench/dino_vitbase16_pretrain.pth. Raises UserError where it is not there."""
+    file = network_file(weights, DINO, "https://github.com/facebookresearch/dino has it")
+    network = Dino()
+    fill(network.vit, read_weights(file), file)
+    return network.eval().requires_grad_(False).to(device)
+
+
 class SubjectRows:
     """A row a frame but the first, float64 (`consistency` of DINO's features).
 
@@ -89,9 +110,7 @@ class SubjectRows:
 
     def __init__(self, weights: Path | None, device: torch.device, network: Dino | None = None) -> None:
         if network is None:
-            file = network_file(weights, DINO, "https://github.com/facebookresearch/dino has it")
-            network = Dino()
-            fill(network.vit, read_weights(file), file)
+            network = open_dino(weights, device)
         self.network, self.device = network.eval().requires_grad_(False).to(device), device
         self.fingerprint = f"{self.name}: DINO ViT-B/16 {module_fingerprint(self.network, {})[:16]}"
 
