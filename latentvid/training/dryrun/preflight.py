@@ -17,6 +17,8 @@ from ...models.flops import TRAINING, GridFlops, peak_flops
 from ...packing import Shape
 from ..monitor.efficiency import rank_balance
 from ..task import Pack, Task
+from .cards import Pack as CardPack
+from .cards import cards_table
 from .estimate import H200, Step, peak_bytes, step_seconds
 from .memory import PassBytes, StateBytes, activation_bytes, largest, pass_bytes, size, state_bytes
 from .words import count, duration, in_bytes, indented, si
@@ -82,6 +84,7 @@ def preflight(config: TrainingConfig, task: Task, plan: Plan, *, world: int, dev
         _packs(config, task, plan, simulation, ranks),
         _arithmetic(config, task, simulation, world, device),
         _memory(config, task, memory, device),
+        _cards(config, task, plan, simulation, memory),
         _times(config, task, plan, simulation, world, device),
         _warnings(config, task, plan, simulation),
     ]
@@ -264,6 +267,18 @@ def _memory(config: TrainingConfig, task: Task, memory: Memory, device: torch.de
     if ways > 1:
         lines.append("  recomputing: with train.gradient_checkpointing=true")
     return "\n".join(lines)
+
+
+def _cards(config: TrainingConfig, task: Task, plan: Plan, simulation: Simulation, memory: Memory) -> str:
+    if config.train.sequence_parallel > 1:  # smaller packs are cut among processes, which another number changes
+        return ""
+    pack = CardPack(
+        tokens=max(sum(shape.tokens for shape in shapes) for shapes in simulation.packs),
+        sample=int(np.max(task.tokens)),
+        packs=plan.packs,
+    )
+    recomputing = config.train.gradient_checkpointing and task.recomputes
+    return cards_table(memory.rows, sum(map(size, task.frozen)), pack, recomputing)
 
 
 def _largest(passes: Sequence[PassBytes], processes: int) -> PassBytes:

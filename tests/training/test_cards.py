@@ -1,0 +1,57 @@
+"""What a dry run says fits on GPUs of common sizes."""
+
+import pytest
+import torch
+
+from latentvid.training.dryrun.cards import CARDS, Pack, cards_table, fit
+from latentvid.training.dryrun.memory import StateBytes
+from latentvid.training.dryrun.preflight import preflight
+from latentvid.training.launch import make_plan
+from latentvid.training.stages.dit.task import DitTask
+
+GIB = 2**30
+PACK = Pack(tokens=8192, sample=1000, packs=4)
+ROWS = [  # most, and most recomputing; fixed are 8 GiB on one device and 2 on each of eight
+    ("single", 1, StateBytes(2 * GIB, 2 * GIB, 2 * GIB, 2 * GIB), [48 * GIB, 24 * GIB]),
+    ("DDP", 8, StateBytes(2 * GIB, 2 * GIB, 2 * GIB, 2 * GIB), [48 * GIB, 25 * GIB]),
+    ("FSDP2", 8, StateBytes(GIB, GIB / 2, GIB / 4, GIB / 4), [42 * GIB, 18 * GIB]),
+]
+RECOMPUTE = "--train.gradient_checkpointing=true"
+
+
+@pytest.mark.parametrize(
+    ("room", "strategy", "settings", "most"),
+    [
+        (50, "single", (), 48),
+        (30, "single", (RECOMPUTE,), 24),
+        # 0.9 x 8192 x (16 - 8) / (24 - 8) = 3686 tokens, by whole 256: 3584; 4 x 8192 tokens are 10 such packs
+        (16, "single", (RECOMPUTE, "--data.tokens_per_pack=3584", "--data.packs_per_step=10"), 8 + 16 * 3584 / 8192),
+        # on one device not a sample fits; on eight 0.9 x 8192 x (8 - 2) / (18 - 2) = 2764, 2560; 13 packs, 16 for eight
+        (8, "FSDP2", (RECOMPUTE, "--data.tokens_per_pack=2560", "--data.packs_per_step=16"), 2 + 16 * 2560 / 8192),
+    ],
+)
+def test_the_fewest_processes_and_changes_that_fit(room, strategy, settings, most):
+    found = fit(ROWS, 0.0, PACK, False, room * GIB)
+    assert (found.strategy, found.settings) == (strategy, settings) and found.most == pytest.approx(most * GIB)
+
+
+def test_frozen_networks_take_room_and_what_recomputes_is_not_told_to():
+    assert fit(ROWS, 10 * GIB, PACK, False, 50 * GIB).settings == (RECOMPUTE,)
+    assert fit(ROWS, 0.0, PACK, True, 50 * GIB).settings == ()
+    assert fit(ROWS, 0.0, PACK, False, GIB) is None
+
+
+def test_the_table_has_a_line_a_card_with_a_command():
+    lines = cards_table(ROWS, 0.0, PACK, False).splitlines()
+    assert [line.split()[0] for line in lines[2:]] == [str(card) for card in CARDS]
+    assert "tokens_per_pack=1024" in lines[2] and lines[5].endswith(RECOMPUTE) and lines[6].endswith("nothing")
+    alone = cards_table(ROWS[2:], 0.0, PACK, False)
+    assert "accelerate launch --config_file configs/accelerate/fsdp2.yaml --num_processes 8" in alone
+    assert "adapter.kind=lora" in cards_table(ROWS, 200 * GIB, PACK, False)
+
+
+def test_a_dry_run_has_it(dit_config, tmp_path):
+    config = dit_config(tmp_path)
+    task = DitTask(config, torch.device("cpu"))
+    text = preflight(config, task, make_plan(config, task), world=1, device=torch.device("cpu")).text
+    assert "what fits on one GPU of a size" in text and "141 GB" in text and "beside what is set" in text
