@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 from ..errors import StorageError, UserError, message_of
+from .run import CRASHED
 
 Unit = Mapping[str, Any]  # what JSON holds
 Work = Callable[[Unit], Any]
 STORE_BYTES = 256 * 2**20  # of Ray's store of objects on this machine: units are texts of kilobytes
 UNITS_A_TASK = 16  # at most; few, so that what a kill loses is little
-CRASHED = "crashes-the-reader"
 
 
 class Engine:
@@ -36,24 +36,25 @@ class Engine:
     ) -> Iterator[tuple[str, Any]]:
         """(key, what the work made) of each (key, unit), as they are done.
 
-        make: called once in each process, for what does the work; it is pickled. A unit whose
-        process dies is tried again alone, and then counts as {"fault": `CRASHED`}. Raises what the work raises.
+        make: called once in each process, for what does the work; it is pickled. A unit whose process dies is tried
+        again alone, three times, and then counts as {"fault": `CRASHED`}. Raises what the work raises.
         """
         left = dict(units)
-        yield from self._pass(make, left, network, UNITS_A_TASK)
+        yield from self._pass(make, left, network, UNITS_A_TASK, retries=0)
         if left:
-            yield from self._pass(make, left, network, 1)
+            yield from self._pass(make, left, network, 1, retries=2)
         yield from ((key, {"fault": CRASHED}) for key in left)
 
     def _pass(
-        self, make: Callable[[], Work], left: dict[str, Unit], network: bool, together: int
+        self, make: Callable[[], Work], left: dict[str, Unit], network: bool, together: int, retries: int
     ) -> Iterator[tuple[str, Any]]:
         """What is done leaves `left`."""
         pickled = pickle.dumps(make)
         rows = [{"key": key, "unit": json.dumps(unit)} for key, unit in left.items()]
         blocks = max(min(len(rows), 4 * self.workers), -(-len(rows) // together))
         data = self._ray.data.from_items(rows, override_num_blocks=blocks)
-        given = {"fn_args": (pickled,), "num_cpus": 1, "compute": self._ray.data.TaskPoolStrategy(size=self.workers)}
+        given = {"fn_args": (pickled,), "num_cpus": 1, "max_retries": retries}
+        given["compute"] = self._ray.data.TaskPoolStrategy(size=self.workers)
         if network and self._gpus:
             given["num_gpus"] = self._gpus
         done = data.map(_work, **given)
@@ -102,17 +103,15 @@ def running(workers: int) -> Iterator[Engine]:
         raise UserError("curation runs on Ray Data: pip install latentvid[curation]") from error
     address = os.environ.get("RAY_ADDRESS")
     local = {} if address else {"num_cpus": workers, "object_store_memory": STORE_BYTES, "include_dashboard": False}
-    began = not ray.is_initialized()
     try:
-        if began:
-            ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
+        ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
+    except ConnectionError as error:
+        raise UserError(f"RAY_ADDRESS={address}: no cluster answers there: correct it, or unset it") from error
+    try:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars, context.max_errored_blocks = False, -1
         gpus = ray.cluster_resources().get("GPU", 0.0)
         yield Engine(ray, workers, min(1.0, gpus / workers))
-    except ConnectionError as error:
-        raise UserError(f"RAY_ADDRESS={address}: no cluster answers there: correct it, or unset it") from error
     finally:
-        if began:
-            ray.shutdown()
+        ray.shutdown()

@@ -84,6 +84,8 @@ def _differ(a: np.ndarray, b: np.ndarray, shift: int) -> float:
     """Mean bits that differ where hash n of a stands beside hash n - shift of b; infinite where that is too little."""
     begin, end = max(0, shift), min(len(a), len(b) + shift)
     shorter = min(len(a), len(b))
+    if shorter == 1 and len(a) != len(b):  # a picture that shows a moment of a clip takes nothing from it
+        return math.inf
     if end - begin < min(shorter, max(LEAST_SECONDS * HASHES_A_SECOND, LEAST_SHARE * shorter)):
         return math.inf
     one, other = a[begin:end], b[begin - shift : end - shift]

@@ -30,6 +30,7 @@ from .settings import Curation
 from .writing import Summary, write_outputs
 
 VERSION = 1  # of what the stages make: raise it when the same footage becomes other rows
+CRASHED = "crashes-the-reader"  # of a unit over which a process died again and again
 WORK = "work"  # folder of the journals
 SEEN = ("first", "count", "fps", "border_top", "border_bottom", "border_left", "border_right", "encoded")  # by stages
 
@@ -64,7 +65,7 @@ def curate(
         bad = [{"source": name, "reason": reason} for name, reason in left_out]
         found, left = run.look()
         bad += [{"source": row["source"], "reason": row["fault"]} for row in found if "fault" in row]
-        rows = run.measure([row for row in found if "fault" not in row], left)
+        rows = run.measure([row for row in found if "fault" not in row])
         bad += [
             {"source": row["source"], "start": row["start"], "end": row["end"], "reason": row["fault"]}
             for row in rows
@@ -101,7 +102,7 @@ class _Run:
             rows.append(row)
         return rows, left
 
-    def measure(self, rows: list[Row], left: dict[str, tuple[int, float]]) -> list[Row]:
+    def measure(self, rows: list[Row]) -> list[Row]:
         """The rows of all segments, in the order of their files and times."""
         area, units, parts = self.settings.measures.area, {}, {}
         for row in rows:
@@ -152,7 +153,7 @@ class _Run:
 
         def rank(row: Row) -> tuple:
             area = row["height"] * row["width"] * (1 - row["border"])
-            return -area, -row["count"], row["source"], row["first"]
+            return -area, -row["seconds"], row["source"], row["first"]
 
         kept = sorted(_kept(rows), key=rank)
         shots = {at: n for n, at in enumerate(dict.fromkeys((row["source"], row["shot"]) for row in kept))}
@@ -237,14 +238,18 @@ class _Run:
         """What the units of a stage become, by their names: from its journal, or made now."""
         if not units:
             return {}
+        crashed = {}  # is not noted, and so tried again by the next start: the cause may have been the machine's
         with Journal(self.out / WORK / f"{stage}.jsonl") as journal:
             wanted = {key: unit for key, unit in units.values() if not self._whole(journal, stage, key)}
             if wanted:
                 with phase(f"curation, {stage}", len(wanted)) as advance:
                     for key, made in self.workers.map(make, wanted.items(), network=network):
-                        journal.add(key, made)
+                        if made == {"fault": CRASHED}:
+                            crashed[key] = made
+                        else:
+                            journal.add(key, made)
                         advance()
-            return {name: journal[key] for name, (key, _) in units.items()}
+            return {name: crashed[key] if key in crashed else journal[key] for name, (key, _) in units.items()}
 
     def _whole(self, journal: Journal, stage: str, key: str) -> bool:
         if key not in journal:

@@ -1,0 +1,114 @@
+"""Perceptual hashes, and which segments show the same: against looking at all pairs; what must not be taken away."""
+
+import numpy as np
+import pytest
+from curated_footage import shot
+
+from latentvid.curation.hashing import FLAT_HASH, SIDE, _means, mirrored, perceptual_hash, same_as
+
+DRAW = np.random.default_rng(0)
+
+
+def picture(seed: int) -> np.ndarray:
+    return shot(seed, 1)[0].mean(-1).astype(np.uint8)
+
+
+def bits(a: int, b: int) -> int:
+    return bin(a ^ b).count("1")
+
+
+def hashes(count: int) -> list[int]:
+    return [int(value) for value in DRAW.integers(1, 2**64, count, dtype=np.uint64)]
+
+
+def near(values: list[int], flips: int) -> list[int]:
+    """With so many bits of each changed."""
+    return [value ^ sum(1 << int(b) for b in DRAW.choice(64, flips, replace=False)) for value in values]
+
+
+def test_a_hash_is_the_signs_of_the_low_frequencies():
+    luma = picture(1).astype(float)
+    small = np.array([[luma_block(luma, y, x) for x in range(SIDE)] for y in range(SIDE)])
+    n, want = np.arange(SIDE) + 0.5, 0
+    for v in range(1, 9):
+        for h in range(1, 9):
+            wave = np.outer(np.cos(np.pi * v * n / SIDE), np.cos(np.pi * h * n / SIDE))
+            want = want << 1 | int((small * wave).sum() > 5e-7)
+    assert perceptual_hash(picture(1)) == want
+
+
+def luma_block(luma: np.ndarray, y: int, x: int) -> float:
+    """The mean of a part of the picture, whose edges may lie within pixels."""
+    weights = []
+    for part, count in ((y, luma.shape[0]), (x, luma.shape[1])):
+        low, high = part * count / SIDE, (part + 1) * count / SIDE
+        weights.append(np.array([max(0.0, min(high, k + 1) - max(low, k)) for k in range(count)]))
+    return float(weights[0] @ luma @ weights[1] / (weights[0].sum() * weights[1].sum()))
+
+
+def test_hashes_bear_what_copies_go_through_and_tell_pictures_apart():
+    found = [perceptual_hash(picture(seed)) for seed in range(8)]
+    for seed, value in enumerate(found):
+        large = picture(seed)
+        assert bits(value, perceptual_hash(large[::2, ::2])) <= 6
+        noisy = np.clip(large * 0.9 + DRAW.normal(0, 4, large.shape) + 10, 0, 255).astype(np.uint8)
+        assert bits(value, perceptual_hash(noisy)) <= 4
+        assert bits(mirrored(value), perceptual_hash(large[:, ::-1])) <= 1 and mirrored(mirrored(value)) == value
+    assert min(bits(a, b) for n, a in enumerate(found) for b in found[:n]) > 16
+    assert perceptual_hash(np.full((40, 60), 17, np.uint8)) == FLAT_HASH == mirrored(FLAT_HASH)
+
+
+def test_means_of_parts_add_up():
+    rows = DRAW.uniform(0, 9, (45, 3))
+    assert _means(rows).mean(0) == pytest.approx(rows.mean(0))
+    assert _means(np.repeat(rows[:SIDE], 2, axis=0)) == pytest.approx(rows[:SIDE])
+
+
+def test_copies_are_found_moved_along_and_mirrored():
+    one, other, third = hashes(12), hashes(12), hashes(12)
+    later = near(one[4:], 3) + hashes(2)  # begins two seconds later, and goes on after it
+    flipped = [mirrored(value) for value in near(other, 4)]
+    segments = [one, other, third, later, flipped]
+    assert same_as(segments, range(5), 8.0) == [0, 1, 2, 0, 4]
+    assert same_as(segments, range(5), 8.0, mirror=True) == [0, 1, 2, 0, 1]
+    assert same_as(segments, range(5), 2.0) == [0, 1, 2, 3, 4]
+
+
+def test_what_two_have_in_common_must_last():
+    one = hashes(12)
+    assert same_as([one, near(one[9:], 2) + hashes(9)], [0, 1], 8.0) == [0, 1]  # three of twelve
+    assert same_as([one, one[9:]], [0, 1], 8.0) == [0, 0]  # a short one, whole
+    assert same_as([one, one[5:6]], [0, 1], 8.0) == [0, 1]  # a picture of a moment
+    assert same_as([one[5:6], one], [0, 1], 8.0) == [0, 1]
+    assert same_as([one[5:6], near(one[5:6], 5)], [0, 1], 8.0) == [0, 0]  # two pictures
+    flat = [FLAT_HASH] * 12
+    assert same_as([flat, flat], [0, 1], 8.0) == [0, 1]  # black frames are no copies
+    assert same_as([[], one, []], [0, 1, 2], 8.0) == [0, 1, 2]
+
+
+def test_segments_of_a_shot_are_kept_and_copies_of_both_go():
+    still = hashes(1) * 12  # a shot in which nothing moves, cut in two
+    segments = [still, still, near(still, 2), near(still, 2)]
+    assert same_as(segments, [0, 0, 1, 1], 8.0)[:2] == [0, 1]
+    assert all(first in (0, 1) for first in same_as(segments, [0, 0, 1, 1], 8.0))
+
+
+def test_only_what_shows_the_same_as_one_that_stays_goes():
+    one = hashes(10)
+    middle = [value ^ 0b111111 for value in one]
+    far = [value ^ 0b111111 << 30 for value in middle]
+    assert same_as([one, middle, far], [0, 1, 2], 7.0) == [0, 0, 2]  # the middle one would have been far's original
+    assert same_as([middle, one, far], [0, 1, 2], 7.0) == [0, 0, 0]
+
+
+def test_the_index_finds_what_looking_at_all_pairs_finds():
+    segments = [hashes(8) for _ in range(60)]
+    copies = [near(segments[n], 1 + n % 7) for n in range(0, 60, 3)]
+    every = [*segments, *copies]
+    want = list(range(len(every)))
+    for b in range(len(every)):
+        for a in range(b):
+            alike = np.mean([bits(x, y) for x, y in zip(every[a], every[b], strict=True)]) <= 7.0
+            if alike and want[a] == a and want[b] == b:
+                want[b] = a
+    assert same_as(every, range(len(every)), 7.0) == want and len({*want}) == 60
