@@ -70,9 +70,11 @@ def interpolate(
 ) -> list[Tensor]:
     """Clips [between + 2,H,W,3] from each first picture to its last, both as the VAE shows them.
 
-    The last latent frame stands for `temporal_stride` frames: it is given as that of the last picture held still, and
-    what is shown of it is the first of those frames. So the model makes multiples of `temporal_stride` frames between
-    the two; of other numbers, those nearest in time of the next larger multiple are taken. fps: of what is returned.
+    The last latent frame stands for `temporal_stride` frames: it is given as that of the last picture held still. A
+    causal VAE shows it as a change of what is before, which the frames that were made need not lead up to: what is
+    shown in its place is the last picture by itself, as the first one is. So the model makes multiples of
+    `temporal_stride` frames between the two; of other numbers, those nearest in time of the next larger multiple are
+    taken. fps: of what is returned.
     """
     same_number(firsts=firsts, lasts=lasts, prompts=prompts)
     check_ends(pipeline, sampling)
@@ -93,8 +95,10 @@ def interpolate(
         known = with_frames(grid, {0: head, -1: tail[:, -1:]})
         made_at = pipeline.rate(rate, grid) * (made + 1) / (between + 1)  # more frames in the same time
         requests.append(Request(**words, prompt=prompt, seed=seed + i, grid=grid, fps=made_at, **known))
-    shown = (torch.arange(between + 2) * ((made + 1) / (between + 1))).round().long()
-    return [clip[shown] for clip in pipeline.decode(pipeline.sample(requests, sampling), sampling.precision)]
+    shown = (torch.arange(between + 1) * ((made + 1) / (between + 1))).round().long()
+    clips = pipeline.decode(pipeline.sample(requests, sampling), sampling.precision)
+    ends = pipeline.decode(pipeline.encode([last[None] for last in lasts], sampling.precision), sampling.precision)
+    return [torch.cat([clip[shown], end]) for clip, end in zip(clips, ends, strict=True)]
 
 
 def _between_pictures(

@@ -279,3 +279,17 @@ def test_a_model_that_never_saw_a_last_frame_given_is_not_interpolated_with(pipe
         assert len(tasks.interpolate(pipeline, [clip(1)[0]], [clip(1)[0]], [RED], 4, sampling=sampling)[0]) == 6
     finally:
         pipeline.register_to_config(given=trained)
+
+
+@pytest.mark.parametrize("folder", ["given_pipeline", "tiny_pipeline"])
+@pytest.mark.parametrize("between", [3, 4])
+def test_both_pictures_are_shown_whatever_was_made_between_them(folder, between, request):
+    """Also by a model that was not trained with given frames."""
+    pipeline = LatentVideoPipeline.from_pretrained(request.getfixturevalue(folder))
+    first, last = clip(1)[0], clip(1, seed=1)[0]
+    sampling = replace(FAST, precision=torch.float32)
+    (made,) = tasks.interpolate(pipeline, [first], [last], [RED], between, sampling=sampling)
+    for shown, given in ((made[0], first), (made[-1], last)):
+        (want,) = pipeline.decode(pipeline.encode([given[None]], torch.float32), torch.float32)
+        assert (shown.int() - want[0].int()).abs().max() <= 1
+    assert len(made) == between + 2
