@@ -1,9 +1,14 @@
 """What a dry run says fits on GPUs of common sizes."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from latentvid.config.parsing import load_config
+from latentvid.config.schema import DitConfig
 from latentvid.training.dryrun.cards import CARDS, Pack, cards_table, fit
+from latentvid.training.dryrun.estimate import dit_pass_bytes
 from latentvid.training.dryrun.memory import StateBytes
 from latentvid.training.dryrun.preflight import preflight
 from latentvid.training.launch import make_plan
@@ -55,3 +60,15 @@ def test_a_dry_run_has_it(dit_config, tmp_path):
     task = DitTask(config, torch.device("cpu"))
     text = preflight(config, task, make_plan(config, task), world=1, device=torch.device("cpu")).text
     assert "what fits on one GPU of a size" in text and "141 GB" in text and "beside what is set" in text
+
+
+def test_the_recipe_for_a_node_fills_its_gpus():
+    recipes = Path(__file__).parents[2] / "configs/dit"
+    base, node = (load_config(DitConfig, recipes / f"{name}.yaml", []) for name in ("base", "node"))
+    model = node.model
+    assert model == base.model and model["heads"] % 8 == 0 and model["width"] // model["heads"] % 8 == 0
+    assert node.train.compile and node.validation.every and node.data.packs_per_step % 8 == 0
+    arguments = {**model, "latent_channels": 16, "text_width": 768}
+    clips = node.data.tokens_per_pack // 1280  # of 17 frames of 256 x 256: five latent frames
+    taken = dit_pass_bytes(arguments, [(5, 16, 16)] * clips, [24] * clips, False).staying
+    assert 0.25 * 80 * GIB < taken < 0.9 * 80 * GIB
