@@ -30,7 +30,13 @@ from typing import Any, NamedTuple, TextIO
 ROOT = Path(__file__).resolve().parent.parent
 BARE = ("torch", "numpy", "einops")
 MODELS = (*BARE, "diffusers", "transformers", "timm", "safetensors", "yaml", "psutil")
-NEEDS = {"attention": BARE, "step": MODELS, "peer": MODELS, "vae": (*MODELS, "torchvision")}  # by kinds of rows
+NEEDS = {
+    "attention": BARE,
+    "step": MODELS,
+    "peer": MODELS,
+    "vae": (*MODELS, "torchvision"),
+    "sampling": MODELS,
+}  # by kinds of rows
 NETWORKS = {  # width, depth, heads
     "0.1B": (512, 18, 4),
     "0.4B": (1024, 18, 8),
@@ -100,11 +106,16 @@ def attention(tiny: bool, dtype: str = "bf16") -> Row:
     return Row(name, "attention", (small if tiny else full) | {"dtype": dtype})
 
 
+def sampling(size: str, tiny: bool) -> Row:
+    return Row(f"sampling {size} 32k", "sampling", {"grid": TINY_CLIP if tiny else (32, 32, 32), **network(size, tiny)})
+
+
 def rows(tiny: bool) -> list[Row]:
     """All of them, what matters most first."""
     found = [attention(tiny), step("1B", "32k", False, tiny), step("1B", "32k", True, tiny), attention(tiny, "fp32")]
     found += [peer(name, "32k", True, tiny) for name in PEERS]
     found += [step("1B", "32k", False, tiny, "sdpa")]  # a call a segment, by the kernel that the peers have
+    found += [sampling("1B", tiny)]
     # causal: keys copied for each latent frame, and FlexAttention's blocks, which copy none
     found += [step("1B", "long", True, tiny, backend, "causal") for backend in ("auto", "flex")]
     found += [step(size, "32k", recompute, tiny) for size in ("3B", "0.4B", "0.1B") for recompute in (True, False)]

@@ -42,6 +42,7 @@ class Waits(TorchDispatchMode):
     def __init__(self, answer: float = 1.0) -> None:
         super().__init__()
         self.answer, self.reads, self.copies = answer, Counter(), Counter()
+        self.calls = Counter()  # of operators by name
         self.products = Counter()  # of matrices and convolutions, by type
 
     def clear(self) -> None:
@@ -59,6 +60,7 @@ class Waits(TorchDispatchMode):
         if not any(isinstance(x, FakeTensor) or (isinstance(x, torch.device) and x.type == "cuda") for x in leaves):
             with unset_fake_temporarily():  # the host's tensors are real
                 return func(*args, **kwargs)
+        self.calls[func._opname] += 1
         if func in READS:
             if _on_cuda(args):  # else it was copied from there, and that was counted
                 self.reads[_line()] += 1

@@ -71,6 +71,16 @@ def test_our_step_is_measured_eager_and_compiled(gpu, rows):
     assert "eager" in text and "tokens/s" in text and "%" in text
 
 
+def test_a_step_of_sampling_is_measured_eager_and_compiled(gpu, rows, monkeypatch):
+    import gpu_sampling
+
+    monkeypatch.setattr(gpu_sampling, "compile_blocks", lambda model, backend: None)  # compiling is not what is tested
+    found, reports = measured(gpu, rows, "sampling 1B 32k")
+    assert list(found["ways"]) == ["eager, 0 waits a step", "compiled, 0 waits a step"] and len(reports) == 2
+    assert all(way["seconds"] > 0 and way["waits"] == 0 for way in found["ways"].values())
+    assert "tokens/s" in "\n".join(gpu.lines("sampling", found)) and "attention on cpu by grouped" in found["attention"]
+
+
 def test_attention_backends_are_compared_and_a_wrong_one_is_seen(gpu, rows, monkeypatch):
     found, _ = measured(gpu, rows, "attention")
     assert found["agree"] and "grouped" in found["backends"]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import precision
+from ..attention import describe_backend, resolve_backend
 from ..errors import UserError
 from .cascade import Cascade, Stage, open_stages
 from .latent_video import LatentVideoPipeline
@@ -44,12 +45,21 @@ def sampling_of(args: argparse.Namespace, pipeline: LatentVideoPipeline) -> Samp
     guidance = replace(pipeline.guidance(), **asked)
     if args.mixed_precision != "auto" or getattr(args, "prompts", None) is None:  # --prompts looks first
         computed = precision.choose(args.mixed_precision, pipeline.device)
-        print(precision.describe(computed, pipeline.device), file=sys.stderr, flush=True)
+        told = [precision.describe(computed, pipeline.device), attention_of(pipeline, precision.dtype_of(computed))]
+        print(*filter(None, told), sep="\n", file=sys.stderr, flush=True)
         options["precision"] = precision.dtype_of(computed)
     options["large"] = args.large
     sampling = Sampling(steps=args.steps, solver=args.solver, guidance=guidance, **options)
     pipeline.check_sampling(sampling)
     return sampling
+
+
+def attention_of(pipeline: LatentVideoPipeline, dtype: torch.dtype) -> str | None:
+    """Which kernel attends on a GPU, in words; None on CPUs, where there is one for all."""
+    name = getattr(pipeline.transformer, "attention_backend", None)
+    if name is None or pipeline.device.type != "cuda":
+        return None
+    return describe_backend(resolve_backend(name, pipeline.device, dtype), pipeline.device)
 
 
 def cascade_of(

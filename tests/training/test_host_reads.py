@@ -64,6 +64,8 @@ def waits_of(config):
 )
 def test_a_step_from_a_cache_reads_once(cuda_without_a_driver, dit_config, tmp_path, of_config):
     waits = waits_of(dit_config(tmp_path, "train.mixed_precision=bf16", *of_config))
+    assert waits.calls["_fused_adamw_"] == 2  # matrices, and vectors
+    assert waits.calls["_foreach_lerp_"] == 1  # the average of all weights
     assert waits.reads.total() == 5 and waits.lines == {"training/step.py read"}  # loss, 3 counts, and the norm
     assert not waits.copies
 
