@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.attention.varlen as varlen
+from host_reads import run_backward
 from test_attention import inputs, run
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -87,6 +88,18 @@ def test_fp32_on_cuda_takes_one_kernel_whatever_the_pack():
             calls.append(counting.calls)
     assert calls[0][EFFICIENT] == 4  # of itself and the text in each block
     assert calls[0] == calls[1]
+
+
+def test_both_passes_in_fp32_on_cuda():
+    with FakeTensorMode(), CUDA:
+        model = VideoDiT(latent_channels=4, width=48, depth=1, heads=2, text_width=24)
+        layout, words = Packed.of([(2, 4, 4), (1, 2, 4)]).to(CUDA), Packed.of_lengths([5, 3]).to(CUDA)
+        with Counting() as counting:
+            out = model(torch.randn(layout.tokens, 16), torch.rand(3), torch.randn(8, 24), layout, words)
+            run_backward(out, torch.ones_like(out))
+    assert counting.calls[EFFICIENT] == counting.calls[torch.ops.aten._efficient_attention_backward.default] == 2
+    for name, p in model.named_parameters():
+        assert p.grad is not None and p.grad.shape == p.shape and p.grad.dtype == torch.float32, name
 
 
 def test_flash_runs_where_torch_would_take_cudnn(monkeypatch):
