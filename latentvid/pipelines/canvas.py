@@ -69,6 +69,11 @@ class Canvas:
             return mask
         return nnf.pad(mask[:, None].float(), self._beyond, mode="replicate")[:, 0] > 0
 
+    def mask_out(self, mask: Tensor) -> Tensor:
+        """bool [F,h,w] -> bool [F,H,W], by the nearest pixel."""
+        height, width = self.content
+        return nnf.interpolate(mask[:, None, :height, :width].float(), size=self.native)[:, 0] > 0
+
     def out(self, frames: Tensor) -> Tensor:
         """[F,h,w,3] -> float [F,H,W,3], 0..255."""
         height, width = self.content

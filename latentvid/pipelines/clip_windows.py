@@ -10,7 +10,7 @@ it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -119,14 +119,15 @@ def made_anew(
     canvas: Canvas,
     masks: Iterator[Tensor] | None = None,
     outside: Callable[[Tensor], Tensor] | None = None,
+    find: Callable[[Window], Tensor] | None = None,
 ) -> Iterator[Tensor]:
     """Yields what is made of a clip that comes in chunks uint8 [F,H,W,3], in its size, in order, on the CPU.
 
     masks: of the same frames, in chunks bool [F,H,W], True where to change: elsewhere the clip's own pixels stay.
-    outside: what is there in their place, a function of a window's frames uint8 [n,h,w,3]. A window whose mask is all
-    False is not made.
+    outside: what is there in their place, a function of a window's frames uint8 [n,h,w,3]. find: in the place of masks,
+    what finds that of a window, bool [n,h,w]. A window whose mask is all False is not made.
     """
-    pieces = _pieces(make, chunks, plan, canvas, masks, outside)
+    pieces = _pieces(make, chunks, plan, canvas, masks, outside, find)
     yield from stream(pieces, plan.firsts, plan.frames)
 
 
@@ -138,6 +139,7 @@ def _pieces(
     canvas: Canvas,
     masks: Iterator[Tensor] | None,
     outside: Callable[[Tensor], Tensor] | None,
+    find: Callable[[Window], Tensor] | None,
 ) -> Iterator[Tensor]:
     of_masks = None if masks is None else windows_of(masks, plan.firsts, plan.size)
     before = None
@@ -150,6 +152,9 @@ def _pieces(
             begun = before[at : at + common]
         seen = None if mask is None else canvas.mask_into(mask)
         window = Window(number, plan.firsts[number], canvas.into(frames), seen, begun)
+        if find is not None:
+            seen = find(window)
+            mask, window = canvas.mask_out(seen), replace(window, mask=seen)
         idle = seen is not None and not bool(seen[common:].any())
         before = window.continued if idle else make(window).cpu()
         if before.shape != window.frames.shape:

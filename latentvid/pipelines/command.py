@@ -18,7 +18,9 @@ from torch import Tensor
 from .. import precision
 from ..attention import describe_backend, resolve_backend
 from ..errors import UserError
+from .attention_masks import attention_mask, tokens_of_words
 from .cascade import Cascade, Stage, open_stages
+from .clip_windows import Window
 from .latent_video import LatentVideoPipeline
 from .limit import check_room, knows_rates, trained_area, trained_frames, trained_rates
 from .local import reconstruct
@@ -174,6 +176,21 @@ def mask_of(
         return None
     outside = partial(reconstruct, pipeline, sampling=sampling) if args.outside == "reconstruction" else None
     return open_mask(args.mask, source, grow, outside)
+
+
+def mask_by_words(args: argparse.Namespace, pipeline: LatentVideoPipeline, sampling: Sampling, prompt: str) -> Mask:
+    """The mask of --mask-words, which are part of a prompt for the clip as it is, with --grow and --outside. Raises
+    UserError."""
+    if args.mask is not None:
+        raise UserError("--mask and --mask-words are two masks: give one")
+    tokens_of_words(pipeline, prompt, args.mask_words)
+    outside = partial(reconstruct, pipeline, sampling=sampling) if args.outside == "reconstruction" else None
+
+    def find(window: Window) -> Tensor:
+        words = {"fps": args.fps, "seed": args.seed, "sampling": sampling}
+        return attention_mask(pipeline, window.frames, prompt, args.mask_words, **words)
+
+    return Mask(None, args.grow or 0, outside, find=find)
 
 
 def note_size(pipeline: LatentVideoPipeline, frames: int, height: int | None = None, width: int | None = None) -> None:

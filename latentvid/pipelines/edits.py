@@ -17,12 +17,11 @@ from torch import Tensor
 
 from ..diffusion.guidance import Guidance
 from ..errors import UserError
-from ..rng import generator
 from .clip_windows import Window
 from .defaults import GUIDED_BELOW, METHODS, STRENGTH
 from .flow import FlowEdit, flow_edited
 from .latent_video import LatentVideoPipeline
-from .local import Local, encode_whole, outside, read_paint
+from .local import Local, encode_whole, noised, outside, read_paint
 from .sampling import Request, Sampling, same_number
 from .token_flow import token_flow
 
@@ -185,9 +184,3 @@ def _strength(method: str, strength: float | None, flow: FlowEdit | None) -> flo
     if not 0 < strength <= 1:
         raise UserError(f"strength {strength}: give a noise level above 0, up to 1")
     return strength
-
-
-def noised(pipeline: LatentVideoPipeline, latent: Tensor, seed: int, level: float) -> Tensor:
-    """A latent [C,f,h,w] at the noise level nearest to `level` that the model's path has."""
-    eps = torch.randn(latent.shape, generator=generator(seed, 0, "noised")).to(latent)
-    return pipeline.scheduler.mix(latent, eps, pipeline.scheduler.path.snap(torch.tensor(level)).to(latent.device))

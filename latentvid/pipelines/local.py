@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..models.conditions import known_latents
+from ..rng import generator
 from .latent_video import LatentVideoPipeline
 from .sampling import Sampling, same_number
 
@@ -112,3 +113,9 @@ def read_paint(i: int, mask: Tensor, clip: Tensor) -> Tensor:
     if not white.any():
         raise UserError(f"mask {i} is black all over: paint white what is to be made anew")
     return white.expand(clip.shape[:3])
+
+
+def noised(pipeline: LatentVideoPipeline, latent: Tensor, seed: int, level: float) -> Tensor:
+    """A latent [C,f,h,w] at the noise level nearest to `level` that the model's path has."""
+    eps = torch.randn(latent.shape, generator=generator(seed, 0, "noised")).to(latent)
+    return pipeline.scheduler.mix(latent, eps, pipeline.scheduler.path.snap(torch.tensor(level)).to(latent.device))

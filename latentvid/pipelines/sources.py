@@ -18,7 +18,7 @@ from ..data.video.reading import VideoInfo, probe, read_chunks
 from ..errors import UserError
 from ..limits import check
 from .canvas import Canvas, Size
-from .clip_windows import Make, Plan, made_anew
+from .clip_windows import Make, Plan, Window, made_anew
 from .inputs import footage_size, is_transparent
 from .latent_video import LatentVideoPipeline
 from .sampling import Sampling
@@ -30,12 +30,14 @@ CHUNK = 16  # frames that are read at a time
 class Mask:
     """A picture or video, white where a clip is to change; None: what is beyond the clip's edges. grow: pixels by which
     what is white becomes wider on all sides. outside: as in `made_anew`. share: of the clip's pixels that may change.
+    find: in the place of a file, as in `made_anew`.
     """
 
     path: Path | None
     grow: int = 0
     outside: Callable[[Tensor], Tensor] | None = None
     share: float = 1.0
+    find: Callable[[Window], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -178,8 +180,12 @@ def grown(mask: Tensor, by: int) -> Tensor:
 
 def edited(source: Source, make: Make, mask: Mask | None = None) -> Iterator[Tensor]:
     """`made_anew` of a source, within a mask for it."""
-    masks, outside = (None, None) if mask is None else (source.mask_chunks(mask), mask.outside)
-    return made_anew(make, source.chunks(), source.plan, source.canvas, masks, outside)
+    masks = outside = find = None
+    if mask is not None and mask.find is not None:
+        outside, find = mask.outside, lambda window: grown(mask.find(window), mask.grow)
+    elif mask is not None:
+        masks, outside = source.mask_chunks(mask), mask.outside
+    return made_anew(make, source.chunks(), source.plan, source.canvas, masks, outside, find)
 
 
 def quiet(source: Source, sampling: Sampling) -> Sampling:

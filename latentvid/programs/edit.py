@@ -21,6 +21,11 @@ def parse() -> argparse.Namespace:
     parser = arguments.parser_of(__doc__)
     arguments.add_clip(parser)
     arguments.add_mask(parser)
+    parser.add_argument(
+        "--mask-words",
+        metavar="WORDS",
+        help="words of --source (sdedit: of --prompt): where the model's attention finds them may change, no more",
+    )
     parser.add_argument("--source", help="what it shows (method sdedit does without)")
     parser.add_argument("--prompt", required=True, help="what it is to show")
     parser.add_argument("--method", choices=defaults.METHODS, default="inversion", help="default: %(default)s")
@@ -61,7 +66,10 @@ def main() -> None:
         check_image_model(pipeline)
     source = sources.open_source(args.clip, pipeline, pictures=pictures, **arguments.clip_options(args))
     outputs.check_edited(args.output, source, args.fps)
-    mask = command.mask_of(args, pipeline, source, sampling, args.grow)
+    if args.mask_words is None:
+        mask = command.mask_of(args, pipeline, source, sampling, args.grow)
+    else:
+        mask = command.mask_by_words(args, pipeline, sampling, args.source or args.prompt)
     fps = args.fps or source.fps
     command.note_rate(pipeline, fps, args.fps)
     prompts, how = (args.source or "", args.prompt), {"seed": args.seed, "negative_prompt": args.negative_prompt}
