@@ -16,11 +16,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
+import numpy as np
 from torch import Tensor
 
-from latentvid.curation.hashing import perceptual_hash, same_as
-from latentvid.curation.measuring import hashed_frames
+from latentvid.curation.hashing import Signature, same_as
+from latentvid.curation.measuring import hashed_frames, signature
 from latentvid.curation.probing import cut, each_frame, fitted_size, probed, segments
 from latentvid.curation.settings import Measures, Segments, Shots
 from latentvid.data.signals import LUMA
@@ -64,27 +64,36 @@ def copy(film: Path, kind: str, out: Path) -> Path:
     return place
 
 
-def hashed(film: Path) -> list[dict]:
-    """The segments of a film with their hashes."""
+def hashed(film: Path, kept: Path) -> list[dict]:
+    """The segments of a film with their signatures, kept in a file."""
+    if kept.is_file():
+        return json.loads(kept.read_text())
     row = cut(probed({"file": str(film), "source": film.name}), Shots())
     found, _ = segments(row, Segments())
     wanted = {each["first"] + n: each for each in found for n in hashed_frames(each["count"], row["fps"])}
+    pictures: dict[int, list[np.ndarray]] = {}
 
-    def take(number: int, frame) -> None:
+    def take(number: int, frame: np.ndarray) -> None:
         if number in wanted:
-            luma = (torch.from_numpy(frame).float() @ torch.tensor(LUMA)).round().to(torch.uint8)
-            wanted[number].setdefault("hashes", []).append(perceptual_hash(luma.numpy()))
+            luma = np.rint(frame @ np.array(LUMA, np.float32)).astype(np.uint8)
+            pictures.setdefault(wanted[number]["first"], []).append(luma)
 
-    size = fitted_size(row["height"], row["width"], Measures().area)
-    each_frame(row["file"], 0, row["frames"], take, size)
-    return [{**each, "film": film.name} for each in found]
+    each_frame(row["file"], 0, row["frames"], take, fitted_size(row["height"], row["width"], Measures().area))
+    made = [{**each, "film": film.name, **signature(np.stack(pictures[each["first"]]))} for each in found]
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(made))
+    return made
 
 
 def score(originals: list[dict], copies: list[dict], distance: float, mirror: bool) -> dict:
     every = [*originals, *copies]
     names = [(n >= len(originals), each["film"], each["shot"]) for n, each in enumerate(every)]
     shots = {name: n for n, name in enumerate(dict.fromkeys(names))}
-    same = same_as([each["hashes"] for each in every], [shots[name] for name in names], distance, mirror)
+    signatures = []
+    for each, name in zip(every, names, strict=True):
+        looks, changes = ([int(text, 16) for text in each[key]] for key in ("looks", "changes"))
+        signatures.append(Signature(looks, changes, shots[name]))
+    same = same_as(signatures, distance, mirror)
 
     def right(n: int) -> bool:
         a, b = every[n], every[same[n]]
@@ -111,11 +120,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the copies")
     parser.add_argument("--distances", nargs="+", type=float, default=[6, 8, 10, 12, 14])
     args = parser.parse_args()
-    originals = [each for film in args.films for each in hashed(film)]
+    originals = [each for film in args.films for each in hashed(film, args.out / "original" / f"{film.stem}.json")]
     print(json.dumps({"films": len(args.films), "segments": len(originals)}), flush=True)
     for kind in COPIES:
         begun = time.process_time()
-        copies = [each for film in args.films for each in hashed(copy(film, kind, args.out))]
+        copies = []
+        for film in args.films:
+            copies += hashed(copy(film, kind, args.out), args.out / kind / f"{film.stem}.json")
         spent = time.process_time() - begun
         for distance in args.distances:
             found = score(originals, copies, distance, kind == "mirrored")

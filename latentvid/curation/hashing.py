@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -21,6 +22,7 @@ BANDS, BAND_BITS = 4, 16
 CROWD = 2000  # hashes that agree in a band: what they have in common says nothing
 LEAST_SECONDS = 1.0  # that two segments must have in common, or the whole of the shorter one
 LEAST_SHARE = 0.5  # of the shorter one
+CHANGE_DISTANCE = 20.0  # bits of 64: what moves elsewhere differs in 32 on average
 
 
 @cache
@@ -31,7 +33,7 @@ def _cosines() -> np.ndarray:
 
 
 def perceptual_hash(luma: np.ndarray) -> int:
-    """Of uint8 [H,W]; `FLAT_HASH` of a picture that has nothing in it."""
+    """Of luma [H,W], or of the difference of two; `FLAT_HASH` of a picture that has nothing in it."""
     small = _means(_means(luma.astype(np.float64)).T).T
     if small.max() - small.min() < FLAT:
         return FLAT_HASH
@@ -56,53 +58,75 @@ def mirrored(value: int) -> int:
     return value ^ odd if value != FLAT_HASH else value
 
 
-def same_as(
-    segments: Sequence[Sequence[int]], shots: Sequence[int], distance: float, mirror: bool = False
-) -> list[int]:
+@dataclass(frozen=True)
+class Signature:
+    """Of a segment. looks: hash of each picture, `HASHES_A_SECOND`. changes: of each, the hash of how it differs from
+    the one before; the first has none (`FLAT_HASH`). shot: a number of the shot that it is of."""
+
+    looks: Sequence[int]
+    changes: Sequence[int]
+    shot: int
+
+    @cached_property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.array(self.looks, np.uint64), np.array(self.changes, np.uint64)
+
+    @cached_property
+    def mirror_arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        return _mirrored(self.looks), _mirrored(self.changes)
+
+
+def same_as(segments: Sequence[Signature], distance: float, mirror: bool = False) -> list[int]:
     """Of each segment the number of the one that shows the same and stays, which is its own where it stays itself.
 
-    segments: hashes of each, `HASHES_A_SECOND`, those to keep before the others. shots: a number of the shot that each
-    is of: segments of one shot are not compared, for they follow each other. distance: bits of 64 in which the hashes
-    of what two have in common differ on average, at most. They have something in common where they agree when one is
-    moved along the other; it must last `LEAST_SECONDS`, and half of the shorter one.
+    segments: those to keep before the others. Segments of one shot are not compared, for they follow each other. Two
+    have something in common where they agree when one is moved along the other; it must last `LEAST_SECONDS`, and half
+    of the shorter one. distance: bits of 64 in which the pictures' hashes differ on average there, at most. That alone
+    would take two takes of one scene, before the same camera, for copies: what changes must agree too, which is told
+    where something does.
     """
     same = list(range(len(segments)))
-    hashes = [np.array(segment, np.uint64) for segment in segments]
-    for a, b, shift, flipped in _candidates(hashes, np.array(shots, np.int64), mirror):
-        if same[a] != a or same[b] != b:
-            continue
-        if _differ(hashes[a], _mirrored(hashes[b]) if flipped else hashes[b], shift) <= distance:
-            same[b] = a
+    for a, b, shift, flipped in _candidates(segments, mirror):
+        if same[a] == a and same[b] == b:
+            other = segments[b].mirror_arrays if flipped else segments[b].arrays
+            if _agree(segments[a].arrays, other, shift, distance):
+                same[b] = a
     return same
 
 
-def _mirrored(hashes: np.ndarray) -> np.ndarray:
+def _agree(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray], shift: int, distance: float) -> bool:
+    """Whether two show the same where picture n of a stands beside picture n - shift of b."""
+    count, other = len(a[0]), len(b[0])
+    begin, end, shorter = max(0, shift), min(count, other + shift), min(count, other)
+    if shorter == 1 and count != other:  # a picture that shows a moment of a clip takes nothing from it
+        return False
+    if end - begin < min(shorter, max(LEAST_SECONDS * HASHES_A_SECOND, LEAST_SHARE * shorter)):
+        return False
+    looks, changes = ((x[begin:end], y[begin - shift : end - shift]) for x, y in zip(a, b, strict=True))
+    seen = (looks[0] != FLAT_HASH) & (looks[1] != FLAT_HASH)
+    if seen.sum() < 0.5 * len(seen) or np.bitwise_count(looks[0] ^ looks[1])[seen].mean() > distance:
+        return False
+    one, two = (part[1:] != FLAT_HASH for part in changes)  # the first may be compared with what is in one of them only
+    moves = one | two
+    if not moves.any():
+        return True
+    apart = np.where(one & two, np.bitwise_count(changes[0] ^ changes[1])[1:], 32)
+    return bool(apart[moves].mean() <= CHANGE_DISTANCE)
+
+
+def _mirrored(hashes: Sequence[int]) -> np.ndarray:
     return np.array([mirrored(int(value)) for value in hashes], np.uint64)
 
 
-def _differ(a: np.ndarray, b: np.ndarray, shift: int) -> float:
-    """Mean bits that differ where hash n of a stands beside hash n - shift of b; infinite where that is too little."""
-    begin, end = max(0, shift), min(len(a), len(b) + shift)
-    shorter = min(len(a), len(b))
-    if shorter == 1 and len(a) != len(b):  # a picture that shows a moment of a clip takes nothing from it
-        return math.inf
-    if end - begin < min(shorter, max(LEAST_SECONDS * HASHES_A_SECOND, LEAST_SHARE * shorter)):
-        return math.inf
-    one, other = a[begin:end], b[begin - shift : end - shift]
-    some = (one != FLAT_HASH) & (other != FLAT_HASH)
-    if some.sum() < 0.5 * len(one):
-        return math.inf
-    return float(np.bitwise_count(one[some] ^ other[some]).mean())
-
-
-def _candidates(hashes: list[np.ndarray], shots: np.ndarray, mirror: bool) -> list[tuple[int, int, int, bool]]:
+def _candidates(segments: Sequence[Signature], mirror: bool) -> list[tuple[int, int, int, bool]]:
     """(a, b, shift, mirrored), a < b, b ascending: pairs of two shots of which hashes agree in a band but for one bit
     (multi-index hashing, Norouzi, Punjani & Fleet 2012)."""
-    lengths = np.array([len(each) for each in hashes])
+    lengths = np.array([len(each.looks) for each in segments])
     if not lengths.sum():
         return []
-    value = np.concatenate(hashes)
-    of = np.repeat(np.arange(len(hashes)), lengths)
+    shots = np.array([each.shot for each in segments])
+    value = np.concatenate([each.arrays[0] for each in segments])
+    of = np.repeat(np.arange(len(segments)), lengths)
     at = np.concatenate([np.arange(n) for n in lengths])
     some = value != FLAT_HASH
     value, of, at = value[some], of[some], at[some]

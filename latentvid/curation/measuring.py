@@ -14,7 +14,7 @@ import torch
 
 from ..data.motion import motion_strength
 from ..data.signals import LUMA
-from .hashing import HASHES_A_SECOND, perceptual_hash
+from .hashing import FLAT_HASH, HASHES_A_SECOND, perceptual_hash
 from .probing import Row, each_frame, fitted_size
 
 VERSION = 1  # raise it when the same frames get other measures
@@ -69,7 +69,7 @@ def measures(luma: np.ndarray, fps: float, native: tuple[int, int]) -> Row:
         "blur": _rounded(blur(inside)),
         **{name: _rounded(value) for name, value in exposure(inside).items()},
         "flicker": _rounded(flicker(inside)),
-        "hashes": [f"{perceptual_hash(inside[n]):016x}" for n in hashed_frames(len(luma), fps)],
+        **signature(inside[hashed_frames(len(luma), fps)]),
     }
 
 
@@ -82,6 +82,14 @@ def hashed_frames(frames: int, fps: float) -> list[int]:
     """Numbers of the frames that are hashed: two a second, from the first on."""
     step = fps / HASHES_A_SECOND if fps else 1.0
     return [round(n * step) for n in range(frames) if round(n * step) < frames]
+
+
+def signature(luma: np.ndarray) -> dict[str, list[str]]:
+    """`hashing.Signature`'s looks and changes of the frames [F,H,W] that are hashed, as hexadecimal numbers."""
+    wide = luma.astype(np.float64)
+    changes = [FLAT_HASH, *(perceptual_hash(b - a) for a, b in zip(wide, wide[1:], strict=False))]
+    looks = [perceptual_hash(frame) for frame in luma]
+    return {"looks": [f"{value:016x}" for value in looks], "changes": [f"{value:016x}" for value in changes]}
 
 
 def borders(luma: np.ndarray) -> tuple[int, int, int, int]:

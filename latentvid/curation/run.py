@@ -22,7 +22,7 @@ from .captioning import Describer, caption_of, check_template, sidecar
 from .columns import CAPTIONED, COMPARED, LOOKED_AT, MEASURED
 from .encoding import encode_segments, encoded_name
 from .footage import File, find_files
-from .hashing import same_as
+from .hashing import Signature, same_as
 from .journal import Journal, key_of
 from .networks import ClipFit, Networks
 from .probing import Row, cut, groups, probed, segments
@@ -157,11 +157,12 @@ class _Run:
 
         kept = sorted(_kept(rows), key=rank)
         shots = {at: n for n, at in enumerate(dict.fromkeys((row["source"], row["shot"]) for row in kept))}
-        hashes = [[int(text, 16) for text in row["hashes"]] for row in kept]
-        which = [shots[row["source"], row["shot"]] for row in kept]
-        settings = self.settings.duplicates
+        settings, signatures = self.settings.duplicates, []
+        for row in kept:
+            looks, changes = ([int(text, 16) for text in row[name]] for name in ("looks", "changes"))
+            signatures.append(Signature(looks, changes, shots[row["source"], row["shot"]]))
         with phase("looking for duplicates"):
-            same = same_as(hashes, which, settings.distance, settings.mirrored)
+            same = same_as(signatures, settings.distance, settings.mirrored)
         for n, first in enumerate(same):
             if first != n:
                 other = kept[first]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from curated_footage import shot
 
-from latentvid.curation.hashing import FLAT_HASH, SIDE, _means, mirrored, perceptual_hash, same_as
+from latentvid.curation.hashing import FLAT_HASH, SIDE, Signature, _means, mirrored, perceptual_hash, same_as
 
 DRAW = np.random.default_rng(0)
 
@@ -24,6 +24,12 @@ def hashes(count: int) -> list[int]:
 def near(values: list[int], flips: int) -> list[int]:
     """With so many bits of each changed."""
     return [value ^ sum(1 << int(b) for b in DRAW.choice(64, flips, replace=False)) for value in values]
+
+
+def same(looks: list[list[int]], shots, distance: float, mirror: bool = False) -> list[int]:
+    """`same_as` of segments in which nothing changes that could be compared."""
+    signatures = [Signature(each, [FLAT_HASH] * len(each), shot) for each, shot in zip(looks, shots, strict=True)]
+    return same_as(signatures, distance, mirror)
 
 
 def test_a_hash_is_the_signs_of_the_low_frequencies():
@@ -69,36 +75,36 @@ def test_copies_are_found_moved_along_and_mirrored():
     later = near(one[4:], 3) + hashes(2)  # begins two seconds later, and goes on after it
     flipped = [mirrored(value) for value in near(other, 4)]
     segments = [one, other, third, later, flipped]
-    assert same_as(segments, range(5), 8.0) == [0, 1, 2, 0, 4]
-    assert same_as(segments, range(5), 8.0, mirror=True) == [0, 1, 2, 0, 1]
-    assert same_as(segments, range(5), 2.0) == [0, 1, 2, 3, 4]
+    assert same(segments, range(5), 8.0) == [0, 1, 2, 0, 4]
+    assert same(segments, range(5), 8.0, mirror=True) == [0, 1, 2, 0, 1]
+    assert same(segments, range(5), 2.0) == [0, 1, 2, 3, 4]
 
 
 def test_what_two_have_in_common_must_last():
     one = hashes(12)
-    assert same_as([one, near(one[9:], 2) + hashes(9)], [0, 1], 8.0) == [0, 1]  # three of twelve
-    assert same_as([one, one[9:]], [0, 1], 8.0) == [0, 0]  # a short one, whole
-    assert same_as([one, one[5:6]], [0, 1], 8.0) == [0, 1]  # a picture of a moment
-    assert same_as([one[5:6], one], [0, 1], 8.0) == [0, 1]
-    assert same_as([one[5:6], near(one[5:6], 5)], [0, 1], 8.0) == [0, 0]  # two pictures
+    assert same([one, near(one[9:], 2) + hashes(9)], [0, 1], 8.0) == [0, 1]  # three of twelve
+    assert same([one, one[9:]], [0, 1], 8.0) == [0, 0]  # a short one, whole
+    assert same([one, one[5:6]], [0, 1], 8.0) == [0, 1]  # a picture of a moment
+    assert same([one[5:6], one], [0, 1], 8.0) == [0, 1]
+    assert same([one[5:6], near(one[5:6], 5)], [0, 1], 8.0) == [0, 0]  # two pictures
     flat = [FLAT_HASH] * 12
-    assert same_as([flat, flat], [0, 1], 8.0) == [0, 1]  # black frames are no copies
-    assert same_as([[], one, []], [0, 1, 2], 8.0) == [0, 1, 2]
+    assert same([flat, flat], [0, 1], 8.0) == [0, 1]  # black frames are no copies
+    assert same([[], one, []], [0, 1, 2], 8.0) == [0, 1, 2]
 
 
 def test_segments_of_a_shot_are_kept_and_copies_of_both_go():
     still = hashes(1) * 12  # a shot in which nothing moves, cut in two
     segments = [still, still, near(still, 2), near(still, 2)]
-    assert same_as(segments, [0, 0, 1, 1], 8.0)[:2] == [0, 1]
-    assert all(first in (0, 1) for first in same_as(segments, [0, 0, 1, 1], 8.0))
+    assert same(segments, [0, 0, 1, 1], 8.0)[:2] == [0, 1]
+    assert all(first in (0, 1) for first in same(segments, [0, 0, 1, 1], 8.0))
 
 
 def test_only_what_shows_the_same_as_one_that_stays_goes():
     one = hashes(10)
     middle = [value ^ 0b111111 for value in one]
     far = [value ^ 0b111111 << 30 for value in middle]
-    assert same_as([one, middle, far], [0, 1, 2], 7.0) == [0, 0, 2]  # the middle one would have been far's original
-    assert same_as([middle, one, far], [0, 1, 2], 7.0) == [0, 0, 0]
+    assert same([one, middle, far], [0, 1, 2], 7.0) == [0, 0, 2]  # the middle one would have been far's original
+    assert same([middle, one, far], [0, 1, 2], 7.0) == [0, 0, 0]
 
 
 def test_the_index_finds_what_looking_at_all_pairs_finds():
@@ -111,4 +117,21 @@ def test_the_index_finds_what_looking_at_all_pairs_finds():
             alike = np.mean([bits(x, y) for x, y in zip(every[a], every[b], strict=True)]) <= 7.0
             if alike and want[a] == a and want[b] == b:
                 want[b] = a
-    assert same_as(every, range(len(every)), 7.0) == want and len({*want}) == 60
+    assert same(every, range(len(every)), 7.0) == want and len({*want}) == 60
+
+
+def test_two_takes_of_a_scene_are_no_copies_of_each_other():
+    looks, changes = hashes(10), [FLAT_HASH, *hashes(9)]
+
+    def kept(other_looks: list[int], other_changes: list[int], mirror: bool = False) -> list[int]:
+        return same_as([Signature(looks, changes, 0), Signature(other_looks, other_changes, 1)], 8.0, mirror)
+
+    again = near(looks, 3)
+    assert kept(again, [FLAT_HASH, *near(changes[1:], 12)]) == [0, 0]
+    assert kept(again, [FLAT_HASH, *hashes(9)]) == [0, 1]
+    assert kept(again, [FLAT_HASH] * 10) == [0, 1]  # one that stands still
+    assert kept(again[2:], [FLAT_HASH, *near(changes[3:], 12)]) == [0, 0]  # from its second picture on
+    flipped = [[mirrored(value) for value in part] for part in (again, changes)]
+    assert kept(*flipped) == [0, 1] and kept(*flipped, mirror=True) == [0, 0]
+    still = [Signature(part, [FLAT_HASH] * 10, n) for n, part in enumerate((looks, again))]
+    assert same_as(still, 8.0) == [0, 0]

@@ -75,7 +75,7 @@ def test_measures_are_of_what_lies_within_the_borders_and_borders_are_in_pixels_
     found, alone = measures(bars, FPS, (160, 128)), measures(inside[:, 1:-1], FPS, (124, 128))
     assert (found["border_top"], found["border_bottom"], found["border_left"], found["border_right"]) == (18, 18, 0, 0)
     assert found["border"] == pytest.approx(18 / 80)
-    for name in ("brightness", "contrast", "clipped", "blur", "flicker", "static", "motion", "hashes"):
+    for name in ("brightness", "contrast", "clipped", "blur", "flicker", "static", "motion", "looks", "changes"):
         assert found[name] == alone[name], name
 
 
