@@ -21,8 +21,8 @@ FLAT_HASH = 0
 BANDS, BAND_BITS = 4, 16
 CROWD = 2000  # hashes that agree in a band: what they have in common says nothing
 LEAST_SECONDS = 1.0  # that two segments must have in common, or the whole of the shorter one
-LEAST_SHARE = 0.5  # of the shorter one
-CHANGE_DISTANCE = 20.0  # bits of 64: what moves elsewhere differs in 32 on average
+LEAST_SHARE = 0.75  # of the shorter one
+TOGETHER = 26.0  # bits, of pictures and of changes: changes that have nothing to do with each other differ in 32
 
 
 @cache
@@ -80,10 +80,10 @@ def same_as(segments: Sequence[Signature], distance: float, mirror: bool = False
     """Of each segment the number of the one that shows the same and stays, which is its own where it stays itself.
 
     segments: those to keep before the others. Segments of one shot are not compared, for they follow each other. Two
-    have something in common where they agree when one is moved along the other; it must last `LEAST_SECONDS`, and half
-    of the shorter one. distance: bits of 64 in which the pictures' hashes differ on average there, at most. That alone
-    would take two takes of one scene, before the same camera, for copies: what changes must agree too, which is told
-    where something does.
+    have something in common where they agree when one is moved along the other; it must last `LEAST_SECONDS`, and
+    `LEAST_SHARE` of the shorter one. distance: bits of 64 in which the pictures' hashes differ on average there, at
+    most. That alone would take two takes of one scene, before the same camera, for copies: where something changes,
+    the bits in which pictures and changes differ may be `TOGETHER` at most.
     """
     same = list(range(len(segments)))
     for a, b, shift, flipped in _candidates(segments, mirror):
@@ -104,14 +104,17 @@ def _agree(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray], s
         return False
     looks, changes = ((x[begin:end], y[begin - shift : end - shift]) for x, y in zip(a, b, strict=True))
     seen = (looks[0] != FLAT_HASH) & (looks[1] != FLAT_HASH)
-    if seen.sum() < 0.5 * len(seen) or np.bitwise_count(looks[0] ^ looks[1])[seen].mean() > distance:
+    if seen.sum() < 0.5 * len(seen):
+        return False
+    look_apart = np.bitwise_count(looks[0] ^ looks[1])[seen].mean()
+    if look_apart > distance:
         return False
     one, two = (part[1:] != FLAT_HASH for part in changes)  # the first may be compared with what is in one of them only
     moves = one | two
     if not moves.any():
         return True
     apart = np.where(one & two, np.bitwise_count(changes[0] ^ changes[1])[1:], 32)
-    return bool(apart[moves].mean() <= CHANGE_DISTANCE)
+    return bool(look_apart + apart[moves].mean() <= TOGETHER)
 
 
 def _mirrored(hashes: Sequence[int]) -> np.ndarray:

@@ -2,23 +2,33 @@
 costs no more than the unit that was being made."""
 
 import json
+import re
 import shutil
+import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
+import yaml
 from curated_footage import FPS, in_a_loop, shot, write
 
+from latentvid.__main__ import main
+from latentvid.config.parsing import to_dict
 from latentvid.curation import probing
+from latentvid.curation.columns import COLUMNS
 from latentvid.curation.footage import find_files
 from latentvid.curation.journal import Journal, key_of
 from latentvid.curation.run import curate
 from latentvid.curation.settings import Captions, Curation, Duplicates, Measures, Segments, Shots, Split
 from latentvid.curation.writing import validation_sources
+from latentvid.data.clips import ClipSource
 from latentvid.data.manifest.manifest import Sample, read_manifest, write_manifest
+from latentvid.data.transforms import from_uint8
 from latentvid.data.video.reading import probe, read_frames
+from latentvid.data.windows import Transform
 from latentvid.errors import StorageError, UserError
 
 OUTPUTS = ("train.parquet", "validation.parquet", "segments.parquet", "bad.jsonl", "curation.yaml", "summary.json")
@@ -293,3 +303,36 @@ def test_frames_come_in_order_and_once_however_they_are_read(footage, monkeypatc
     monkeypatch.setattr(probing, "SHORT", 4)
     monkeypatch.setattr(probing, "WINDOW", 7)
     assert torch.equal(read(3, 31), alone)
+
+
+def test_trainings_windows_are_the_frames_of_the_segments(curated, footage):
+    manifest = read_manifest(curated / "train.parquet")
+    source = ClipSource(manifest, Transform(spatial_stride=8, temporal_stride=4, max_frames=13))
+    film = [n for n, window in enumerate(source.windows) if Path(manifest.samples.path(window.sample)).name == FILM]
+    at = [source.windows[n].start for n in film]
+    assert at == [0, 13, 26, 39] or not film  # the film may be held out
+    for n, window in enumerate(source.windows):
+        path, first = manifest.samples.path(window.sample), window.start
+        assert torch.equal(source.read(n), from_uint8(read_frames(path, first, window.frames)))
+
+
+def test_the_page_of_the_docs_has_the_defaults_and_all_columns():
+    text = (Path(__file__).parents[2] / "docs/curation.md").read_text()
+    block = text.split("\n    shots:")[1].split("\n\n")[0]
+    given = yaml.safe_load(textwrap.dedent("    shots:" + block))
+    assert Curation(filters=tuple(given["filters"])).parsed
+    usual = to_dict(Curation())
+    del given["filters"], usual["filters"], given["captions"]["template"], usual["captions"]["template"]
+    assert given == usual
+    table = text.split("| column | of | meaning |")[1].split("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)` \| (\w+) \| (.*) \|$", table, re.MULTILINE) == [
+        (name, column.of, column.meaning) for name, column in COLUMNS.items()
+    ]
+
+
+def test_without_ray_the_command_says_how_to_get_it(footage, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setattr(sys, "argv", ["latentvid", "curate", str(footage), str(tmp_path / "out"), "--workers", "1"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2 and "pip install latentvid[curation]" in capsys.readouterr().err
