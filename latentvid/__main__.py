@@ -22,6 +22,7 @@ class Command(NamedTuple):
 
 GROUPS: dict[str, dict[str, Command]] = {
     "Start here": {
+        "doctor": Command("programs.doctor:main", "say what this machine can do, and which configuration fits"),
         "configs": Command("programs.configs:main", "list the shipped configurations, print one, or copy them"),
     },
     "Data": {
@@ -34,6 +35,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "train-dit": Command("programs.train_dit:main", "train the diffusion transformer, or tune a published model"),
         "distill": Command("programs.distill:main", "distil a pipeline to fewer steps"),
         "preference": Command("commands:preference", "make tables of pairs for preference tuning"),
+        "runs": Command("programs.runs:main", "list training runs: state, step, loss, frames a second"),
         "report": Command("report.__main__:main", "make a page about a run, several side by side, or a data set"),
         "export": Command("commands:export", "export a run's checkpoint in diffusers' format"),
     },

@@ -34,7 +34,7 @@ from .models.open import is_published, read_published
 from .models.open.folder import copy_repository, load_backbone
 from .models.saved import STEM
 from .pipelines.arguments import Lora
-from .pipelines.folder import CLASSES, INDEX, check_index
+from .pipelines.folder import CLASSES, INDEX, check_index, located
 from .pipelines.latent_video import LatentVideoPipeline
 from .references import Role, as_json, read_roles, roles_in, save_roles, saved_roles, with_more
 from .weights import read_object, types_in, weight_files
@@ -57,6 +57,7 @@ def merge_folder(
     beside = out.with_name(f".{out.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
     try:
+        model = located(model)
         (_merge_published if is_published(model) else _merge_ours)(model, beside, first, second, dtype)
         follow_umask(beside)
         beside.rename(out)

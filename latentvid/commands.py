@@ -131,6 +131,8 @@ def export() -> None:
     which.add_argument("--step", type=int, help="checkpoint to take (default: the newest whole one)")
     which.add_argument("--best", action="store_true", help="the checkpoint and weights that best.json names")
     parser.add_argument("--raw", action="store_true", help="the optimiser's weights instead of their average")
+    parser.add_argument("--license", help="of a pipeline's weights, for its model card, such as apache-2.0")
+    parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload the pipeline to this repository too")
     args = parser.parse_args()
     if args.best and args.raw:
         raise UserError("--raw and --best contradict each other: best.json says which weights were the best")
@@ -139,6 +141,17 @@ def export() -> None:
 
     checkpoint = export_run(args.run, args.out, STAGES, args.step, args.raw, args.best)
     print(f"wrote {args.out} from {checkpoint.name}")
+    if args.license is None and args.push_to_hub is None:
+        return
+    from .pipelines.card import license_of, upload
+    from .pipelines.folder import INDEX
+
+    if not (args.out / INDEX).is_file():
+        raise UserError(f"{args.out} is no pipeline, and has no model card: --license and --push-to-hub are of those")
+    if args.license is not None:
+        license_of(args.out, args.license)
+    if args.push_to_hub is not None:
+        print(upload(args.out, args.push_to_hub))
 
 
 @user_errors()

@@ -231,5 +231,17 @@ def _look(file: Path) -> tuple[Holder | None, float] | None:
         return None
 
 
+def held_by(folder: str | os.PathLike) -> str | None:
+    """Who holds a folder's lock, in words, as far as can be seen at once; None where nobody does any more."""
+    found = _look(Path(folder) / NAME)
+    if found is None:
+        return None
+    holder, beat = found
+    alive = None if holder is None else holder.alive()
+    if alive is None:  # another machine's: by this one's clock, which is enough for a list
+        alive = time.time() - beat < SILENT
+    return str(holder or "another process") if alive else None
+
+
 def _waiting(folder: Path, holder: Holder | None) -> str:
     return f"{folder} is held by {holder or 'another process'}: waiting up to {SILENT:.0f} s for a sign of life"

@@ -83,12 +83,13 @@ MAY_IMPORT |= {
     "training.task": BASE | {"config", "data", "models", "evaluation.sheet", "training.optim", "training.origin"},
     "training.feed": FEED,
     "training.launch": PARALLEL | PROTOCOL,
+    "training.afterwards": set(),
     "training.monitor": MONITOR,
     "training.dryrun": MONITOR | {"kernels", "tables", "training.launch", "training.dryrun"},
     "training.export": CHECKPOINT | PROTOCOL | {"commands"},
     "training": MONITOR
     | FEED
-    | {"training.run", "training.step", "training.dryrun", "training.launch", "training.export"},
+    | {"training.run", "training.step", "training.dryrun", "training.launch", "training.export", "training.afterwards"},
     "training.stages.dit": STAGE
     | {"attention", "sequence", "text", "pipelines", "training.checkpoint.init"}
     | {"training.parallel.sharing", "training.stages.dit"},

@@ -42,6 +42,7 @@ from .diffusers_vae import (
     TemporalDecoderVae,
     WanVae,
 )
+from .hub import located_part
 from .pixels import PIXELS, PixelCodec
 from .saved import class_name, load_component
 
@@ -104,14 +105,14 @@ def arguments_of(vae: Vae) -> dict[str, Any]:
 
 
 def load_vae(folder: str | Path, subfolder: str | None = None) -> Vae:
-    """The VAE in a folder in diffusers' format (or in its `subfolder`), in eval mode, whichever class it is of; or the
-    word "pixels": none.
+    """The VAE in a folder in diffusers' format (or in its `subfolder`), in eval mode, whichever class it is of; or that
+    of a repository on the hub, by its name; or the word "pixels": none.
 
     Raises UserError for a class that is not known, and for missing, damaged or foreign weights.
     """
     if subfolder is None and str(folder) == PIXELS:
         return PixelCodec().eval()
-    folder = Path(folder) if subfolder is None else Path(folder) / subfolder
+    folder = located_part(folder, "vae", "a VAE's folder") if subfolder is None else Path(folder) / subfolder
     if not (folder / "config.json").is_file() and (folder / "vae" / "config.json").is_file():
         raise UserError(f"{folder} is a whole pipeline: give its VAE, {folder / 'vae'}")
     name = class_name(folder, "VAE")

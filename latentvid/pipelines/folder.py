@@ -6,7 +6,7 @@ here, never by the names in a file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ from ..errors import UserError, brief
 from ..files import inside
 from ..limits import shown
 from ..models.adapters.lora import adapters_in
+from ..models.hub import fetch, is_name
 from ..models.interchange import CLASSES as VAES
 from ..models.interchange import FOREIGN, load_vae, raw_vae
 from ..models.kinds import load_network
+from ..models.open.folder import parts_of
 from ..models.open.unet3d import UNet3D
 from ..models.saved import read_arguments
 from ..models.transformer import VideoDiT
@@ -38,6 +40,21 @@ CLASSES: dict[str, tuple[tuple[str, str], ...]] = {
     "text_encoder": (("transformers", "T5EncoderModel"),),
     "tokenizer": tuple(("transformers", name) for name in TOKENIZERS),
 }
+
+
+def located(source: str | Path) -> Path:
+    """The folder of a pipeline of ours or of a published model: as it is, or, for a name on the hub (OWNER/NAME), where
+    what is used of it was fetched to. Raises UserError."""
+    return fetch(str(source), _wanted) if is_name(source) else Path(source)
+
+
+def _wanted(index: Mapping[str, Any]) -> list[str]:
+    return list(CLASSES) if _is_ours(index) else parts_of(index)
+
+
+def _is_ours(index: Mapping[str, Any]) -> bool:
+    found = index.get("_class_name")
+    return (found[-1:] if isinstance(found, list) else [found]) == [PIPELINE]
 
 
 def check_apart(networks: Iterable[nn.Module]) -> None:
@@ -61,9 +78,9 @@ def check_index(folder: Path, pipeline: type) -> dict[str, Any]:
         usual = inside(folder, "pipeline", "the folder that training wrote")
         raise UserError(f"{folder} is not a pipeline ({INDEX} is missing): give {usual}")
     index = read_object(file)
-    found = index.get("_class_name")
-    if (found[-1:] if isinstance(found, list) else [found]) != [PIPELINE]:
-        raise UserError(f"{file}: _class_name={shown(found)}: must be {PIPELINE}: it is another kind of pipeline")
+    if not _is_ours(index):
+        found = shown(index.get("_class_name"))
+        raise UserError(f"{file}: _class_name={found}: must be {PIPELINE}: it is another kind of pipeline")
     for name, allowed in CLASSES.items():
         if name not in index:
             raise UserError(f"{folder} has no {name} (see {INDEX}): it is another kind of pipeline")

@@ -6,6 +6,7 @@ Axes: B clips; latents are [C,f,h,w], frames uint8 [F,H,W,3].
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from ..models.open.unet3d import UNet3D
 from ..models.transformer import VideoDiT
 from ..references import Role, as_json, read_roles
 from ..text import TextEncoder, TextReader
+from .card import PUSHED, check_card, upload, write_card
 from .codec import CodecMixin
 from .convention import (
     Generators,
@@ -42,7 +44,7 @@ from .convention import (
     together,
 )
 from .defaults import SOLVER
-from .folder import CLASSES, check_apart, check_index, read_parts
+from .folder import CLASSES, check_apart, check_index, located, read_parts
 from .known import KnownMixin, noise_range
 from .limit import Kind
 from .references import Given, encoded
@@ -116,28 +118,64 @@ class LatentVideoPipeline(SampleMixin, CodecMixin, KnownMixin, StudentMixin, Dif
     def from_pretrained(
         cls, folder: str | Path, *, torch_dtype: torch.dtype | None = None, **parts: Any
     ) -> LatentVideoPipeline:
-        """A saved pipeline, from a folder here alone, checked before anything of it is imported. Raises UserError.
+        """A saved pipeline, from a folder or by its name on the hub, checked before anything of it is imported. Raises
+        UserError.
 
         torch_dtype: of the weights; it is computed in it too. parts: to take in place of those in the folder.
         """
         dtype = torch.float32 if torch_dtype is None else torch_dtype
         if dtype not in (torch.float32, torch.bfloat16, torch.float16):
             raise UserError(f"torch_dtype={torch_dtype}: give torch.float32, torch.bfloat16 or torch.float16")
-        parts.pop("local_files_only", None)  # as it always is
+        parts.pop("local_files_only", None)  # what is here already is taken where the hub does not answer
         if unknown := sorted(parts.keys() - CLASSES.keys()):
             raise UserError(f"from_pretrained takes no {unknown[0]}: torch_dtype, or one of {', '.join(CLASSES)}")
-        folder = Path(folder)
+        folder = located(folder)
         arguments = check_index(folder, cls)
         pipeline = cls(**read_parts(folder, parts, dtype), **arguments)
         pipeline.register_to_config(_name_or_path=str(folder))
         return pipeline
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **options: Any) -> None:
-        """As diffusers has it, with files that others may read as far as the umask lets them. Raises UserError where
-        ControlNets or adapters are in its networks, which have files of their own."""
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        *,
+        license: str | None = None,
+        samples: Sequence[str | os.PathLike] = (),
+        push_to_hub: bool = False,
+        **options: Any,
+    ) -> None:
+        """As diffusers has it, with a model card (`card.write_card`, which says what license and samples are), and with
+        files that others may read as far as the umask lets them.
+
+        push_to_hub: also to the repository `repo_id` (None: of the folder's name), with the other options of
+        `push_to_hub`. Raises UserError where ControlNets or adapters are in its networks, which have their own files.
+        """
         check_apart(self.experts)
+        shown = [Path(sample) for sample in samples]
+        check_card(license, shown)
+        hub = {key: options.pop(key) for key in (*PUSHED, "repo_id") if key in options}
         super().save_pretrained(save_directory, **options)
+        write_card(Path(save_directory), license, shown)
         follow_umask(save_directory)
+        if push_to_hub:
+            upload(Path(save_directory), hub.pop("repo_id", None) or Path(save_directory).name, **hub)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        license: str | None = None,
+        samples: Sequence[str | os.PathLike] = (),
+        **options: Any,
+    ) -> str:
+        """Saves the pipeline with its card to a repository of the hub, which is made where there is none; its address.
+
+        options: commit_message, private, token, create_pr, as diffusers has them, and those of `save_pretrained`.
+        """
+        hub = {key: options.pop(key) for key in PUSHED if key in options}
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, license=license, samples=samples, **options)
+            return upload(Path(folder), repo_id, **hub)
 
     @property
     def roles(self) -> dict[str, Role]:

@@ -13,13 +13,14 @@ from ..models.adapters.control_files import PARTS, is_its_base, load_control, re
 from ..models.adapters.lora import load_lora
 from ..models.adapters.lora_files import header_of
 from ..models.compiling import compile_blocks
+from ..models.hub import located_part
 from ..models.open import is_published, read_published
 from ..precision import MixedPrecision, choose, dtype_of
 from ..references import roles_in
 from ..world import usable_device
 from .animatediff import put_adapter
 from .arguments import ControlNet, Lora
-from .folder import check_index
+from .folder import check_index, located
 from .latent_video import LatentVideoPipeline
 from .motion import put_motion
 from .open_video import OpenVideoPipeline
@@ -37,7 +38,7 @@ def load_pipeline(
     control: Sequence[ControlNet] = (),
     motion: Path | None = None,
 ) -> LatentVideoPipeline:
-    """A saved pipeline, or a published model by its folder or hub name, on `device` (by default CUDA where there is
+    """A saved pipeline or a published model, by its folder or hub name, on `device` (by default CUDA where there is
     one). Raises UserError.
 
     compiled: the first step compiles the transformer's blocks, once for clips of all shapes. mixed_precision: weights
@@ -45,7 +46,7 @@ def load_pipeline(
     lora_2: into the second one. control: put beside the network that each was trained on. motion: folder of a motion
     module, put into an image model of ours before these, or of a `MotionAdapter`, put into Stable Diffusion.
     """
-    published = None
+    folder, published = located(folder), None
     if is_published(folder):
         published = read_published(folder)
     else:
@@ -57,7 +58,7 @@ def load_pipeline(
         pipeline = OpenVideoPipeline.of(published, dtype_of(choose(mixed_precision, device)))
     if motion is not None:
         put = put_motion if published is None else put_adapter
-        put(pipeline, Path(motion))
+        put(pipeline, located_part(motion, "", "a motion module's folder"))
     put_control(pipeline, control)
     put_lora(pipeline, lora, lora_2)
     if compiled:

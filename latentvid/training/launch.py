@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
+import uuid
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,17 +21,20 @@ from accelerate.utils import (
 )
 
 from ..config.curriculum import CurriculumStage
+from ..config.parsing import to_dict
 from ..config.schema import TrainingConfig
 from ..config.sections import several
 from ..data.plan.plan import Plan
 from ..data.plan.streams import make_streams
 from ..errors import UserError
+from ..files import write_whole
 from ..world import check_strategy, check_world
 from .parallel.strategy import load_whole
 from .task import Task
 
 logger = logging.getLogger(__name__)
 
+WANDB_ID = "logs/wandb_id"  # below the run's folder
 READ_SHARE = 1 / 2  # of a step, that the windows of one read, which share a pack, take at most
 
 
@@ -88,7 +94,7 @@ def start_trackers(accelerator: Accelerator, config: TrainingConfig) -> None:
     """Once the folder is this run's: they write there at once."""
     if not config.log.trackers:
         return
-    init = {"wandb": {"dir": str(config.run.dir)}} if "wandb" in config.log.trackers else {}
+    init = {"wandb": of_wandb(config)} if "wandb" in config.log.trackers and accelerator.is_main_process else {}
     try:
         accelerator.init_trackers(config.log.project, init_kwargs=init)
     except Exception as error:  # of another package: no key, no network, no place to write
@@ -97,6 +103,25 @@ def start_trackers(accelerator: Accelerator, config: TrainingConfig) -> None:
             f"log.trackers={list(config.log.trackers)} cannot start ({why:.300}): mend it (wandb: `wandb login`, "
             "or WANDB_MODE=offline), or leave it out"
         ) from error
+
+
+def of_wandb(config: TrainingConfig) -> dict[str, Any]:
+    """What `wandb.init` is given: the configuration, and the run's id, kept in its folder, so that a run which goes on
+    after a stop goes on in the same curve. The main process's."""
+    file = config.run.dir / WANDB_ID
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, uuid.uuid4().hex[:16])
+    name = file.read_text(encoding="utf-8").strip()
+    if not re.fullmatch(r"[\w-]{1,64}", name):
+        raise UserError(f"{file} holds no id of a run in wandb: remove it, and a new one is made")
+    return {
+        "id": name,
+        "resume": "allow",
+        "name": config.run.dir.name,
+        "dir": str(config.run.dir),
+        "config": to_dict(config),
+    }
 
 
 def check_trackers(trackers: Sequence[str]) -> None:

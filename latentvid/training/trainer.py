@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 
 from ..config.curriculum import CurriculumStage, curriculum, errors_of
-from ..config.parsing import save_config
-from ..config.schema import TrainingConfig
+from ..config.parsing import save_config, to_dict
+from ..config.schema import TrainingConfig, stage_of
 from ..data.quarantine import Quarantine
 from ..files import check_writable, written_whole
 from ..progress import phase
 from ..world import from_main, meet
+from .afterwards import next_command
 from .checkpoint.checkpoint import CheckpointStore
 from .checkpoint.place import next_stage
 from .checkpoint.records import State
@@ -45,7 +48,7 @@ def train(config: TrainingConfig, make_task: MakeTask) -> None:
     if config.run.dry_run:
         dry_run(config, make_task)
         return
-    with StopRequest() as stop, deterministic(config.train.deterministic):
+    with StopRequest() as stop, said_when_stopped(config), deterministic(config.train.deterministic):
         check_writable(config.run.dir, "give another run.dir")
         accelerator = make_accelerator(config)
         config = make_task.settled(config)
@@ -70,6 +73,24 @@ def train(config: TrainingConfig, make_task: MakeTask) -> None:
                 with errors_of(stage):
                     train_stage(launched, stages, stage, folder, state)
             accelerator.end_training()
+
+
+@contextmanager
+def said_when_stopped(config: TrainingConfig) -> Iterator[None]:
+    """Where the run was asked to stop, and saved, the main process says how it goes on."""
+    try:
+        yield
+    except Preempted:
+        if PartialState().is_main_process and (config.run.dir / "config.yaml").is_file():
+            say_next(config, finished=False)
+        raise
+
+
+def say_next(config: TrainingConfig, finished: bool) -> None:
+    """Prints the next useful command, on stderr."""
+    settings = to_dict(config)
+    if line := next_command(config.run.dir, stage_of(settings), settings, finished):
+        print(f"next: {line}", file=sys.stderr, flush=True)
 
 
 def prepare(config: TrainingConfig, make_task: MakeTask, device: torch.device, stop: StopRequest) -> None:
@@ -114,6 +135,7 @@ def train_stage(
         if stage.last and accelerator.is_main_process:
             with phase(f"{run_dir.name}: exporting"):
                 export_checkpoint(task, run.store.path(run.step), product)
+            say_next(config, finished=True)
     meet()  # for as long as the export takes
 
 

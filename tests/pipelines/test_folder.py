@@ -69,9 +69,11 @@ def test_nothing_that_an_index_names_is_imported(folder, monkeypatch, key, value
             load()
 
 
-def test_the_hub_is_never_asked(tmp_path, monkeypatch):
+def test_parts_are_never_asked_of_the_hub_and_pipelines_by_their_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for cls in (LatentVideoPipeline, VideoDiT, CausalVideoAutoencoder):
+    with pytest.raises(UserError, match="some/name is neither a folder nor to be had from the hub"):
+        LatentVideoPipeline.from_pretrained("some/name")
+    for cls in (VideoDiT, CausalVideoAutoencoder):
         with pytest.raises(UserError, match="there is no model folder some/name"):
             cls.from_pretrained("some/name")
 

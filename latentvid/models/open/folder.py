@@ -18,10 +18,10 @@ from ...errors import UserError
 from ...files import linked_copy
 from ...limits import shown
 from ...weights import check_folder, read_object
+from ..hub import INDEX, fetch, is_name
 from ..interchange import FOREIGN as VAES
 from ..saved import checked
 from .backbone import OpenBackbone
-from .hub import INDEX, fetch
 from .recipe import Recipe
 from .recipes import OF_UNETS, PIPELINES, recipe_of
 from .registry import FAMILIES, UNETS, packed
@@ -91,10 +91,15 @@ def is_published(folder: str | Path) -> bool:
     """Whether it is a published model and no pipeline of ours: by a folder's index; a name, where it is no folder's."""
     path = Path(folder)
     if not path.is_dir():
-        return not path.exists() and str(folder).count("/") == 1 and not path.parent.is_dir()
+        return is_name(folder)
     index = path / INDEX
     found = read_object(index).get("_class_name") if index.is_file() else None
     return isinstance(found, str) and found in PIPELINES
+
+
+def parts_of(index: Mapping[str, Any]) -> list[str]:
+    """The folders of a published repository that are used, by its index. Raises UserError for one that is not known."""
+    return list(_classes(Path(INDEX), index))
 
 
 def read_published(source: str | Path) -> Published:
@@ -104,7 +109,7 @@ def read_published(source: str | Path) -> Published:
     """
     folder = Path(source)
     if not folder.is_dir():
-        folder = fetch(str(source), lambda index: list(_classes(Path(INDEX), index)))
+        folder = fetch(str(source), parts_of)
     file = folder / INDEX
     if not file.is_file():
         hint = " (it holds one part of a repository)" if (folder / "config.json").exists() else ""

@@ -129,7 +129,7 @@ def test_what_is_no_repository_is_said(tmp_path, tiny_pipeline, wan, monkeypatch
 
 
 def test_a_hub_name_is_read_from_the_cache_where_the_hub_does_not_answer(wan, tmp_path, monkeypatch):
-    from latentvid.models.open import hub
+    from latentvid.models import hub
 
     found = []
 

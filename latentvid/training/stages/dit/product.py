@@ -39,7 +39,12 @@ def export_pipeline(
         trained=seen or None,
         given_shares=config.given.shares,
     )
-    pipeline.save_pretrained(folder)
+    pipeline.save_pretrained(folder, samples=_newest_look(config.run.dir / "samples"))
+
+
+def _newest_look(folder: Path) -> list[Path]:
+    """The last sheet of the averaged weights' samples that training left, if any."""
+    return sorted(folder.glob("step-*-ema.png"))[-1:]
 
 
 def kept_roles(config: DitConfig, begun: Source | None) -> dict[str, Any]:
