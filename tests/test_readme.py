@@ -1,5 +1,7 @@
-"""The README's commands for clips of one's own, as they stand there, in a folder that holds nothing else."""
+"""The README, and the commands of the documents: those for clips of one's own are run as they stand there, in a folder
+that holds nothing else."""
 
+import contextlib
 import re
 import runpy
 import shlex
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from latentvid.__main__ import COMMANDS, main
 from latentvid.data.video.reading import probe
 from latentvid.data.video.writing import write_video
 
@@ -21,9 +24,9 @@ SMALL = {  # beside what the README says: so that it takes seconds
 }
 
 
-def commands(section: str) -> Iterator[list[str]]:
-    """The words of each command in a section of the README."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8").split(f"\n## {section}\n")[1].split("\n## ")[0]
+def commands(page: str) -> Iterator[list[str]]:
+    """The words of each command of a page of docs/."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     for line in re.sub(r"\\\n", " ", text).splitlines():
         if line.strip().startswith(".venv/bin/"):
             yield shlex.split(line)
@@ -35,9 +38,38 @@ OF_WAN = {
 }
 
 
-def test_no_line_of_the_readme_is_too_long():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert [line for line in text.splitlines() if len(line) > 120] == []
+def test_the_readme_is_short():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 120 and [line for line in lines if len(line) > 120] == []
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_links_to_is_there(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)(#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    assert [link for link, _ in links if not (page.parent / link).exists()] == []
+
+
+def test_commands_on_the_pages_have_the_names_and_options_that_they_are_given(monkeypatch, capsys):
+    found = []
+    for page in PAGES:
+        text = re.sub(r"\\\n", " ", page.read_text(encoding="utf-8"))
+        lines = [line.strip() for line in text.splitlines() if re.match(r" +latentvid [a-z]", line)]
+        found += [shlex.split(line, comments=True) for line in lines]
+    assert len(found) > 8
+    for _, name, *words in found:
+        assert name in COMMANDS, name
+        options = {word.partition("=")[0] for word in words if word.startswith("--")}
+        if name in ("curate", "adapters", "preference"):  # their options follow a command or a stage
+            continue
+        monkeypatch.setattr(sys, "argv", ["latentvid", name, "--help"])
+        with contextlib.suppress(SystemExit):
+            main()
+        said = capsys.readouterr().out
+        unknown = {o for o in options if not re.search(rf"(?<![\w-]){re.escape(o)}(?![\w.-])", said)}
+        assert not unknown, f"{name}: {unknown}"
 
 
 @pytest.fixture
@@ -55,7 +87,7 @@ def my_clips(tmp_path, monkeypatch) -> Path:
 
 def test_clips_of_ones_own_become_a_pipeline(run, my_clips, tiny_t5, monkeypatch):
     seen = []
-    for program, *words in commands("Train on your own clips"):
+    for program, *words in commands("training.md"):
         words = [word.replace("google/flan-t5-base", str(tiny_t5)) for word in words]
         assert program == ".venv/bin/python"
         if words[0] == "-m":
@@ -82,7 +114,7 @@ def test_wan_is_tuned_on_clips_of_ones_own(run, my_clips, repository, monkeypatc
     (my_clips / "wan").symlink_to(repository("wan"))
     for file in sorted((my_clips / "my_clips").glob("*.mp4")):
         write_video(file, torch.randint(0, 255, (9, 64, 96, 3), dtype=torch.uint8), 16)
-    for _, *words in commands("Tune Wan on your clips"):
+    for _, *words in commands("tune_wan.md"):
         if words[0] == "-m":
             monkeypatch.setattr(sys, "argv", words[1:])
             with pytest.raises(SystemExit) as stop:
