@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from huggingface_hub import hf_hub_download, snapshot_download
 
-from ..errors import UserError
+from ..errors import UserError, brief
 from ..weights import PICKLES, read_object
 
 INDEX = "model_index.json"
@@ -68,6 +68,6 @@ def _fetched(name: str, get: Callable[[bool], T], what: str) -> T:
             raise
         except Exception:
             raise UserError(
-                f"{name} is neither a folder nor to be had from the hub ({str(error).strip()[:200]}): give {what}, or "
+                f"{name} is neither a folder nor to be had from the hub ({brief(error)}): give {what}, or "
                 "fetch it where there is a network"
             ) from error
