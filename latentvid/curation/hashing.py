@@ -22,7 +22,8 @@ BANDS, BAND_BITS = 4, 16
 CROWD = 2000  # hashes that agree in a band: what they have in common says nothing
 LEAST_SECONDS = 1.0  # that two segments must have in common, or the whole of the shorter one
 LEAST_SHARE = 0.75  # of the shorter one
-TOGETHER = 26.0  # bits, of pictures and of changes: changes that have nothing to do with each other differ in 32
+CHANGES = 20.0  # bits of 64: what changes elsewhere differs in 32
+TOGETHER = 26.0  # bits of pictures and changes, where that is more: of small changes hashes are less certain
 
 
 @cache
@@ -83,7 +84,7 @@ def same_as(segments: Sequence[Signature], distance: float, mirror: bool = False
     have something in common where they agree when one is moved along the other; it must last `LEAST_SECONDS`, and
     `LEAST_SHARE` of the shorter one. distance: bits of 64 in which the pictures' hashes differ on average there, at
     most. That alone would take two takes of one scene, before the same camera, for copies: where something changes,
-    the bits in which pictures and changes differ may be `TOGETHER` at most.
+    the changes' hashes may differ in `CHANGES` bits at most, or in what pictures leave of `TOGETHER`.
     """
     same = list(range(len(segments)))
     for a, b, shift, flipped in _candidates(segments, mirror):
@@ -114,7 +115,7 @@ def _agree(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray], s
     if not moves.any():
         return True
     apart = np.where(one & two, np.bitwise_count(changes[0] ^ changes[1])[1:], 32)
-    return bool(look_apart + apart[moves].mean() <= TOGETHER)
+    return bool(apart[moves].mean() <= max(CHANGES, TOGETHER - look_apart))
 
 
 def _mirrored(hashes: Sequence[int]) -> np.ndarray:

@@ -79,7 +79,7 @@ class Measures:
 class Duplicates:
     remove: bool = _help("of segments that show the same, keep the largest", default=True)
     distance: float = _help(
-        "bits of 64 in which perceptual hashes of the same picture differ, on average", default=10.0
+        "bits of 64 in which perceptual hashes of the same picture differ, on average", default=16.0
     )
     mirrored: bool = _help("look for mirrored ones too", default=False)
 
