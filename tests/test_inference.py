@@ -123,6 +123,29 @@ def test_inpaint_changes_what_is_white(mask, run, files, tmp_path):
     assert change[:, 5:11, 9:15].mean() > 20 and change[:, :2].mean() < 4 and change[:, -2:].mean() < 4  # compression
 
 
+def test_inpaint_removes_and_paints_beyond_the_edges(run, files, tmp_path):
+    words = ("inpaint", "--clip", "a.png", "--output", tmp_path / "out.png")
+    assert run(*words, "--mask", "mask.png", "--remove", "a red 7")[0] == 0
+    new, old = read_frames(tmp_path / "out.png")[0], read_frames(files / "a.png")[0]
+    changed = (new != old).any(-1).nonzero()
+    assert changed.amin(0).tolist() == [0, 4] and changed.amax(0).tolist() == [15, 19]  # wider by 4 than the mask
+    assert run(*words, "--outpaint", 0, 3, 8, 0, "--prompt", "a red 7")[0] == 0
+    wide = read_frames(tmp_path / "out.png")[0]
+    assert wide.shape == (19, 32, 3) and torch.equal(wide[:16, 8:], old)
+
+
+@pytest.mark.parametrize("limit", [("--mask", "mask.png"), ("--mask-words", "7"), ("--mask", "mask.png", "--grow", 2)])
+def test_an_edit_within_a_mask_leaves_the_rest(limit, run, files, tmp_path):
+    words = ("--clip", "a.png", "--prompt", "a red 7", "--method", "sdedit")
+    assert run("edit", *words, *limit, "--output", tmp_path / "out.png")[0] == 0
+    changed = (read_frames(tmp_path / "out.png") != read_frames(files / "a.png")).any(-1)[0]
+    assert 0 < changed.float().mean() < 1
+    if "--mask" in limit:
+        grow = 2 * ("--grow" in limit)
+        changed[4 - grow : 12 + grow, 8 - grow : 16 + grow] = False
+        assert not changed.any()
+
+
 def test_inpaint_of_a_picture_and_of_a_clips_beginning(run, files, tmp_path):
     picture = ("--clip", "a.png", "--mask", "mask.png", "--prompt", "a red 7", "--output", tmp_path / "out.png")
     assert run("inpaint", *picture)[0] == 0
@@ -184,6 +207,9 @@ def test_models_without_given_frames_say_how_they_do_it(run, tiny_pipeline, tmp_
         (("inpaint", *INPAINT, "big.png"), "mask big.png is 32 x 24 pixels, clip.mp4 16 x 24"),
         (("inpaint", *INPAINT, "mask5.mp4"), "mask mask5.mp4 has 5 frames, clip.mp4 6"),
         (("inpaint", *INPAINT, "black.png"), "black all over"),
+        (("edit", *EDIT, "--method", "sdedit", "--mask-words", "8"), "'8' is no word of 'a red 7'"),
+        (("edit", *EDIT, "--method", "sdedit", "--grow", 2), "--grow and --outside are of a mask"),
+        (("inpaint", "--clip", "a.png", "--prompt", "a red 7"), "give --mask, or --outpaint"),
         (("inpaint", *INPAINT, "alpha.png"), "mask alpha.png is transparent in parts"),
         (("inpaint", *INPAINT, "none.png"), "none.png"),
         (("inpaint", *INPAINT, "mask.png", "--frames", 0), "--frames 0"),

@@ -1,4 +1,4 @@
-"""Clips, pictures and masks that inference scripts are given, in sizes that the model makes.
+"""Clips and pictures that inference scripts are given, in sizes that the model makes.
 
 Axes: F frames, H height, W width in pixels.
 """
@@ -97,28 +97,6 @@ def read_picture(path: Path, pipeline: LatentVideoPipeline, **size: Any) -> Foot
     if (count := probe(path).frames) != 1:
         raise UserError(f"{path} has {count} frames where one picture is wanted: save the frame that you mean as a png")
     return read_footage(path, pipeline, **size)
-
-
-def read_mask(path: Path, footage: Footage) -> Tensor:
-    """bool [F,H,W], or [H,W] of an image: where a mask for the footage is white (128 and more).
-
-    Raises UserError where its size or length is not that of the footage's file, and for a transparent one.
-    """
-    info, clip = probe(path), probe(footage.path)
-    if (info.height, info.width) != (clip.height, clip.width):
-        raise UserError(
-            f"mask {path} is {info.height} x {info.width} pixels, {footage.path} {clip.height} x {clip.width}: "
-            "they must be of one size"
-        )
-    if info.frames not in (1, clip.frames):
-        raise UserError(
-            f"mask {path} has {info.frames} frames, {footage.path} {clip.frames}: give an image, or a frame for each"
-        )
-    if is_transparent(path):
-        raise UserError(f"mask {path} is transparent in parts: save it without alpha, white where to repaint")
-    pixels = _read_fit(path, min(len(footage.frames), info.frames), footage.size)
-    white = pixels.float().mean(-1) >= 128
-    return white[0] if info.frames == 1 else white
 
 
 def is_transparent(path: Path) -> bool:
