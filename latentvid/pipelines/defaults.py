@@ -17,4 +17,4 @@ N_MAX, N_MIN, N_AVG, FLOW_GUIDANCE = 0.8, 0, 1, 1.5
 KEYFRAME_EVERY, KEYFRAME_WINDOW = 8, 64
 OUTSIDE = ("clip", "reconstruction")  # what is shown where a mask lets nothing change
 # of style transfer: the noise level to which clips are inverted, and the scale of the picture's keys
-STYLE_STRENGTH, STYLE_SCALE = 0.7, 1.0
+STYLE_STRENGTH, STYLE_SCALE = 0.8, 1.0

@@ -81,7 +81,7 @@ def test_a_model_of_the_role_is_shown_the_picture(trained, monkeypatch):
     ((request,),) = asked
     (want,) = trained.encode([picture[None]], torch.float32)
     torch.testing.assert_close(request.references["style"][0], want)
-    assert request.level == 0.7 and made.shape == (5, 16, 24, 3)
+    assert request.level == 0.8 and made.shape == (5, 16, 24, 3)
     with pytest.raises(UserError, match="leave --style-scale and --style-prompt out"):
         styles.style(trained, [clip(5)], [picture], [RED], scale=2.0, sampling=SAMPLING)
 
