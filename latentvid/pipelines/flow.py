@@ -73,6 +73,8 @@ def flow_edited(
         )
     if (solver := sampling.solver or "euler") != "euler":
         raise UserError(f"method flow takes Euler's steps, not those of solver {solver!r}: leave --solver out")
+    if sampling.on_step_end is not None:
+        raise UserError("on_step_end is told states of sampling, and method flow has none: leave it out")
     sampling = replace(sampling, solver="euler")
     steps = pipeline.config.steps if sampling.steps is None else sampling.steps
     n_max = how.steps_of(steps)

@@ -75,6 +75,8 @@ def check_style(pipeline: LatentVideoPipeline, sampling: Sampling) -> bool:
     if (solver := sampling.solver or "euler") != "euler":
         raise UserError(f"style transfer inverts and samples with solver 'euler', not {solver!r}: leave --solver out")
     trained = ROLE in pipeline.roles
+    if sampling.on_step_end is not None and not trained:
+        raise UserError("on_step_end is told states of clips alone, and here pictures go with them: leave it out")
     if not trained:
         shared_attentions(pipeline.transformer)
     return trained

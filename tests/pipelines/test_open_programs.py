@@ -70,3 +70,14 @@ def test_what_a_model_of_pictures_does_not_do_is_said(repository, monkeypatch, t
             *words,
         )
     assert "makes videos from pictures alone: give it one, with inference/i2v.py" in capsys.readouterr().err
+
+
+def test_a_published_model_edits_by_flow_and_says_that_it_shares_no_attention(
+    repository, monkeypatch, tmp_path, pictures, capsys
+):
+    words = ["--model", repository("wan"), "--clip", pictures[0], "--prompt", "a red 7", "--output", tmp_path / "a.png"]
+    run(monkeypatch, "edit.py", *words, "--method", "flow", "--source", "a blue 3", "--n-max", 1)
+    assert (probe(tmp_path / "a.png").frames, probe(tmp_path / "a.png").width) == (1, 48)
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "style.py", *words, "--style", pictures[1])
+    assert "train it with a reference of role style" in capsys.readouterr().err
