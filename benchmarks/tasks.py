@@ -335,6 +335,7 @@ def main() -> None:
         },
         "interpolation": lambda: interpolation(mixed, moving, judge, args.out),
         "rollout": lambda: long_rollout(mixed, args.count, judge, args.out),
+        "style": lambda: styled(mixed, moving, judge, args.out),
         "editing": lambda: {method: editing(mixed, moving, judge, args.out, method) for method in EDITS},
     }
     path = args.out / "tasks.json"
