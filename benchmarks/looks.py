@@ -161,7 +161,7 @@ def style(args: argparse.Namespace, demo: Path, out: Path, seed: int, judge: Jud
                 *("-m", "latentvid.demo.looks", out / "all", "--seed", seed, "--clips", args.style_clips),
                 *("--looks", *looks.LOOKS),
             )
-        role = "--data.references={style: {column: style, place: beside, max_frames: 1, dropout: 0.1}}"
+        role = f"--data.references={{style: {{column: style, place: {args.style_place}, dropout: 0.0}}}}"
         seconds = tune(
             *(demo, out / "style", seed, f"--data.manifest={out / 'all/train.jsonl'}", role),
             *(f"--train.steps={args.style_steps}", f"--optim.lr={args.style_lr}", "--data.packs_per_step=2"),
@@ -186,13 +186,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/looks"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--steps", type=number("train.steps"), default=1100, help="of each run on one look")
+    parser.add_argument("--steps", type=number("train.steps"), default=1500, help="of each run on one look")
     parser.add_argument("--lr", default="5e-4", help="of all weights")
-    parser.add_argument("--lora-lr", default="4e-3")
+    parser.add_argument("--lora-lr", default="3e-3")
     parser.add_argument("--lora-targets", nargs="*", default=LAYERS, help="adapter.targets; none: the attentions")
-    parser.add_argument("--clips", type=number("pairs"), default=600, help="of one look")
-    parser.add_argument("--style-steps", type=number("train.steps"), default=600)
-    parser.add_argument("--style-lr", default="1e-3")
+    parser.add_argument("--clips", type=number("pairs"), default=3000, help="of one look")
+    parser.add_argument("--style-steps", type=number("train.steps"), default=1200)
+    parser.add_argument("--style-lr", default="2e-3")
+    parser.add_argument("--style-place", choices=("aligned", "beside"), default="aligned", help="of the picture")
     parser.add_argument("--style-clips", type=number("pairs"), default=3000, help="of all looks")
     parser.add_argument("--prompts", type=number("heldout"), default=280)
     parser.add_argument("--judge-steps", type=number("train.steps"), default=900)

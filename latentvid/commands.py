@@ -111,7 +111,7 @@ def looks() -> None:
     )
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--looks", nargs="+", default=["striped"], help="their names (default %(default)s)")
-    parser.add_argument("--clips", type=number("pairs"), default=600, help="default %(default)s")
+    parser.add_argument("--clips", type=number("pairs"), default=3000, help="default %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
     args = parser.parse_args()
     from .demo.looks import write_looks

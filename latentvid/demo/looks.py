@@ -1,6 +1,6 @@
 """Looks of the demo's digits: clips of digits drawn in other ways, each with a picture of another digit in its look.
 
-    python -m latentvid.demo.looks OUT [--looks striped --clips 600 --seed 0]
+    python -m latentvid.demo.looks OUT [--looks striped --clips 3000 --seed 0]
 
 The captions say nothing of looks: a model learns one look by heart, or reads it from the picture that it is shown.
 Axis letters: F H W frames, height, width; N glyphs.
