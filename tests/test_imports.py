@@ -57,7 +57,7 @@ MAY_IMPORT = {
     "models": BASE - {"world"} | {"attention", "kernels", "sequence", "text.policy", "models"},
     "diffusion": BASE - {"world"} | {"diffusion"},
     "programs": BASE
-    | {"command_line", "config", "data", "pipelines", "models", "evaluation", "training", "demo"}
+    | {"command_line", "config", "doctor", "report", "data", "pipelines", "models", "evaluation", "training", "demo"}
     | {"programs"},
     "config": BASE - {"world"} | {"config", "diffusion"},
     "data": BASE - {"world"} | {"data"},
