@@ -5,7 +5,9 @@ kinds of pass at a noise level, each inside a context of `TokenFlow`:
 
 - `reading`, and first `reading_keyframes`: the source's frames, each by itself as ever. What each self-attention makes
   of them are the features by which tokens of all frames are found again in the keyframes (`nearest`).
-- `joint`: keyframes that are edited; each attends to the tokens of all of them (extended attention).
+- `joint`: keyframes that are edited; each attends to the tokens of all of them (extended attention). Its queries and
+  keys may be those of the source's keyframes, so that each token attends to where the source has the same thing
+  (Plug-and-Play, Tumanyan et al. 2023, the editing that the paper builds on).
 - `flowing`: any frames that are edited. Self-attention is not computed: each token takes what was made of its nearest
   neighbours in the keyframe before it and in the one after.
 
@@ -15,9 +17,10 @@ Axes: f frames of a pass, k keyframes, b branches, n tokens of a frame, T = b f 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -26,6 +29,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..packing import Segments
+from .layers import SelfAttention
 from .open.animatediff import StableDiffusion
 from .transformer import VideoDiT
 
@@ -86,6 +90,19 @@ def joined(segments: Segments, count: int) -> Segments:
     return Segments(segments.cu_seqlens[::count].contiguous(), max(lengths), lengths)
 
 
+def neighbours(segments: Segments, count: int, reach: int) -> tuple[Segments, Tensor]:
+    """Of each of the segments, in groups of so many, those up to `reach` before and after it in its group: as one
+    segment each, and the rows of their tokens [G] int64."""
+    lengths, starts = segments.lengths, [0, *accumulate(segments.lengths)]
+    near = [
+        range(max(i - i % count, i - reach), min(i - i % count + count, i + reach + 1)) for i in range(len(lengths))
+    ]
+    totals = [sum(lengths[j] for j in each) for each in near]
+    bounds = torch.tensor([0, *accumulate(totals)], dtype=torch.int32, device=segments.cu_seqlens.device)
+    rows = torch.cat([torch.arange(starts[each.start], starts[each.stop]) for each in near])
+    return Segments(bounds, max(totals), totals), rows
+
+
 def self_attentions(model: nn.Module) -> list[nn.Module]:
     """The self-attention of each layer of an image model. Raises UserError for a model that is none."""
     what = "TokenFlow edits clips by image models"
@@ -103,9 +120,12 @@ def self_attentions(model: nn.Module) -> list[nn.Module]:
 
 @dataclass(eq=False)
 class _Layer:
-    """keys: features of the source's keyframes [k,n,D]. made: of each pass of the edited keyframes, [b,k,n,D]. places:
-    nearest tokens of the frames of the next pass, [f,n] in the keyframes before and after them."""
+    """Of a self-attention. read: what it read of the source's keyframes [k,n,D]. keys: what it made of them, their
+    features [k,n,D]. made: of each pass of the edited keyframes, [b,k,n,D]. places: nearest tokens of the frames of the
+    next pass, [f,n] in the keyframes before and after them."""
 
+    module: nn.Module
+    read: Tensor | None = None
     keys: Tensor | None = None
     made: list[Tensor] = field(default_factory=list)
     places: tuple[Tensor, Tensor] | None = None
@@ -119,29 +139,37 @@ class TokenFlow:
     def __init__(self, model: nn.Module) -> None:
         """Raises UserError for a model that is no image model."""
         self.modules = self_attentions(model)
-        self.layers = [_Layer() for _ in self.modules]
+        self.layers = [_Layer(module) for module in self.modules]
+        # its self-attention knows positions, which are of the frame: it looks for a thing where it is in its own frame,
+        # so that of far keyframes, where that is elsewhere, little is of use
+        self.reaches = isinstance(model, VideoDiT)
 
     # --- passes ---
 
     @contextmanager
     def reading_keyframes(self) -> Iterator[None]:
         """The pass inside is of the source's keyframes. What was kept of the level before is dropped."""
-        self.layers = [_Layer() for _ in self.modules]
+        self.layers = [_Layer(module) for module in self.modules]
 
         def act(layer: _Layer, forward: Callable[..., Tensor], x: Tensor, *rest: Any, **named: Any) -> Tensor:
             out = forward(x, *rest, **named)
-            layer.keys = _by_frames(out, rest)
+            layer.read, layer.keys = _by_frames(x, rest), _by_frames(out, rest)
             return out
 
         with self._acting(act):
             yield
 
     @contextmanager
-    def joint(self, keyframes: int) -> Iterator[None]:
-        """The pass inside is of the edited keyframes, so many in each branch."""
+    def joint(self, keyframes: int, as_source: bool = False, reach: int | None = None) -> Iterator[None]:
+        """The pass inside is of the edited keyframes, so many in each branch. as_source: queries and keys are those of
+        the last `reading_keyframes`. reach: how many keyframes to each side one attends to (None: all), where the model
+        `reaches`."""
+        if reach is not None and not self.reaches:
+            raise ValueError("reach is of VideoDiT: the keyframes of a U-Net attend to all of them")
 
         def act(layer: _Layer, forward: Callable[..., Tensor], x: Tensor, *rest: Any, **named: Any) -> Tensor:
-            out = _extended(forward, x, rest, named, keyframes)
+            with _of_source(layer) if as_source else nullcontext():
+                out = _extended(forward, x, rest, named, keyframes, reach)
             layer.made.append(_by_frames(out, rest).unflatten(0, (-1, keyframes)))
             return out
 
@@ -184,10 +212,7 @@ class TokenFlow:
         try:
             yield
         finally:
-            for module, own in zip(self.modules, before, strict=True):
-                del module.forward
-                if own is not None:
-                    module.forward = own
+            _restore(self.modules, before)
 
 
 def _by_frames(x: Tensor, rest: Sequence[Any]) -> Tensor:
@@ -195,13 +220,49 @@ def _by_frames(x: Tensor, rest: Sequence[Any]) -> Tensor:
     return x if x.ndim == 3 else x.unflatten(0, (len(rest[0].samples.lengths), -1))
 
 
+@contextmanager
+def _of_source(layer: _Layer) -> Iterator[None]:
+    """Inside, the maps of queries and keys of a self-attention read what it read of the source's keyframes."""
+    module, read = layer.module, layer.read
+    names = ("query", "key_value") if isinstance(module, SelfAttention) else ("to_q", "to_k")
+    maps = [getattr(module, name) for name in names]
+    before = [vars(linear).get("forward") for linear in maps]
+
+    def mapped(own: Callable[[Tensor], Tensor], values: bool, x: Tensor) -> Tensor:
+        out = own(read.repeat(x.numel() // read.numel(), 1, 1).reshape(x.shape))
+        return torch.cat([out.chunk(2, dim=-1)[0], own(x).chunk(2, dim=-1)[1]], dim=-1) if values else out
+
+    for linear, name in zip(maps, names, strict=True):
+        linear.forward = partial(mapped, linear.forward, name == "key_value")  # whose second half are the values
+    try:
+        yield
+    finally:
+        _restore(maps, before)
+
+
+def _restore(modules: Sequence[nn.Module], before: Sequence[Callable[..., Tensor] | None]) -> None:
+    """`forward` of modules as it was: their own, or their class's (None)."""
+    for module, own in zip(modules, before, strict=True):
+        del module.forward
+        if own is not None:
+            module.forward = own
+
+
 def _extended(
-    forward: Callable[..., Tensor], x: Tensor, rest: Sequence[Any], named: dict[str, Any], frames: int
+    forward: Callable[..., Tensor],
+    x: Tensor,
+    rest: Sequence[Any],
+    named: dict[str, Any],
+    frames: int,
+    reach: int | None,
 ) -> Tensor:
-    """Self-attention in which so many neighbouring frames attend to all tokens of each other."""
+    """Self-attention in which each of so many neighbouring frames attends to the tokens of those within its reach."""
     if x.ndim == 3:
         together = x.unflatten(0, (-1, frames)).flatten(1, 2)  # [b, k n, D]
         return forward(together, *rest, **named).unflatten(1, (frames, -1)).flatten(0, 1)
     context, *others = rest
+    if reach is not None and reach < frames - 1:
+        keys, gather = neighbours(context.queries, frames, reach)
+        return forward(x, replace(context, keys=keys, gather=gather.to(x.device)), *others, **named)
     segments = joined(context.queries, frames)
     return forward(x, replace(context, queries=segments, keys=segments), *others, **named)

@@ -13,8 +13,9 @@ METHODS = (*STRENGTH, "flow")
 GUIDED_BELOW = 0.7  # above, the noise that was found decides where things are: guidance would move them
 # FlowEdit's parameters, in the paper's names; n_max as a share of the steps
 N_MAX, N_MIN, N_AVG, FLOW_GUIDANCE = 0.8, 0, 1, 1.5
-# of TokenFlow: a keyframe in every so many frames, and frames of a window
-KEYFRAME_EVERY, KEYFRAME_WINDOW = 8, 64
+# of TokenFlow: a keyframe in every so many frames, frames of a window, the share of steps in which keyframes attend as
+# the source's, and to how many on each side (VideoDiT)
+KEYFRAME_EVERY, KEYFRAME_WINDOW, SOURCE_ATTENTION, REACH = 8, 64, 0.0, 1
 OUTSIDE = ("clip", "reconstruction")  # what is shown where a mask lets nothing change
 # of style transfer: the noise level to which clips are inverted, and the scale of the picture's keys
 STYLE_STRENGTH, STYLE_SCALE = 0.8, 1.0

@@ -35,7 +35,7 @@ from ..errors import UserError
 from ..models.token_flow import BLENDS, TokenFlow, between
 from ..packing import Packed, patchify, token_grid, unpatchify
 from ..rng import derived_seed, generator
-from .defaults import GUIDED_BELOW, KEYFRAME_EVERY, KEYFRAME_WINDOW, STRENGTH, TOKENS_PER_PACK
+from .defaults import GUIDED_BELOW, KEYFRAME_EVERY, KEYFRAME_WINDOW, REACH, SOURCE_ATTENTION, STRENGTH, TOKENS_PER_PACK
 from .latent_video import LatentVideoPipeline
 from .limit import kinds_of
 from .sampling import Request, Sampling
@@ -64,6 +64,8 @@ def token_flow_windows(
     *,
     every: int = KEYFRAME_EVERY,
     blend: str = "sigmoid",
+    source_attention: float = SOURCE_ATTENTION,
+    reach: int | None = None,
     seed: int = 0,
     negative_prompt: str | None = None,
     sampling: Sampling | None = None,
@@ -75,6 +77,8 @@ def token_flow_windows(
     guidance; the stronger, the more may change. The target is guided at levels below `GUIDED_BELOW` alone unless the
     guidance has an interval of its own. every: a keyframe is drawn anew at each noise level in each so many frames.
     blend: how what comes from the keyframes before and after a frame is weighed (`models.token_flow.BLENDS`).
+    source_attention: share of the steps, the first ones, in which edited keyframes attend as the source's do.
+    reach: how many keyframes to each side one attends to, in VideoDiT (None: `REACH`); in U-Nets always all.
     tokens_per_pass: of frames that go through the network together; the keyframes of a window always do.
 
     Raises UserError for models that are no image models, sizes that the model cannot make, and values out of range.
@@ -87,6 +91,14 @@ def token_flow_windows(
         raise UserError(f"a keyframe in every {every} frames: give a whole number from 1 up")
     if blend not in BLENDS:
         raise UserError(f"blend {blend!r}: one of {', '.join(BLENDS)}")
+    if not 0 <= source_attention <= 1:
+        raise UserError(f"source_attention {source_attention}: give a share of the steps, 0 to 1")
+    if reach is not None and reach < 0:
+        raise UserError(f"reach {reach}: give a number of keyframes from 0 up")
+    if TokenFlow(pipeline.transformer).reaches:
+        reach = REACH if reach is None else reach
+    elif reach is not None:
+        raise UserError(f"reach {reach}: the keyframes of a U-Net attend to all of them: leave it out")
     sampling = sampling or Sampling()
     if (solver := sampling.solver or "euler") != "euler":
         raise UserError(f"TokenFlow inverts and samples with solver 'euler', not {solver!r}: leave --solver out")
@@ -110,7 +122,7 @@ def token_flow_windows(
             )
             with torch.no_grad(), pipeline._autocast(sampling.precision):
                 own = derived_seed(seed, number, "window") if number else seed
-                made, anchor = run.edited(every, blend, own, anchor)
+                made, anchor = run.edited(every, blend, source_attention, reach, own, anchor)
             yield made
 
     return edited()
@@ -164,7 +176,9 @@ class _Run:
     sampling: Sampling
     at_once: int
 
-    def edited(self, every: int, blend: str, seed: int, anchor: Anchor | None) -> tuple[Tensor, Anchor]:
+    def edited(
+        self, every: int, blend: str, source_attention: float, reach: int | None, seed: int, anchor: Anchor | None
+    ) -> tuple[Tensor, Anchor]:
         pipeline, count, levels = self.pipeline, len(self.clip), self.levels
         z0 = self.encoded()  # [F n,P]
         device, shape = z0.device, z0.unflatten(0, (count, -1))[0].shape
@@ -177,6 +191,7 @@ class _Run:
                 step = int((levels == t[0].cpu()).nonzero()[0])
                 frames = z.unflatten(0, (count, -1))  # [F,n,P]
                 last[step] = frames[-1]
+                parts = torch.arange(count).split(self.at_once)
                 keys = keyframes(count, every, seed, step)
                 of_keys = kept.at(step, keys), frames[keys.to(device)]
                 if anchor is not None:
@@ -185,10 +200,10 @@ class _Run:
                     keys = torch.cat([torch.tensor([-1]), keys])
                 with flow.reading_keyframes():
                     sources(of_keys[0], t)
-                with flow.joint(len(keys)):
+                with flow.joint(len(keys), as_source=step < source_attention * (len(levels) - 1), reach=reach):
                     targets(of_keys[1], t)
                 found = []
-                for part in torch.arange(count).split(self.at_once):
+                for part in parts:
                     where = between(part, keys, blend).to(device)
                     with flow.reading(where):
                         sources(kept.at(step, part), t)

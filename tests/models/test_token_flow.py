@@ -13,7 +13,16 @@ from torch.nn import functional as F
 from latentvid.errors import UserError
 from latentvid.models.compiling import compile_blocks
 from latentvid.models.open import packed
-from latentvid.models.token_flow import BLENDS, TokenFlow, between, joined, nearest, propagated, self_attentions
+from latentvid.models.token_flow import (
+    BLENDS,
+    TokenFlow,
+    between,
+    joined,
+    nearest,
+    neighbours,
+    propagated,
+    self_attentions,
+)
 from latentvid.models.transformer import VideoDiT
 from latentvid.packing import Packed
 
@@ -68,26 +77,29 @@ class Heard:
         return sorted(self.pairs, key=lambda pair: self.modules.index(pair[0]))
 
 
-def slow_extended(module: torch.nn.Module, x: Tensor, rest) -> Tensor:
-    """softmax(Q_i [K_1 ... K_k]^T / sqrt(d)) [V_1 ... V_k] of keyframes [k,n,D], one query after another."""
+def slow_extended(module: torch.nn.Module, x: Tensor, rest, asking: Tensor | None = None, reach: int = 100) -> Tensor:
+    """softmax(Q_i [K_1 ... K_k]^T / sqrt(d)) [V_1 ... V_k] of keyframes [k,n,D], one query after another.
+
+    asking: of which Q and K are, in the place of x.
+    """
+    asking = x if asking is None else asking
     if rest:  # of VideoDiT: with a norm of queries and keys, and positions
         heads, (cos, sin) = module.heads, (table[: x.shape[1]] for table in rest[0].rotary)
         q, k, v = [], [], []
-        for frame in x:
-            of_k, of_v = module.keys_values(frame, (cos, sin))
-            q.append(module.queries(frame, (cos, sin)))
-            k.append(of_k)
-            v.append(of_v)
+        for frame, asks in zip(x, asking, strict=True):
+            q.append(module.queries(asks, (cos, sin)))
+            k.append(module.keys_values(asks, (cos, sin))[0])
+            v.append(module.keys_values(frame, (cos, sin))[1])
         out_of = module.out
     else:
         heads = module.heads
-        q, k, v = (
-            [m(frame).unflatten(-1, (heads, -1)) for frame in x] for m in (module.to_q, module.to_k, module.to_v)
-        )
+        maps = (module.to_q, asking), (module.to_k, asking), (module.to_v, x)
+        q, k, v = ([linear(frame).unflatten(-1, (heads, -1)) for frame in frames] for linear, frames in maps)
         out_of = module.to_out[0]
-    keys, values = torch.cat(k), torch.cat(v)  # [k n,A,K]
     made = []
-    for frame in q:
+    for i, frame in enumerate(q):
+        near = slice(max(0, i - reach), i + reach + 1)
+        keys, values = torch.cat(k[near]), torch.cat(v[near])  # [k n,A,K]
         rows = []
         for query in frame:  # [A,K]
             share = torch.softmax((keys * query).sum(-1) / math.sqrt(query.shape[-1]), dim=0)  # [k n,A]
@@ -110,6 +122,49 @@ def test_keyframes_attend_to_the_tokens_of_all_of_them(kind, branches):
         assert torch.equal(layer.made[0].flatten(0, 1), out)
         for of_x, of_out in zip(x.split(3), out.split(3), strict=True):  # each branch by itself
             torch.testing.assert_close(of_out, slow_extended(module, of_x, rest), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("reach", [0, 1, 2, 3])
+@torch.no_grad()
+def test_keyframes_may_attend_to_those_near_them(reach):
+    model, frames = model_of("dit"), drawn("dit", 4, 0)
+    flow, heard = TokenFlow(model), Heard(model, 8)
+    with flow.joint(4, reach=reach):
+        forward("dit", model, frames, 2)
+    for module, x, out, rest in heard.stop():
+        for of_x, of_out in zip(x.split(4), out.split(4), strict=True):
+            torch.testing.assert_close(of_out, slow_extended(module, of_x, rest, reach=reach), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="reach is of VideoDiT"), TokenFlow(model_of("unet")).joint(4, reach=reach):
+        pass
+
+
+def test_neighbours_stay_in_their_group():
+    found, rows = neighbours(Packed.of_lengths([1, 2, 1, 3, 1, 2]), 3, 1)
+    assert found.lengths == [3, 4, 3, 4, 6, 3] and found.max_len == 6
+    assert found.cu_seqlens.tolist() == [0, 3, 7, 10, 14, 20, 23] and found.cu_seqlens.dtype == torch.int32
+    wanted = [[0, 1, 2], [0, 1, 2, 3], [1, 2, 3], [4, 5, 6, 7], [4, 5, 6, 7, 8, 9], [7, 8, 9]]
+    assert [part.tolist() for part in rows.split(found.lengths)] == wanted
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_keyframes_may_attend_as_those_of_the_source(kind):
+    model, source, frames = model_of(kind), drawn(kind, 3, 3), drawn(kind, 3, 0)
+    flow, heard = TokenFlow(model), Heard(model, 3)
+    with flow.reading_keyframes():
+        forward(kind, model, source)
+    read = [x for _, x, _, _ in heard.stop()]
+    plain, heard = forward(kind, model, frames, 2), Heard(model, 6)
+    with flow.joint(3, as_source=True):
+        forward(kind, model, frames, 2)
+    for (module, x, out, rest), asking in zip(heard.stop(), read, strict=True):
+        for of_x, of_out in zip(x.split(3), out.split(3), strict=True):
+            torch.testing.assert_close(of_out, slow_extended(module, of_x, rest, asking), rtol=1e-4, atol=1e-5)
+    assert torch.equal(forward(kind, model, frames, 2), plain)
+    with flow.reading_keyframes():  # of its own frames it is what it was without
+        want = forward(kind, model, frames)
+    with flow.joint(1, as_source=True):
+        torch.testing.assert_close(forward(kind, model, frames), want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

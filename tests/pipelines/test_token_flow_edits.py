@@ -54,6 +54,8 @@ def test_a_picture_is_edited_by_stable_diffusion(repository):
     (want,) = edits.edit(pipeline, [clip(1)], [RED], [BLUE], "inversion", 0.8, sampling=HOW)
     assert close(edited(pipeline, clip(1)), want)
     made = edited(pipeline, clip(3), every=2)
+    with pytest.raises(UserError, match="reach 1: the keyframes of a U-Net attend to all of them"):
+        edited(pipeline, clip(3), reach=1)
     assert len(made) == 3 and close(edited(pipeline, clip(3), every=2, tokens_per_pass=1), made)
 
 
@@ -100,7 +102,7 @@ def slow(pipeline, frames: Tensor, every: int, blend: str, seed: int, anchor=Non
         where = between(torch.arange(count), keys, blend)
         with flow.reading_keyframes():
             says(RED, Guidance(), source, t)
-        with flow.joint(len(keys)):
+        with flow.joint(len(keys), as_source=True, reach=1):
             says(BLUE, how.guidance, edited, t)
         with flow.reading(where):
             says(RED, Guidance(), path[step], t)
@@ -114,12 +116,29 @@ def slow(pipeline, frames: Tensor, every: int, blend: str, seed: int, anchor=Non
 def test_it_is_the_algorithm_step_by_step(pipeline):
     how = replace(HOW, guidance=Guidance(scale=3.0))
     want, anchor = slow(pipeline, clip(5)[:3], 2, "sigmoid", 3)
-    assert close(edited(pipeline, clip(5)[:3], how, every=2, seed=3), want)
+    assert close(edited(pipeline, clip(5)[:3], how, every=2, seed=3, source_attention=1.0), want)
     # window by window: the last frame of the one before is a keyframe of the next
     after, _ = slow(pipeline, clip(5)[3:], 2, "sigmoid", derived_seed(3, 1, "window"), anchor)
-    assert close(edited(pipeline, clip(5), how, every=2, seed=3, window=3), torch.cat([want, after]))
+    assert close(
+        edited(pipeline, clip(5), how, every=2, seed=3, source_attention=1.0, window=3), torch.cat([want, after])
+    )
     alone, _ = slow(pipeline, clip(5)[3:], 2, "sigmoid", derived_seed(3, 1, "window"))
     assert not close(alone, after)
+
+
+def test_keyframes_of_the_first_steps_attend_as_the_source(pipeline, monkeypatch):
+    seen, joint = [], TokenFlow.joint
+
+    def spy(self, count: int, as_source: bool = False, reach: int | None = None):
+        seen.append((count, as_source, reach))
+        return joint(self, count, as_source, reach)
+
+    monkeypatch.setattr(TokenFlow, "joint", spy)
+    edited(pipeline, clip(3), replace(HOW, steps=4), every=2, source_attention=0.5)
+    assert seen == [(2, True, 1), (2, True, 1), (2, False, 1), (2, False, 1)]
+    seen.clear()
+    edited(pipeline, clip(3), every=1, reach=5)
+    assert seen == [(3, False, 5)] * 2
 
 
 def test_a_keyframe_is_drawn_in_each_few_frames():
@@ -155,6 +174,8 @@ def test_a_full_disk_is_said_before_work_begins(monkeypatch):
     ("words", "message"),
     [
         ({"every": 0}, "a keyframe in every 0 frames"),
+        ({"source_attention": 1.5}, "source_attention 1.5: give a share of the steps"),
+        ({"reach": -1}, "reach -1: give a number of keyframes"),
         ({"blend": "cubic"}, "blend 'cubic': one of sigmoid, linear"),
         ({"how": replace(HOW, solver="heun")}, "with solver 'euler', not 'heun'"),
     ],
