@@ -70,12 +70,20 @@ class Source:
     def mask_chunks(self, mask: Mask) -> Iterator[Tensor]:
         """Of a mask for it, bool [F,H,W]; that of a picture is of all frames."""
         if mask.path is None:
-            yield self._edges(mask.grow).expand(self.frames, -1, -1)
+            yield from self._repeated(self._edges(mask.grow))
             return
         whole = probe(mask.path).frames == 1
         for chunk in self._read(mask.path):
             white = grown(chunk.float().mean(-1) >= 128, mask.grow)
-            yield white.expand(self.frames, -1, -1) if whole else white
+            if whole:
+                yield from self._repeated(white)
+            else:
+                yield white
+
+    def _repeated(self, white: Tensor) -> Iterator[Tensor]:
+        """bool [1,H,W] for all frames; some at a time, as sums and copies of all would be held whole."""
+        for start in range(0, self.frames, CHUNK):
+            yield white.expand(min(CHUNK, self.frames - start), -1, -1)
 
     def _widened(self, frames: Tensor) -> Tensor:
         top, bottom, left, right = self.beyond
@@ -153,7 +161,7 @@ def open_mask(
     mask = Mask(path, check("grow", grow or 0), outside)
     white = total = 0
     for chunk in source.mask_chunks(mask):
-        white += int(chunk.sum())
+        white += int(chunk.count_nonzero())
         total += chunk.numel()
     if not white:
         raise UserError(f"mask {path} is black all over: paint white what is to be made anew")

@@ -303,3 +303,14 @@ def test_a_mask_grows_on_all_sides():
     mask = torch.zeros(1, 9, 9, dtype=torch.bool)
     mask[0, 4, 4] = True
     assert sources.grown(mask, 2).sum() == 25 and bool(sources.grown(mask, 2)[0, 2, 6])
+
+
+def test_the_mask_of_a_picture_comes_some_frames_at_a_time(pipeline, tmp_path):
+    """Of a long clip all of it would be hundreds of MB, and its sum eight times that."""
+    write_video(tmp_path / "clip.mp4", clip(40), 8)
+    write_video(tmp_path / "mask.png", centre(1)[..., None].expand(-1, -1, -1, 3).byte() * 255, 8)
+    source = sources.open_source(tmp_path / "clip.mp4", pipeline)
+    for found in (sources.open_mask(tmp_path / "mask.png", source), sources.Mask(tmp_path / "mask.png", grow=1)):
+        lengths = [len(chunk) for chunk in source.mask_chunks(found)]
+        assert sum(lengths) == 40 and max(lengths) <= sources.CHUNK
+    assert sources.open_mask(tmp_path / "mask.png", source).share == pytest.approx(32 / (16 * 24))
