@@ -44,8 +44,7 @@ def manifest() -> None:
 def curation() -> None:
     parser = Parser(
         prog="python -m latentvid.curation",
-        description="Makes manifests for training of raw footage: shots, segments, measures, duplicates, captions, "
-        "filters (docs/curation.md).",
+        description="Makes manifests for training of raw footage (docs/curation.md).",
     )
     parser.add_argument("source", help="folder of footage, or a table of files and captions (.jsonl, .csv, .parquet)")
     parser.add_argument("out", help="folder to write; the same command goes on with what is there")
@@ -58,8 +57,7 @@ def curation() -> None:
     from .curation.settings import Curation
 
     settings = load_config(Curation, args.config)
-    workers = args.workers or os.cpu_count() or 1
-    summary = curate(settings, args.source, args.out, lambda: running(workers))
+    summary = curate(settings, args.source, args.out, lambda: running(args.workers or os.cpu_count() or 1))
     print(summary)
     if not summary.train["segments"]:
         raise UserError(f"nothing stays to train on: mend what is said above, or the filters of {args.config}")
