@@ -171,6 +171,7 @@ def _autocast(task: Passes) -> Callable:
             out = task.model(*args, **kwargs)
         return tuple(x.float() for x in out) if isinstance(out, tuple) else out.float()
 
+    call.module = task.model  # as what wraps a model has it, for losses that look into it
     return call
 
 
