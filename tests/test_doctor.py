@@ -45,7 +45,7 @@ def test_a_configuration_needs_what_its_network_has():
     assert 20 * small.parameters < small.bytes < 2**31
     twice = doctor._of_stage(config, 2 * config.train.steps)
     assert math.isclose(twice.flops, 2 * small.flops) and twice.bytes == small.bytes
-    assert doctor.needs("vae/small").parameters > 0
+    assert doctor.needs("vae/small").parameters > 0  # it has a critic, whose weight looks at the last layer
 
 
 @pytest.mark.parametrize(("free", "verdict"), [(2**40, "fits"), (2**20, "too large for one device")])

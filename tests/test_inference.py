@@ -77,6 +77,7 @@ def shape(path: Path) -> tuple[int, int, int, float]:
 
 
 INPAINT = ("--clip", "clip.mp4", "--prompt", "a red 7", "--mask")
+OUTPAINT = ("inpaint", "--clip", "clip.mp4", "--prompt", "a red 7", "--outpaint")
 EDIT = ("--clip", "clip.mp4", "--prompt", "a red 7")
 STYLE = ("--clip", "clip.mp4", "--style", "b.png")
 FLOW = ("--method", "flow", "--source", "a blue 3")
@@ -210,6 +211,8 @@ def test_models_without_given_frames_say_how_they_do_it(run, tiny_pipeline, tmp_
         (("edit", *EDIT, "--method", "sdedit", "--mask-words", "8"), "'8' is no word of 'a red 7'"),
         (("edit", *EDIT, "--method", "sdedit", "--grow", 2), "--grow and --outside are of a mask"),
         (("inpaint", "--clip", "a.png", "--prompt", "a red 7"), "give --mask, or --outpaint"),
+        ((*OUTPAINT, 0, 0, 0, 0), "pixels beyond one of its edges: give a number above 0"),
+        ((*OUTPAINT, 0, 8, 0, 0, "--width", 16), "outpainting wants the clip as it is: leave its height and width out"),
         (("inpaint", *INPAINT, "alpha.png"), "mask alpha.png is transparent in parts"),
         (("inpaint", *INPAINT, "none.png"), "none.png"),
         (("inpaint", *INPAINT, "mask.png", "--frames", 0), "--frames 0"),

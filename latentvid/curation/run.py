@@ -31,7 +31,7 @@ from .writing import Summary, write_outputs
 
 VERSION = 1  # of what the stages make: raise it when the same footage becomes other rows
 CRASHED = "crashes-the-reader"  # of a unit over which a process died again and again
-WORK = "work"  # folder of the journals
+JOURNALS = "journals"  # their folder
 SEEN = ("first", "count", "fps", "border_top", "border_bottom", "border_left", "border_right", "encoded")  # by stages
 
 
@@ -240,7 +240,7 @@ class _Run:
         if not units:
             return {}
         crashed = {}  # is not noted, and so tried again by the next start: the cause may have been the machine's
-        with Journal(self.out / WORK / f"{stage}.jsonl") as journal:
+        with Journal(self.out / JOURNALS / f"{stage}.jsonl") as journal:
             wanted = {key: unit for key, unit in units.values() if not self._whole(journal, stage, key)}
             if wanted:
                 with phase(f"curation, {stage}", len(wanted)) as advance:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,16 +19,18 @@ from torch import Tensor
 from .. import precision
 from ..attention import describe_backend, resolve_backend
 from ..errors import UserError
+from .arguments import clip_options, loading
 from .attention_masks import attention_mask, tokens_of_words
 from .cascade import Cascade, Stage, open_stages
 from .clip_windows import Window
 from .latent_video import LatentVideoPipeline
 from .limit import check_room, knows_rates, trained_area, trained_frames, trained_rates
+from .loading import load_pipeline
 from .local import reconstruct
-from .outputs import check_output
+from .outputs import check_edited, check_output
 from .references import check_noise
 from .sampling import Sampling
-from .sources import Mask, Source, open_mask
+from .sources import Mask, Source, open_mask, open_source
 
 _GUIDANCE = {
     "guidance": "scale",
@@ -35,6 +38,22 @@ _GUIDANCE = {
     "guidance_interval": "interval",
     "zero_init": "zero_init",
 }
+
+
+def open_model(args: argparse.Namespace) -> tuple[LatentVideoPipeline, Sampling]:
+    """The pipeline that the parsed arguments name, and how to sample from it."""
+    pipeline = load_pipeline(args.model, args.device, **loading(args))
+    return pipeline, sampling_of(args, pipeline)
+
+
+def open_clip(args: argparse.Namespace, pipeline: LatentVideoPipeline, **more: Any) -> tuple[Source, float]:
+    """The clip to make anew that the parsed arguments name, and the frame rate of what is made of it, for `--output`,
+    which is checked. more: as `open_source` has it."""
+    source = open_source(args.clip, pipeline, **more, **clip_options(args))
+    check_edited(args.output, source, args.fps)
+    fps = args.fps or source.fps
+    note_rate(pipeline, fps, args.fps)
+    return source, fps
 
 
 def sampling_of(args: argparse.Namespace, pipeline: LatentVideoPipeline) -> Sampling:

@@ -71,11 +71,9 @@ def flow_edited(
             "method flow needs velocities at all noise levels and guidance of two scales, which this distilled model "
             "does not have: edit with its teacher"
         )
-    if (solver := sampling.solver or "euler") != "euler":
-        raise UserError(f"method flow takes Euler's steps, not those of solver {solver!r}: leave --solver out")
+    sampling = sampling.by_euler("method flow takes Euler's steps, not those of solver")
     if sampling.on_step_end is not None:
         raise UserError("on_step_end is told states of sampling, and method flow has none: leave it out")
-    sampling = replace(sampling, solver="euler")
     steps = pipeline.config.steps if sampling.steps is None else sampling.steps
     n_max = how.steps_of(steps)
     guidance = replace(pipeline.guidance(sampling), scale=how.source_guidance)

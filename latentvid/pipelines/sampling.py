@@ -94,6 +94,12 @@ class Sampling:
     large: bool = False
     on_step_end: OnStepEnd | None = None
 
+    def by_euler(self, refused: str) -> Sampling:
+        """With solver euler. Raises UserError, which `refused` begins, where another one is asked for."""
+        if self.solver not in (None, "euler"):
+            raise UserError(f"{refused} {self.solver!r}: leave --solver out")
+        return replace(self, solver="euler")
+
 
 class ShownReference(NamedTuple):
     """What a request is shown: a reference, its clean latent [C,f,h,w], and the noise level that both have."""

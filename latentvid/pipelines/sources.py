@@ -121,8 +121,10 @@ def open_source(
     count = info.frames if frames is None else min(check("frames", frames), info.frames)
     plan = Plan.side_by_side(count, window) if pictures else Plan.of(pipeline, count, large=large, window=window)
     fitted = height is not None or width is not None
-    if beyond is not None and (fitted or not any(check("beyond", each) for each in beyond)):
-        raise UserError("outpainting wants the clip as it is, and pixels beyond one of its edges: leave the size out")
+    if beyond is not None and fitted:
+        raise UserError("outpainting wants the clip as it is: leave its height and width out")
+    if beyond is not None and not any([check("beyond", each) for each in beyond]):
+        raise UserError("outpainting wants the clip, and pixels beyond one of its edges: give a number above 0")
     if fitted:
         canvas = Canvas.exactly(footage_size(path, info, pipeline, height=height, width=width, large=large))
     else:

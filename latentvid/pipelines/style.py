@@ -72,8 +72,7 @@ def check_style(pipeline: LatentVideoPipeline, sampling: Sampling) -> bool:
             "style transfer finds the noise of clips without guidance, and begins at a level in between, which this "
             "distilled model cannot: take its teacher"
         )
-    if (solver := sampling.solver or "euler") != "euler":
-        raise UserError(f"style transfer inverts and samples with solver 'euler', not {solver!r}: leave --solver out")
+    sampling.by_euler("style transfer inverts and samples with solver 'euler', not")
     trained = ROLE in pipeline.roles
     if sampling.on_step_end is not None and not trained:
         raise UserError("on_step_end is told states of clips alone, and here pictures go with them: leave it out")

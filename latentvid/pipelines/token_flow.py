@@ -100,12 +100,11 @@ def token_flow_windows(
     elif reach is not None:
         raise UserError(f"reach {reach}: the keyframes of a U-Net attend to all of them: leave it out")
     sampling = sampling or Sampling()
-    if (solver := sampling.solver or "euler") != "euler":
-        raise UserError(f"TokenFlow inverts and samples with solver 'euler', not {solver!r}: leave --solver out")
+    sampling = sampling.by_euler("TokenFlow inverts and samples with solver 'euler', not")
     guidance = pipeline.guidance(sampling)
     if guidance.interval is None:
         guidance = replace(guidance, interval=(0.0, GUIDED_BELOW))
-    sampling = replace(sampling, solver="euler", guidance=guidance)
+    sampling = replace(sampling, guidance=guidance)
 
     def edited() -> Iterator[Tensor]:
         anchor = None

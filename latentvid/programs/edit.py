@@ -48,7 +48,6 @@ def main() -> None:
     from ..pipelines import command, edits, outputs, sources
     from ..pipelines.clip_windows import in_turn
     from ..pipelines.flow import FlowEdit
-    from ..pipelines.loading import load_pipeline
     from ..pipelines.token_flow import check_image_model, token_flow_windows
 
     outputs.check_output(args.output, args.fps)
@@ -59,19 +58,15 @@ def main() -> None:
     if args.method != "tokenflow" and args.keyframe_every is not None:
         raise UserError(f"--keyframe-every is of --method tokenflow: --method {args.method} does without")
     flow = arguments.flow_of(args)
-    pipeline = load_pipeline(args.model, args.device, **arguments.loading(args))
-    sampling = command.sampling_of(args, pipeline)
+    pipeline, sampling = command.open_model(args)
     pictures = args.method == "tokenflow"
     if pictures:
         check_image_model(pipeline)
-    source = sources.open_source(args.clip, pipeline, pictures=pictures, **arguments.clip_options(args))
-    outputs.check_edited(args.output, source, args.fps)
+    source, fps = command.open_clip(args, pipeline, pictures=pictures)
     if args.mask_words is None:
         mask = command.mask_of(args, pipeline, source, sampling, args.grow)
     else:
         mask = command.mask_by_words(args, pipeline, sampling, args.source or args.prompt)
-    fps = args.fps or source.fps
-    command.note_rate(pipeline, fps, args.fps)
     prompts, how = (args.source or "", args.prompt), {"seed": args.seed, "negative_prompt": args.negative_prompt}
     how["sampling"] = sources.quiet(source, sampling)
     if pictures:

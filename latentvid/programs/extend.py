@@ -39,12 +39,10 @@ def main() -> None:
     from ..data.transforms import fit
     from ..data.video.reading import probe, read_chunks, read_frames
     from ..pipelines import command, inputs, outputs
-    from ..pipelines.loading import load_pipeline
     from ..pipelines.rollout import rollout
 
     outputs.check_stream(args.output)
-    pipeline = load_pipeline(args.model, args.device, **arguments.loading(args))
-    info, sampling = probe(args.clip), command.sampling_of(args, pipeline)
+    (pipeline, sampling), info = command.open_model(args), probe(args.clip)
     fps = args.fps or info.fps or pipeline.config.fps
     frames = command.asked_frames(args.frames, args.seconds, fps)
     size = inputs.footage_size(args.clip, info, pipeline, height=args.height, width=args.width, large=args.large)

@@ -28,14 +28,12 @@ def main() -> None:
     args = parse()
     # after the options are read: --help and wrong ones are answered at once
     from ..pipelines import command, inputs, outputs, tasks
-    from ..pipelines.loading import load_pipeline
     from ..pipelines.references import read_references
 
     outputs.check_output(args.output, args.fps, len(args.image))
     if len(args.image) != len(args.prompt):
         raise UserError(f"{len(args.image)} --image and {len(args.prompt)} --prompt: give a prompt for each image")
-    pipeline = load_pipeline(args.model, args.device, **arguments.loading(args))
-    sampling = command.sampling_of(args, pipeline)
+    pipeline, sampling = command.open_model(args)
     fps, size = args.fps or pipeline.config.fps, {"height": args.height, "width": args.width, "large": args.large}
     frames = command.legal_frames(pipeline, args.frames, args.seconds, fps)
     pictures = [inputs.read_picture(path, pipeline, **size) for path in args.image]

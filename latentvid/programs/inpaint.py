@@ -42,18 +42,13 @@ def main() -> None:
     args = parse()
     # after the options are read: --help and wrong ones are answered at once
     from ..pipelines import command, edits, outputs, sources
-    from ..pipelines.loading import load_pipeline
 
     outputs.check_output(args.output, args.fps)
-    pipeline = load_pipeline(args.model, args.device, **arguments.loading(args))
-    sampling = command.sampling_of(args, pipeline)
-    source = sources.open_source(args.clip, pipeline, beyond=args.beyond, **arguments.clip_options(args))
-    outputs.check_edited(args.output, source, args.fps)
+    pipeline, sampling = command.open_model(args)
+    source, fps = command.open_clip(args, pipeline, beyond=args.beyond)
     grow = pipeline.codec.spatial_stride if args.remove is not None and args.grow is None else args.grow
     mask = command.mask_of(args, pipeline, source, sampling, grow)
     command.note_condition(pipeline, sampling, *(("inpaint", "outpaint", "mask") if pipeline.told else ()))
-    fps = args.fps or source.fps
-    command.note_rate(pipeline, fps, args.fps)
     make = partial(
         edits.inpaint_window,
         pipeline,

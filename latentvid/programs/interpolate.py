@@ -45,11 +45,9 @@ def main() -> None:
     args = parse()
     # after the options are read: --help and wrong ones are answered at once
     from ..pipelines import command, inputs, outputs, tasks
-    from ..pipelines.loading import load_pipeline
 
     outputs.check_output(args.output, args.fps)
-    pipeline = load_pipeline(args.model, args.device, **arguments.loading(args))
-    sampling = command.sampling_of(args, pipeline)
+    pipeline, sampling = command.open_model(args)
     size = {name: getattr(args, name) for name in ("height", "width", "large")}
     words = {"seed": args.seed, "negative_prompt": args.negative_prompt, "sampling": sampling}
     stride = pipeline.codec.temporal_stride

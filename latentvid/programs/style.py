@@ -40,19 +40,14 @@ def main() -> None:
     args = parse()
     # after the options are read: --help and wrong ones are answered at once
     from ..pipelines import command, outputs, sources
-    from ..pipelines.loading import load_pipeline
     from ..pipelines.style import check_style, style_picture, style_window
 
     outputs.check_output(args.output, args.fps)
-    pipeline = load_pipeline(args.model, args.device, **arguments.loading(args))
-    sampling = command.sampling_of(args, pipeline)
+    pipeline, sampling = command.open_model(args)
     trained = check_style(pipeline, sampling)
-    source = sources.open_source(args.clip, pipeline, **arguments.clip_options(args))
-    outputs.check_edited(args.output, source, args.fps)
+    source, fps = command.open_clip(args, pipeline)
     mask = command.mask_of(args, pipeline, source, sampling, args.grow)
     picture = style_picture(pipeline, args.style, source, args.large)
-    fps = args.fps or source.fps
-    command.note_rate(pipeline, fps, args.fps)
     make = partial(
         style_window,
         pipeline,

@@ -73,7 +73,7 @@ def outputs(folder: Path) -> dict[str, bytes]:
 
 
 def noted(out: Path) -> int:
-    return sum(len(path.read_bytes().splitlines()) for path in out.glob("work/*.jsonl"))
+    return sum(len(path.read_bytes().splitlines()) for path in out.glob("journals/*.jsonl"))
 
 
 def test_one_process_two_and_killed_ones_write_the_same_bytes(footage):

@@ -119,7 +119,7 @@ def test_neither_order_nor_kills_nor_place_change_a_byte(curated, footage, tmp_p
             break
         except KeyboardInterrupt:
             assert not (tmp_path / "ended" / "train.parquet").exists()
-            with open(tmp_path / "ended/work/files.jsonl", "ab") as journal:
+            with open(tmp_path / "ended/journals/files.jsonl", "ab") as journal:
                 journal.write(b'{"key": "cut off here')  # as a kill may leave it
             ends, running = ends + 1, in_a_loop(stop=1)
     assert ends > 6 and outputs(tmp_path / "ended").keys() == want.keys()
