@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .errors import print_line
 from .limits import number
 
 _OPTION = re.compile(r"--[A-Za-z][\w.-]*")
@@ -55,7 +56,7 @@ class Parser(argparse.ArgumentParser):
         if found := _ARGUMENT.fullmatch(message):
             name, said = found.groups()
             message = f"{name} {said}" if ": must be" in said or said.startswith("expected") else f"{name}: {said}"
-        print(f"error: {message} (see {self.prog} --help)", file=sys.stderr, flush=True)
+        print_line(f"error: {message} (see {self.prog} --help)")
         raise SystemExit(2)
 
 

@@ -122,8 +122,13 @@ def message_of(error: BaseException) -> str | None:
     return None
 
 
+def print_line(text: str) -> None:
+    """A line on stderr in one write: `print` makes two, and those of unbuffered processes (a launcher's) mix."""
+    print(f"{text}\n", end="", file=sys.stderr, flush=True)
+
+
 def _end(message: str, status: int) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print_line(f"error: {message}")
     _tell_launcher(f"error: {message}")
     raise SystemExit(status) from None
 

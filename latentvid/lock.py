@@ -13,7 +13,6 @@ import errno
 import json
 import os
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -21,7 +20,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from .errors import UserError
+from .errors import UserError, print_line
 
 NAME = ".lock"
 BEAT = 10.0  # seconds between signs of life
@@ -154,7 +153,7 @@ class FolderLock:
                     watched = None
                     continue
                 if not said:
-                    print(_waiting(self.folder, holder), file=sys.stderr, flush=True)
+                    print_line(_waiting(self.folder, holder))
                     said = True
                 time.sleep(min(1.0, BEAT / 10))
         finally:

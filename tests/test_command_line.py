@@ -2,6 +2,7 @@
 
 import errno
 import sys
+from types import SimpleNamespace
 
 import pytest
 from launching import launch
@@ -110,6 +111,15 @@ def test_what_ctrl_c_left_is_said(capsys):
         raise KeyboardInterrupt("the first 9 frames are in a.mp4")
     assert stop.value.code == 130
     assert capsys.readouterr().err == "error: interrupted: the first 9 frames are in a.mp4\n"
+
+
+def test_the_message_is_written_at_once(monkeypatch):
+    """A launcher's processes write unbuffered: the line and its end as two writes would mix with another process's."""
+    written = []
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=written.append, flush=lambda: None))
+    with pytest.raises(SystemExit), user_errors():
+        raise UserError("no such clip")
+    assert [text for text in written if text] == ["error: no such clip\n"]
 
 
 @pytest.mark.distributed
