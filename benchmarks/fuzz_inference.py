@@ -125,14 +125,17 @@ def prompts(draw: Draw, base: Path, folder: Path) -> Case:
 
 # ----------------------------------------------------------------------------------------------------------- options
 
+EDIT, STYLE = "inference/edit.py", "inference/style.py"
+FLOW = ("n-max", "n-min", "n-avg", "source-guidance")
 COMMON = ("steps", "guidance", "guidance-rescale", "zero-init", "seed", "fps")
 OPTIONS: dict[str, tuple[str, ...]] = {
     T2V: (*COMMON, "frames", "height", "width"),
     "inference/i2v.py": (*COMMON, "frames", "height", "width", "reconstruction-weight"),
     "inference/extend.py": (*COMMON, "seconds", "frames", "window", "context"),
     "inference/interpolate.py": (*COMMON, "between", "factor", "tokens-per-pack", "height"),
-    "inference/edit.py": (*COMMON, "strength", "frames", "height", "keyframe-every"),
-    "inference/inpaint.py": (*COMMON, "frames", "width"),
+    EDIT: (*COMMON, "strength", "frames", "height", "window", "keyframe-every", *FLOW),
+    "inference/inpaint.py": (*COMMON, "frames", "width", "window", "grow"),
+    STYLE: (*COMMON, "strength", "style-scale", "frames", "width", "window", "grow"),
     "inference/long.py": (*COMMON, "seconds", "frames", "window", "context", "height"),
     ENCODE: ("max-frames", "max-area", "patch", "batch"),
     "vae/reconstruct.py": ("max-frames",),
@@ -146,6 +149,9 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 WHOLE = ("steps", "zero-init", "seed", "frames", "height", "width", "window", "context", "between", "factor", "patch")
 WHOLE = (
     *WHOLE,
+    "grow",
+    "keyframe-every",
+    *FLOW[:3],
     "tokens-per-pack",
     "max-frames",
     "max-area",
@@ -170,7 +176,8 @@ def _valid(program: str, base: Path) -> list[str]:
         "inference/i2v.py": [*model, "--image", pictures[0]],
         "inference/extend.py": [*model, "--clip", one, "--frames", "4"],
         "inference/interpolate.py": [*model, "--first", pictures[0], "--last", pictures[1], "--between", "3"],
-        "inference/edit.py": [*model, "--clip", one, "--frames", "5", "--method", "sdedit"],
+        EDIT: [*model, "--clip", one, "--frames", "5", "--method", "sdedit"],
+        STYLE: [*model, "--clip", one, "--frames", "5", "--style", pictures[0]],
         "inference/inpaint.py": [*model, "--clip", one, "--frames", "5", "--mask", str(base / "mask.png")],
         "inference/long.py": [*model, "--frames", "9"],
         ENCODE: encoding(base, "cache"),
@@ -196,6 +203,11 @@ def option(draw: Draw, base: Path, folder: Path) -> Case:
     if name == "seconds" and "--frames" in words:
         at = words.index("--frames")
         del words[at : at + 2]
+    if name in FLOW:
+        words[words.index("sdedit")] = "flow"
+        words += ["--source", "a blue 3"]
+    if name == "grow" and "--mask" not in words:
+        words += ["--mask", str(base / "mask.png")]
     if name == "factor":
         for given in ("--first", "--last", "--between"):
             at = words.index(given)

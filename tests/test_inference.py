@@ -113,6 +113,9 @@ def test_interpolate_between_two_pictures(run, tmp_path):
 def test_interpolate_a_clip_keeps_its_duration_size_and_sound(run, tmp_path):
     assert run("interpolate", "--clip", "clip.mp4", "--factor", 2)[0] == 0
     assert shape(tmp_path / "out.mp4") == (11, 16, 24, 24.0) and has_sound(tmp_path / "out.mp4")
+    status, said, _ = run("interpolate", "--clip", "clip.mp4", "--factor", 2, "--frames", 4, "--fps", 12)
+    assert status == 0 and "7 frames, 0.6 s" in said and "without its audio, aac: another speed" in said
+    assert shape(tmp_path / "out.mp4") == (7, 16, 24, 12.0) and not has_sound(tmp_path / "out.mp4")
 
 
 @pytest.mark.parametrize("mask", ["mask.png", "mask.mp4"])
@@ -219,7 +222,8 @@ def test_models_without_given_frames_say_how_they_do_it(run, tiny_pipeline, tmp_
         (("inpaint", *INPAINT, "mask.png", "--width", 20), "multiples of 8"),
         (("interpolate", "--clip", "one.mp4"), "one.mp4 has one frame"),
         (("interpolate", "--clip", "clip.mp4", "--between", 3), "--between is of --first and --last"),
-        (("interpolate", *TWO, "--factor", 3), "--factor and --tokens-per-pack are of --clip"),
+        (("interpolate", "--clip", "clip.mp4", "--factor", 8, "--output", "x.gif"), "--fps 96: a gif plays at most 50"),
+        (("interpolate", *TWO, "--factor", 3), "--factor is of --clip"),
         (("edit", *EDIT, "--method", "sdedit", "--source", "a"), "--source is of the other methods"),
         (("edit", *EDIT, "--method", "flow"), "--method flow needs --source"),
         (("edit", *EDIT, "--method", "sdedit", "--n-max", 3), "--n-max is of --method flow"),

@@ -59,15 +59,20 @@ def add_audio(path: Path, output: Path) -> None:
 
 
 def test_extend_keeps_the_clip_its_rate_and_size_and_goes_on(run, model, clip, tmp_path):
+    """A size that the model does not make, and larger than those of its training; and the range of luma."""
+    whole = read_frames(clip)[:, :31, :39].contiguous()
+    with writing.clip_writer(tmp_path / "odd.mp4", 31, 39, 12, full_range=True) as append:
+        append(whole)
     output = tmp_path / "new folder" / "long.mp4"
     status, said, _ = run(
-        *("inference/extend.py", *QUICK, "--model", model, "--clip", clip, "--seconds", 0.5, "--output", output),
-        *("--height", 32, "--width", 40),  # beyond what the model was trained on, so not by itself
+        *("inference/extend.py", *QUICK, "--model", model, "--clip", tmp_path / "odd.mp4", "--seconds", 0.5),
+        *("--output", output),
     )
-    assert status == 0 and said.splitlines() == [f"{output}: 26 frames, 2.2 s"]
+    assert status == 0 and said.splitlines()[-1] == f"{output}: 26 frames, 2.2 s"
+    assert "31 x 39 pixels, made in" in said and "scaled back" in said
     info = probe(output)
-    assert (info.frames, info.fps, info.height, info.width) == (26, 12.0, 32, 40)
-    old, new = read_frames(clip), read_frames(output)
+    assert (info.frames, info.fps, info.height, info.width) == (26, 12.0, 31, 39) and writing.has_full_range(output)
+    old, new = read_frames(tmp_path / "odd.mp4"), read_frames(output)
     assert (new[:20].float() - old.float()).abs().mean() < 2  # written once more
     assert (new[20:].float() - old[-1:].float()).abs().mean() > 2
     assert [path.name for path in output.parent.iterdir()] == ["long.mp4"]

@@ -235,10 +235,10 @@ def add_then(parser: Parser) -> None:
     )
 
 
-def add_sizes(parser: Parser) -> None:
-    """Adds --height and --width, to which `inputs.read_footage` scales and crops."""
+def add_sizes(parser: Parser, usual: str = "the input's, at most what was trained") -> None:
+    """Adds --height and --width, to which what is given is scaled and cropped; usual: what they are without."""
     for side in ("height", "width"):
-        parser.add_argument(f"--{side}", type=int, help="pixels (default: the input's, at most what was trained)")
+        parser.add_argument(f"--{side}", type=int, help=f"pixels (default: {usual})")
 
 
 def add_flow(parser: Parser) -> None:
@@ -269,8 +269,7 @@ def add_clip(parser: Parser) -> None:
     parser.add_argument("--clip", type=Path, required=True, help="video or picture, of any length and size")
     parser.add_argument("--frames", type=int, help="of the clip, from its start (default: all)")
     parser.add_argument("--window", type=int, help="frames that are made together (default: the model's)")
-    for side in ("height", "width"):
-        parser.add_argument(f"--{side}", type=int, help="pixels of the output (default: the clip's)")
+    add_sizes(parser, "the clip's")
 
 
 def clip_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -50,8 +50,8 @@ def open_clip(args: argparse.Namespace, pipeline: LatentVideoPipeline, **more: A
     """The clip to make anew that the parsed arguments name, and the frame rate of what is made of it, for `--output`,
     which is checked. more: as `open_source` has it."""
     source = open_source(args.clip, pipeline, **more, **clip_options(args))
-    check_edited(args.output, source, args.fps)
     fps = args.fps or source.fps
+    check_edited(args.output, source, fps)
     note_rate(pipeline, fps, args.fps)
     return source, fps
 

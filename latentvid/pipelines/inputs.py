@@ -9,19 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data.transforms import first_frames, fit, legal_size
+from ..data.transforms import fit, legal_size
 from ..data.video.kinds import IMAGE_ENDINGS
-from ..data.video.reading import VideoInfo, probe, read_chunks, read_frames
+from ..data.video.reading import VideoInfo, probe, read_frames
 from ..errors import UserError
 from ..packing import patch_stride
 from .latent_video import LatentVideoPipeline
 from .limit import check_cost, trained_area
-
-CHUNK = 64  # frames that are read at a time
 
 
 @dataclass(frozen=True)
@@ -35,25 +32,6 @@ class Footage:
     @property
     def size(self) -> tuple[int, int]:
         return tuple(self.frames.shape[1:3])
-
-
-def read_footage(path: Path, pipeline: LatentVideoPipeline, frames: int | None = None, **size: Any) -> Footage:
-    """A clip or image in a size that the model makes: `size` is as in `footage_size`. frames: so many from the start.
-
-    Raises UserError (ClipError for the file itself).
-    """
-    info = probe(path)
-    size = footage_size(path, info, pipeline, **size)
-    pixels = _read_fit(path, info.frames if frames is None else min(frames, info.frames), size)
-    return Footage(path, pixels, info.fps or pipeline.config.fps)
-
-
-def _read_fit(path: Path, frames: int, size: tuple[int, int]) -> Tensor:
-    """uint8 [F,H,W,3] of the first frames at a size, without all of them in memory at their own."""
-    if frames <= CHUNK:
-        return fit(read_frames(path, 0, frames, threads=0), *size)
-    chunks = first_frames(read_chunks(path, CHUNK, CHUNK, threads=0), frames)
-    return torch.cat([fit(chunk, *size) for chunk in chunks])
 
 
 def footage_size(
@@ -93,10 +71,15 @@ def footage_size(
 
 
 def read_picture(path: Path, pipeline: LatentVideoPipeline, **size: Any) -> Footage:
-    """As `read_footage`, of one frame. Raises UserError for a clip of several."""
-    if (count := probe(path).frames) != 1:
-        raise UserError(f"{path} has {count} frames where one picture is wanted: save the frame that you mean as a png")
-    return read_footage(path, pipeline, **size)
+    """A picture in a size that the model makes: `size` is as in `footage_size`. Raises UserError (ClipError for the
+    file itself), also for a clip of several frames."""
+    info = probe(path)
+    if info.frames != 1:
+        raise UserError(
+            f"{path} has {info.frames} frames where one picture is wanted: save the frame that you mean as a png"
+        )
+    size = footage_size(path, info, pipeline, **size)
+    return Footage(path, fit(read_frames(path, 0, 1, threads=0), *size), info.fps or pipeline.config.fps)
 
 
 def is_transparent(path: Path) -> bool:

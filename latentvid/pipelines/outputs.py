@@ -148,24 +148,33 @@ def write_stream(
     print(f"{path}: {f'{said}, ' if said else ''}{frames} frames, {frames / fps:.1f} s{audio}", flush=True)
 
 
-def check_edited(path: Path, source: Source, fps: float | None = None) -> None:
-    """As `check_output`, and raises UserError where a clip that is not written as it is made has no room in memory."""
+def check_edited(path: Path, source: Source, fps: float, rate: int = 1) -> None:
+    """As `check_output`, and raises UserError where a clip that is not written as it is made has no room in memory.
+    rate: as in `write_edited`."""
     check_output(path, fps)
     if path.suffix.lower() not in STREAMED:
-        check_room(source.frames, *source.size)
+        check_room(_made_of(source, rate), *source.size)
 
 
-def write_edited(path: Path, pieces: Iterable[Tensor], source: Source, fps: float, said: str) -> None:
+def _made_of(source: Source, rate: int) -> int:
+    return 1 + (source.frames - 1) * rate
+
+
+def write_edited(
+    path: Path, pieces: Iterable[Tensor], source: Source, fps: float, said: str = "", *, rate: int = 1
+) -> None:
     """Writes what was made of a clip, in pieces uint8 [F,H,W,3], as it is made where the ending allows that, with the
-    clip's audio where it runs as fast as the clip, and its range of colours. Prints "path: said"."""
+    clip's audio where it runs as fast as the clip, and its range of colours. rate: frames from one of the clip's to the
+    next. Prints "path: said"."""
+    frames = _made_of(source, rate)
     if path.suffix.lower() not in STREAMED:
-        write(path, torch.cat(list(pieces)), fps, said, sound=source)
+        write(path, torch.cat(list(pieces)), fps, said or f"{frames} frames", sound=source, rate=rate)
         return
-    alike = abs(fps - source.fps) < 1e-3 * fps
+    alike = abs(fps - rate * source.fps) < 1e-3 * fps
     if not alike and (codec := copies_audio(source.path, path)[1]) is not None:
-        said += f" (without its audio, {codec}: another speed)"
+        said = f"{said} (without its audio, {codec}: another speed)".strip()
     sound, full = source.path if alike else None, has_full_range(source.path)
-    write_stream(path, pieces, source.size, fps, source.frames, sound=sound, full_range=full, said=said)
+    write_stream(path, pieces, source.size, fps, frames, sound=sound, full_range=full, said=said)
 
 
 def partial_beside(path: Path) -> Path:

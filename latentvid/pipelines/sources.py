@@ -5,7 +5,7 @@ Axes: F frames, H height, W width of clips uint8 [F,H,W,3] in the size of what i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -58,6 +58,16 @@ class Source:
     def size(self) -> Size:
         return self.canvas.native
 
+    def seen(self) -> Iterator[Tensor]:
+        """Its frames as the model sees them, uint8 [F,h,w,3], some at a time."""
+        return map(self.canvas.into, self.chunks())
+
+    def shown(self, made: Iterable[Tensor]) -> Iterator[Tensor]:
+        """What the model made, uint8 [F,h,w,3], in its own size, some at a time."""
+        for piece in made:
+            for part in piece.split(CHUNK):
+                yield self.canvas.out(part).round().to(torch.uint8)
+
     def chunks(self) -> Iterator[Tensor]:
         """Its frames uint8 [F,H,W,3], some at a time; beyond their edges these are repeated."""
         for chunk in self._read(self.path):
@@ -65,7 +75,11 @@ class Source:
 
     def _read(self, path: Path) -> Iterator[Tensor]:
         for chunk in first_frames(read_chunks(path, CHUNK, CHUNK, threads=0), self.frames):
-            yield fit(chunk, *self.size) if self.fitted else chunk
+            yield self.fit(chunk)
+
+    def fit(self, frames: Tensor) -> Tensor:
+        """Frames of its file in the size of what is written."""
+        return fit(frames, *self.size) if self.fitted else frames
 
     def mask_chunks(self, mask: Mask) -> Iterator[Tensor]:
         """Of a mask for it, bool [F,H,W]; that of a picture is of all frames."""
@@ -109,17 +123,24 @@ def open_source(
     window: int | None = None,
     beyond: Sequence[int] | None = None,
     pictures: bool = False,
+    together: int | None = None,
 ) -> Source:
     """A clip or picture to make anew, in its own size, or scaled and cropped to `height` and `width` where one is
     given.
 
     frames: so many from the start. window: as in `Plan.of`. beyond: as in `Source`. pictures: a model makes its frames
-    as pictures, in windows side by side (`Plan.side_by_side`). Prints what of its pixels is changed, and how it is cut.
+    as pictures, in windows side by side (`Plan.side_by_side`). together: frames that the model makes at a time, where
+    what makes them needs no windows of the clip: it has one. Prints what of its pixels is changed, and how it is cut.
     Raises UserError (ClipError for the file itself).
     """
     info = probe(path)
     count = info.frames if frames is None else min(check("frames", frames), info.frames)
-    plan = Plan.side_by_side(count, window) if pictures else Plan.of(pipeline, count, large=large, window=window)
+    if together is not None:
+        plan = Plan(count, count, (0,), pipeline.codec.temporal_stride)
+    elif pictures:
+        plan = Plan.side_by_side(count, window)
+    else:
+        plan = Plan.of(pipeline, count, large=large, window=window)
     fitted = height is not None or width is not None
     if beyond is not None and fitted:
         raise UserError("outpainting wants the clip as it is: leave its height and width out")
@@ -130,7 +151,7 @@ def open_source(
     else:
         top, bottom, left, right = beyond or (0, 0, 0, 0)
         size = info.height + top + bottom, info.width + left + right
-        canvas = Canvas.of(pipeline, size, 1 if pictures else plan.size, large=large)
+        canvas = Canvas.of(pipeline, size, together or (1 if pictures else plan.size), large=large)
         _say(path, canvas)
     if len(plan.firsts) > 1:
         print(f"{path}: {plan.said}", flush=True)

@@ -161,10 +161,15 @@ def raise_rate(
     Every factor-th frame is one of the clip's, as the VAE shows it. fps: of what is returned. As many pairs are sampled
     together as have `tokens_per_pack` tokens; the i-th has the noise of `seed + i`.
     """
-    if factor < 2 or len(clip) < 2:
-        raise UserError(f"{len(clip)} frames at {factor} times their rate: at least 2 of each are needed")
+    check_factor(len(clip), factor)
     words = {"fps": fps, "seed": seed, "negative_prompt": negative_prompt, "sampling": sampling}
     return torch.cat(list(filled_in(pipeline, iter([clip]), factor, prompt, tokens_per_pack=tokens_per_pack, **words)))
+
+
+def check_factor(frames: int, factor: int) -> None:
+    """Raises UserError for a clip of so many frames that cannot be given `factor` times as many."""
+    if factor < 2 or frames < 2:
+        raise UserError(f"{frames} frames at {factor} times their rate: at least 2 of each are needed")
 
 
 def filled_in(

@@ -10,7 +10,7 @@ from latentvid.data.video.reading import probe, read_frames
 from latentvid.data.video.writing import clip_writer, has_full_range, write_video
 from latentvid.errors import UserError
 from latentvid.packing import patchify
-from latentvid.pipelines import edits, local, outputs, sources
+from latentvid.pipelines import edits, local, outputs, sources, tasks
 from latentvid.pipelines.canvas import Canvas
 from latentvid.pipelines.clip_windows import Plan, Window, in_turn, made_anew
 from latentvid.pipelines.latent_video import LatentVideoPipeline
@@ -239,6 +239,21 @@ def test_a_long_clip_keeps_sound_rate_size_and_range_and_is_read_by_windows(task
     outputs.write_edited(tmp_path / "out.mp4", pieces, opened, opened.fps, "said")
     assert probe(tmp_path / "out.mp4") == probe(source) and has_full_range(tmp_path / "out.mp4")
     assert packets(tmp_path / "out.mp4") == packets(source) and max(held) == 5 and len(held) > 3
+
+
+def test_frames_between_those_of_a_long_clip_are_of_its_size_and_read_some_at_a_time(pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "CHUNK", 2)
+    path = sounding(tmp_path / "clip.mp4", frames=5)
+    source = sources.open_source(path, pipeline, together=9)
+    assert source.canvas.size != source.size and max(len(chunk) for chunk in source.seen()) == 2
+    words = {"tokens_per_pack": 1, "sampling": FAST}  # pair by pair
+    pieces = list(source.shown(tasks.filled_in(pipeline, source.seen(), 2, RED, **words)))
+    want = tasks.raise_rate(pipeline, source.canvas.into(read_frames(path)), 2, RED, **words)
+    assert max(len(piece) for piece in pieces) <= 2
+    assert torch.equal(torch.cat(pieces), source.canvas.out(want).round().byte())
+    outputs.write_edited(tmp_path / "out.mp4", iter(pieces), source, 2 * source.fps, rate=2)
+    assert probe(tmp_path / "out.mp4") == replace(probe(path), frames=9, fps=60000 / 1001)
+    assert packets(tmp_path / "out.mp4") == packets(path) and has_full_range(tmp_path / "out.mp4")
 
 
 def sounding(path: Path, frames: int) -> Path:
