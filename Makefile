@@ -1,4 +1,4 @@
-# make setup | test | test-avx2 | test-slow | lint | format | demo | demo-tasks | reference | reference-footage |
+# make setup | test | test-avx2 | test-slow | lint | format | docs | demo | demo-tasks | reference | reference-footage |
 # check-quality | clean.
 # All is installed into .venv/ here; a GPU is not needed.
 PYTHON ?= python3
@@ -18,7 +18,7 @@ LAUNCH := $(MALLOC) OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true $(BIN)/accelerate 
   --num_machines 1 --main_process_port 0 --mixed_precision no --dynamo_backend no
 endif
 
-.PHONY: setup test test-avx2 test-slow lint format demo demo-tasks reference reference-footage check-quality clean
+.PHONY: setup test test-avx2 test-slow lint format docs demo demo-tasks reference reference-footage check-quality clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -49,6 +49,11 @@ test-slow: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# the documents as a site, in site/
+docs: setup
+	$(BIN)/python -m pip install --disable-pip-version-check --no-input -q -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
 
 format: setup
 	$(BIN)/ruff check --fix .
@@ -116,5 +121,5 @@ reference-footage: setup
 
 # what builds and tests leave; .venv/ and runs/ stay
 clean:
-	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site .pytest_cache .ruff_cache .hypothesis
 	find . -path ./.venv -prune -o -path ./runs -prune -o -name __pycache__ -type d -exec rm -rf {} +
