@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+from .places import shown
+
 
 class UserError(ValueError):
     """Bad input (configuration, file, prompt). The message names the thing and says how to mend it."""
@@ -24,7 +26,7 @@ class ClipError(UserError):
     """
 
     def __init__(self, path: str | os.PathLike, reason: str, message: str):
-        super().__init__(f"{os.fspath(path)}: {message}")
+        super().__init__(f"{shown(path)}: {message}")
         self.path = os.fspath(path)
         self.reason = reason
 
@@ -39,7 +41,7 @@ class StorageError(UserError):
     """
 
     def __init__(self, path: str | os.PathLike, why: str, number: int | None = None, fix: str = ""):
-        super().__init__(f"{os.fspath(path)}: its storage does not answer ({why}){fix}")
+        super().__init__(f"{shown(path)}: its storage does not answer ({why}){fix}")
         self.path, self.why, self.number, self.fix = os.fspath(path), why, number, fix
 
     def __reduce__(self):

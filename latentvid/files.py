@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
+from .places import is_url, place, shown
 
 LONGEST_NAME = 255  # bytes, of most file systems
 MOST_JSON = 2**28  # bytes
@@ -34,6 +35,21 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def local(path: str | os.PathLike, what: str) -> str:
+    """A path of this machine. Raises UserError for a URL, where only such a path will do; what: it is of, in words."""
+    if is_url(path):
+        raise not_here(what, path)
+    return place(path)
+
+
+def not_here(what: str, path: str | os.PathLike) -> UserError:
+    """What to say of a URL in the place of a path."""
+    return UserError(
+        f"{what}={shown(path)} cannot be a URL: give a path of this machine, and bring files here and there with "
+        '`latentvid copy` (docs/data.md, "Buckets and URLs", says what may be a URL)'
+    )
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -17,6 +17,7 @@ SCRIPT_FOLDERS = ("vae", "train", "inference", "benchmarks", "tests")
 
 BASE = {
     "errors",
+    "places",
     "files",
     "progress",
     "limits",
@@ -32,8 +33,9 @@ BASE |= {"weights", "world"}
 # What a part of the package may import, by the start of dotted names; the longest name that fits a module is its own.
 # What is not listed may import all.
 MAY_IMPORT = {
-    "errors": set(),
-    "files": {"errors"},
+    "places": set(),
+    "errors": {"places"},
+    "files": {"errors", "places"},
     "progress": set(),
     "lock": {"errors"},
     "limits": {"errors"},

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 from ..errors import UserError
-from ..files import check_parts
+from ..files import check_parts, not_here
 from ..limits import check, shown
+from ..places import has_credentials, is_url
+from ..places import shown as url_shown
 from .yaml_files import ConfigError, merge, parse_yaml
 
 T = TypeVar("T")
 MISSING = dataclasses.MISSING
+MAY_BE_URLS = ("manifest",)  # keys of paths, by their last part
 TOLD = "_told"  # attribute of a section: see `told`
 BOOLS = {"true": True, "false": False}
 
@@ -152,12 +155,27 @@ def _convert(value: Any, hint: Any, key: str, default: Any = MISSING) -> Any:
     except (ValueError, OverflowError):
         raise wrong from None
     if hint is Path:
-        check_parts(value, key)
+        _check_place(value, key)
     return check(key, value, whole=hint is int) if hint in (int, float) else value
+
+
+def _check_place(value: Path, key: str) -> None:
+    """Raises ConfigError for a URL where files of this machine are needed, or one that would keep credentials."""
+    if not is_url(value):
+        check_parts(value, key)
+    elif key.rpartition(".")[2].partition("[")[0] not in MAY_BE_URLS:
+        raise ConfigError(str(not_here(key, value)))
+    elif has_credentials(value):
+        raise ConfigError(
+            f"{key}={url_shown(value)}: a URL here has no user, password or query, which the run's folder would keep: "
+            "set credentials in the environment (docs/data.md)"
+        )
 
 
 def _convert_union(value: Any, hint: Any, key: str, default: Any, wrong: ConfigError) -> Any:
     members = [m for m in _members(hint) if m is not type(None)]
+    if Path in members and isinstance(value, str) and is_url(value):
+        return _convert(value, Path, key, default)
     if value is None and len(members) < len(_members(hint)):
         return None
     if len(members) == 1:

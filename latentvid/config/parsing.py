@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..limits import RangeError, shown
+from ..places import is_url, place
 from .conversion import MISSING, build, default_of, section_of, sections_in, type_name
 from .entries import lay_over
 from .shipped import find, names_of
@@ -154,7 +155,7 @@ def _serial(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {f.name: _serial(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
     if isinstance(value, Path):
-        return str(value)
+        return place(value) if is_url(value) else str(value)
     if isinstance(value, dict):
         return {k: _serial(v) for k, v in value.items()}
     return [_serial(v) for v in value] if isinstance(value, list | tuple) else value

@@ -34,7 +34,9 @@ class Run:
 @dataclass(kw_only=True)
 class Data:
     manifest: Path | tuple[Path, ...] | None = _help(
-        "table of clips and captions (.jsonl, .csv, .tsv or .parquet), or several: [a.jsonl, b.jsonl]", default=None
+        "table of clips and captions (.jsonl, .csv, .tsv or .parquet), or shards of clips (.tar or .parquet), or "
+        "several: [a.jsonl, b.jsonl]; each may be a URL",
+        default=None,
     )
     path_column: str | None = _help("the manifests' column of files; null: path or file_name", default=None)
     caption_column: str | None = _help("the manifests' column of captions; null: caption or text", default=None)

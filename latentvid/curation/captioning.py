@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..data.access.files import is_plain
 from ..data.manifest.captions import is_garbage, one_line, read_caption
 from ..errors import UserError, brief
 from .networks import looked_at
@@ -20,7 +21,7 @@ from .settings import Captions
 def sidecar(path: str) -> str | None:
     """The text of NAME.txt beside a file; None where there is none. Raises ClipError where it is no caption."""
     beside = f"{os.path.splitext(path)[0]}.txt"
-    return read_caption(beside) if os.path.exists(beside) else None
+    return read_caption(beside) if is_plain(path) and os.path.exists(beside) else None
 
 
 def check_template(template: str, columns: Sequence[str]) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from ..data.access.shards import is_several
 from ..data.manifest.manifest import read_manifest
 from ..data.manifest.samples import Dropped
 from ..data.manifest.scan import MEDIA, folders
 from ..data.manifest.tables import ManifestError
+from ..places import absolute, is_url, shown
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,10 @@ def find_files(place: str | os.PathLike, besides: str | os.PathLike) -> tuple[li
 
     besides: a folder that does not count, where what is made goes. Raises ManifestError where there is none.
     """
-    place, besides = os.path.abspath(place), os.path.realpath(besides)
-    if os.path.isdir(place):
+    place, besides = absolute(place), os.path.realpath(besides)
+    if not is_url(place) and os.path.isdir(place):
         files, dropped = _in_folder(place, besides)
-    elif os.path.exists(place):
+    elif is_url(place) or is_several(place) or os.path.exists(place):
         files, dropped = _in_table(place)
     else:
         raise ManifestError(f"there is no {place}: give a folder of footage, or a table of files and captions")
@@ -64,7 +66,7 @@ def _in_table(place: str) -> tuple[list[File], list[tuple[str, str]]]:
     if samples.start is not None:
         raise ManifestError(f"{place} has segments (start, end): give whole files, they are cut here")
     files = {
-        name: File(name.replace(os.sep, "/"), samples.path(i), tuple(samples.captions(i)))
+        name: File(shown(name).replace(os.sep, "/"), samples.path(i), tuple(samples.captions(i)))
         for i, name in enumerate(samples.paths)
     }
     return list(files.values()), sorted(manifest.dropped)

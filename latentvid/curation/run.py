@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..config.parsing import to_dict
+from ..data.access.files import is_plain, status
 from ..data.storage import patiently
 from ..errors import ClipError
 from ..lock import FolderLock
@@ -266,10 +267,10 @@ def _kept(rows: Iterable[Row]) -> list[Row]:
 def _state(path: str) -> list[int] | None:
     """Size and date: what says that a file is still the same. None where it is not there; reading it says why."""
     try:
-        status = os.stat(path)
-    except OSError:
+        found = status(path) if is_plain(path) else patiently(partial(status, path), path, believed=True)
+    except (ClipError, OSError):
         return None
-    return [status.st_size, status.st_mtime_ns]
+    return [found.st_size, found.st_mtime_ns]
 
 
 def _contents(place: Any) -> list[Any] | None:

@@ -15,7 +15,9 @@ import pyarrow.parquet
 
 from ..config.parsing import to_dict
 from ..config.yaml_files import dump_yaml
+from ..errors import UserError
 from ..files import write_whole, written_whole
+from ..places import has_credentials, is_url, shown
 from .columns import Column
 from .encoding import encoded_size
 from .probing import Row
@@ -119,7 +121,10 @@ def _number(seed: int, name: str) -> float:
 
 def _manifest_row(row: Row, paths: Mapping[str, str], out: Path) -> Row:
     """As manifests have it: an encoded segment is a file of its own, and the file's facts are its own."""
-    path = os.path.relpath(paths[row["source"]], out).replace(os.sep, "/")
+    path = paths[row["source"]]
+    if has_credentials(path):
+        raise UserError(f"{shown(path)} has credentials or a query, which no manifest is to keep")
+    path = path if is_url(path) else os.path.relpath(path, out).replace(os.sep, "/")
     made = {**row, "path": path}
     if row.get("encoded") and not row["dropped"]:
         made["height"], made["width"] = encoded_size(row)

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..errors import ClipError, StorageError, UserError
 from ..references import ReferenceColumn
 from ..rng import generator
+from .access.files import exists
 from .clip_table import ClipTable
 from .degradations import degraded
 from .manifest.columns import paired
@@ -214,7 +215,7 @@ class ClipSource(ClipTable):
 
         windows = partial(read_windows, told=one.told, view=one.view)
         read = partial(self._watched, windows, path, starts, frames, change, tuple(size))
-        plainly, known = partial(self._watched, read_plainly), path in self.quarantine.reasons
+        plainly, known = partial(self._watched, read_plainly), self.quarantine.knows(path)
         return patiently(read, path, self.patience_s, believed=believed or known, plainly=plainly)
 
     def _read(self, index: int, start: int) -> Tensor:
@@ -231,7 +232,7 @@ class ClipSource(ClipTable):
 
     def _came_back(self, error: ClipError) -> bool:
         """Whether a file that was not there, and is in no quarantine, is there now."""
-        return error.reason == "missing" and error.path not in self.quarantine.reasons and os.path.exists(error.path)
+        return error.reason == "missing" and not self.quarantine.knows(error.path) and exists(error.path)
 
     def _read_together(
         self, indices: Sequence[int], starts: Sequence[int], changes: Sequence[Change] | None = None

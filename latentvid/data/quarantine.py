@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import ClipError
+from ..places import shown
 
 T = TypeVar("T")
 
@@ -21,7 +22,7 @@ _WHOLE_FILE = frozenset({"missing", "empty-file", "no-permission", "no-video", "
 
 
 class Quarantine:
-    """Which clips failed, and why: {path: reason}.
+    """Which clips failed, and why: {path as it may be shown: reason}.
 
     file: JSON lines {"path", "reason", "message"}, a line a clip, to which every process of the run appends and from
     which it learns what the others (and, on resuming, those before it) met. Delete it to have all clips tried again.
@@ -36,11 +37,12 @@ class Quarantine:
     def add(self, error: ClipError) -> bool:
         """Records a clip; False where it was known already."""
         self._refresh()
-        if error.path in self.reasons:
+        path = shown(error.path)
+        if path in self.reasons:
             return False
-        self.reasons[error.path] = error.reason
+        self.reasons[path] = error.reason
         if self.file is not None:
-            line = json.dumps({"path": error.path, "reason": error.reason, "message": str(error)}) + "\n"
+            line = json.dumps({"path": path, "reason": error.reason, "message": str(error)}) + "\n"
             self.file.parent.mkdir(parents=True, exist_ok=True)
             place = os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
@@ -52,9 +54,13 @@ class Quarantine:
     def check(self, path: str) -> None:
         """Raises ClipError where this file is not to be opened again."""
         self._refresh()
-        reason = self.reasons.get(path)
+        reason = self.reasons.get(shown(path))
         if reason in _WHOLE_FILE:
             raise ClipError(path, reason, f"is in quarantine ({reason})")
+
+    def knows(self, path: str) -> bool:
+        """Whether this file failed, as far as was read."""
+        return shown(path) in self.reasons
 
     def _refresh(self) -> None:
         try:

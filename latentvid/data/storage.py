@@ -18,6 +18,9 @@ from typing import TypeVar
 
 from ..errors import ClipError, StorageError
 from ..limits import PATIENCE_S
+from ..places import is_url, place, redacted
+from .access import remote
+from .access.files import inside, is_plain, opened
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -49,7 +52,9 @@ def number_of(error: BaseException) -> int | None:
 
 def fault_of(path: str | os.PathLike, error: Exception, otherwise: ClipError) -> ClipError | StorageError:
     """What an exception of the system means for a file: a fault of the storage, its absence, a permission, or what
-    `otherwise` says of its content."""
+    `otherwise` says of its content. An error of ours is that itself."""
+    if isinstance(error, ClipError | StorageError):
+        return error
     why = _why(error)
     if is_storage_fault(error):
         return StorageError(path, why, getattr(error, "errno", None))
@@ -62,7 +67,7 @@ def fault_of(path: str | os.PathLike, error: Exception, otherwise: ClipError) ->
 
 def read_plainly(path: str | os.PathLike) -> None:
     """Reads a file's first bytes and its last one; raises OSError where the storage does not give them."""
-    with open(path, "rb", buffering=0) as file:
+    with open(path, "rb", buffering=0) if is_plain(path) else opened(path) as file:
         while file.tell() < READ_AT_MOST and file.read(2**20):
             pass
         file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
@@ -117,6 +122,8 @@ def _judged(
         return error, ABSENT_S
     number = getattr(error, "number", getattr(error, "errno", None))
     hangs = isinstance(error, TimeoutError) and number is None
+    if hangs and is_url(path) and remote.waits((inside(path) or [place(path)])[0]):
+        return StorageError(path, _why(error)), PATIENCE_S
     if not isinstance(error, ClipError | StorageError) and not is_storage_fault(error):
         raise error
     if isinstance(error, ClipError) or hangs or number == errno.EIO:  # of a decoder's EIO the content may be the cause
@@ -138,4 +145,4 @@ def _judged(
 
 
 def _why(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
+    return getattr(error, "strerror", None) or redacted(str(error))

@@ -35,6 +35,7 @@ from ..errors import ClipError, UserError
 from ..evaluation.sheet import Row, draw_sheet
 from ..files import read_json
 from ..page import Page, note, table
+from ..places import join
 
 BINS = 40
 NEAR = 4  # segments on each side of a threshold that are shown
@@ -243,7 +244,7 @@ def _frames(data: Dataset, row: dict[str, Any]) -> torch.Tensor:
     count = max(1, round(row["seconds"] * fps))
     picks = sorted({first + int((n + 0.5) * count / FRAMES) for n in range(FRAMES)})
     size = HEIGHT, max(1, round(HEIGHT * row["width"] / row["height"]))
-    found = read_windows(data.place / row["path"], picks, 1, lambda _, pixels: fit(pixels, *size))
+    found = read_windows(join(str(data.place), row["path"]), picks, 1, lambda _, pixels: fit(pixels, *size))
     return torch.cat(found)
 
 

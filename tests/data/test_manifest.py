@@ -98,7 +98,7 @@ def test_files_are_not_looked_at_when_not_asked(tmp_path):
     ("name", "text", "message"),
     [
         ("absent.jsonl", None, "no such manifest"),
-        ("table.txt", "x", r"\.jsonl, \.csv, \.tsv or \.parquet"),
+        ("table.txt", "x", r"\.jsonl, \.csv, \.tsv, \.parquet or \.tar"),
         ("empty.jsonl", "\n", "no rows"),
         ("empty.csv", "path,caption\n", "no rows"),
         ("broken.jsonl", '{"path": "a", "caption": "b"}\n{"path": \n', "line 2: not valid JSON"),

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from ...errors import StorageError, UserError
 from ...limits import shown
+from ...places import is_url, join
+from ..access.files import ask_together, opened, status
 from ..manifest.identity import identify
 from ..manifest.samples import dropped_by_reason
 from ..storage import PATIENCE_S
@@ -83,6 +85,7 @@ class LatentCache(Index):
         files = self._origins()
         folder = _clips_folder(self.folder, self._field("clips", is_texts, "folders"))
         changed, gone, unread, room = [], 0, 0, HASHED
+        ask_together(join(folder, name) for name in files)
         with ThreadPoolExecutor(8) as pool:
             for (name, was), now in zip(files.items(), pool.map(partial(self._state, folder), files), strict=True):
                 if now is None:
@@ -93,7 +96,7 @@ class LatentCache(Index):
                     room -= now.st_size
                     if room < 0:
                         unread += 1
-                    elif self._hash(Path(folder, name)) != was.sha256:
+                    elif self._hash(join(folder, name)) != was.sha256:
                         changed.append(name)
         if changed:
             raise UserError(
@@ -106,15 +109,15 @@ class LatentCache(Index):
         return notes
 
     def _state(self, folder: str, name: str) -> os.stat_result | None:
-        path = Path(folder, name)
+        path = join(folder, name)
         try:
-            return read_again(lambda: os.stat(path), path, self.patience_s)
+            return read_again(lambda: status(path), path, self.patience_s)
         except (OSError, ValueError) as error:
             if isinstance(error, StorageError):
                 raise
             return None
 
-    def _hash(self, path: Path) -> str:
+    def _hash(self, path: str) -> str:
         return read_again(lambda: file_hash(path), path, self.patience_s)
 
     def _origins(self) -> dict[str, FileState]:
@@ -266,12 +269,14 @@ class LatentCaches:
 
 def file_hash(path: str | os.PathLike) -> str:
     """sha256 (hex) of a file's content."""
-    with open(path, "rb") as file:
+    with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _clips_folder(cache: Path, known: Sequence[str]) -> str:
     """The folder of the manifest it was made of: where it was, or where it is beside a cache that moved with it."""
     absolute, relative = known
+    if is_url(absolute):
+        return absolute
     moved = os.path.normpath(os.path.join(os.path.abspath(cache), relative))
     return absolute if os.path.isdir(absolute) else moved

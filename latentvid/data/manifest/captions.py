@@ -7,6 +7,7 @@ import os
 import re
 import stat
 from collections.abc import Sequence
+from typing import Any
 
 from ...errors import ClipError
 
@@ -65,6 +66,23 @@ def separate(text: str) -> list[str]:
 def is_garbage(text: str) -> bool:
     """Does it hold characters that only come of a wrong encoding?"""
     return _GARBAGE.search(text) is not None
+
+
+def each_of(caption: Any) -> list[Any]:
+    """The captions of a row, which may be a list; those that are empty do not count."""
+    captions = list(caption) if isinstance(caption, list | tuple) else [caption]
+    return [text for text in captions if text is not None and not (isinstance(text, str) and not one_line(text))]
+
+
+def fault_of(captions: Sequence[Any]) -> str | None:
+    """Why a row's captions cannot be used, if so."""
+    if not captions:
+        return "empty-caption"
+    if not all(isinstance(text, str) for text in captions):
+        return "bad-row"
+    if sum(map(len, captions)) > LARGEST:
+        return "caption-too-long"
+    return "caption-encoding" if any(is_garbage(one_line(text)) for text in captions) else None
 
 
 def read_caption(path: str | os.PathLike) -> str:

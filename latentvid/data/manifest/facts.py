@@ -21,8 +21,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ...errors import ClipError
+from ...errors import ClipError, StorageError
+from ...places import shown
 from ...progress import phase
+from ..access.files import Status, ask_together, exists, is_plain, status
 from ..storage import patiently
 from ..video.reading import VideoInfo, probe
 from .samples import Dropped, Samples
@@ -131,14 +133,14 @@ def _recalled(
     """What is remembered of the files as they are now, and the samples that it says nothing of."""
     found, known, others = memory.read(), [], []
     for i in asked:
-        size, mtime_ns, info = found.get(samples.paths[i], (None, None, None))
+        size, mtime_ns, info = found.get(shown(samples.paths[i]), (None, None, None))
         if info is not None:
             try:
-                status = os.stat(samples.path(i))
+                now = _status(samples.path(i))
             except OSError:
                 info = None
             else:
-                info = info if (status.st_size, status.st_mtime_ns) == (size, mtime_ns) else None
+                info = info if (now.st_size, now.st_mtime_ns) == (size, mtime_ns) else None
         known.append((i, info)) if info is not None else others.append(i)
     return known, np.array(others, asked.dtype)
 
@@ -150,13 +152,13 @@ def _probed(
     with bar, phase("probing files", len(asked)) as advance:  # the one on a terminal, the other in a log
         for begin in range(0, len(asked), WAVE):
             wave = asked[begin : begin + WAVE]
-            before = {int(i): os.stat(samples.path(i)) for i in wave if os.path.exists(samples.path(i))}
+            before = {int(i): _status(path) for i in wave if exists(path := samples.path(i))}
             new = []
             for i, result in zip(wave, pool.map(_probe_or_reason, map(samples.path, wave)), strict=True):
                 bar.update()
                 advance()
                 if isinstance(result, VideoInfo):
-                    new.append((samples.paths[i], before.get(int(i)), result))
+                    new.append((shown(samples.paths[i]), before.get(int(i)), result))
                 yield i, result
             if memory is not None:
                 try:
@@ -174,19 +176,29 @@ def _fill(samples: Samples, i: int, info: VideoInfo) -> None:
 
 
 def _file_faults(samples: Samples, chunk: range) -> list[tuple[int, str]]:
+    ask_together(samples.path(i) for i in chunk)
     return [(i, fault) for i in chunk if (fault := _file_fault(samples.path(i), int(samples.frames[i])))]
 
 
 def _file_fault(path: str, frames: int) -> str | None:
     try:
-        status = os.stat(path)
+        found = _status(path)
+    except StorageError:
+        raise
+    except ClipError as error:  # of a shard
+        return error.reason
     except (OSError, ValueError):  # ValueError: a path with a null character
         return "missing"
-    if not stat.S_ISREG(status.st_mode):
+    if not stat.S_ISREG(found.st_mode):
         return "missing"
-    if not status.st_size:
+    if not found.st_size:
         return "empty-file"
-    return "more-frames-than-bytes" if frames > status.st_size else None
+    return "more-frames-than-bytes" if frames > found.st_size else None
+
+
+def _status(path: str) -> os.stat_result | Status:
+    """Storage behind URLs is waited for; of a file of this machine a fault is an absence."""
+    return status(path) if is_plain(path) else patiently(partial(status, path), path, believed=True)
 
 
 def _probe_or_reason(path: str) -> VideoInfo | str:

@@ -1,6 +1,7 @@
 """Manifests: which clips and images to train on, with their captions.
 
-A manifest is a table with one row per clip, as JSON lines (.jsonl), CSV (.csv), TSV (.tsv) or Parquet (.parquet).
+A manifest is a table with one row per clip, as JSON lines (.jsonl), CSV (.csv), TSV (.tsv) or Parquet (.parquet), or
+holds the clips themselves (`shards`). It may be a URL; `{000..063}`, * and ? in its name stand for several files.
 Columns `path` (relative to the manifest's folder, or absolute; or `file_name`) and `caption` (or `text`; one, or a list
 of several) are required, or others by name; `start` and `end` (in seconds, either may be missing) say that a row is a
 segment of its file; `frames`, `fps`, `height`, `width`, of the whole file, are found by opening it where they are
@@ -18,23 +19,38 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import compress
 from typing import Any
 
 import numpy as np
 import pyarrow
 
-from ...files import written_whole
+from ...files import local, written_whole
 from ...limits import range_of
-from .captions import LARGEST, is_garbage, joined, one_line
+from ...places import absolute, has_credentials, is_url, join, name_of, parent, shown
+from ..access.files import opened, status
+from ..storage import patiently
+from .captions import each_of, fault_of, is_garbage, joined, one_line
 from .facts import FACTS, UNKNOWN, Memory, look_at_files
+from .fault import ManifestError
 from .samples import SEGMENT, Dropped, Row, Sample, Samples, dropped_by_reason
 from .scan import find_captioned
-from .tables import ENDINGS, READERS, WRITERS, ManifestError, Reader, check_is_file, no_column
+from .tables import (
+    ENDINGS,
+    MAKE_ONE,
+    READABLE,
+    READERS,
+    WRITERS,
+    Reader,
+    check_is_file,
+    files_of,
+    holds_clips,
+    no_column,
+)
 
 FORMAT = 2  # of the shared tables: raise it when the same manifest becomes another one
 LARGEST_SIDE = 2**16  # pixels
-_MAKE_ONE = "make one with `python -m latentvid.data.manifest FOLDER OUT.jsonl`"
 
 
 @dataclass(frozen=True)
@@ -108,17 +124,16 @@ def read_manifest(
     ("unreadable", "truncated", "no-video", ...). Raises ManifestError where the manifest is missing, has another
     ending, is malformed (line number), lacks a required column, or has no usable row.
     """
-    path = os.path.abspath(path)
-    reader = READERS.get(os.path.splitext(path)[1].lower())
-    if os.path.isdir(path):
-        raise ManifestError(f"{path} is a folder, not a manifest; {_MAKE_ONE}")
+    path = absolute(path)
+    reader = READERS.get(os.path.splitext(name_of(path))[1].lower())
+    if has_credentials(path):
+        raise ManifestError(f"{shown(path)}: credentials and queries are not kept: set them in the environment instead")
+    if not is_url(path) and os.path.isdir(path):
+        raise ManifestError(f"{path} is a folder, not a manifest; {MAKE_ONE}")
     if reader is None:
-        raise ManifestError(f"{path}: a manifest ends in {ENDINGS}; {_MAKE_ONE}")
-    if not os.path.exists(path):
-        raise ManifestError(f"{path}: there is no such manifest; correct the path or {_MAKE_ONE}")
-    check_is_file(path)
-    table = _Table(path, columns, reader)
-    samples, dropped = Samples.of(os.path.dirname(path), table.rows, table.key())
+        raise ManifestError(f"{path}: a manifest ends in {READABLE}; {MAKE_ONE}")
+    table = _Table(path, columns, reader, tuple(patiently(partial(files_of, path), path)))
+    samples, dropped = Samples.of(parent(path), table.rows, patiently(table.key, path))
     kept = table.extra(samples.row, extra)
     usable = look_at_files(samples, dropped, check_files=check_files, threads=threads, memory=Memory(path))
     kept = {name: list(compress(values, usable)) for name, values in kept.items()}
@@ -130,7 +145,7 @@ def read_manifest(
 
 def check_output(path: str | os.PathLike) -> None:
     """Raises ManifestError unless a manifest can be written there: known before the work, not after it."""
-    path = os.path.abspath(path)
+    path = os.path.abspath(local(path, "OUT"))
     if os.path.splitext(path)[1].lower() not in WRITERS:
         raise ManifestError(f"{path}: a manifest ends in {ENDINGS}")
     if os.path.isdir(path):
@@ -150,7 +165,7 @@ def write_manifest(path: str | os.PathLike, rows: Iterable[Sample | Mapping[str,
 
     Absolute paths inside the manifest's folder become relative to it, so that the folder can be moved.
     """
-    path = os.path.abspath(path)
+    path = os.path.abspath(local(path, "OUT"))
     writer = WRITERS.get(os.path.splitext(path)[1].lower())
     if writer is None:
         raise ManifestError(f"{path}: a manifest ends in {ENDINGS}")
@@ -158,6 +173,8 @@ def write_manifest(path: str | os.PathLike, rows: Iterable[Sample | Mapping[str,
     table = [_as_row(row) if isinstance(row, Sample) else dict(row) for row in rows]
     for row in table:
         row["path"] = os.fspath(row["path"]).removeprefix(folder)
+        if has_credentials(row["path"]):
+            raise ManifestError(f"{shown(row['path'])} has credentials or a query, which no manifest is to keep")
     with written_whole(path) as beside:
         writer(beside, table)
 
@@ -176,7 +193,7 @@ def scan_folder(folder: str | os.PathLike, *, captions: Sequence[str] = (), thre
     captions = [one_line(caption) for caption in captions]
     if any(not caption or is_garbage(caption) for caption in captions):
         raise ManifestError("a caption for all files is empty, or no UTF-8 text: say what they show")
-    folder = os.path.abspath(folder)
+    folder = os.path.abspath(local(folder, "FOLDER"))
     if not os.path.isdir(folder):
         raise ManifestError(f"{folder} is not a folder; give the folder that holds the clips")
     dropped = Dropped()
@@ -195,39 +212,48 @@ def scan_folder(folder: str | os.PathLike, *, captions: Sequence[str] = (), thre
 
 @dataclass(frozen=True)
 class _Table:
-    """A manifest's file, as it is read."""
+    """A manifest's file, or files, as they are read."""
 
     path: str
     columns: Columns
     reader: Reader
+    files: tuple[str, ...]
 
     def key(self) -> str:
         """Another one where any of its bytes, its place or the columns that are asked for are others."""
-        with self._open(), open(self.path, "rb") as file:
-            content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        content = [self._content(file) for file in self.files]
         alone = [] if self.columns.facts else ["no facts"]
         about = json.dumps([FORMAT, content, self.path, self.columns.required, *alone])
         return hashlib.blake2b(about.encode(), digest_size=16).hexdigest()
 
+    def _content(self, path: str) -> str:
+        """A digest of a file; of one that holds the clips themselves its size and date, as all of it is not read."""
+        with self._open(path):
+            if holds_clips(path, self.columns.paths):
+                found = status(path)
+                return f"{found.st_size} {found.st_mtime_ns}"
+            with opened(path) as file:
+                return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
     def rows(self) -> Iterator[Row]:
         """All rows, those with a fault too."""
-        folder, line = os.path.dirname(self.path), 0
+        folder, line = parent(self.path), 0
         seen: dict[str, None] = {}  # columns, of the first rows that are needed to have met the required ones
         for line, row in self._read((*FACTS, *SEGMENT)):
             if not all(any(name in seen for name in group) for group in self.columns.required):
                 seen |= dict.fromkeys(list(row)[:100])
             path, caption = (_first(row, names) for names in self.columns.required)
-            place = os.path.join(folder, path) if isinstance(path, str) else ""
+            place = join(folder, path) if isinstance(path, str) else ""
             if not place or not path.strip():
                 yield Row(f"line {line}", fault="bad-row")
-            elif (reason := _fault(captions := _each(caption))) is not None:
-                yield Row(f"{place}, row {line}", fault=reason)
+            elif (reason := fault_of(captions := each_of(caption))) is not None:
+                yield Row(f"{shown(place)}, row {line}", fault=reason)
             elif (facts := self._facts(row)) is None or (segment := _segment(row)) is None:
-                yield Row(f"{place}, row {line}", fault="bad-row")
+                yield Row(f"{shown(place)}, row {line}", fault="bad-row")
             else:
                 yield Row(path, joined([one_line(text) for text in captions]), *facts, line, "", *segment)
         if line == 0:
-            raise ManifestError(f"{self.path} has no rows; {_MAKE_ONE}")
+            raise ManifestError(f"{self.path} has no rows; {MAKE_ONE}")
         for group in self.columns.required:
             if not any(name in seen for name in group):
                 raise ManifestError(no_column(self.path, group, seen))
@@ -252,39 +278,26 @@ class _Table:
 
     def _read(self, names: Collection[str]) -> Iterator[tuple[int, dict[str, Any]]]:
         wanted = {*self.columns.paths, *self.columns.captions, *names}
-        with self._open():
-            yield from self.reader(self.path, wanted, self.columns.required)
+        before, line = 0, 0
+        for path in self.files:
+            with self._open(path):
+                for line, row in self.reader(path, wanted, self.columns.required):
+                    yield before + line, row
+            before += line
 
     @contextmanager
-    def _open(self) -> Iterator[None]:
-        """Says which manifest cannot be read."""
+    def _open(self, path: str) -> Iterator[None]:
+        """Says which file cannot be read."""
         try:
             yield
         except UnicodeError as error:
-            raise ManifestError(f"{self.path} is not UTF-8 text ({error}); save it as UTF-8") from error
+            raise ManifestError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
         except (pyarrow.ArrowException, OSError) as error:
-            raise ManifestError(f"{self.path} cannot be read ({error}); write it again") from error
+            raise ManifestError(f"{path} cannot be read ({error}); write it again") from error
 
 
 def _first(row: dict[str, Any], names: Iterable[str]) -> Any:
     return next((row[name] for name in names if row.get(name) is not None), None)
-
-
-def _each(caption: Any) -> list[Any]:
-    """The captions of a row, which may be a list; those that are empty do not count."""
-    captions = list(caption) if isinstance(caption, list | tuple) else [caption]
-    return [text for text in captions if text is not None and not (isinstance(text, str) and not one_line(text))]
-
-
-def _fault(captions: Sequence[Any]) -> str | None:
-    """Why a row's captions cannot be used, if so."""
-    if not captions:
-        return "empty-caption"
-    if not all(isinstance(text, str) for text in captions):
-        return "bad-row"
-    if sum(map(len, captions)) > LARGEST:
-        return "caption-too-long"
-    return "caption-encoding" if any(is_garbage(one_line(text)) for text in captions) else None
 
 
 def _segment(row: dict[str, Any]) -> tuple[float, float] | None:

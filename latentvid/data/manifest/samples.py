@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import uuid
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow
 
+from ...places import join
+from ...places import shown as withheld
 from ..shared import Shared, share, share_arrays
 from .captions import joined, separate
 from .columns import Column, Made
@@ -169,7 +170,7 @@ class Samples(Column[Sample]):
 
     def path(self, i: int) -> str:
         source = self.source[i]
-        return os.path.join(self.folders[source], self.tables[source]["path"][self.at[i]])
+        return join(self.folders[source], self.tables[source]["path"][self.at[i]])
 
     def captions(self, i: int) -> list[str]:
         """All that sample i has, one at least."""
@@ -183,7 +184,7 @@ class Samples(Column[Sample]):
 
     def name(self, i: int) -> str:
         """The path and, where there is one, the row: where to mend it."""
-        return self.path(i) + (f", row {self.row[i]}" if self.row[i] else "")
+        return withheld(self.path(i)) + (f", row {self.row[i]}" if self.row[i] else "")
 
     def segment(self, i: int) -> tuple[float, float]:
         """(start, end) in seconds; (0, inf) of a whole file."""
@@ -215,7 +216,7 @@ class Dropped(Column[tuple[str, str]]):
             self.add(path, reason)
 
     def add(self, path: str, reason: str) -> None:
-        self._letters += path.encode("utf-8", "surrogatepass")
+        self._letters += withheld(path).encode("utf-8", "surrogatepass")
         self._ends.append(len(self._letters))
         self._codes.append(self._reasons.setdefault(reason, len(self._reasons)))
 

@@ -6,10 +6,11 @@ dicts. Texts are UTF-8, or UTF-16 or UTF-32 where that is certain.
 """
 
 import csv
+import io
 import json
-import os
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,8 +18,12 @@ from typing import Any, BinaryIO
 import pyarrow
 import pyarrow.parquet
 
-from ...errors import UserError
+from ...places import is_url
+from ..access.files import exists, is_plain, opened, status
+from ..access.shards import expanded, is_several
 from .captions import encoding_of
+from .fault import ManifestError
+from .shards import cell_column, read_tar
 
 LONGEST_LINE = 1 << 24  # bytes; longer ones are no rows
 MOST_ROWS = 1 << 27  # some parquet of a few kilobytes says that it has billions
@@ -26,13 +31,19 @@ MOST_ROWS = 1 << 27  # some parquet of a few kilobytes says that it has billions
 Required = Sequence[Sequence[str]]  # groups of names, of each of which a table must have one
 
 
-class ManifestError(UserError):
-    """A manifest that cannot be used as a whole; the message names it and the fix."""
+def files_of(path: str) -> list[str]:
+    """Those that a manifest's name stands for. Raises ManifestError where there is none."""
+    files = expanded(path) if is_several(path) else [path]
+    if not exists(files[0]):
+        raise ManifestError(f"{path}: there is no such manifest; correct the path or {MAKE_ONE}")
+    for file in files if not is_url(path) else ():
+        check_is_file(file)
+    return files
 
 
 def check_is_file(path: str) -> None:
     """Raises ManifestError for what opening would wait for, or never end to read."""
-    mode = os.stat(path).st_mode
+    mode = status(path).st_mode
     if not stat.S_ISREG(mode):
         kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
         raise ManifestError(f"{path} is {kind}, not a file: write the table into a file, and name that")
@@ -40,13 +51,13 @@ def check_is_file(path: str) -> None:
 
 def _lines(path: str) -> Iterator[str]:
     """The lines of a text, with their ends."""
-    with open(path, "rb") as file:
+    with opened(path) as file:
         encoding = encoding_of(file.read(4096))
     if encoding.startswith("utf-8"):
-        with open(path, "rb") as file:
+        with opened(path) as file:
             yield from _decoded(path, file)
         return
-    with open(path, encoding=encoding, newline="\n") as file:
+    with io.TextIOWrapper(opened(path), encoding=encoding, newline="\n") as file:
         number = 0
         try:
             while line := file.readline(LONGEST_LINE):
@@ -122,18 +133,40 @@ def _read_csv(
 
 def _read_parquet(path: str, wanted: Collection[str], required: Required) -> Iterator[tuple[int, dict[str, Any]]]:
     number = 0
-    with pyarrow.parquet.ParquetFile(path) as file:
+    with nullcontext(path) if is_plain(path) else opened(path) as source, pyarrow.parquet.ParquetFile(source) as file:
         if file.metadata.num_rows > MOST_ROWS:
             raise ManifestError(f"{path} says that it has {file.metadata.num_rows:,} rows; write it in several files")
         names = file.schema_arrow.names
-        _check_columns(path, names, wanted, required)
-        names = [name for name in names if name in wanted]
+        cells = cell_column(path, file, required[0])
+        _check_columns(path, names, wanted, required if cells is None else required[1:])
+        names = [name for name in names if name in wanted and (cells is None or name != cells.name)]
+        names += [] if cells is None or cells.leaf is None else [cells.leaf]
         for batch in file.iter_batches(batch_size=8192, columns=names, use_threads=False):
             names = batch.schema.names
-            for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            rows = zip(*(column.to_pylist() for column in batch.columns), strict=True)
+            for values in rows if batch.columns else ((),) * batch.num_rows:
+                row = dict(zip(names, values, strict=True))
+                if cells is not None:
+                    row[required[0][0]] = cells.place(path, number, row.pop(cells.name, None))
                 number += 1
-                yield number, dict(zip(names, values, strict=True))
+                yield number, row
     pyarrow.default_memory_pool().release_unused()  # 100 MB after a million rows
+
+
+def _read_tar(path: str, wanted: Collection[str], required: Required) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, row in read_tar(path, required[0], required[1][0]):
+        yield number, {name: value for name, value in row.items() if name in wanted}
+
+
+def holds_clips(path: str, names: Sequence[str]) -> bool:
+    """Whether the clips themselves lie in the table, so that no start should read all of it. names: of the columns that
+    would hold paths."""
+    if path.lower().endswith(".tar"):
+        return True
+    if not path.lower().endswith(".parquet"):
+        return False
+    with nullcontext(path) if is_plain(path) else opened(path) as source, pyarrow.parquet.ParquetFile(source) as file:
+        return cell_column(path, file, names) is not None
 
 
 def _check_columns(path: str, names: list[str], wanted: Collection[str], required: Required) -> None:
@@ -183,6 +216,7 @@ READERS: dict[str, Reader] = {
     ".csv": _read_csv,
     ".tsv": partial(_read_csv, delimiter="\t"),
     ".parquet": _read_parquet,
+    ".tar": _read_tar,
 }
 WRITERS = {
     ".jsonl": _write_jsonl,
@@ -191,3 +225,5 @@ WRITERS = {
     ".parquet": _write_parquet,
 }
 ENDINGS = ".jsonl, .csv, .tsv or .parquet"
+MAKE_ONE = "make one with `python -m latentvid.data.manifest FOLDER OUT.jsonl`"
+READABLE = ".jsonl, .csv, .tsv, .parquet or .tar"

@@ -1,15 +1,18 @@
 """Is a video file cut short? Read from what its container says of its own length; nothing is decoded."""
 
 import os
+from collections.abc import Iterator
 from typing import BinaryIO
+
+from ..access.files import opened, status
 
 _ISO_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"moof", b"mfra", b"free", b"skip", b"wide"})
 
 
 def is_cut(path: str | os.PathLike) -> bool:
     """Does the container (mp4, mov, mkv, webm, avi) declare more bytes than the file has?"""
-    size = os.stat(path).st_size
-    with open(path, "rb") as file:
+    size = status(path).st_size
+    with opened(path) as file:
         head = file.read(64)
         if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
             return 8 + int.from_bytes(head[4:8], "little") > size
@@ -37,7 +40,15 @@ def _ebml_length(head: bytes, at: int) -> tuple[int, int]:
 
 
 def _iso_is_cut(file: BinaryIO, size: int) -> bool:
-    """Walks the top-level boxes of an mp4: does one reach beyond the end?"""
+    """Does a top-level box of an mp4 reach beyond the end?"""
+    for name, offset, length in _iso_boxes(file, size):
+        if offset + length > size:
+            return name in _ISO_BOXES  # else junk after the last box
+    return False
+
+
+def _iso_boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:
+    """(name, first byte, bytes) of each top-level box; the last may be open to the end, and is left out then."""
     offset = 0
     while offset + 8 <= size:
         file.seek(offset)
@@ -46,18 +57,24 @@ def _iso_is_cut(file: BinaryIO, size: int) -> bool:
         if length == 1:
             length = int.from_bytes(head[8:16], "big")
         if length < 8:  # 0: open to the end
-            return False
-        if offset + length > size:
-            return head[4:8] in _ISO_BOXES  # else junk after the last box
+            return
+        yield head[4:8], offset, length
         offset += length
-    return False
+
+
+def pictures_of(path: str | os.PathLike) -> list[tuple[int, int]]:
+    """The bytes [begin, end) of an mp4 that hold coded pictures and sound, without the heads of their boxes."""
+    size = status(path).st_size
+    with opened(path) as file:
+        boxes = list(_iso_boxes(file, size)) if file.read(8)[4:] in _ISO_BOXES else []
+    return [(begin + 16, begin + length) for name, begin, length in boxes if name == b"mdat" and length > 16]
 
 
 def dolby_profile(path: str | os.PathLike) -> int | None:
     """The Dolby Vision profile that an mp4 states (its dvcC or dvvC box, sought in the file's ends)."""
-    with open(path, "rb") as file:
+    with opened(path) as file:
         ends = file.read(1 << 20)
-        file.seek(max(0, os.stat(path).st_size - (1 << 22)))
+        file.seek(max(0, status(path).st_size - (1 << 22)))
         ends += file.read()
     for name in (b"dvcC", b"dvvC"):
         at = ends.find(name)

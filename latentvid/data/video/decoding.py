@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ...errors import ClipError
+from ..access.files import is_plain
 from .opening import Video, opened_video, truncated
 from .pace import Pace
 from .packets import (
@@ -178,9 +179,15 @@ def _first_and_count(path: str | os.PathLike, video: Video) -> tuple[Any, int | 
     return first, len(packets.times), pace_by(path, video, times)
 
 
-def decoded(path: str | os.PathLike, video: Video, lean_before: int | None = None) -> Iterator[Any]:
-    """All frames; of those shown before `lean_before`, only the ones that others refer to need be decoded."""
+def decoded(path: str | os.PathLike, video: Video, lean_before: int | None = None, by_key: bool = False) -> Iterator:
+    """All frames; of those shown before `lean_before`, only the ones that others refer to need be decoded.
+
+    by_key: none at all where the first packet is no key frame, whatever an index said.
+    """
     for packet in video.packets():
+        if by_key and not packet.is_keyframe:
+            return
+        by_key = False
         if packet.is_corrupt:
             raise truncated(path)
         if lean_before is not None:
@@ -214,7 +221,7 @@ def decode_after_seek(path: str | os.PathLike, video: Video, span: Span, make: M
     for key, lean in tries:
         video.seek(key)
         sink, previous = span.sink(make, convert, count), None
-        for frame in decoded(path, video, wanted[0] if lean else None):
+        for frame in decoded(path, video, wanted[0] if lean else None, by_key=not is_plain(path)):
             if frame.pts is None or frame.pts < wanted[0]:
                 previous = frame
                 continue

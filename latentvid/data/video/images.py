@@ -4,12 +4,14 @@ import io
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
 from ...errors import ClipError, UserError
+from ...places import name_of
+from ..access.files import is_plain, opened
 from ..storage import fault_of
 from .hdr import HLG, PQ, SRGB, WIDE, as_sdr
 from .kinds import IMAGE_ENDINGS, IMAGE_FORMATS
@@ -22,7 +24,7 @@ _SHORTEST_MS, _USUAL_MS = 10, 100  # browsers give a frame of at most so long th
 
 def is_image(path: str | os.PathLike) -> bool:
     """By its name: is it for Pillow, as an image or an animation?"""
-    return os.path.splitext(os.fspath(path))[1].lower() in IMAGE_ENDINGS
+    return os.path.splitext(name_of(path))[1].lower() in IMAGE_ENDINGS
 
 
 @contextmanager
@@ -30,7 +32,11 @@ def opened_image(path: str | os.PathLike) -> Iterator[Image.Image]:
     """Pillow's image, of a size that can be held; Pillow's errors become ClipErrors; always closes."""
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `check_size` refuses, and by name
     try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
+        # by its name where it has one of this machine's, which Pillow closes by itself
+        with (
+            nullcontext(path) if is_plain(path) else opened(path) as source,
+            Image.open(source, formats=IMAGE_FORMATS) as image,
+        ):
             check_size(path, image.height, image.width)
             yield image
     except Image.DecompressionBombError as error:
@@ -133,7 +139,7 @@ def _coded_as(path: str | os.PathLike, image: Image.Image) -> tuple[int, int]:
         return profile[at + 9], profile[at + 8]
     if image.format not in ("PNG", "AVIF"):
         return 0, 0
-    with open(path, "rb") as file:
+    with opened(path) as file:
         head = file.read(1 << 16)
     if image.format == "PNG" and 0 <= (at := head.find(b"cICP")) < len(head) - 6:
         return head[at + 5], head[at + 4]

@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +11,10 @@ import av
 from av.stream import Disposition
 
 from ...errors import ClipError
+from ...places import place
+from ..access.files import PieceFile, by_pieces, is_plain, status
 from ..storage import fault_of
-from .containers import dolby_profile, is_cut
+from .containers import dolby_profile, is_cut, pictures_of
 from .kinds import MOST_PIXELS, VIDEO_FORMATS
 
 _STALLS_S = 15.0  # a single read or opening that takes longer hangs
@@ -20,6 +22,8 @@ _STALLS_S = 15.0  # a single read or opening that takes longer hangs
 _OPTIONS = {"format_whitelist": ",".join(VIDEO_FORMATS), "protocol_whitelist": "file"}
 _NOT_THE_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.dependent
 _DOLBY_TAGS = frozenset({"dvh1", "dvhe", "dva1", "dvav", "dav1"})
+_READ = 1 << 16  # bytes that FFmpeg asks for at once
+_TIMES_BY_INDEX = frozenset({"h264", "hevc", "av1", "vp9", "mpeg4", "mjpeg", "prores"})
 _UNSPECIFIED = 2  # of a transfer curve
 _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders leave the alpha out
 
@@ -56,13 +60,13 @@ class Video:
 def check_file(path: str | os.PathLike) -> None:
     """Raises ClipError ("missing", "empty-file", "unreadable") for what is not a file with something in it."""
     try:
-        status = os.stat(path)
+        found = status(path)
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         why = getattr(error, "strerror", None) or error
         raise fault_of(path, error, ClipError(path, "missing", f"cannot be found ({why}); correct the path")) from error
-    if not stat.S_ISREG(status.st_mode):  # a pipe or device would be waited for
+    if not stat.S_ISREG(found.st_mode):  # a pipe or device would be waited for
         raise ClipError(path, "unreadable", "is no file; give the path of a video or image")
-    if status.st_size == 0:
+    if found.st_size == 0:
         raise ClipError(path, "empty-file", "is empty (0 bytes); copy or export it again")
 
 
@@ -90,19 +94,55 @@ def main_stream(streams: Any) -> Any | None:
 
 
 @contextmanager
-def opened_container(path: str | os.PathLike) -> Iterator[Any]:
-    """The container of a file, whatever streams it has; FFmpeg's errors become ClipErrors; always closes."""
+def opened_container(path: str | os.PathLike, holes: Sequence[tuple[int, int]] = ()) -> Iterator[Any]:
+    """The container of a file, whatever streams it has; FFmpeg's errors become ClipErrors; always closes.
+
+    holes: bytes [begin, end) of a file that is read by pieces, which are taken as zeros and not fetched.
+    """
     try:
         if is_cut(path):
             raise truncated(path)
-        url = "file:" + os.fspath(path)  # a name like "concat:a" is a file's, too
-        with av.open(url, metadata_errors="ignore", options=_OPTIONS, timeout=_STALLS_S) as container:
+        if is_plain(path):
+            url = "file:" + place(path)  # a name like "concat:a" is a file's, too
+            with av.open(url, metadata_errors="ignore", options=_OPTIONS, timeout=_STALLS_S) as container:
+                yield container
+            return
+        with _of_pieces(by_pieces(path, holes)) as container:
             yield container
     except av.error.ExitError as error:
         raise ClipError(path, "hangs", f"did not come within {_STALLS_S:g} s; copy or export it again") from error
     except (av.FFmpegError, OSError) as error:
         message = f"cannot be decoded ({error.strerror}); convert it to H.264 mp4 or remove it from the manifest"
         raise fault_of(path, error, ClipError(path, "unreadable", message)) from error
+
+
+@contextmanager
+def _of_pieces(file: PieceFile) -> Iterator[Any]:
+    """FFmpeg takes a read that fails for the end of the file, and may go on: what the storage raised comes first."""
+    try:
+        with file, av.open(file, metadata_errors="ignore", options=_OPTIONS, buffer_size=_READ) as container:
+            yield container
+    finally:
+        if file.fault is not None:
+            raise file.fault
+
+
+@contextmanager
+def opened_for_times(path: str | os.PathLike, video: Video) -> Iterator[tuple[Video, frozenset[int] | None]]:
+    """(the video whose packets are to tell times alone, decoding times of its key frames).
+
+    Of a file that is read by pieces, and has an index that lists all frames, a second one, of which the pictures are
+    not fetched: what a packet is, only the index says then. Else this one, and None.
+    """
+    indexed = "mov" in video.format and 0 < video.stream.frames == len(video.stream.index_entries)
+    holes = pictures_of(path) if indexed and video.codec in _TIMES_BY_INDEX and not is_plain(path) else ()
+    if not holes:
+        yield video, None
+        return
+    keys = frozenset(entry.timestamp for entry in video.stream.index_entries if entry.is_keyframe)
+    with opened_container(path, holes) as container:
+        stream = container.streams[video.stream.index]
+        yield Video(container, stream, stream.codec_context), keys
 
 
 @contextmanager

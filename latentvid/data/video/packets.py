@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import ClipError
-from .opening import Video, truncated
+from ..access.files import status
+from .opening import Video, opened_for_times, truncated
 from .pace import Pace, pace, view_pace
 from .view import View
 
@@ -67,15 +68,18 @@ _decoded = _Memory(most_frames=1_000_000)  # times that only decoding tells
 
 
 def file_key(path: str | os.PathLike) -> tuple:
-    status = os.stat(path)
-    return os.fspath(path), status.st_size, status.st_mtime_ns
+    found = status(path)
+    return os.fspath(path), found.st_size, found.st_mtime_ns
 
 
 class Packets:
-    """Display times of the frames, in decoding order, and of the key frames, from the packets seen."""
+    """Display times of the frames, in decoding order, and of the key frames, from the packets seen.
 
-    def __init__(self, path: str | os.PathLike, video: Video):
-        self.path = path
+    keys_at: decoding times of the key frames, where packets without their pictures cannot say what they are.
+    """
+
+    def __init__(self, path: str | os.PathLike, video: Video, keys_at: Container[int] | None = None):
+        self.path, self._keys_at = path, keys_at
         self.times: list[int | None] = []
         self.keys: list[int] = []
         self.leading = 0
@@ -103,7 +107,7 @@ class Packets:
         self.times.append(time)
         if time is not None:
             self._latest = max(self._latest, (time, packet.duration or 0))
-            if packet.is_keyframe:
+            if packet.is_keyframe if self._keys_at is None else packet.dts in self._keys_at:
                 self.keys.append(time)
 
     def frame_times(self) -> FrameTimes | None:
@@ -125,9 +129,10 @@ def frame_times(path: str | os.PathLike, video: Video) -> FrameTimes | None:
     known = _times.get(key)
     if known is not None:
         return known[0]
-    packets = Packets(path, video)
-    for packet in video.packets():
-        packets.add(packet)
+    with opened_for_times(path, video) as (source, keys_at):
+        packets = Packets(path, video, keys_at)
+        for packet in source.packets():
+            packets.add(packet)
     return remember(key, packets)
 
 

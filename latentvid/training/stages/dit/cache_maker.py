@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ....data.access.files import status
 from ....data.cache.cleaning import compact, remove_unused, unused
 from ....data.cache.known import (
     Known,
@@ -34,6 +35,8 @@ from ....data.clips import ClipSource
 from ....data.manifest.manifest import dropped_by_reason
 from ....data.storage import patiently
 from ....errors import ClipError, UserError
+from ....places import absolute, is_url, parent
+from ....places import shown as url_shown
 
 if TYPE_CHECKING:
     from .encode import Encoder
@@ -79,19 +82,19 @@ class CacheMaker:
             try:
                 state = self._state(index)
             except ClipError as error:
-                origins.dropped[key_of(path, "?")] = path, error.reason
+                origins.dropped[key_of(url_shown(path), "?")] = url_shown(path), error.reason
                 continue
             origins.files[self._name(index)] = state
             keys[index] = key = self.encoder.latent_key(index, state.sha256)
             if key in self.before.dropped:
-                origins.dropped[key] = path, self.before.dropped[key][1]
+                origins.dropped[key] = url_shown(path), self.before.dropped[key][1]
         missing = {k: i for i, k in keys.items() if k not in self.known.latents and k not in origins.dropped}
         made: dict[str, tuple[Tensor, ...]] = {}
         for index, found in self.encoder.latents(list(missing.values())):
             if isinstance(found, ClipError):
-                origins.dropped[keys[index]] = self.source.path(index), found.reason
+                origins.dropped[keys[index]] = url_shown(self.source.path(index)), found.reason
             elif not all(map(_finite, found)):
-                origins.dropped[keys[index]] = self.source.path(index), "latent-not-finite"
+                origins.dropped[keys[index]] = url_shown(self.source.path(index)), "latent-not-finite"
             else:
                 made[keys[index]] = found
         if made:
@@ -147,7 +150,7 @@ class CacheMaker:
         files = f"files-{hashlib.blake2b(table, digest_size=12).hexdigest()}.json"
         write_origins(self.out / files, origins)
         fps = sorted(row.rate for row in rows if row.rate > 0)
-        folder = os.path.dirname(os.path.abspath(self.encoder.config.manifest))
+        folder = parent(absolute(self.encoder.config.manifest))
         write_index(
             self.out,
             self.encoder.key,
@@ -163,13 +166,13 @@ class CacheMaker:
             dropped=dropped,
             notes=self.source.notes,
             unknown=self.source.unknown_captions / max(1, len(self.source.samples)),
-            clips=[folder, os.path.relpath(folder, os.path.abspath(self.out))],
+            clips=[folder, folder if is_url(folder) else os.path.relpath(folder, os.path.abspath(self.out))],
             files=files,
         )
 
     def _name(self, index: int) -> str:
-        """The file as the manifest has it."""
-        return self.source.samples.paths[int(self.source.windows.sample[index])]
+        """The file as the manifest has it, without credentials."""
+        return url_shown(self.source.samples.paths[int(self.source.windows.sample[index])])
 
     def _state(self, index: int) -> FileState:
         """Of the file of a window; its content is hashed only where size or times are not those that are remembered.
@@ -180,7 +183,7 @@ class CacheMaker:
 
         def look() -> FileState:
             try:
-                s = os.stat(path)
+                s = status(path)
                 now, known = (s.st_size, s.st_mtime_ns, s.st_ctime_ns), self.before.files.get(name)
                 found = known if known is not None and now == known[:3] else FileState(*now, file_hash(path))
             except FileNotFoundError as error:
