@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "progress": set(),
     "lock": {"errors"},
     "limits": {"errors"},
-    "command_line": {"limits"},
+    "command_line": {"errors", "limits"},
     "weights": {"errors", "files", "limits"},
     "references": {"errors", "limits"},
     "rng": set(),
