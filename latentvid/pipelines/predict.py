@@ -158,6 +158,8 @@ def _branches(
     found = text.encode(prompts + negatives if guided else prompts)
     n, split = len(prompts), sum(found.lengths[: len(prompts)])
     words = Packed.of_lengths(found.lengths[:n]).to(device)
+    if not torch.is_autocast_enabled(device.type):  # then the network computes in fp32, the encoder perhaps not
+        found = found.float()
     states = found.states.to(device)
     one = Branch((TextContext(states[:split]), layout, words), _with_text(given, found, n).to(device))
     if not guided:

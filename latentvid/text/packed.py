@@ -5,7 +5,7 @@ Axes: N prompts, S text tokens of all of them, Dt width of the text; S' D' of a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -27,6 +27,11 @@ class PackedText:
     def split(self) -> tuple[Tensor, ...]:
         """One [tokens,Dt] a prompt."""
         return self.states.split(self.lengths)
+
+    def float(self) -> PackedText:
+        """The same in fp32."""
+        pooled, second = (None if v is None else v.float() for v in (self.pooled, self.second))
+        return replace(self, states=self.states.float(), pooled=pooled, second=second)
 
     def each(self) -> list[PackedText]:
         """Every prompt alone."""

@@ -242,6 +242,15 @@ def test_parts_are_moved_offloaded_and_read_in_bf16(repository, monkeypatch):
     assert ours.text_encoder.device.type == "meta"
 
 
+@pytest.mark.parametrize("kind", ["wan", "hunyuan"])
+def test_a_text_encoder_in_bf16_beside_a_network_in_fp32(repository, kind):
+    """As `text.dtype: bf16` keeps it: the network gets its states in fp32 where no autocast makes them alike."""
+    ours = load_pipeline(repository(kind), "cpu", mixed_precision="no")
+    ours.text_encoder.to(torch.bfloat16)
+    clip = ours("a red 7", num_frames=1, height=16, width=16, sampling=sampling(2.0), output_type="uint8").frames[0]
+    assert clip.shape == (1, 16, 16, 3)
+
+
 def test_networks_come_to_the_device_one_by_one(repository):
     ours = load_pipeline(repository("wan_experts"), "cpu", mixed_precision="no")
     words = dict(num_frames=1, height=16, width=16, sampling=Sampling(steps=4, precision=torch.float32, progress=False))
