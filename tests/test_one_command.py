@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from latentvid.__main__ import COMMANDS, main
 from latentvid.config.parsing import load_config, parse_cli
@@ -97,3 +98,21 @@ def test_configurations_are_listed_printed_and_copied(latentvid, tmp_path):
     assert (tmp_path / "c/deepspeed/zero2.json").read_bytes() == (ROOT / "configs/deepspeed/zero2.json").read_bytes()
     status, _, said = latentvid("configs", "--copy", str(tmp_path / "c"))
     assert status == 2 and "give a folder that does not" in said
+
+
+# whose samples need what a run has alone: signals, a clip in low resolution, a teacher, for some models pictures; and
+# recipes of one figure
+WITHOUT_LOOKS = {"demo_control", "demo_distil", "demo_ssr", "demo_tsr", "footage", "footage_wan", "wan_lora"}
+
+
+def test_shipped_trainings_show_samples_as_they_go():
+    files = [*ROOT.glob("configs/dit/*.yaml"), *ROOT.glob("configs/vae/*.yaml"), *ROOT.glob("configs/open/*.yaml")]
+    without = set()
+    for file in files:
+        with_bases = [yaml.safe_load(file.read_text(encoding="utf-8"))]
+        while "base" in with_bases[-1]:
+            file_of_base = file.parent / with_bases[-1]["base"]
+            with_bases.append(yaml.safe_load(file_of_base.read_text(encoding="utf-8")))
+        if not any(each.get("samples", {}).get("every") for each in with_bases):
+            without.add(file.stem)
+    assert len(files) > 15 and without <= WITHOUT_LOOKS
