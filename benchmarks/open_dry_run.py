@@ -22,6 +22,7 @@ from latentvid.models.flops import TRAINING
 from latentvid.models.open import OpenBackbone, packed
 from latentvid.models.open.flops import DEPTHS, flops_of
 from latentvid.models.open.published import PUBLISHED, PublishedSize
+from latentvid.models.quantised import bytes_saved
 from latentvid.packing import Grid
 from latentvid.training.dryrun.estimate import backbone_pass_bytes, peak_bytes
 from latentvid.training.dryrun.memory import shared_state
@@ -100,19 +101,27 @@ def figures(name: str) -> dict[str, Any]:
         "flops": TRAINING * flops_of(type(model.raw), config, grid, published.text),
         "full": memory(published, False, model, grid),
         "lora": memory(published, True, model, grid),
+        "less": less(model),
     }
+
+
+def less(model: OpenBackbone) -> dict[str, float]:
+    """Bytes that a bf16 base is smaller by, its blocks' linear layers held as `adapter.base` says."""
+    frozen = model.to(torch.bfloat16).requires_grad_(False)
+    return {kind: bytes_saved(frozen.blocks, kind) for kind in ("int8", "nf4")}
 
 
 def table(rows: Mapping[str, dict[str, Any]]) -> str:
     """The Markdown table."""
     head = ["model", "parameters", "clip", "tokens", "FLOPs a step", "full, FSDP2 on 8", "full, ZeRO-3 on 8"]
-    head += ["LoRA, of them trained", "LoRA, one GPU", "LoRA, FSDP2 on 8"]
+    head += ["LoRA, of them trained", "LoRA, one GPU", "LoRA, FSDP2 on 8", "less with int8, nf4"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for name, row in rows.items():
         p, (f, h, w) = PUBLISHED[name], row["grid"]
         cells = [name, f"{row['parameters'] / 1e9:.2f} B", f"{p.frames} x {p.height} x {p.width}", f"{f * h * w:,}"]
         cells += [f"{row['flops'] / 1e15:.3g} P", fits(row["full"]["FSDP2"]), fits(row["full"]["ZeRO-3"])]
         cells += [f"{row['lora']['trained'] / 1e6:.3g} M", fits(row["lora"]["single"]), fits(row["lora"]["FSDP2"])]
+        cells += [", ".join(f"{held / 1e9:.1f}" for held in row["less"].values()) + " GB"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

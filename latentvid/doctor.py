@@ -45,7 +45,7 @@ LATENTS, TEXT_WIDTH, WORDS = 16, 768, 32  # what a DiT's configuration does not 
 STRIDES = 4, 8  # of that VAE, in time and space
 REACHED = 0.4  # share of the peak that a step's arithmetic is assumed to reach
 OWN = ("dit/demo", "vae/demo", "vae/small", "dit/base", "vae/4x8x8", "vae/8x32x32", "dit/curriculum")
-OPTIONAL = ("deepspeed", "flash_attn", "wandb", "cv2", "torch_fidelity")
+OPTIONAL = ("deepspeed", "flash_attn", "bitsandbytes", "wandb", "cv2", "torch_fidelity")
 ENCODERS = {"mp4": "libx264", "webm": "libvpx-vp9", "gif": "gif", "png": "png"}
 LEAST_FREE = 10 * 2**30  # bytes of disk, below which it is said
 

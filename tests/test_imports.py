@@ -68,7 +68,7 @@ MAY_IMPORT = {
     "pipelines": BASE | {"command_line", "attention", "text", "models", "diffusion", "data", "pipelines"},
 }
 # config <- data <- parallel <- checkpoint <- monitor <- trainer; stages import the protocol, and the trainer no stage
-LOWEST = {"training.signals", "training.machine", "training.optim", "training.origin"}
+LOWEST = {"training.signals", "training.machine", "training.optim", "training.adamw8bit", "training.origin"}
 PARALLEL = BASE | LOWEST | {"config", "data", "models", "training.parallel"}
 CHECKPOINT = PARALLEL | {"training.checkpoint", "training.ema", "training.compute"}
 PROTOCOL = {"training.task"}
@@ -78,6 +78,7 @@ STAGE = BASE | LOWEST | PROTOCOL | {"config", "data", "models", "diffusion", "ev
 STAGE |= {"training.feed"}
 MAY_IMPORT |= {
     **{name: BASE | {"config"} for name in LOWEST},
+    "training.optim": BASE | {"config", "training.adamw8bit"},
     "training.parallel": PARALLEL,
     "training.ema": {"training.parallel"},
     "training.checkpoint": CHECKPOINT - {"training.compute"},
@@ -107,6 +108,7 @@ IMPORTED_LATE = {
     "deepspeed": "optional: ZeRO",
     "flash_attn": "optional: a backend of attention",
     "transformers": "its switch for ZeRO-3, where that runs",
+    "bitsandbytes": "optional: moments of 8 bits",
     "torchao": "optional: text encoders of int8 weights",
     "torchvision": "slow to import: networks of few scores",
     "torchmetrics": "slow to import: few scores",

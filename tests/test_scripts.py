@@ -104,7 +104,10 @@ def test_t2v_wants_a_prompt(run):
         (["--optim.lrr=1e-4"], "unknown key optim.lrr (value '1e-4'): did you mean optim.lr?"),
         (["--lr=1e-4"], "unknown key lr (value '1e-4'): did you mean optim.lr?"),
         (["--train.steps=many"], "train.steps='many': expected int"),
-        (["--optim.name=adam"], "optim.name='adam': expected one of 'adamw', 'muon' (did you mean 'adamw'?)"),
+        (
+            ["--optim.name=adam"],
+            "optim.name='adam': expected one of 'adamw', 'adamw8bit', 'muon' (did you mean 'adamw'?)",
+        ),
         (["--data.latents=none", "--data.manifest=gone.jsonl"], "gone.jsonl: there is no such manifest"),
         (["--data.latents=gone"], "gone holds no finished latent cache"),
         (["--vae=gone"], "gone holds no VAE"),

@@ -91,8 +91,10 @@ class Data:
 
 @dataclass(kw_only=True)
 class Optim:
-    name: Literal["adamw", "muon"] = _help(
-        "muon: orthogonalised momentum for matrices, NAdamW for the rest", default="adamw"
+    name: Literal["adamw", "adamw8bit", "muon"] = _help(
+        "adamw8bit: AdamW whose moments take a byte each of a parameter (bitsandbytes; one process, or DDP); muon: "
+        "orthogonalised momentum for matrices, NAdamW for the rest",
+        default="adamw",
     )
     lr: float = _help("peak learning rate", default=1e-4)
     betas: tuple[float, float] = _help("AdamW's decay rates", default=(0.9, 0.99))
@@ -257,6 +259,11 @@ class Adapter:
     init: Path | None = _help(
         "file of an adapter to begin with, of any common format: its layers and ranks are trained", default=None
     )
+    base: Literal["whole", "int8", "nf4"] = _help(
+        "lora: how the blocks' linear layers, which stay as they are, are held: in the model's type (whole), or in a "
+        "byte (int8) or half of one (nf4) a weight",
+        default="whole",
+    )
     dropout: float = _help(
         "lora, dora: share of a layer's inputs that its matrices do not see; loha, lokr: of its outputs that they "
         "leave alone",
@@ -268,7 +275,10 @@ class Adapter:
         told = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
         if self.kind == "none" and told:
             raise ValueError(
-                "rank, alpha, targets, init and dropout are of an adapter: set kind=lora, or another, or leave them out"
+                "rank, alpha, targets, init, base and dropout are of an adapter: set kind=lora, or another, or leave "
+                "them out"
             )
+        if self.base != "whole" and self.kind != "lora":
+            raise ValueError(f"base={self.base}: {self.kind} reads whole weights: set kind=lora, or base=whole")
         if self.init is not None and (own := [key for key in told if key in ("rank", "alpha", "targets")]):
             raise ValueError(f"init: {self.init} says {own[0]} itself: leave {own[0]} out")

@@ -29,6 +29,7 @@ from ..data.plan.streams import make_streams
 from ..errors import UserError
 from ..files import write_whole
 from ..world import check_strategy, check_world
+from . import adamw8bit
 from .parallel.strategy import load_whole
 from .task import Task
 
@@ -62,6 +63,8 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     Its own mixed precision stays off: autocast of the forward pass is the strategy's.
     """
     check_trackers(config.log.trackers)
+    if config.optim.name == adamw8bit.NAME:
+        adamw8bit.check_there()
     trackers = [] if config.run.dry_run else list(config.log.trackers)
     deepspeed = parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
     # gradients live in DDP's buckets (`Strategy.keeps_gradients`), not beside them: 4 bytes a parameter less

@@ -13,6 +13,7 @@ from timm.optim import muon
 from torch import Tensor, nn
 
 from ..config.sections import Optim
+from . import adamw8bit
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,16 @@ def _orthogonalised(
     return x.mT if len(g) > g.shape[1] else x
 
 
+ADAMW: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": partial(torch.optim.AdamW, fused=True),
+    adamw8bit.NAME: adamw8bit.AdamW8bit,
+}
+
+
 def make_optimizer(
     model: nn.Module, config: Optim, apart: Sequence[Part] = (), newton_schulz: torch.dtype = torch.bfloat16
 ) -> torch.optim.Optimizer:
-    """AdamW, or Muon (Jordan et al. 2024) on matrices and convolution kernels with NAdamW on the rest.
+    """AdamW, also in 8 bits, or Muon (Jordan et al. 2024) on matrices and convolution kernels with NAdamW on the rest.
 
     Vectors (biases, norm scales) are never decayed, nor is what is `apart`, which AdamW (NAdamW) steps under either
     name; `newton_schulz` is the type that Muon's iteration computes in. Each group keeps its peak learning rate as
@@ -103,13 +110,13 @@ def make_optimizer(
         | {"start": part.start, "part": part.name}
         for part in apart
     ]
-    if config.name == "adamw":
+    if config.name in ADAMW:
         groups = [
             {"params": matrices, "weight_decay": config.weight_decay},
             {"params": vectors, "weight_decay": 0.0},
             *others,
         ]
-        optimizer = torch.optim.AdamW(_filled(groups), lr=config.lr, betas=config.betas, fused=True)
+        optimizer = ADAMW[config.name](_filled(groups), lr=config.lr, betas=config.betas)
     else:
         vector_lr = config.lr if config.vector_lr is None else config.vector_lr
         groups = [

@@ -46,6 +46,18 @@ def test_frozen_networks_take_room_and_what_recomputes_is_not_told_to():
     assert fit(ROWS, 0.0, PACK, False, GIB) is None
 
 
+def test_settings_that_hold_less_come_when_nothing_else_fits():
+    """Only where no process holds a part alone, and the one that changes least first."""
+    sparing = [("--adapter.base=int8", GIB), ("--adapter.base=nf4", 4 * GIB)]
+    assert fit(ROWS[:1], 0.0, PACK, False, 24 * GIB, sparing).settings == (RECOMPUTE,)
+    found = fit(ROWS[:1], 0.0, PACK, False, 9.5 * GIB, sparing)  # 0.9 x 8192 x (9.5 - 7) / 16 = 1152, 1024 tokens
+    assert found.settings == (sparing[0][0], RECOMPUTE, "--data.tokens_per_pack=1024", "--data.packs_per_step=32")
+    assert found.most == pytest.approx((7 + 16 * 1024 / 8192) * GIB)
+    assert fit(ROWS[:1], 0.0, PACK, False, 7 * GIB, sparing).settings[0] == sparing[1][0]
+    assert fit(ROWS[2:], 0.0, PACK, False, 3 * GIB, sparing) is None
+    assert "optim.name=adamw8bit" in cards_table(ROWS[:1], 2 * GIB, PACK, False, [("--optim.name=adamw8bit", 2 * GIB)])
+
+
 def test_the_table_has_a_line_a_card_with_a_command():
     lines = cards_table(ROWS, 0.0, PACK, False).splitlines()
     assert [line.split()[0] for line in lines[2:]] == [str(card) for card in CARDS]

@@ -30,7 +30,7 @@ FREE = (
 # How it trains from here on: taken, and said in a line. `optim.name` is not among them: its state is another.
 SAID = (
     *("train.steps", "train.ema", "train.loss_by", "data.packs_per_step", "data.tokens_per_pack"),
-    *("text.dtype", "text.quantization", "caption.dropout", "data.fps_dropout", "data.motion_dropout"),
+    *("text.dtype", "text.quantization", "adapter.base", "caption.dropout", "data.fps_dropout", "data.motion_dropout"),
     *("timesteps", "weighting", "given"),
     *("scheduler.shift", "scheduler.base_tokens", "scheduler.log_shift", "scheduler.shift_tokens"),
     *("scheduler.spacing", "scheduler.lowest", "scheduler.terminal", "scheduler.whole_steps"),

@@ -16,7 +16,9 @@ SAFE = 0.9  # of the tokens that a line through what larger packs take would all
 MULTIPLE = 256  # tokens
 LAUNCHES = {"DDP": "ddp", "FSDP2": "fsdp2", "ZeRO-1": "zero1", "ZeRO-2": "zero2", "ZeRO-3": "zero3"}
 
-Rows = Sequence[tuple[str, int, StateBytes, Sequence[float]]]  # of `preflight.Memory`
+Row = tuple[str, int, StateBytes, Sequence[float]]  # of `preflight.Memory`
+Rows = Sequence[Row]
+Sparing = Sequence[tuple[str, float]]
 
 
 class Pack(NamedTuple):
@@ -36,11 +38,12 @@ class Fit(NamedTuple):
     most: float
 
 
-def cards_table(rows: Rows, frozen: float, pack: Pack, recomputing: bool) -> str:
-    """frozen: bytes of networks beside. recomputing: the run does so already."""
+def cards_table(rows: Rows, frozen: float, pack: Pack, recomputing: bool, sparing: Sparing = ()) -> str:
+    """frozen: bytes of networks beside. recomputing: the run does so already. sparing: settings that take fewer bytes,
+    and how many fewer, where no process holds a part alone."""
     lines, launches = [("GPU", "most", "on", "beside what is set")], {}
     for card in CARDS:
-        found = fit(rows, frozen, pack, recomputing, SHARE * card * 2**30 - CONTEXT)
+        found = fit(rows, frozen, pack, recomputing, SHARE * card * 2**30 - CONTEXT, sparing)
         if found is None:
             lines.append((f"{card} GB", "", "no way of these", "--adapter.kind=lora, or a smaller model"))
             continue
@@ -53,23 +56,39 @@ def cards_table(rows: Rows, frozen: float, pack: Pack, recomputing: bool) -> str
     return "\n".join([head, indent(text_table(lines), "  "), *(f"  {on}: {how}" for on, how in launches.items())])
 
 
-def fit(rows: Rows, frozen: float, pack: Pack, recomputing: bool, room: float) -> Fit | None:
+def fit(rows: Rows, frozen: float, pack: Pack, recomputing: bool, room: float, sparing: Sparing = ()) -> Fit | None:
     """The first way that fits in so many bytes: fewest processes first, then the least that is changed."""
-    for strategy, processes, held, most in sorted(rows, key=lambda row: (row[1], row[3][-1])):
-        ways = [(most[-1], ())] if recomputing else [(each, _recompute(i)) for i, each in enumerate(most)]
-        for each, settings in ways:
-            if each + frozen <= room:
-                return Fit(strategy, processes, settings, each + frozen)
-        largest, settings = ways[-1]
-        fixed = min(sum(held), largest)
-        tokens = int(SAFE * pack.tokens * (room - frozen - fixed) / max(largest - fixed, 1)) // MULTIPLE * MULTIPLE
-        if tokens >= pack.sample:
-            packs = -(-pack.packs * pack.tokens // tokens)
-            packs = -(-packs // processes) * processes
-            smaller = (f"--data.tokens_per_pack={tokens}", f"--data.packs_per_step={packs}")
-            taken = fixed + (largest - fixed) * tokens / pack.tokens
-            return Fit(strategy, processes, (*settings, *smaller), taken + frozen)
+    for row in sorted(rows, key=lambda row: (row[1], row[3][-1])):
+        found = _fit_on(row, frozen, pack, recomputing, room)
+        for setting, spared in sparing if row[0] in ("single", "DDP") else ():
+            if found is None:
+                strategy, processes, held, most = row
+                held = held._replace(weights=held.weights - spared)  # or of the moments: their sum counts
+                less = (strategy, processes, held, [each - spared for each in most])
+                found = _fit_on(less, frozen, pack, recomputing, room)
+                found = found and found._replace(settings=(setting, *found.settings))
+        if found is not None:
+            return found
     return None
+
+
+def _fit_on(row: Row, frozen: float, pack: Pack, recomputing: bool, room: float) -> Fit | None:
+    """A row as it is, recomputing, and with smaller packs."""
+    strategy, processes, held, most = row
+    ways = [(most[-1], ())] if recomputing else [(each, _recompute(i)) for i, each in enumerate(most)]
+    for each, settings in ways:
+        if each + frozen <= room:
+            return Fit(strategy, processes, settings, each + frozen)
+    largest, settings = ways[-1]
+    fixed = min(sum(held), largest)
+    tokens = int(SAFE * pack.tokens * (room - frozen - fixed) / max(largest - fixed, 1)) // MULTIPLE * MULTIPLE
+    if tokens < pack.sample:
+        return None
+    packs = -(-pack.packs * pack.tokens // tokens)
+    packs = -(-packs // processes) * processes
+    smaller = (f"--data.tokens_per_pack={tokens}", f"--data.packs_per_step={packs}")
+    taken = fixed + (largest - fixed) * tokens / pack.tokens
+    return Fit(strategy, processes, (*settings, *smaller), taken + frozen)
 
 
 def _recompute(way: int) -> tuple[str, ...]:

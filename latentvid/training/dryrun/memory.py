@@ -17,8 +17,12 @@ from ...models import transformer
 from ...models.budget import Lifetimes
 from ...models.compiling import compile_blocks, uncompile_blocks
 from ...models.open import backbone as open_backbone
+from ...models.quantised import is_quantised
+from .. import adamw8bit
 from ..optim import Part
 from ..task import Pack, Task
+
+UNCUT = ("muon", adamw8bit.NAME)  # optimisers of whole parameters
 
 
 class StateBytes(NamedTuple):
@@ -49,8 +53,10 @@ def state_bytes(
     beside = {id(p) for part in apart for p in model.get_submodule(part.name).parameters()}  # which AdamW steps
     matrices = sum(4 * p.numel() for p in trained if p.ndim >= 2 and id(p) not in beside)
     moments = 2 * held - (matrices if optimizer == "muon" else 0)  # Muon keeps one moment of a matrix, AdamW two
+    if optimizer == adamw8bit.NAME:
+        moments = sum(map(adamw8bit.moment_bytes, trained))
     rows = shared_state(weights, held, moments, largest(model, blocks), world)
-    left_out = {"FSDP2", "ZeRO-1", "ZeRO-2", "ZeRO-3"} if optimizer == "muon" else set()  # it needs whole matrices
+    left_out = {"FSDP2", "ZeRO-1", "ZeRO-2", "ZeRO-3"} if optimizer in UNCUT or is_quantised(model) else set()
     left_out |= {"FSDP2", "ZeRO-3"} if ragged else set()
     return (row for row in rows if row[0] not in left_out)
 

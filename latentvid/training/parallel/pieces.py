@@ -30,7 +30,8 @@ class Piece:
 
     name, shape: of the whole parameter. value: fp32, the optimiser's truth, of any shape. trainable: has a state.
     owner: this process writes it (where several hold the same). moments: the optimiser's tensors of the same elements,
-    by their names in the optimiser (exp_avg, ...). scalars: the rest of the optimiser's state (step, ...).
+    by their names in the optimiser (exp_avg, ...). scales: its tensors of whole blocks of a parameter, which only who
+    holds it whole has. scalars: the rest of the optimiser's state (step, ...).
     """
 
     name: str
@@ -40,6 +41,7 @@ class Piece:
     trainable: bool = True
     owner: bool = True
     moments: dict[str, Tensor] = field(default_factory=dict)
+    scales: dict[str, Tensor] = field(default_factory=dict)
     scalars: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -56,8 +58,13 @@ class Piece:
 
     def store(self, data: Tensor) -> Tensor:
         """`data` (as many elements as the piece) on the host, as a file holds it: a copy."""
-        flat = data.detach().to("cpu", torch.float32, copy=True).contiguous()
-        return flat.reshape(self.shape if self.whole else -1)
+        return _stored(data).reshape(self.shape if self.whole else -1)
+
+
+def _stored(data: Tensor) -> Tensor:
+    """A copy on the host: fp32, or codes as they are."""
+    dtype = torch.float32 if data.is_floating_point() else data.dtype
+    return data.detach().to("cpu", dtype, copy=True).contiguous()
 
 
 def pack_scalar(value: Any) -> Tensor:
@@ -162,11 +169,12 @@ def model_tensors(pieces: Iterable[Piece]) -> dict[str, Tensor]:
 
 
 def optimizer_tensors(pieces: Iterable[Piece]) -> dict[str, Tensor]:
-    """What `optimizer.safetensors` holds: NAME:exp_avg[a:b] and the like, and scalars NAME:step."""
+    """What `optimizer.safetensors` holds: NAME:exp_avg[a:b] and the like, scales, and scalars NAME:step."""
     found: dict[str, Tensor] = {}
     for piece in pieces:
         if piece.owner and piece.value.numel():
             found |= {piece.key(f":{key}"): piece.store(value) for key, value in piece.moments.items()}
+            found |= {f"{piece.name}:{key}": _stored(value) for key, value in piece.scales.items()}
             found |= {f"{piece.name}:{key}": pack_scalar(value) for key, value in piece.scalars.items()}
     return found
 
@@ -181,7 +189,7 @@ def load_values(pieces: Iterable[Piece], reader: PieceReader) -> None:
 
 
 def saved_state(reader: PieceReader) -> tuple[dict[str, list[str]], dict[str, dict[str, Any]]]:
-    """The optimiser's state that a checkpoint has: {parameter: keys of moments}, {parameter: scalars}."""
+    """The optimiser's state that a checkpoint has: {parameter: keys of moments and scales}, {parameter: scalars}."""
     moments: dict[str, list[str]] = defaultdict(list)
     scalars: dict[str, dict[str, Any]] = defaultdict(dict)
     for name in reader.names():
@@ -194,9 +202,11 @@ def saved_state(reader: PieceReader) -> tuple[dict[str, list[str]], dict[str, di
 
 @torch.no_grad()
 def load_moments(pieces: Iterable[Piece], reader: PieceReader) -> None:
-    """Overwrites the pieces' moments, which must be there (see `Strategy.make_state`)."""
+    """Overwrites the pieces' moments and scales, which must be there (see `Strategy.make_state`)."""
     for piece in pieces:
         size = torch.Size(piece.shape).numel()
         for key, value in piece.moments.items():
             data = reader.read(f"{piece.name}:{key}", piece.start, value.numel(), size)
             value.copy_(data.reshape(value.shape))
+        for key, value in piece.scales.items():
+            value.copy_(reader.full(f"{piece.name}:{key}", value.shape))

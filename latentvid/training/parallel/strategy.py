@@ -18,6 +18,9 @@ from torch.distributed.tensor import DTensor
 
 from ...config.schema import TrainingConfig
 from ...errors import UserError
+from ...models.quantised import is_quantised
+from .. import adamw8bit
+from ..adamw8bit import AdamW8bit
 from .pieces import Piece
 
 
@@ -29,6 +32,15 @@ def load_whole(accelerator: Accelerator) -> None:
 
         plugin.zero3_init_flag = False
         unset_hf_deepspeed_config()
+
+
+def refuse_quantised(model: nn.Module, strategy: str) -> None:
+    """Raises UserError for frozen layers of codes: a strategy that shards weights knows floating ones alone."""
+    if is_quantised(model):
+        raise UserError(
+            f"adapter.base: {strategy} cannot shard quantised weights: launch DDP, where each process holds them all, "
+            "or set adapter.base=whole"
+        )
 
 
 Read = Callable[[Mapping[str, Tensor]], dict[str, float]]
@@ -55,6 +67,7 @@ class Strategy:
         self.clip = config.optim.clip or math.inf  # 0 is off
         self.skip_above = config.optim.skip_norm
         self.precision = torch.bfloat16 if config.train.mixed_precision == "bf16" else None
+        self.raw_optimizer = optimizer  # without what accelerate puts around it
         self.apart = [group["part"] for group in optimizer.param_groups if group["part"]]
         self._set_up(config)
         if self.sharded:  # neither FSDP2 nor ZeRO takes weights whose channels come last
@@ -150,6 +163,8 @@ class Whole(Strategy):
             for key, entry in state.get(parameter, {}).items():
                 if torch.is_tensor(entry) and entry.shape == parameter.shape:
                     piece.moments[key] = self._local_state(entry)
+                elif torch.is_tensor(entry) and entry.ndim:
+                    piece.scales[key] = entry
                 else:
                     piece.scalars[key] = entry
             found.append(piece)
@@ -160,7 +175,10 @@ class Whole(Strategy):
         for name, parameter in self.module.named_parameters():
             if name in keys:
                 made = {k: on_device(v, group_of[id(parameter)], parameter) for k, v in scalars[name].items()}
-                made |= {k: torch.zeros_like(parameter) for k in keys[name]}
+                if isinstance(self.raw_optimizer, AdamW8bit):
+                    made = self.raw_optimizer.new_state(parameter) | made
+                else:
+                    made |= {k: torch.zeros_like(parameter) for k in keys[name]}
                 self.optimizer.state[parameter] = made
 
 
@@ -180,6 +198,9 @@ class Fsdp2(Whole):
             raise UserError("FSDP version 1 is not supported: set fsdp_version: 2 in the accelerate configuration")
         if config.optim.name == "muon":
             raise UserError("optim.name=muon needs whole matrices, which FSDP2 shards: use adamw, or launch DDP")
+        if config.optim.name == adamw8bit.NAME:
+            raise adamw8bit.refusal("FSDP2")
+        refuse_quantised(self.module, "FSDP2")
 
     def _owner(self, parameter: Tensor) -> bool:
         mesh = parameter.device_mesh

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from ...config.schema import TrainingConfig
 from ...errors import UserError
 from ...world import check_calls
+from .. import adamw8bit
 from .pieces import Piece
-from .strategy import Fsdp2, Read, Strategy, Whole, on_device
+from .strategy import Fsdp2, Read, Strategy, Whole, on_device, refuse_quantised
 
 
 def make_strategy(
@@ -51,6 +52,9 @@ class Zero(Strategy):
     def _set_up(self, config: TrainingConfig) -> None:
         if config.optim.name == "muon":
             raise UserError("optim.name=muon needs whole matrices, which ZeRO flattens: use adamw, or launch DDP")
+        if config.optim.name == adamw8bit.NAME:
+            raise adamw8bit.refusal("ZeRO")
+        refuse_quantised(self.module, "ZeRO")
         if self.apart:
             raise UserError(f"ZeRO clips all gradients by one norm, but {self.apart[0]} needs its own: launch DDP")
         settings = self.accelerator.state.deepspeed_plugin.deepspeed_config

@@ -18,6 +18,7 @@ from ....models.adapters.changes import Change, LayerChange
 from ....models.adapters.lora import raw_of
 from ....models.adapters.lora_files import read_lora
 from ....models.open import OpenBackbone
+from ....models.quantised import quantise
 from ....models.transformer import VideoDiT
 
 LAYERS = (nn.Linear, nn.Conv2d, nn.Conv3d)  # that peft puts matrices beside
@@ -25,13 +26,15 @@ ADAPTER = "default"  # its name in the model
 
 
 def add_adapter(model: VideoDiT | OpenBackbone, config: DitConfig, usual: Sequence[str]) -> None:
-    """All else is frozen; the matrices are fp32. Raises UserError for a name that nothing has, and for layers that the
-    kind cannot change."""
+    """All else is frozen, and its linear layers are quantised where that is asked for; the matrices are fp32. Raises
+    UserError for a name that nothing has, and for layers that the kind cannot change."""
     settings, raw = config.adapter, raw_of(model)
     raw.requires_grad_(False)
     begun = {} if settings.init is None else _begun(model, settings)
     chosen = sorted(begun or _chosen(model, settings, usual))
     _check_layers(raw, settings.kind, chosen)
+    if settings.base != "whole":
+        quantise(_blocks_of(model), settings.base)
     torch.manual_seed(config.run.seed)
     inject_adapter_in_model(of_peft(settings, chosen, {name: change.rank for name, change in begun.items()}), raw)
     raw._hf_peft_config_loaded = True  # as `add_adapter` of diffusers does
@@ -51,8 +54,7 @@ def _chosen(model: VideoDiT | OpenBackbone, settings: Adapter, usual: Sequence[s
     if settings.targets:
         wanted, among = settings.targets, layers
     else:
-        blocks = (*model.blocks, *getattr(model, "temporal", ()))
-        inside = {id(m) for block in blocks or [raw] for m in block.modules()}
+        inside = {id(m) for block in _blocks_of(model) for m in block.modules()}
         apart = getattr(model, "apart_from_lora", None)
         wanted, among = usual, [name for name in layers if id(raw.get_submodule(name)) in inside]
         among = among if apart is None else [name for name in among if apart not in name]
@@ -63,6 +65,11 @@ def _chosen(model: VideoDiT | OpenBackbone, settings: Adapter, usual: Sequence[s
             raise UserError(f"{key}: no layer's name ends in {ending!r}: there are {few(among)}")
         chosen.update(found)
     return chosen
+
+
+def _blocks_of(model: VideoDiT | OpenBackbone) -> Sequence[nn.Module]:
+    """Of a network without blocks all of it."""
+    return (*model.blocks, *getattr(model, "temporal", ())) or (raw_of(model),)
 
 
 def of_peft(settings: Adapter, layers: Sequence[str], ranks: Mapping[str, int | None] | None = None) -> PeftConfig:
