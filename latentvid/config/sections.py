@@ -136,6 +136,11 @@ class Train:
         "every token that has a loss, or every sample, weighs the same in a step", default="token"
     )
     gradient_checkpointing: bool = _help("recompute activations in the backward pass", default=False)
+    swap_blocks: int = _help(
+        "number of blocks whose weights, where they stay as they are, lie in main memory, and on the device while they "
+        "compute; needs gradient_checkpointing; one process, or DDP",
+        default=0,
+    )
     compile: bool = _help("torch.compile the blocks", default=False)
     max_bad_steps: int = _help("number of skipped steps in a row that stop the run", default=10)
     deterministic: bool = _help(
@@ -146,6 +151,15 @@ class Train:
 
     def __post_init__(self) -> None:
         check_fields(self, "train")
+        if self.swap_blocks in (1, 2):
+            raise ValueError(f"swap_blocks={self.swap_blocks}: two are on the device anyway: give 3 or more, or 0")
+        if self.swap_blocks and not self.gradient_checkpointing:
+            raise ValueError(
+                f"swap_blocks={self.swap_blocks}: without recomputing the backward pass needs all weights at once: set "
+                "gradient_checkpointing=true"
+            )
+        if self.swap_blocks and self.compile:
+            raise ValueError(f"swap_blocks={self.swap_blocks} changes where weights lie, and compile=true not: set one")
 
 
 @dataclass(kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from .monitor.efficiency import EfficiencyMeter, rank_balance
 from .monitor.logs import RunLogs
 from .monitor.watch import Watch
 from .optim import make_optimizer, set_lr
+from .parallel.block_swap import swapped
 from .parallel.zero import make_strategy
 from .signals import Preempted, StopRequest, StopWaiting
 from .step import Packs, Stepper, all_draws
@@ -93,7 +95,9 @@ class TrainingRun:
         self.parameters = sum(p.numel() for p in task.model.parameters())  # before any strategy cuts them
         self.trained = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
         optimizer = make_optimizer(task.model, config.optim, task.apart, dtype_of(compute.newton_schulz))
-        self.strategy = make_strategy(accelerator, config, task.model, optimizer, task.ragged)
+        swap = swapped(task.model, task.blocks, config.train.swap_blocks, accelerator.device)
+        with swap.apart() if swap else nullcontext():
+            self.strategy = make_strategy(accelerator, config, task.model, optimizer, task.ragged)
         self.ema = EMA(self.strategy.pieces(), config.train.ema)
         self.watch = Watch(accelerator, stage, task, self.strategy, self.ema)
         parts = self.world if self.strategy.sharded else 1

@@ -7,9 +7,9 @@ import torch
 
 from latentvid.config.parsing import load_config
 from latentvid.config.schema import DitConfig
-from latentvid.training.dryrun.cards import CARDS, Pack, cards_table, fit
+from latentvid.training.dryrun.cards import CARDS, Pack, cards_table, fit, sparing
 from latentvid.training.dryrun.estimate import dit_pass_bytes
-from latentvid.training.dryrun.memory import StateBytes
+from latentvid.training.dryrun.memory import StateBytes, size
 from latentvid.training.dryrun.preflight import preflight
 from latentvid.training.launch import make_plan
 from latentvid.training.stages.dit.task import DitTask
@@ -48,14 +48,20 @@ def test_frozen_networks_take_room_and_what_recomputes_is_not_told_to():
 
 def test_settings_that_hold_less_come_when_nothing_else_fits():
     """Only where no process holds a part alone, and the one that changes least first."""
-    sparing = [("--adapter.base=int8", GIB), ("--adapter.base=nf4", 4 * GIB)]
+    sparing = [("--adapter.base=int8", GIB, False), ("--adapter.base=nf4", 4 * GIB, False)]
     assert fit(ROWS[:1], 0.0, PACK, False, 24 * GIB, sparing).settings == (RECOMPUTE,)
     found = fit(ROWS[:1], 0.0, PACK, False, 9.5 * GIB, sparing)  # 0.9 x 8192 x (9.5 - 7) / 16 = 1152, 1024 tokens
     assert found.settings == (sparing[0][0], RECOMPUTE, "--data.tokens_per_pack=1024", "--data.packs_per_step=32")
     assert found.most == pytest.approx((7 + 16 * 1024 / 8192) * GIB)
     assert fit(ROWS[:1], 0.0, PACK, False, 7 * GIB, sparing).settings[0] == sparing[1][0]
     assert fit(ROWS[2:], 0.0, PACK, False, 3 * GIB, sparing) is None
-    assert "optim.name=adamw8bit" in cards_table(ROWS[:1], 2 * GIB, PACK, False, [("--optim.name=adamw8bit", 2 * GIB)])
+    swapped = [("--train.swap_blocks=8", 4 * GIB, True)]  # never without recomputing, were there room for it
+    assert fit(ROWS[:1], 0.0, PACK, False, 45 * GIB, swapped).settings == (RECOMPUTE,)
+    assert fit(ROWS[:1], 0.0, PACK, False, 7 * GIB, swapped).settings[:2] == (swapped[0][0], RECOMPUTE)
+    assert fit(ROWS[:1], 0.0, PACK, True, 7 * GIB, swapped).settings[1].startswith("--data.tokens_per_pack")
+    assert "optim.name=adamw8bit" in cards_table(
+        ROWS[:1], 2 * GIB, PACK, False, [("--optim.name=adamw8bit", 2 * GIB, False)]
+    )
 
 
 def test_the_table_has_a_line_a_card_with_a_command():
@@ -65,6 +71,19 @@ def test_the_table_has_a_line_a_card_with_a_command():
     alone = cards_table(ROWS[2:], 0.0, PACK, False)
     assert "accelerate launch --config_file configs/accelerate/fsdp2.yaml --num_processes 8" in alone
     assert "adapter.kind=lora" in cards_table(ROWS, 200 * GIB, PACK, False)
+
+
+def test_what_spares_memory_is_of_what_is_trained(dit_config, tiny_pipeline, tmp_path):
+    task = DitTask(dit_config(tmp_path), torch.device("cpu"))
+    assert [name for name, _, _ in sparing(task.config, task)] == ["--optim.name=adamw8bit"]
+    lora = (f"init={tiny_pipeline}", f"model.mlp_ratio={8 / 3}", "adapter.kind=lora")
+    tuned = DitTask(dit_config(tmp_path, *lora), torch.device("cpu"))
+    (int8, less, _), (nf4, least, _) = sparing(tuned.config, tuned)  # two blocks are on the device anyway
+    assert (int8, nf4) == ("--adapter.base=int8", "--adapter.base=nf4") and 0 < less < least
+    for kind, spared in (("int8", less), ("nf4", least)):
+        coded = DitTask(dit_config(tmp_path, *lora, f"adapter.base={kind}"), torch.device("cpu"))
+        assert sum(map(size, tuned.blocks)) - sum(map(size, coded.blocks)) == pytest.approx(spared, abs=2 * 2048 + 1)
+        assert sparing(coded.config, coded) == []
 
 
 def test_a_dry_run_has_it(dit_config, tmp_path):

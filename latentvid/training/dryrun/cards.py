@@ -6,7 +6,12 @@ from collections.abc import Sequence
 from textwrap import indent
 from typing import NamedTuple
 
+from ...config.schema import TrainingConfig
+from ...models.quantised import bytes_saved
 from ...tables import text_table
+from .. import adamw8bit
+from ..parallel.block_swap import SLOTS
+from ..task import Task
 from .memory import StateBytes
 from .words import in_bytes
 
@@ -18,7 +23,7 @@ LAUNCHES = {"DDP": "ddp", "FSDP2": "fsdp2", "ZeRO-1": "zero1", "ZeRO-2": "zero2"
 
 Row = tuple[str, int, StateBytes, Sequence[float]]  # of `preflight.Memory`
 Rows = Sequence[Row]
-Sparing = Sequence[tuple[str, float]]
+Sparing = Sequence[tuple[str, float, bool]]  # of `sparing`
 
 
 class Pack(NamedTuple):
@@ -38,12 +43,11 @@ class Fit(NamedTuple):
     most: float
 
 
-def cards_table(rows: Rows, frozen: float, pack: Pack, recomputing: bool, sparing: Sparing = ()) -> str:
-    """frozen: bytes of networks beside. recomputing: the run does so already. sparing: settings that take fewer bytes,
-    and how many fewer, where no process holds a part alone."""
+def cards_table(rows: Rows, frozen: float, pack: Pack, recomputing: bool, spare: Sparing = ()) -> str:
+    """frozen: bytes of networks beside. recomputing: the run does so already. spare: what `sparing` says."""
     lines, launches = [("GPU", "most", "on", "beside what is set")], {}
     for card in CARDS:
-        found = fit(rows, frozen, pack, recomputing, SHARE * card * 2**30 - CONTEXT, sparing)
+        found = fit(rows, frozen, pack, recomputing, SHARE * card * 2**30 - CONTEXT, spare)
         if found is None:
             lines.append((f"{card} GB", "", "no way of these", "--adapter.kind=lora, or a smaller model"))
             continue
@@ -56,17 +60,39 @@ def cards_table(rows: Rows, frozen: float, pack: Pack, recomputing: bool, sparin
     return "\n".join([head, indent(text_table(lines), "  "), *(f"  {on}: {how}" for on, how in launches.items())])
 
 
-def fit(rows: Rows, frozen: float, pack: Pack, recomputing: bool, room: float, sparing: Sparing = ()) -> Fit | None:
+def sparing(config: TrainingConfig, task: Task) -> Sparing:
+    """Settings under which a process that holds all weights holds fewer bytes, how many fewer, and whether only with
+    recomputing; the one that changes least first."""
+    adapter = getattr(config, "adapter", None)
+    if adapter is None or adapter.kind == "none":
+        trained = [p for p in task.model.parameters() if p.requires_grad]
+        less = sum(8 * p.numel() - adamw8bit.moment_bytes(p) for p in trained)
+        return [(f"--optim.name={adamw8bit.NAME}", less, False)] * (config.optim.name == "adamw")
+    found, setting, saved = [], "", 0
+    if adapter.kind == "lora" and adapter.base == "whole":
+        for kind in ("int8", "nf4"):
+            setting, saved = f"--adapter.base={kind} ", bytes_saved(task.blocks or [task.model], kind)
+            found.append((setting.strip(), saved, False))
+    count = len(task.blocks)
+    if count > SLOTS and task.recomputes and not config.train.swap_blocks and not config.train.compile:
+        held = sum(p.numel() * p.element_size() for b in task.blocks for p in b.parameters() if not p.requires_grad)
+        swapped = (held - saved) * (1 - SLOTS / count)
+        found.append((f"{setting}--train.swap_blocks={count}", saved + swapped, True))
+    return found
+
+
+def fit(rows: Rows, frozen: float, pack: Pack, recomputing: bool, room: float, spare: Sparing = ()) -> Fit | None:
     """The first way that fits in so many bytes: fewest processes first, then the least that is changed."""
     for row in sorted(rows, key=lambda row: (row[1], row[3][-1])):
         found = _fit_on(row, frozen, pack, recomputing, room)
-        for setting, spared in sparing if row[0] in ("single", "DDP") else ():
+        for setting, spared, recompute in spare if row[0] in ("single", "DDP") else ():
             if found is None:
                 strategy, processes, held, most = row
                 held = held._replace(weights=held.weights - spared)  # or of the moments: their sum counts
                 less = (strategy, processes, held, [each - spared for each in most])
-                found = _fit_on(less, frozen, pack, recomputing, room)
-                found = found and found._replace(settings=(setting, *found.settings))
+                found = _fit_on(less, frozen, pack, recomputing or recompute, room)
+                more = _recompute(recompute and not recomputing)
+                found = found and found._replace(settings=(setting, *more, *found.settings))
         if found is not None:
             return found
     return None
@@ -91,5 +117,5 @@ def _fit_on(row: Row, frozen: float, pack: Pack, recomputing: bool, room: float)
     return Fit(strategy, processes, (*settings, *smaller), taken + frozen)
 
 
-def _recompute(way: int) -> tuple[str, ...]:
+def _recompute(way: int | bool) -> tuple[str, ...]:
     return ("--train.gradient_checkpointing=true",) * way

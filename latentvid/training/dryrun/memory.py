@@ -20,6 +20,7 @@ from ...models.open import backbone as open_backbone
 from ...models.quantised import is_quantised
 from .. import adamw8bit
 from ..optim import Part
+from ..parallel.block_swap import swapped_bytes
 from ..task import Pack, Task
 
 UNCUT = ("muon", adamw8bit.NAME)  # optimisers of whole parameters
@@ -41,12 +42,14 @@ def state_bytes(
     world: int,
     apart: Sequence[Part] = (),
     ragged: bool = False,
+    swap: int = 0,
 ) -> Iterator[tuple[str, int, StateBytes]]:
     """(strategy, processes, what it holds) for all strategies at this world size (8 where that is one process).
 
     What is trained and its state are fp32. Sharding is by 1/n: by ZeRO-1 of the moments and the average, with a second,
     sharded copy of the trained weights; by ZeRO-2 of the gradients too; by FSDP2 and ZeRO-3 of everything, plus the one
-    block that is gathered. ragged: as a task says it, without FSDP2 and ZeRO-3, which gather in every call.
+    block that is gathered. ragged: as a task says it, without FSDP2 and ZeRO-3, which gather in every call. swap:
+    so many blocks are on the host, which needs whole weights.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     weights, held = size(model), sum(4 * p.numel() for p in trained)
@@ -55,8 +58,9 @@ def state_bytes(
     moments = 2 * held - (matrices if optimizer == "muon" else 0)  # Muon keeps one moment of a matrix, AdamW two
     if optimizer == adamw8bit.NAME:
         moments = sum(map(adamw8bit.moment_bytes, trained))
+    weights -= swapped_bytes(getattr(model, "in_order", blocks), swap)
     rows = shared_state(weights, held, moments, largest(model, blocks), world)
-    left_out = {"FSDP2", "ZeRO-1", "ZeRO-2", "ZeRO-3"} if optimizer in UNCUT or is_quantised(model) else set()
+    left_out = {"FSDP2", "ZeRO-1", "ZeRO-2", "ZeRO-3"} if optimizer in UNCUT or swap or is_quantised(model) else set()
     left_out |= {"FSDP2", "ZeRO-3"} if ragged else set()
     return (row for row in rows if row[0] not in left_out)
 

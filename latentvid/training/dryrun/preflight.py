@@ -14,13 +14,11 @@ from ...config.schema import TrainingConfig
 from ...data.plan.plan import Plan
 from ...errors import UserError
 from ...models.flops import TRAINING, GridFlops, peak_flops
-from ...models.quantised import bytes_saved
 from ...packing import Shape
-from .. import adamw8bit
 from ..monitor.efficiency import rank_balance
 from ..task import Pack, Task
 from .cards import Pack as CardPack
-from .cards import cards_table
+from .cards import cards_table, sparing
 from .estimate import H200, Step, peak_bytes, step_seconds
 from .memory import UNCUT, PassBytes, StateBytes, activation_bytes, largest, pass_bytes, size, state_bytes
 from .words import count, duration, in_bytes, indented, si
@@ -241,7 +239,8 @@ def _memory_of(
 
 
 def _states(config: TrainingConfig, task: Task, world: int) -> Iterator[tuple[str, int, StateBytes]]:
-    return state_bytes(task.model, task.blocks, config.optim.name, world, task.apart, task.ragged)
+    swap = config.train.swap_blocks
+    return state_bytes(task.model, task.blocks, config.optim.name, world, task.apart, task.ragged, swap)
 
 
 def blank_pack(task: Task, shapes: Sequence[Shape]) -> Pack:
@@ -280,18 +279,7 @@ def _cards(config: TrainingConfig, task: Task, plan: Plan, simulation: Simulatio
         packs=plan.packs,
     )
     recomputing = config.train.gradient_checkpointing and task.recomputes
-    return cards_table(memory.rows, sum(map(size, task.frozen)), pack, recomputing, list(_sparing(config, task)))
-
-
-def _sparing(config: TrainingConfig, task: Task) -> Iterator[tuple[str, float]]:
-    """Settings that hold the same in fewer bytes, and how many fewer, the one that changes least first."""
-    adapter = getattr(config, "adapter", None)
-    if adapter is not None and adapter.kind == "lora" and adapter.base == "whole":
-        for kind in ("int8", "nf4"):
-            yield f"--adapter.base={kind}", bytes_saved(task.blocks or [task.model], kind)
-    elif config.optim.name == "adamw":
-        trained = [p for p in task.model.parameters() if p.requires_grad]
-        yield f"--optim.name={adamw8bit.NAME}", sum(8 * p.numel() - adamw8bit.moment_bytes(p) for p in trained)
+    return cards_table(memory.rows, sum(map(size, task.frozen)), pack, recomputing, sparing(config, task))
 
 
 def _largest(passes: Sequence[PassBytes], processes: int) -> PassBytes:

@@ -39,6 +39,11 @@ def make_strategy(
             "train.compile=true: ZeRO-3 gathers weights module by module, which compiled blocks do not allow: set "
             "train.compile=false, or launch FSDP2, ZeRO-2 or DDP"
         )
+    if config.train.swap_blocks and chosen is not Whole:
+        raise UserError(
+            f"train.swap_blocks={config.train.swap_blocks}: FSDP2 and ZeRO shard the blocks' weights, or offload them "
+            "themselves: launch DDP, or set train.swap_blocks=0"
+        )
     if ragged:
         check_calls(type(model).__name__)
     return chosen(accelerator, config, model, optimizer)
