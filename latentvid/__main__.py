@@ -49,6 +49,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "style": Command("programs.style:main", "show a video in the look of a picture"),
         "long": Command("programs.long:main", "a long video from a prompt"),
         "upscale": Command("programs.upscale:main", "make a clip larger, or give it more frames"),
+        "studio": Command("studio.__main__:main", "the programs above as pages in a browser, with a gallery"),
         "adapters": Command("commands:adapters", "merge or show files of LoRA"),
     },
     "Evaluation": {

@@ -157,6 +157,9 @@ _NAMES: tuple[tuple[Range, str], ...] = (  # of the numbers that have each range
     (Range(0, 1e9), "given.inpaint given.outpaint"),
     (Range(0, 1, above=True, below=True), "beta_start beta_end"),
     (_whole(1, 10**6), "num_train_timesteps whole_steps"),
+    (_whole(1, 65_535), "port"),
+    (_whole(1, 10**6), "max_megabytes"),
+    (_above(0, 1e6), "max_seconds"),
     (_above(0, 1e6), "sigma_min sigma_max"),
     (Range(1e-3, 1e3), "sigma_data"),
     (Range(1, 100), "rho"),
@@ -281,6 +284,7 @@ def number(name: str, whole: bool = False) -> Callable[[str], float]:
             raise argparse.ArgumentTypeError(f"{text:.40}: must be {found}")
         return value
 
+    read.range = found  # for those who ask what it takes
     return read
 
 

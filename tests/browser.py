@@ -121,6 +121,24 @@ class Browser:
         self.call("Page.navigate", url=path.resolve().as_uri())
         self.wait("document.readyState === 'complete' && location.protocol === 'file:'")
 
+    def visit(self, url: str) -> None:
+        self.call("Page.navigate", url=url)
+        self.wait(f"document.readyState === 'complete' && location.href.startsWith({json.dumps(url)})")
+
+    def give(self, selector: str, file: Path) -> None:
+        """A file to the input of that kind in an element, as its dialogue would."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=f"{selector} input[type=file]")["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(file)])
+
+    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """The pressed mouse, in pixels of the window."""
+        points = [[a + (b - a) * i / 8 for a, b in zip(start, end, strict=True)] for i in range(9)]
+        kinds = ["mousePressed", *["mouseMoved"] * 8, "mouseReleased"]
+        for kind, (x, y) in zip(kinds, [*points, points[-1]], strict=True):
+            held = {"button": "left", "buttons": 1, "clickCount": 1}
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **held)
+
     def reload(self) -> None:
         self.run("window.leaving = true")
         self.call("Page.reload")

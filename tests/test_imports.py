@@ -102,6 +102,7 @@ MAY_IMPORT |= {
 # Imports inside functions: of the package only in programs, which answer --help before anything heavy is imported;
 # of other packages these, none of which is there to break a circle.
 PROGRAMS_THAT_IMPORT_LATE = {"commands", "evaluation.__main__", "evaluation.vbench.__main__", "report.__main__"}
+PROGRAMS_THAT_IMPORT_LATE |= {"studio.__main__"}
 PROGRAMS_THAT_IMPORT_LATE |= {f"programs.{file.stem}" for file in (PACKAGE / "programs").glob("*.py")}
 IMPORTED_LATE = {
     "torch": "configurations and --help do without it; its parts for FSDP2 and for attention of CUDA, where those run",
@@ -116,6 +117,8 @@ IMPORTED_LATE = {
     "sklearn": "slow to import: the demo's digits",
     "pyiqa": "optional: one score",
     "ray": "optional: runs curations",
+    "gradio": "optional: the studio",
+    "starlette": "optional: the studio, with gradio",
     "scenedetect": "optional: shot detectors of curations",
 }
 

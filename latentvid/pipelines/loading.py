@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -20,7 +22,7 @@ from ..references import roles_in
 from ..world import usable_device
 from .animatediff import put_adapter
 from .arguments import ControlNet, Lora
-from .folder import check_index, located
+from .folder import INDEX, check_index, located
 from .latent_video import LatentVideoPipeline
 from .motion import put_motion
 from .open_video import OpenVideoPipeline
@@ -46,12 +48,75 @@ def load_pipeline(
     lora_2: into the second one. control: put beside the network that each was trained on. motion: folder of a motion
     module, put into an image model of ours before these, or of a `MotionAdapter`, put into Stable Diffusion.
     """
+    adapters = tuple(lora), tuple(lora_2), tuple(control), motion
+
+    def load() -> LatentVideoPipeline:
+        return _load(folder, usable_device(device), compiled, mixed_precision, *adapters)
+
+    if _kept is None:
+        return load()
+    files = [Path(folder), *(each[0] for group in adapters[:3] for each in group), *([motion] if motion else [])]
+    return _kept.get((str(folder), str(device), compiled, mixed_precision, adapters, tuple(map(_written, files))), load)
+
+
+class Kept:
+    """Pipelines that stay loaded for the next program that asks for the same ones."""
+
+    def __init__(self) -> None:
+        self._pipelines: dict[Hashable, LatentVideoPipeline] = {}
+        self._used: set[Hashable] = set()  # by the program that runs
+
+    def get(self, key: Hashable, load: Callable[[], LatentVideoPipeline]) -> LatentVideoPipeline:
+        """The one that is kept; another one is loaded once those that this program did not ask for are dropped."""
+        if key not in self._pipelines:
+            self._pipelines = {old: one for old, one in self._pipelines.items() if old in self._used}
+            self._pipelines[key] = load()
+        self._used.add(key)
+        return self._pipelines[key]
+
+    def ended(self) -> None:
+        """A program has ended: what it asked for is kept for the next."""
+        self._used.clear()
+
+
+_kept: Kept | None = None
+
+
+@contextmanager
+def pipelines_kept() -> Iterator[Kept]:
+    """Inside, `load_pipeline` gives the pipeline that it gave before, where it is asked for the same of the same
+    files: for a process that runs several programs."""
+    global _kept
+    before, _kept = _kept, Kept()
+    try:
+        yield _kept
+    finally:
+        _kept = before
+
+
+def _written(path: Path) -> int | None:
+    """When a model's index or an adapter's file was written; None where it is no file here."""
+    for file in (path / INDEX, path):
+        if file.exists():
+            return os.stat(file).st_mtime_ns
+    return None
+
+
+def _load(
+    folder: str | Path,
+    device: torch.device,
+    compiled: bool,
+    mixed_precision: MixedPrecision,
+    lora: Sequence[Lora],
+    lora_2: Sequence[Lora],
+    control: Sequence[ControlNet],
+    motion: Path | None,
+) -> LatentVideoPipeline:
     folder, published = located(folder), None
     if is_published(folder):
         published = read_published(folder)
     else:
         check_index(Path(folder), LatentVideoPipeline)
-    device = usable_device(device)
     if published is None:
         pipeline = LatentVideoPipeline.from_pretrained(folder)
     else:

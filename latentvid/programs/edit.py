@@ -12,12 +12,13 @@ made (docs/editing.md).
 import argparse
 from functools import partial
 
+from ..command_line import Parser
 from ..errors import UserError, user_errors
 from ..limits import number
 from ..pipelines import arguments, defaults
 
 
-def parse() -> argparse.Namespace:
+def options() -> Parser:
     parser = arguments.parser_of(__doc__)
     arguments.add_clip(parser)
     arguments.add_mask(parser)
@@ -38,7 +39,11 @@ def parse() -> argparse.Namespace:
         metavar="FRAMES",
         help=f"method tokenflow: how many frames have a keyframe among them (default: {defaults.KEYFRAME_EVERY})",
     )
-    return parser.parse_args()
+    return parser
+
+
+def parse() -> argparse.Namespace:
+    return options().parse_args()
 
 
 @user_errors()

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from ..command_line import Parser
 from ..errors import user_errors
 from ..pipelines import arguments
 
 
-def parse() -> argparse.Namespace:
+def options() -> Parser:
     parser = arguments.parser_of(__doc__, known=True)
     parser.add_argument("--clip", type=Path, required=True, help="video, of any length and size")
     parser.add_argument("--prompt", required=True, help="what it is to show")
@@ -26,7 +27,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--window", type=int, help="frames of a window (default: the model's)")
     parser.add_argument("--context", type=int, help="frames of each window that are given (about 2 of 5)")
     arguments.add_sizes(parser, "the clip's")
-    return parser.parse_args()
+    return parser
+
+
+def parse() -> argparse.Namespace:
+    return options().parse_args()
 
 
 @user_errors()

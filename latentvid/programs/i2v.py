@@ -9,18 +9,23 @@ nearest that the model makes. The output's ending chooses the format: mp4, webm,
 import argparse
 from pathlib import Path
 
+from ..command_line import Parser
 from ..errors import UserError, user_errors
 from ..pipelines import arguments
 
 
-def parse() -> argparse.Namespace:
+def options() -> Parser:
     parser = arguments.parser_of(__doc__, known=True)
     parser.add_argument("--image", type=Path, action="append", required=True, help="the first frame")
     parser.add_argument("--prompt", action="append", required=True, help="what happens from there; one for each image")
     arguments.add_length(parser, "1 + 4k, by the VAE's stride in time (default: the model's)")
     arguments.add_sizes(parser)
     arguments.add_references(parser)
-    return parser.parse_args()
+    return parser
+
+
+def parse() -> argparse.Namespace:
+    return options().parse_args()
 
 
 @user_errors()

@@ -12,13 +12,14 @@ edges. The clip's fps, size and audio are kept; a long one goes through in windo
 import argparse
 from functools import partial
 
+from ..command_line import Parser
 from ..errors import user_errors
 from ..pipelines import arguments
 
 SIDES = ("TOP", "BOTTOM", "LEFT", "RIGHT")
 
 
-def parse() -> argparse.Namespace:
+def options() -> Parser:
     parser = arguments.parser_of(__doc__, known=True)
     arguments.add_clip(parser)
     arguments.add_mask(parser)
@@ -27,6 +28,11 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--prompt", help="what the whole clip then shows (with --remove: default nothing said)")
     parser.add_argument("--remove", metavar="TEXT", help="what the mask covers, of which nothing is to be left")
+    return parser
+
+
+def parse() -> argparse.Namespace:
+    parser = options()
     args = parser.parse_args()
     if (args.mask is None) == (args.beyond is None):
         parser.error("give --mask, or --outpaint")

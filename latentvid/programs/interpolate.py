@@ -12,6 +12,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from ..command_line import Parser
 from ..errors import UserError, user_errors
 from ..pipelines import arguments, defaults
 
@@ -19,7 +20,7 @@ FACTOR = 4
 OF_CLIP = ("factor", "frames", "tokens_per_pack")
 
 
-def parse() -> argparse.Namespace:
+def options() -> Parser:
     parser = arguments.parser_of(__doc__, known=True)
     parser.add_argument("--first", type=Path, help="picture")
     parser.add_argument("--last", type=Path, help="picture")
@@ -32,6 +33,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tokens-per-pack", type=int, help=f"of --clip (default: {defaults.TOKENS_PER_PACK})")
     parser.add_argument("--prompt", default="", help="what is shown")
     arguments.add_sizes(parser, "the clip's; of pictures at most what was trained")
+    return parser
+
+
+def parse() -> argparse.Namespace:
+    parser = options()
     args = parser.parse_args()
     if (args.clip is None) == (args.first is None) or (args.first is None) != (args.last is None):
         parser.error("give --first and --last, or --clip")

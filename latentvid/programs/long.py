@@ -11,13 +11,14 @@ it leaves what is made in long.partial.mp4.
 import argparse
 from dataclasses import replace
 
+from ..command_line import Parser
 from ..errors import UserError, user_errors
 from ..pipelines import arguments, defaults
 
 ONLY = {"rollout": ("window", "context"), "nuwa-xl": ("local_prompt", "tokens_per_pack")}
 
 
-def parse() -> argparse.Namespace:
+def options() -> Parser:
     parser = arguments.parser_of(__doc__, known=True)
     parser.add_argument("--prompt", required=True, help="what to show")
     length = parser.add_mutually_exclusive_group(required=True)
@@ -32,6 +33,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--width", type=int, help="pixels (default: the model's)")
     arguments.add_then(parser)
     arguments.add_reference_noise(parser)
+    return parser
+
+
+def parse() -> argparse.Namespace:
+    parser = options()
     args = parser.parse_args()
     if args.reference_noise is not None and not args.then:
         parser.error("--reference-noise is of what the models of --then see: leave it out")

@@ -12,12 +12,13 @@ import argparse
 from functools import partial
 from pathlib import Path
 
+from ..command_line import Parser
 from ..errors import user_errors
 from ..limits import number
 from ..pipelines import arguments, defaults
 
 
-def parse() -> argparse.Namespace:
+def options() -> Parser:
     parser = arguments.parser_of(__doc__)
     arguments.add_clip(parser)
     arguments.add_mask(parser)
@@ -32,7 +33,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--strength", type=float, help=f"0 to 1, how much may change (default: {defaults.STYLE_STRENGTH})"
     )
-    return parser.parse_args()
+    return parser
+
+
+def parse() -> argparse.Namespace:
+    return options().parse_args()
 
 
 @user_errors()

@@ -13,12 +13,13 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from ..command_line import Parser
 from ..errors import UserError, user_errors
 from ..files import check_writable
 from ..pipelines import arguments, defaults
 
 
-def parse() -> argparse.Namespace:
+def options() -> Parser:
     parser = arguments.parser_of(__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", action="append", help="what to show; give it again for more clips")
@@ -30,6 +31,11 @@ def parse() -> argparse.Namespace:
     arguments.add_references(parser)
     arguments.add_then(parser)
     parser.add_argument("--compile", action="store_true", help="compile the network: for runs of several minutes")
+    return parser
+
+
+def parse() -> argparse.Namespace:
+    parser = options()
     args = parser.parse_args()
     if args.prompts is None and args.tokens_per_pack:
         parser.error("--tokens-per-pack is of --prompts: several --prompt are one pack")

@@ -12,20 +12,25 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from ..command_line import Parser
 from ..errors import user_errors
 from ..pipelines import arguments
 
 CHUNK = 16  # frames that are read at a time
 
 
-def parse() -> argparse.Namespace:
+def options() -> Parser:
     parser = arguments.parser_of(__doc__)
     parser.add_argument("--clip", type=Path, required=True, help="video or picture")
     parser.add_argument("--by", type=int, help="how many times as large (default: the least that the model makes)")
     parser.add_argument("--prompt", default="", help="what is shown")
     arguments.add_reference_noise(parser)
     arguments.add_then(parser)
-    return parser.parse_args()
+    return parser
+
+
+def parse() -> argparse.Namespace:
+    return options().parse_args()
 
 
 @user_errors()
