@@ -21,7 +21,7 @@ def written(dit_config, tiny_pipeline, tmp_path):
     pytest.importorskip("bitsandbytes")
 
     def write(name: str, way: str, *overrides: str):
-        path, keys = tmp_path / f"{name}.yaml", ("train.steps=4", "optim.schedule=constant", "optim.lr=1e-3")
+        path, keys = tmp_path / f"{name}.yaml", ("train.steps=3", "optim.schedule=constant", "optim.lr=1e-3")
         begun = (f"init={tiny_pipeline}",) if way != "adamw8bit" else ("model={depth: 1, width: 96, heads: 2}",)
         save_config(dit_config(tmp_path / name, *keys, *begun, *WAYS[way], *overrides), path)
         return path

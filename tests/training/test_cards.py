@@ -103,3 +103,24 @@ def test_the_recipe_for_a_node_fills_its_gpus():
     clips = node.data.tokens_per_pack // 1280  # of 17 frames of 256 x 256: five latent frames
     taken = dit_pass_bytes(arguments, [(5, 16, 16)] * clips, [24] * clips, False).staying
     assert 0.25 * 80 * GIB < taken < 0.9 * 80 * GIB
+
+
+@pytest.mark.parametrize("name", ["1b", "14b"])
+def test_recipes_fit_their_gpus_as_the_page_says(name, monkeypatch):
+    root = Path(__file__).parents[2]
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    import recipes
+
+    config, strategy = recipes.config_of(name), recipes.RECIPES[name]
+    assert config.model["heads"] % 8 == 0 and config.model["width"] // config.model["heads"] % 8 == 0
+    assert config.train.compile and config.validation.every and config.data.packs_per_step % 8 == 0
+    assert config.optim.lr == pytest.approx(2e-4 * 768 / config.model["width"])
+    parameters, found = recipes.taken(config, strategy, efficiency=0.4)
+    rows = [line for line in (root / "docs/scaling.md").read_text().splitlines() if line.startswith(f"| `{name}` |")]
+    assert [each.gpus for each in found] == [8, 128] and len(rows) == 2
+    for row, each in zip(rows, found, strict=True):
+        said = [cell.strip() for cell in row.strip("|").split("|")]
+        assert each.memory < recipes.USABLE * recipes.CARD
+        assert said[1] == f"{parameters / 1e9:.2f}B" and int(said[3]) == each.gpus and said[4] == strategy
+        assert float(said[6]) == pytest.approx(each.memory / 1e9, rel=0.1)
+        assert float(said[8].replace(",", "")) == pytest.approx(each.rate, rel=0.1)
