@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .errors import print_line
+from .files import not_here
 from .limits import number
+from .places import MAY_BE_URLS, is_url
 
 _OPTION = re.compile(r"--[A-Za-z][\w.-]*")
 _ARGUMENT = re.compile(r"argument (--[\w-]+|\S+?)(?:/\S+)?: (.*)", re.DOTALL)
@@ -31,7 +33,10 @@ class Parser(argparse.ArgumentParser):
     def _get_value(self, action: argparse.Action, text: str) -> Any:
         if action.type in (int, float):
             action.type = number(action.dest, whole=action.type is int)
-        return super()._get_value(action, text)
+        value = super()._get_value(action, text)
+        if isinstance(value, Path) and action.dest not in MAY_BE_URLS and is_url(value):
+            self.error(str(not_here((action.option_strings or [action.dest])[-1], value)))
+        return value
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> Any:
         given = list(sys.argv[1:] if args is None else args)

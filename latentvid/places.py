@@ -18,6 +18,7 @@ _KNOWN = (  # schemes that are known by one slash too
 )
 _URL = re.compile(rf"([a-z][a-z0-9+.-]+)://|({_KNOWN}):/(?!/)", re.IGNORECASE)
 _HERE = ("file", "local")
+MAY_BE_URLS = ("manifest",)  # options of paths, by the last part of their names
 
 _IN_TEXT = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]+://)(?:[^\s/?#'\"<>]*@)?([^\s?'\"<>]*)(\?[^\s'\"<>]*)?")
 _NAMED = re.compile(

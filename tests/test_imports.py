@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "progress": set(),
     "lock": {"errors"},
     "limits": {"errors"},
-    "command_line": {"errors", "limits"},
+    "command_line": {"errors", "files", "limits", "places"},
     "weights": {"errors", "files", "limits"},
     "references": {"errors", "limits"},
     "rng": set(),

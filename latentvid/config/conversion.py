@@ -11,13 +11,12 @@ from typing import Any, Literal, TypeVar, Union
 from ..errors import UserError
 from ..files import check_parts, not_here
 from ..limits import check, shown
-from ..places import has_credentials, is_url
+from ..places import MAY_BE_URLS, has_credentials, is_url
 from ..places import shown as url_shown
 from .yaml_files import ConfigError, merge, parse_yaml
 
 T = TypeVar("T")
 MISSING = dataclasses.MISSING
-MAY_BE_URLS = ("manifest",)  # keys of paths, by their last part
 TOLD = "_told"  # attribute of a section: see `told`
 BOOLS = {"true": True, "false": False}
 

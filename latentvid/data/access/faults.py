@@ -45,7 +45,7 @@ def no_driver(url: str, error: Exception) -> UserError:
     """What to say where fsspec has nothing for the URL's scheme."""
     scheme = url.partition("://")[0]
     if (driver := _DRIVERS.get(scheme)) is not None and isinstance(error, ImportError):
-        extra = " (or `pip install latentvid[storage]`)" if driver in ("s3fs", "gcsfs", "aiohttp") else ""
+        extra = " (or `pip install latentvid[storage]`)" if driver in ("s3fs", "aiohttp") else ""
         return UserError(f"{shown(url)}: {scheme}:// needs the package {driver}: `pip install {driver}`{extra}")
     return UserError(f"{shown(url)}: {scheme}:// is no storage that can be read here ({_said(error)}); correct the URL")
 
