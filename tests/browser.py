@@ -151,9 +151,13 @@ class Browser:
             raise RuntimeError(f"{script}: {found['result'].get('description')}")
         return found["result"].get("value")
 
-    def wait(self, condition: str) -> None:
+    def pause(self, seconds: float) -> None:
+        """For what no condition tells of."""
+        time.sleep(seconds)
+
+    def wait(self, condition: str, seconds: float = SECONDS) -> None:
         """Until the expression is true."""
-        deadline = time.monotonic() + SECONDS
+        deadline = time.monotonic() + seconds
         while True:
             with suppress(RuntimeError):  # between two pages there is nothing to ask
                 if self.run(f"Boolean({condition})"):

@@ -1,6 +1,6 @@
 """What the studio made, in one folder: each clip with a JSON file of the same name that says how it was made.
 
-20261201-101500-3f2a.mp4   20261201-101500-3f2a.json   inputs/8c1f....png
+20261201-101500-123456.mp4   20261201-101500-123456.json   inputs/8c1f....png
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import secrets
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +21,7 @@ from ..limits import LONG
 from .limits import Limits, check_upload
 
 ENDINGS = (".mp4", ".png")
-NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}\.(?:mp4|png)")
+NAME = re.compile(r"\d{8}-\d{6}-\d{6}\.(?:mp4|png)")
 KEPT = re.compile(r"inputs/[0-9a-f]{16}\.[a-z0-9]{1,5}")
 MOST_JSON = 2**20  # bytes
 INPUTS = "inputs"
@@ -66,7 +65,7 @@ class Gallery:
 
     def new(self, ending: str) -> Path:
         """A file for a clip that is to be made."""
-        return self.folder / f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}{ending}"
+        return self.folder / f"{datetime.now():%Y%m%d-%H%M%S-%f}{ending}"
 
     def add(self, file: Path, program: str, values: Mapping[str, Any], command: list[str], seconds: float) -> Item:
         """Writes how the clip, which lies in the gallery, was made."""

@@ -15,20 +15,19 @@ from PIL import Image
 from ..data.video.reading import read_frames
 from ..errors import ClipError
 
+SIDE = 640  # pixels of the longer side, to which small frames are enlarged: a brush is finer then
 PAINTED = 16  # of 255, of a layer's opacity: what counts as drawn
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What an editor of pictures gives. size: (width, height) of the picture below; layers: what lies over it, RGBA."""
+    """What an editor of pictures gives. layers: what is painted over the picture, RGBA."""
 
-    size: tuple[int, int] | None
     layers: list[Image.Image]
 
     @classmethod
     def of(cls, value: dict[str, Any] | None) -> Drawn:
-        below = (value or {}).get("background")
-        return cls(None if below is None else below.size, [one for one in (value or {}).get("layers") or () if one])
+        return cls([one for one in (value or {}).get("layers") or () if one])
 
 
 @dataclass(frozen=True)
@@ -46,24 +45,23 @@ class Mask:
             yield file
 
 
-def mask_of(drawn: Drawn) -> Mask | None:
-    """Where any layer is painted, at the size of the picture below; None where nothing is."""
-    if drawn.size is None:
-        return None
-    white = np.zeros(drawn.size[::-1], bool)
+def mask_of(drawn: Drawn, size: tuple[int, int]) -> Mask | None:
+    """Where any layer is painted, at the clip's size (width, height); None where nothing is."""
+    white = np.zeros(size[::-1], bool)
     for layer in drawn.layers:
-        opacity = layer.convert("RGBA").getchannel("A")
-        if opacity.size != drawn.size:
-            opacity = opacity.resize(drawn.size, Image.Resampling.BILINEAR)
+        opacity = layer.convert("RGBA").getchannel("A").resize(size, Image.Resampling.BOX)
         white |= np.asarray(opacity) > PAINTED
     return Mask(white) if white.any() else None
 
 
 def first_frame(file: str | None) -> Image.Image | None:
-    """Of a clip, to draw on; None for none, and for what cannot be read, of which the program says why."""
+    """Of a clip, to draw on, a small one enlarged; None for none, and for what cannot be read, of which the program
+    says why."""
     if not file:
         return None
     try:
-        return Image.fromarray(read_frames(file, 0, 1)[0].numpy())
+        frame = Image.fromarray(read_frames(file, 0, 1)[0].numpy())
+        times = max(1, SIDE // max(frame.size))
+        return frame.resize((times * frame.width, times * frame.height), Image.Resampling.NEAREST)
     except ClipError:
         return None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+from ..data.video.reading import probe
 from ..errors import UserError
 from .fields import read_values
 from .gallery_page import gallery_tab
@@ -89,7 +90,9 @@ def _drawing(clip: Any) -> Any:
 
 def _read(studio: Studio, tab: Tab, drawn: bool, given: tuple[Any, ...]) -> tuple[str, dict[str, Any]]:
     values = read_values(tab.fields, given[: len(given) - drawn], studio.gallery.keep)
-    if drawn and (mask := mask_of(Drawn.of(given[-1]))) is not None:
+    painted = Drawn.of(given[-1]) if drawn and "clip" in values else Drawn([])
+    clip = probe(studio.gallery.kept(values["clip"])) if painted.layers else None
+    if clip is not None and (mask := mask_of(painted, (clip.width, clip.height))) is not None:
         if "mask" in values:
             raise UserError("a mask is drawn, and one is given: rub one out, or remove the other")
         with mask.saved() as file:

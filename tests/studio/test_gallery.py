@@ -5,10 +5,11 @@ import random
 
 import pytest
 import torch
+from PIL import Image
 from studios import put
 
 from latentvid.data.manifest.manifest import read_manifest
-from latentvid.data.video.reading import probe
+from latentvid.data.video.reading import probe, read_frames
 from latentvid.data.video.writing import write_video
 from latentvid.errors import UserError
 from latentvid.evaluation.compare import count_choices
@@ -17,6 +18,7 @@ from latentvid.studio.comparing import FILE, Blind, blind, keep_choice, side_by_
 from latentvid.studio.gallery import Gallery
 from latentvid.studio.gallery_page import about, caption, listed, partners
 from latentvid.studio.limits import Limits
+from latentvid.studio.mask import Drawn, first_frame, mask_of
 
 
 def clip(value: int = 0, frames: int = 4, size: int = 16) -> torch.Tensor:
@@ -31,7 +33,7 @@ def test_an_item_comes_back_from_disk_as_it_was_made(tmp_path):
     assert first.vary() == ("t2v", {**first.values, "seed": 4})
     second = put(gallery, clip(), prompt="b")
     assert second.vary()[1] == {"prompt": "b", "seed": 1}  # what is not said is seed 0
-    assert {item.name for item in gallery.items()} == {first.name, second.name}
+    assert gallery.items() == [second, first]  # the newest first, also within a second
     assert "a <b>7</b>" in about(first) and caption(first) == "a <b>7</b> (seed 3)"
 
 
@@ -143,3 +145,20 @@ def test_what_does_not_compare_is_refused(tmp_path):
         blind(a, b)
     with pytest.raises(UserError, match="choose one of left, tie, right"):
         keep_choice(tmp_path / "c", gallery, Blind(a, a, "A"), "up")
+
+
+def test_a_mask_is_where_it_is_painted_at_the_clips_size(tmp_path):
+    """On a frame that is enlarged where it is small."""
+    write_video(tmp_path / "a.mp4", clip(90, size=32), 8)
+    shown = first_frame(str(tmp_path / "a.mp4"))
+    assert shown.size == (640, 640) and abs(shown.getpixel((0, 0))[0] - 90) < 4
+    assert first_frame(None) is None and first_frame(str(tmp_path / "no.mp4")) is None
+    layer = Image.new("RGBA", shown.size, (0, 0, 0, 0))
+    layer.paste((255, 255, 255, 255), (320, 0, 640, 160))
+    drawn = Drawn.of({"background": shown, "layers": [None, layer], "composite": shown})
+    mask = mask_of(drawn, (32, 32))
+    assert mask.white[:8, 16:].all() and mask.white.sum() == 8 * 16
+    with mask.saved() as file:
+        assert (read_frames(file)[0, ..., 0].numpy() == mask.white * 255).all()
+    assert mask_of(Drawn([Image.new("RGBA", (9, 9), (255, 255, 255, 0))]), (32, 32)) is None
+    assert Drawn.of(None).layers == [] and mask_of(Drawn([]), (32, 32)) is None
