@@ -36,6 +36,7 @@ NEEDS = {
     "peer": MODELS,
     "vae": (*MODELS, "torchvision"),
     "sampling": MODELS,
+    "held": MODELS,
 }  # by kinds of rows
 NETWORKS = {  # width, depth, heads
     "0.1B": (512, 18, 4),
@@ -110,12 +111,17 @@ def sampling(size: str, tiny: bool) -> Row:
     return Row(f"sampling {size} 32k", "sampling", {"grid": TINY_CLIP if tiny else (32, 32, 32), **network(size, tiny)})
 
 
+def held(size: str, pack: str, tiny: bool) -> Row:
+    grids = [TINY_CLIP if tiny else CLIP] * PACKS[pack]
+    return Row(f"held {size} {pack}", "held", {"grids": grids, **network(size, tiny)})
+
+
 def rows(tiny: bool) -> list[Row]:
     """All of them, what matters most first."""
     found = [attention(tiny), step("1B", "32k", False, tiny), step("1B", "32k", True, tiny), attention(tiny, "fp32")]
     found += [peer(name, "32k", True, tiny) for name in PEERS]
     found += [step("1B", "32k", False, tiny, "sdpa")]  # a call a segment, by the kernel that the peers have
-    found += [sampling("1B", tiny)]
+    found += [sampling("1B", tiny), held("1B", "32k", tiny)]  # a frozen base: whole, in codes, in main memory
     # causal: keys copied for each latent frame, and FlexAttention's blocks, which copy none
     found += [step("1B", "long", True, tiny, backend, "causal") for backend in ("auto", "flex")]
     found += [step(size, "32k", recompute, tiny) for size in ("3B", "0.4B", "0.1B") for recompute in (True, False)]

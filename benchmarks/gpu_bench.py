@@ -17,7 +17,7 @@ import torch
 
 SECONDS = 4.0  # of timed repetitions, at least 3 and at most 20 of them
 MODULES = {"attention": "gpu_attention", "step": "gpu_rows", "peer": "gpu_rows", "vae": "gpu_rows"}
-MODULES |= {"sampling": "gpu_sampling"}
+MODULES |= {"sampling": "gpu_sampling", "held": "gpu_held"}
 
 
 class Bench:

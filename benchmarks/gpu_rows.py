@@ -105,7 +105,7 @@ def _steps(
     for way in ("eager", "compiled"):
         if way == "compiled":
             _compile(bench, model, ours)
-        found["ways"][way] = _attempt(bench, whole, flops, tokens)
+        found["ways"][way] = attempt(bench, whole, flops, tokens)
         bench.report(found)
         optimizer.zero_grad(set_to_none=True)
     done = {way: row for way, row in found["ways"].items() if "seconds" in row}
@@ -123,7 +123,7 @@ def _compile(bench: Bench, model: nn.Module, ours: bool) -> None:
         block.compile(dynamic=False, backend=bench.compiler)
 
 
-def _attempt(bench: Bench, whole: Callable[[], None], flops: int, tokens: int) -> dict:
+def attempt(bench: Bench, whole: Callable[[], None], flops: int, tokens: int) -> dict:
     bench.forget_peak()
     try:
         start = time.perf_counter()

@@ -71,6 +71,13 @@ def test_our_step_is_measured_eager_and_compiled(gpu, rows):
     assert "eager" in text and "tokens/s" in text and "%" in text
 
 
+def test_a_frozen_base_is_measured_each_way_it_can_be_held(gpu, rows):
+    found, reports = measured(gpu, rows, "held 1B 32k")
+    assert list(found["ways"]) == [f"{b}{h}" for b in ("whole", "int8", "nf4") for h in ("", ", on the host")]
+    assert all(way["seconds"] > 0 for way in found["ways"].values()) and len(reports) == 6
+    assert "nf4, on the host" in "\n".join(gpu.lines("held", found))
+
+
 def test_a_step_of_sampling_is_measured_eager_and_compiled(gpu, rows, monkeypatch):
     import gpu_sampling
 
