@@ -7,7 +7,6 @@ steps. Start it with MALLOC_MMAP_THRESHOLD_=65536: tensors then are mappings of 
 """
 
 import importlib
-import importlib.util
 import json
 import os
 import sys
@@ -54,8 +53,6 @@ def warm_up() -> None:
 
 def main(folder: Path, config: Path) -> None:
     importlib.import_module("diffusers.pipelines.pipeline_utils")
-    if importlib.util.find_spec("bitsandbytes") is not None:
-        importlib.import_module("bitsandbytes")
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         for name in ("deepspeed", *OF_DEEPSPEED):
             importlib.import_module(name)
