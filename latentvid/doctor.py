@@ -44,7 +44,10 @@ from .world import usable_device
 LATENTS, TEXT_WIDTH, WORDS = 16, 768, 32  # what a DiT's configuration does not say: of a usual VAE and text encoder
 STRIDES = 4, 8  # of that VAE, in time and space
 REACHED = 0.4  # share of the peak that a step's arithmetic is assumed to reach
-OWN = ("dit/demo", "vae/demo", "vae/small", "dit/base", "vae/4x8x8", "vae/8x32x32", "dit/curriculum")
+OWN = (
+    *("dit/demo", "vae/demo", "vae/laptop", "dit/laptop", "vae/small", "dit/base", "vae/4x8x8", "vae/8x32x32"),
+    "dit/curriculum",
+)
 OPTIONAL = ("deepspeed", "flash_attn", "bitsandbytes", "wandb", "cv2", "torch_fidelity")
 ENCODERS = {"mp4": "libx264", "webm": "libvpx-vp9", "gif": "gif", "png": "png"}
 LEAST_FREE = 10 * 2**30  # bytes of disk, below which it is said

@@ -109,6 +109,31 @@ def test_clips_of_ones_own_become_a_pipeline(run, my_clips, tiny_t5, monkeypatch
     assert (probe(output).frames, probe(output).width) == (9, 96)
 
 
+def test_the_worked_example_on_a_laptop(my_clips, tiny_t5, monkeypatch):
+    """Its commands but for curation, which needs Ray and has tests of its own: on a manifest of four clips."""
+    for file in sorted((my_clips / "my_clips").glob("*.mp4")):
+        write_video(file, torch.randint(0, 255, (20, 64, 112, 3), dtype=torch.uint8), 12)
+    small = {
+        "train-vae": "--model.widths=[8,8,8] --train.steps=2 --samples.every=0",
+        "train-dit": "--model.width=32 --model.depth=1 --model.heads=2 --train.steps=2 --samples.every=0",
+        "t2v": "--steps=1",
+    }
+
+    def latentvid(*words: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["latentvid", *words])
+        with contextlib.suppress(SystemExit):
+            main()
+
+    latentvid("manifest", "my_clips", "runs/laptop/curated/train.jsonl")
+    text = re.sub(r"\\\n", " ", (ROOT / "docs/laptop.md").read_text(encoding="utf-8"))
+    text = text.replace("train.parquet", "train.jsonl").replace("google/flan-t5-small", str(tiny_t5))
+    lines = [shlex.split(line)[1:] for line in text.splitlines() if line.startswith("    latentvid ")]
+    assert [words[0] for words in lines] == ["curate", "report", "train-vae", "encode", "train-dit", "t2v"]
+    for words in lines[2:]:
+        latentvid(*words, *small.get(words[0], "").split())
+    assert (probe(my_clips / "clip.mp4").height, probe(my_clips / "clip.mp4").width) == (64, 112)
+
+
 def test_wan_is_tuned_on_clips_of_ones_own(run, my_clips, repository, monkeypatch):
     """On a small random Wan in the place of the one that the first command fetches; clips of 16 frames a second."""
     (my_clips / "wan").symlink_to(repository("wan"))
