@@ -28,7 +28,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     "Data": {
         "manifest": Command("commands:manifest", "make a manifest of a folder of clips and captions"),
         "curate": Command("commands:curation", "make manifests of raw footage: shots, measures, filters, captions"),
-        "copy": Command("commands:copy", "copy checkpoints, latents or clips to a bucket (URL), or from one"),
+        "copy": Command("programs.copy:main", "copy checkpoints, latents or clips to a bucket (URL), or from one"),
         "encode": Command("programs.encode_latents:main", "encode a manifest into a cache of latents and text states"),
     },
     "Training": {

@@ -41,22 +41,6 @@ def manifest() -> None:
 
 
 @user_errors()
-def copy() -> None:
-    parser = Parser(
-        prog="latentvid copy",
-        description="Copies a file or a folder (checkpoints, latents, weights, clips) from a URL to this machine, or "
-        "from here to a URL; started again, it goes on where it was.",
-    )
-    parser.add_argument("source", help="file or folder, or a URL: s3://, gs://, hf://, https://, ...")
-    parser.add_argument("target", help="where it goes: a URL, or a path of this machine")
-    args = parser.parse_args()
-    from .data.access.copies import copy
-    from .places import shown
-
-    print(f"copied to {shown(args.target)}: {copy(args.source, args.target)}")
-
-
-@user_errors()
 def curation() -> None:
     parser = Parser(
         prog="python -m latentvid.curation",
