@@ -52,7 +52,6 @@ lint: setup
 
 # the documents as a site, in site/
 docs: setup
-	$(BIN)/python -m pip install --disable-pip-version-check --no-input -q -c constraints.txt -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
 
 format: setup
