@@ -10,7 +10,7 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,6 +21,15 @@ from .places import MAY_BE_URLS, is_url
 
 _OPTION = re.compile(r"--[A-Za-z][\w.-]*")
 _ARGUMENT = re.compile(r"argument (--[\w-]+|\S+?)(?:/\S+)?: (.*)", re.DOTALL)
+
+
+def _paths(value: Any) -> Iterator[Path]:
+    """Those in an option's value, or in several."""
+    if isinstance(value, Path):
+        yield value
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _paths(each)
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,7 +52,18 @@ class Parser(argparse.ArgumentParser):
         end = given.index("--") if "--" in given else len(given)
         options = {name for name in self._option_string_actions if name.startswith("--")}
         read = [self._known(text, options) for text in given[:end]]
-        return super().parse_known_args(read + given[end:], namespace)
+        found, rest = super().parse_known_args(read + given[end:], namespace)
+        self._spare_inputs(found)
+        return found, rest
+
+    def _spare_inputs(self, found: argparse.Namespace) -> None:
+        """What a program reads is not what it writes over."""
+        output = getattr(found, "output", None)
+        if not isinstance(output, Path) or not output.is_file():
+            return
+        for name, value in vars(found).items():
+            if name != "output" and any(path.is_file() and path.samefile(output) for path in _paths(value)):
+                self.error(f"--output {output} is a file that is read ({name}): give another name")
 
     def _known(self, text: str, options: Iterable[str]) -> str:
         """An argument with the name of its option as the program has it."""

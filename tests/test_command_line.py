@@ -2,6 +2,7 @@
 
 import errno
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -111,6 +112,23 @@ def test_what_ctrl_c_left_is_said(capsys):
         raise KeyboardInterrupt("the first 9 frames are in a.mp4")
     assert stop.value.code == 130
     assert capsys.readouterr().err == "error: interrupted: the first 9 frames are in a.mp4\n"
+
+
+def test_what_is_read_is_not_written_over(tmp_path, capsys):
+    """By whatever name, of one file or of several; a name that is new, or nobody reads, may be written."""
+    made = Parser(prog="x.py")
+    made.add_argument("--clip", type=Path, action="append", default=[])
+    made.add_argument("--output", type=Path)
+    clip, other = tmp_path / "clip.mp4", tmp_path / "other.mp4"
+    clip.write_bytes(b"0")
+    other.write_bytes(b"1")
+    (tmp_path / "link.mp4").symlink_to(clip)
+    for name in ("clip.mp4", "link.mp4", "../" + tmp_path.name + "/clip.mp4"):
+        with pytest.raises(SystemExit) as stop:
+            made.parse_args(["--clip", str(other), "--clip", str(clip), "--output", str(tmp_path / name)])
+        assert stop.value.code == 2 and "is a file that is read (clip): give another name" in capsys.readouterr().err
+    for name in ("new.mp4", "other.mp4"):
+        assert made.parse_args(["--clip", str(clip), "--output", str(tmp_path / name)]).clip == [clip]
 
 
 def test_the_message_is_written_at_once(monkeypatch):
