@@ -21,6 +21,12 @@ def finished(tmp_path_factory, dit_config) -> Path:
     return run
 
 
+@pytest.fixture(scope="session")
+def begun_pipeline(finished) -> Path:
+    """The model that it made, to go on from."""
+    return finished / "pipeline"
+
+
 @pytest.fixture
 def begun(finished, tmp_path) -> Path:
     """A copy of it, to be changed."""

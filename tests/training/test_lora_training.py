@@ -174,14 +174,3 @@ def test_a_lora_on_a_model_of_ours(dit_config, begun_pipeline, tmp_path):
             DitTask(dit_config(tmp_path / "other", f"init={begun}"), torch.device("cpu"))
     with pytest.raises(UserError, match=f"run holds 0 files of tensors: give {tmp_path}/run/lora"):
         find_file(tmp_path / "run")
-
-
-@pytest.fixture(scope="module")
-def begun_pipeline(tmp_path_factory, dit_config):
-    """The finished pipeline of a model of ours."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    run = tmp_path_factory.mktemp("ours") / "run"
-    train(dit_config(run, "train.steps=1"), DitTask)
-    return run / "pipeline"

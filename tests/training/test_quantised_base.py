@@ -18,22 +18,12 @@ LORA = ("adapter.kind=lora", "adapter.rank=4")
 INT8, NF4 = (*LORA, "adapter.base=int8"), (*LORA, "adapter.base=nf4")
 
 
-@pytest.fixture(scope="module")
-def begun(tmp_path_factory, dit_config):
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    run = tmp_path_factory.mktemp("ours") / "run"
-    train(dit_config(run, "train.steps=1"), DitTask)
-    return run / "pipeline"
-
-
 def tensors(run, kind):
     return load_file(run / "checkpoints" / "step-00000004" / f"{kind}.safetensors")
 
 
-def test_a_run_goes_on_as_if_never_stopped_and_writes_no_base(begun, dit_config, tmp_path, fresh_accelerate):
-    options = (f"init={begun}", *NF4, "train.steps=4", "checkpoint.every=2")
+def test_a_run_goes_on_as_if_never_stopped_and_writes_no_base(begun_pipeline, dit_config, tmp_path, fresh_accelerate):
+    options = (f"init={begun_pipeline}", *NF4, "train.steps=4", "checkpoint.every=2")
     whole, again = tmp_path / "whole", tmp_path / "again"
     train(dit_config(whole, *options), DitTask)
     with pytest.raises(Stop):
@@ -47,14 +37,14 @@ def test_a_run_goes_on_as_if_never_stopped_and_writes_no_base(begun, dit_config,
         matrices = {held.get_tensor(name).dtype for name in held.keys()}  # noqa: SIM118 - not a dict
     assert matrices == {torch.float32}
     # the base may be held another way from here on
-    longer = (f"init={begun}", *INT8, "train.steps=5", "train.extend=true")
+    longer = (f"init={begun_pipeline}", *INT8, "train.steps=5", "train.extend=true")
     assert DitTask(dit_config(again, *longer), CPU).base is not None
 
 
 @pytest.mark.parametrize("options", [INT8, NF4])
-def test_the_model_computes_nearly_what_it_did_and_holds_less(options, begun, dit_config, tmp_path):
-    plain = DitTask(dit_config(tmp_path, f"init={begun}", *LORA), CPU)
-    coded = DitTask(dit_config(tmp_path, f"init={begun}", *options), CPU)
+def test_the_model_computes_nearly_what_it_did_and_holds_less(options, begun_pipeline, dit_config, tmp_path):
+    plain = DitTask(dit_config(tmp_path, f"init={begun_pipeline}", *LORA), CPU)
+    coded = DitTask(dit_config(tmp_path, f"init={begun_pipeline}", *options), CPU)
     assert plain.base == coded.base  # the same weights, told before they are coded
     layers = [m for m in coded.model.modules() if isinstance(m, QuantisedLinear)]
     assert len(layers) == 10 * len(coded.model.blocks)
@@ -86,6 +76,6 @@ def test_a_published_model_trains_beside_codes(kind, published_config, repositor
         (("adapter.kind=lora", "adapter.base=fp4"), "expected one of 'whole', 'int8', 'nf4'"),
     ],
 )
-def test_what_has_no_codes_is_refused(options, message, begun, dit_config, tmp_path):
+def test_what_has_no_codes_is_refused(options, message, begun_pipeline, dit_config, tmp_path):
     with pytest.raises(UserError, match=message):
-        dit_config(tmp_path, f"init={begun}", *options)
+        dit_config(tmp_path, f"init={begun_pipeline}", *options)
