@@ -20,10 +20,9 @@ import numpy as np
 from torch import Tensor
 
 from latentvid.curation.hashing import Signature, same_as
-from latentvid.curation.measuring import hashed_frames, signature
+from latentvid.curation.measuring import hashed_frames, luma_of, read_hashes, signature
 from latentvid.curation.probing import cut, each_frame, fitted_size, probed, segments
 from latentvid.curation.settings import Measures, Segments, Shots
-from latentvid.data.signals import LUMA
 from latentvid.data.transforms import fit
 from latentvid.data.video.reading import read_chunks
 from latentvid.data.video.writing import clip_writer
@@ -34,17 +33,24 @@ def scaled(pixels: Tensor) -> Tensor:
     return fit(pixels, height * 3 // 5 // 2 * 2, width * 3 // 5 // 2 * 2)
 
 
-def cropped(pixels: Tensor) -> Tensor:
-    """Without 5% of each side's length, at the top and the left, where the middle is moved by it."""
-    height, width = pixels.shape[1:3]
-    down, across = round(height * 0.05), round(width * 0.05)
-    return pixels[:, down : down + (height - down) // 2 * 2, across : across + (width - across) // 2 * 2]
+def cropped(top: float = 0, left: float = 0, bottom: float = 0, right: float = 0) -> Callable[[Tensor], Tensor]:
+    """Without these shares of its sides."""
+
+    def crop(pixels: Tensor) -> Tensor:
+        height, width = pixels.shape[1:3]
+        down, across = round(height * top), round(width * left)
+        return pixels[:, down : height - round(height * bottom), across : width - round(width * right)]
+
+    return crop
 
 
 COPIES: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
     "re-encoded": (35, lambda pixels: pixels),
     "scaled": (23, scaled),
-    "cropped": (23, cropped),
+    "cropped-corner": (23, cropped(top=0.05, left=0.05)),  # the middle moves
+    "cropped-middle": (23, cropped(0.025, 0.025, 0.025, 0.025)),
+    "cropped-all-sides": (23, cropped(0.05, 0.05, 0.05, 0.05)),
+    "cropped-one-side": (23, cropped(right=0.05)),
     "mirrored": (23, lambda pixels: pixels.flip(2)),
 }
 
@@ -75,8 +81,7 @@ def hashed(film: Path, kept: Path) -> list[dict]:
 
     def take(number: int, frame: np.ndarray) -> None:
         if number in wanted:
-            luma = np.rint(frame @ np.array(LUMA, np.float32)).astype(np.uint8)
-            pictures.setdefault(wanted[number]["first"], []).append(luma)
+            pictures.setdefault(wanted[number]["first"], []).append(luma_of(frame))
 
     each_frame(row["file"], 0, row["frames"], take, fitted_size(row["height"], row["width"], Measures().area))
     made = [{**each, "film": film.name, **signature(np.stack(pictures[each["first"]]))} for each in found]
@@ -91,7 +96,7 @@ def score(originals: list[dict], copies: list[dict], distance: float, mirror: bo
     shots = {name: n for n, name in enumerate(dict.fromkeys(names))}
     signatures = []
     for each, name in zip(every, names, strict=True):
-        looks, changes = ([int(text, 16) for text in each[key]] for key in ("looks", "changes"))
+        looks, changes = (read_hashes(each[key]) for key in ("looks", "changes"))
         signatures.append(Signature(looks, changes, shots[name]))
     same = same_as(signatures, distance, mirror)
 
@@ -119,10 +124,11 @@ def main() -> None:
     parser.add_argument("films", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="folder of the copies")
     parser.add_argument("--distances", nargs="+", type=float, default=[6, 8, 10, 12, 14])
+    parser.add_argument("--kinds", nargs="+", choices=list(COPIES), default=list(COPIES))
     args = parser.parse_args()
     originals = [each for film in args.films for each in hashed(film, args.out / "original" / f"{film.stem}.json")]
     print(json.dumps({"films": len(args.films), "segments": len(originals)}), flush=True)
-    for kind in COPIES:
+    for kind in args.kinds:
         begun = time.process_time()
         copies = []
         for film in args.films:

@@ -77,6 +77,19 @@ def join(folder: str, path: str | os.PathLike) -> str:
     return f"{scheme}://{posixpath.normpath(posixpath.join(rest, text))}"
 
 
+def relative(path: str | os.PathLike, folder: str) -> str:
+    """A whole path as a table in `folder` names it: relative where both lie on this machine, or in one bucket."""
+    text = place(path)
+    if is_url(text) and is_url(folder):
+        parts = [each.partition("://")[::2] for each in (text, folder)]
+        (scheme, rest), (other, base) = parts
+        if scheme == other and rest.partition("/")[0] == base.partition("/")[0] and not has_credentials(text):
+            return posixpath.relpath(rest, base)
+    if is_url(text) or is_url(folder):
+        return text
+    return os.path.relpath(text, folder).replace(os.sep, "/")
+
+
 def name_of(path: str | os.PathLike) -> str:
     """The last part, without a URL's query."""
     text = place(path)

@@ -11,17 +11,27 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data.access.files import is_plain
+from ..data.access.files import exists, inside
 from ..data.manifest.captions import is_garbage, one_line, read_caption
+from ..data.storage import patiently
 from ..errors import UserError, brief
+from ..places import has_credentials, name_of
+from .footage import File
 from .networks import looked_at
 from .settings import Captions
 
 
-def sidecar(path: str) -> str | None:
-    """The text of NAME.txt beside a file; None where there is none. Raises ClipError where it is no caption."""
-    beside = f"{os.path.splitext(path)[0]}.txt"
-    return read_caption(beside) if is_plain(path) and os.path.exists(beside) else None
+def sidecar(file: File) -> str | None:
+    """The text of NAME.txt beside a file; None where there is none, and inside shards, whose tables have captions.
+
+    Raises ClipError where it is no caption, and StorageError.
+    """
+    beside = f"{os.path.splitext(file.path)[0]}.txt"
+    if file.texts is not None:
+        there = name_of(beside) in file.texts
+    else:
+        there = inside(file.path) is None and not has_credentials(file.path) and exists(beside)
+    return patiently(lambda: read_caption(beside), beside, believed=True) if there else None
 
 
 def check_template(template: str, columns: Sequence[str]) -> None:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..data.access.remote import write_object
+from ..data.storage import patiently
 from ..data.video.writing import clip_writer
+from ..places import is_url, join
 from .networks import without_borders
 from .probing import Row, each_frame
 
@@ -23,11 +28,17 @@ def encoded_name(row: Mapping[str, Any]) -> str:
 
 
 def encode_segments(out: str) -> Callable[[Mapping[str, Any]], list[str]]:
-    """What writes the segments of a unit below `out`, and says their names."""
+    """What writes the segments of a unit below `out`, a folder or a URL, and says their names."""
 
     def encode(unit: Mapping[str, Any]) -> list[str]:
         for segment in unit["segments"]:
-            _encode(unit["file"], segment, os.path.join(out, segment["encoded"]))
+            if not is_url(out):
+                _encode(unit["file"], segment, os.path.join(out, segment["encoded"]))
+                continue
+            with TemporaryDirectory(prefix="latentvid-") as folder:
+                made, there = os.path.join(folder, "segment.mp4"), join(out, segment["encoded"])
+                _encode(unit["file"], segment, made)
+                patiently(partial(write_object, there, made), there)
         return [segment["encoded"] for segment in unit["segments"]]
 
     return encode

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ..data.motion import motion_strength
-from ..data.signals import LUMA
-from .hashing import FLAT_HASH, HASHES_A_SECOND, perceptual_hash
+from .hashing import FLAT_HASH, HASHES_A_SECOND, WINDOWS, perceptual_hashes
 from .probing import Row, each_frame, fitted_size
 
-VERSION = 1  # raise it when the same frames get other measures
+VERSION = 2  # raise it when the same frames get other measures
 DARK, FLAT = 32, 16  # a border's brightest pixel, and how far its pixels differ in a frame (letterbox bars, encoded)
 LARGEST_BORDER = 0.5  # share of a side that borders take together: more is a dark picture
 FLOW_AREA = 256 * 144  # pixels that flow and stillness are looked at
@@ -41,7 +41,7 @@ def measured(row: Mapping[str, Any], found: Sequence[Row], area: int) -> list[Ro
         begin, count = waiting[0]["first"], waiting[0]["count"]
         if number < begin:
             return
-        luma.append(np.rint(frame @ np.array(LUMA, np.float32)).astype(np.uint8))
+        luma.append(luma_of(frame))
         if len(luma) == count:
             segment = waiting.pop(0)
             made.append(measures(np.stack(luma), row["fps"], (row["height"], row["width"])) | {"first": begin})
@@ -51,6 +51,11 @@ def measured(row: Mapping[str, Any], found: Sequence[Row], area: int) -> list[Ro
 
     each_frame(row["file"], first, end - first, take, size)
     return made
+
+
+def luma_of(frame: np.ndarray) -> np.ndarray:
+    """uint8 [H,W] of uint8 [H,W,3]: BT.601's, by Pillow in whole numbers, which no processor rounds otherwise."""
+    return np.asarray(Image.fromarray(frame).convert("L"))
 
 
 def measures(luma: np.ndarray, fps: float, native: tuple[int, int]) -> Row:
@@ -85,11 +90,18 @@ def hashed_frames(frames: int, fps: float) -> list[int]:
 
 
 def signature(luma: np.ndarray) -> dict[str, list[str]]:
-    """`hashing.Signature`'s looks and changes of the frames [F,H,W] that are hashed, as hexadecimal numbers."""
+    """`hashing.Signature`'s looks and changes of the frames [F,H,W] that are hashed, each as hexadecimal digits, 16 a
+    window."""
     wide = luma.astype(np.float64)
-    changes = [FLAT_HASH, *(perceptual_hash(b - a) for a, b in zip(wide, wide[1:], strict=False))]
-    looks = [perceptual_hash(frame) for frame in luma]
-    return {"looks": [f"{value:016x}" for value in looks], "changes": [f"{value:016x}" for value in changes]}
+    changes = [[FLAT_HASH] * len(WINDOWS), *(perceptual_hashes(b - a) for a, b in zip(wide, wide[1:], strict=False))]
+    looks = [perceptual_hashes(frame) for frame in wide]
+    return {name: ["".join(f"{value:016x}" for value in each) for each in part]
+            for name, part in (("looks", looks), ("changes", changes))}  # fmt: skip
+
+
+def read_hashes(texts: Sequence[str]) -> list[list[int]]:
+    """What `signature` wrote: [pictures][windows]."""
+    return [[int(text[n : n + 16], 16) for n in range(0, len(text), 16)] for text in texts]
 
 
 def borders(luma: np.ndarray) -> tuple[int, int, int, int]:

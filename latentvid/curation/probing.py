@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ..data.access.files import status
 from ..data.transforms import legal_frames
 from ..data.video.decoding import converter_of, decoded
 from ..data.video.images import is_image, opened_image
@@ -36,7 +37,7 @@ def probed(row: Mapping[str, Any]) -> Row:
     path = row["file"]
     found = probe(path)
     facts: Row = {"frames": found.frames, "fps": found.fps, "height": found.height, "width": found.width}
-    size, seconds = os.stat(path).st_size, found.frames / found.fps if found.fps else 0.0
+    size, seconds = status(path).st_size, found.frames / found.fps if found.fps else 0.0
     facts["kbps"] = round(size / 125 / seconds, 1) if seconds else None
     facts |= _of_image(path) if is_image(path) else _of_video(path)
     name = os.path.basename(row["source"])

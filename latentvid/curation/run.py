@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..config.parsing import to_dict
-from ..data.access.files import is_plain, status
+from ..data.access.files import ask_together, is_plain, status
 from ..data.storage import patiently
 from ..errors import ClipError
 from ..lock import FolderLock
@@ -26,13 +26,13 @@ from .footage import File, find_files
 from .hashing import Signature, same_as
 from .journal import Journal, key_of
 from .networks import ClipFit, Networks
+from .output import Output
 from .probing import Row, cut, groups, probed, segments
 from .settings import Curation
 from .writing import Summary, write_outputs
 
 VERSION = 1  # of what the stages make: raise it when the same footage becomes other rows
 CRASHED = "crashes-the-reader"  # of a unit over which a process died again and again
-JOURNALS = "journals"  # their folder
 SEEN = ("first", "count", "fps", "border_top", "border_bottom", "border_left", "border_right", "encoded")  # by stages
 
 
@@ -56,11 +56,12 @@ def curate(
     on footage and settings alone. Raises UserError where settings or footage cannot be used, and StorageError where the
     storage is gone: both can be mended, and the curation started again.
     """
-    out = Path(os.path.abspath(out))
+    out = Output(out)
     if settings.captions.template is not None:
         check_template(settings.captions.template, [*settings.columns])
-    with FolderLock(out), ExitStack() as stack:
-        files, left_out = find_files(source, out)
+    with FolderLock(out.folder), ExitStack() as stack:
+        out.open()
+        files, left_out = find_files(source, out.place)
         workers = stack.enter_context(running())
         run = _Run(settings, out, {file.source: file for file in files}, workers)
         bad = [{"source": name, "reason": reason} for name, reason in left_out]
@@ -74,11 +75,14 @@ def curate(
         ]
         rows = [row for row in rows if "fault" not in row]
         run.finish(rows)
-        return write_outputs(out, settings, rows, bad, left, {file.source: file.path for file in files})
+        paths = {file.source: file.path for file in files}
+        summary = write_outputs(out.folder, settings, rows, bad, left, paths, out.place)
+        out.send_outputs()
+        return summary
 
 
 class _Run:
-    def __init__(self, settings: Curation, out: Path, files: dict[str, File], workers: Workers) -> None:
+    def __init__(self, settings: Curation, out: Output, files: dict[str, File], workers: Workers) -> None:
         self.settings, self.out, self.files, self.workers = settings, out, files, workers
         self.filters = list(settings.parsed)
 
@@ -87,6 +91,7 @@ class _Run:
         shots = self.settings.shots
         weights = None if shots.weights is None else _state(str(shots.weights))
         units = {}
+        ask_together(file.path for file in self.files.values())
         for file in self.files.values():
             key = key_of(VERSION, "file", file.source, _state(file.path), to_dict(shots), weights)
             units[file.source] = (key, {"file": file.path, "source": file.source})
@@ -160,7 +165,7 @@ class _Run:
         shots = {at: n for n, at in enumerate(dict.fromkeys((row["source"], row["shot"]) for row in kept))}
         settings, signatures = self.settings.duplicates, []
         for row in kept:
-            looks, changes = ([int(text, 16) for text in row[name]] for name in ("looks", "changes"))
+            looks, changes = (measuring.read_hashes(row[name]) for name in ("looks", "changes"))
             signatures.append(Signature(looks, changes, shots[row["source"], row["shot"]]))
         with phase("looking for duplicates"):
             same = same_as(signatures, settings.distance, settings.mirrored)
@@ -176,7 +181,7 @@ class _Run:
         beside = {}
         for name in dict.fromkeys(row["source"] for row in _kept(rows)):
             try:
-                beside[name] = sidecar(self.files[name].path) if "sidecar" in settings.sources else None
+                beside[name] = sidecar(self.files[name]) if "sidecar" in settings.sources else None
             except ClipError as error:
                 beside[name] = error
         waiting = [row for row in _kept(rows) if not isinstance(beside[row["source"]], ClipError)]
@@ -205,7 +210,7 @@ class _Run:
         chosen = [row for row in _kept(rows) if mode == "all" or (mode == "borders" and row["border"])]
         for row in chosen:
             row["encoded"] = encoded_name(row)
-        self._add(chosen, "encoded", partial(encode_segments, str(self.out)), mode, name="encoded_as")
+        self._add(chosen, "encoded", partial(encode_segments, self.out.place), mode, name="encoded_as")
 
     def _add(
         self, rows: list[Row], stage: str, make: Callable, settings: Any, weights: Any = None, name: str | None = None
@@ -241,7 +246,7 @@ class _Run:
         if not units:
             return {}
         crashed = {}  # is not noted, and so tried again by the next start: the cause may have been the machine's
-        with Journal(self.out / JOURNALS / f"{stage}.jsonl") as journal:
+        with Journal(self.out.journal(stage)) as journal:
             wanted = {key: unit for key, unit in units.values() if not self._whole(journal, stage, key)}
             if wanted:
                 with phase(f"curation, {stage}", len(wanted)) as advance:
@@ -251,13 +256,14 @@ class _Run:
                         else:
                             journal.add(key, made)
                         advance()
+                self.out.send_journal(stage)
             return {name: crashed[key] if key in crashed else journal[key] for name, (key, _) in units.items()}
 
     def _whole(self, journal: Journal, stage: str, key: str) -> bool:
         if key not in journal:
             return False
         made = journal[key]
-        return stage != "encoded" or isinstance(made, dict) or all((self.out / each).is_file() for each in made)
+        return stage != "encoded" or isinstance(made, dict) or all(map(self.out.holds, made))
 
 
 def _kept(rows: Iterable[Row]) -> list[Row]:

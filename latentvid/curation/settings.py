@@ -78,9 +78,7 @@ class Measures:
 @dataclass(kw_only=True)
 class Duplicates:
     remove: bool = _help("of segments that show the same, keep the largest", default=True)
-    distance: float = _help(
-        "bits of 64 in which perceptual hashes of the same picture differ, on average", default=16.0
-    )
+    distance: float = _help("bits of 64 in which perceptual hashes of the same picture differ, on average", default=9.0)
     mirrored: bool = _help("look for mirrored ones too", default=False)
 
     def __post_init__(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -17,7 +16,7 @@ from ..config.parsing import to_dict
 from ..config.yaml_files import dump_yaml
 from ..errors import UserError
 from ..files import write_whole, written_whole
-from ..places import has_credentials, is_url, shown
+from ..places import has_credentials, relative, shown
 from .columns import Column
 from .encoding import encoded_size
 from .probing import Row
@@ -25,6 +24,7 @@ from .settings import Curation
 
 TRAIN, VALIDATION, SEGMENTS = "train.parquet", "validation.parquet", "segments.parquet"
 BAD, SUMMARY, SETTINGS = "bad.jsonl", "summary.json", "curation.yaml"
+OUTPUTS = (TRAIN, VALIDATION, SEGMENTS, BAD, SETTINGS, SUMMARY)  # in the order in which they are written
 _TYPES = {"number": pyarrow.float64(), "text": pyarrow.string()}
 _WHOLE = {"frames", "height", "width", "shot", "length", "words", "rotation", "matrix", "primaries", "transfer"}
 _WHOLE |= {"border_top", "border_bottom", "border_left", "border_right"}
@@ -67,18 +67,21 @@ def write_outputs(
     bad: Sequence[Mapping[str, Any]],
     left: Mapping[str, tuple[int, float]],
     paths: Mapping[str, str],
+    place: str | None = None,
 ) -> Summary:
     """Writes, each file whole, the summary last: train.parquet and validation.parquet, manifests of the rows that stay;
     segments.parquet, all rows with why each is dropped; bad.jsonl; curation.yaml, all settings; summary.json.
 
-    Paths are relative to `out`, so the bytes are the same wherever footage and outputs lie beside each other.
+    place: where they will lie, if not in `out`. Paths are relative to it within this machine or a bucket, so the bytes
+    are the same wherever footage and outputs lie beside each other.
     """
     held_out = validation_sources(rows, settings)
-    kept = [_manifest_row(row, paths, out) for row in rows if not row["dropped"]]
+    place = str(out) if place is None else place
+    kept = [_manifest_row(row, paths, place) for row in rows if not row["dropped"]]
     sides = [[row for row in kept if (row["source"] in held_out) is held] for held in (False, True)]
     for name, side in zip((TRAIN, VALIDATION), sides, strict=True):
         _write(out / name, side, _schema(settings.columns, side, manifest=True))
-    everything = [_manifest_row(row, paths, out) | {"dropped": row["dropped"]} for row in rows]
+    everything = [_manifest_row(row, paths, place) | {"dropped": row["dropped"]} for row in rows]
     _write(out / SEGMENTS, everything, _schema(settings.columns, everything, manifest=False))
     ordered = sorted(bad, key=lambda each: (each["source"], each.get("start") or 0.0))
     write_whole(out / BAD, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in ordered))
@@ -119,13 +122,12 @@ def _number(seed: int, name: str) -> float:
     return int.from_bytes(blake2b(f"{seed}/{name}".encode(), digest_size=8).digest(), "big") / 2**64
 
 
-def _manifest_row(row: Row, paths: Mapping[str, str], out: Path) -> Row:
+def _manifest_row(row: Row, paths: Mapping[str, str], place: str) -> Row:
     """As manifests have it: an encoded segment is a file of its own, and the file's facts are its own."""
     path = paths[row["source"]]
     if has_credentials(path):
         raise UserError(f"{shown(path)} has credentials or a query, which no manifest is to keep")
-    path = path if is_url(path) else os.path.relpath(path, out).replace(os.sep, "/")
-    made = {**row, "path": path}
+    made = {**row, "path": relative(path, place)}
     if row.get("encoded") and not row["dropped"]:
         made["height"], made["width"] = encoded_size(row)
         made |= {

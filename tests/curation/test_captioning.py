@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from latentvid.curation.captioning import Describer, caption_of, from_template, sidecar
+from latentvid.curation.footage import File
 from latentvid.curation.networks import looked_at
 from latentvid.curation.probing import probed
 from latentvid.curation.run import curate
@@ -120,8 +121,8 @@ def test_the_first_source_that_has_a_caption_gives_it(tmp_path):
     assert from_template("{motion}", row) is None
     (tmp_path / "x.txt").write_text(" ")
     with pytest.raises(ClipError):
-        sidecar(str(tmp_path / "x.mp4"))
-    assert sidecar(str(tmp_path / "y.mp4")) is None
+        sidecar(File("x", str(tmp_path / "x.mp4")))
+    assert sidecar(File("x", str(tmp_path / "y.mp4"))) is None
 
 
 def test_frames_that_are_looked_at_are_without_borders(tmp_path):

@@ -4,13 +4,26 @@ import numpy as np
 import pytest
 from curated_footage import shot
 
-from latentvid.curation.hashing import FLAT_HASH, SIDE, Signature, _means, mirrored, perceptual_hash, same_as
+from latentvid.curation.hashing import (
+    FLAT_HASH,
+    SIDE,
+    WINDOWS,
+    Signature,
+    _means,
+    mirrored,
+    perceptual_hashes,
+    same_as,
+)
 
 DRAW = np.random.default_rng(0)
 
 
 def picture(seed: int) -> np.ndarray:
     return shot(seed, 1)[0].mean(-1).astype(np.uint8)
+
+
+def perceptual_hash(luma: np.ndarray) -> int:
+    return perceptual_hashes(luma)[0]
 
 
 def bits(a: int, b: int) -> int:
@@ -28,8 +41,13 @@ def near(values: list[int], flips: int) -> list[int]:
 
 def same(looks: list[list[int]], shots, distance: float, mirror: bool = False) -> list[int]:
     """`same_as` of segments in which nothing changes that could be compared."""
-    signatures = [Signature(each, [FLAT_HASH] * len(each), shot) for each, shot in zip(looks, shots, strict=True)]
+    signatures = [signature(each, [FLAT_HASH] * len(each), shot) for each, shot in zip(looks, shots, strict=True)]
     return same_as(signatures, distance, mirror)
+
+
+def signature(looks: list[int], changes: list[int], shot: int) -> Signature:
+    """Of whole pictures alone."""
+    return Signature([[each] for each in looks], [[each] for each in changes], shot)
 
 
 def test_a_hash_is_the_signs_of_the_low_frequencies():
@@ -66,8 +84,37 @@ def test_hashes_bear_what_copies_go_through_and_tell_pictures_apart():
 
 def test_means_of_parts_add_up():
     rows = DRAW.uniform(0, 9, (45, 3))
-    assert _means(rows).mean(0) == pytest.approx(rows.mean(0))
-    assert _means(np.repeat(rows[:SIDE], 2, axis=0)) == pytest.approx(rows[:SIDE])
+    assert _means(rows, SIDE).mean(0) == pytest.approx(rows.mean(0))
+    assert _means(np.repeat(rows[:SIDE], 2, axis=0), SIDE) == pytest.approx(rows[:SIDE])
+    assert _means(rows, 4, 0.2, 0.6) == pytest.approx(_means(rows[9:27], 4))
+
+
+def test_a_window_has_the_hash_of_the_picture_cut_to_it():
+    for seed in range(4):
+        luma = shot(seed, 1, height=160, width=240)[0].mean(-1)
+        found = perceptual_hashes(luma)
+        for value, (top, left, bottom, right) in zip(found, WINDOWS, strict=True):
+            part = luma[round(160 * top) : round(160 * bottom), round(240 * left) : round(240 * right)]
+            assert bits(value, perceptual_hash(part)) <= 2
+
+
+def test_a_copy_that_is_cut_is_found_whichever_of_the_two_stays():
+    """By windows: the whole of it is as far from the whole of the original as other pictures are."""
+    whole, cut = ([hashes(7) for _ in range(8)] for _ in range(2))
+    still = [[FLAT_HASH] * 7] * 8
+    for window in range(1, 7):
+        copy = [[before[window] ^ 1, *after[1:]] for before, after in zip(whole, cut, strict=True)]
+        one, other = Signature(whole, still, 0), Signature(copy, still, 1)
+        assert same_as([one, other], 4.0) == same_as([other, one], 4.0) == [0, 0]
+        flipped = Signature([[mirrored(value) for value in each] for each in copy], still, 1)
+        assert same_as([one, flipped], 4.0) == [0, 1]
+        assert same_as([one, flipped], 4.0, mirror=True) == same_as([flipped, one], 4.0, mirror=True) == [0, 0]
+    part = [
+        [before[1], *after[1:]] for before, after in zip(cut, whole, strict=True)
+    ]  # windows of both are not compared
+    assert same_as([Signature(part, still, 0), Signature(cut, still, 1)], 4.0) == [0, 0]
+    between = [[one[0], *other[1:]] for one, other in zip(cut, whole, strict=True)]
+    assert same_as([Signature(between, still, 0), Signature(whole, still, 1)], 4.0) == [0, 1]
 
 
 def test_copies_are_found_moved_along_and_mirrored():
@@ -124,7 +171,7 @@ def test_two_takes_of_a_scene_are_no_copies_of_each_other():
     looks, changes = hashes(10), [FLAT_HASH, *hashes(9)]
 
     def kept(other_looks: list[int], other_changes: list[int], mirror: bool = False) -> list[int]:
-        return same_as([Signature(looks, changes, 0), Signature(other_looks, other_changes, 1)], 8.0, mirror)
+        return same_as([signature(looks, changes, 0), signature(other_looks, other_changes, 1)], 8.0, mirror)
 
     again = near(looks, 3)
     assert kept(again, [FLAT_HASH, *near(changes[1:], 12)]) == [0, 0]
@@ -133,5 +180,5 @@ def test_two_takes_of_a_scene_are_no_copies_of_each_other():
     assert kept(again[2:], [FLAT_HASH, *near(changes[3:], 12)]) == [0, 0]  # from its second picture on
     flipped = [[mirrored(value) for value in part] for part in (again, changes)]
     assert kept(*flipped) == [0, 1] and kept(*flipped, mirror=True) == [0, 0]
-    still = [Signature(part, [FLAT_HASH] * 10, n) for n, part in enumerate((looks, again))]
+    still = [signature(part, [FLAT_HASH] * 10, n) for n, part in enumerate((looks, again))]
     assert same_as(still, 8.0) == [0, 0]

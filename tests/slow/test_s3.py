@@ -1,17 +1,23 @@
 """Encoding and training from a real S3 API on loopback, with faults: the same losses as from local files."""
 
+import shutil
 import subprocess
 import sys
 
 import pytest
 from comparing import losses
+from curated_footage import in_a_loop
 from far_storage import as_parquet, as_tar
 from s3_server import s3_server
 
+from latentvid.curation.run import curate
+from latentvid.curation.settings import Captions, Curation, Duplicates, Segments, Shots
+from latentvid.curation.writing import OUTPUTS
 from latentvid.data.access.copies import copy
 from latentvid.data.cache.latents import LatentCache
 from latentvid.data.manifest.manifest import read_manifest
 from latentvid.errors import StorageError
+from latentvid.places import join
 from latentvid.training.checkpoint.checkpoint import CheckpointStore
 from latentvid.training.stages.dit.encode import EncodeConfig, encode_manifest
 from latentvid.training.stages.dit.task import DitTask
@@ -62,6 +68,29 @@ def test_encoding_and_training_from_s3_with_faults(bucket, vae_config, dit_confi
     assert not [*tmp_path.glob("*/quarantine.jsonl")]
     written = [p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p.stat().st_size < 2**22]
     assert not any(b"hunter2" in data for data in written) and "hunter2" not in caplog.text
+
+
+def test_curation_in_s3_with_faults_writes_the_bytes_of_folders_and_trains_the_same(
+    bucket, vae_config, digits_data, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    shutil.copytree(digits_data, tmp_path / "data")
+    settings = Curation(
+        shots=Shots(detector="none"),
+        segments=Segments(min_frames=5, max_frames=9),
+        duplicates=Duplicates(remove=False),
+        captions=Captions(template="a clip of {stem}"),
+    )
+    places = {"far": "s3://bucket", "near": tmp_path / "data"}
+    for name, place in places.items():
+        summary = curate(settings, place, join(str(place), "curated"), in_a_loop())
+        assert summary.train["segments"] >= 10 and not summary.bad
+        manifest = f"data.manifest={join(str(place), 'curated/train.parquet')}"
+        train(vae_config(tmp_path / name, manifest, "train.steps=4"), VaeTask)
+    copy("s3://bucket/curated", tmp_path / "copied")
+    for name in OUTPUTS:
+        assert (tmp_path / "copied" / name).read_bytes() == (tmp_path / "data" / "curated" / name).read_bytes()
+    assert losses(tmp_path / "far") == losses(tmp_path / "near") and bucket.injected > 10
 
 
 def test_a_checkpoint_goes_to_s3_and_a_run_goes_on_from_it(bucket, vae_config, tmp_path):

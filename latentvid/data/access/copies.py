@@ -119,14 +119,11 @@ def _far_files(url: str) -> dict[str, _File] | None:
         return {}
     if info.get("type") != "directory":
         return None
-    found = {}
-    for name, each in remote.asked(url, fs.find, path, detail=True).items():
-        inside = name.lstrip("/")[len(path.strip("/")) :].lstrip("/")
-        parts = PurePosixPath(inside).parts
-        if not parts or ".." in parts or any(part.startswith(".") for part in parts):
-            continue
-        found[inside] = _File(int(each["size"]), _date(each))
-    return found
+    return {
+        name: _File(int(each["size"]), _date(each))
+        for name, each in remote.below(url).items()
+        if not any(part.startswith(".") for part in PurePosixPath(name).parts)
+    }
 
 
 def _state(path: str) -> _File | None:

@@ -153,6 +153,27 @@ def _list(folder: str, wanted: Collection[str]) -> bool:
     return True
 
 
+def below(url: str) -> dict[str, dict[str, Any]]:
+    """What fsspec says of each object below a folder, by its name in it; `status` knows them then. Empty where there is
+    none. Raises StorageError."""
+    fs, path = filesystem(url)
+    try:
+        rows = asked(url, fs.find, path, detail=True, refresh=True)
+    except FileNotFoundError:
+        return {}
+    finally:
+        fs.invalidate_cache()
+    found, now = {}, time.time()
+    for name, row in rows.items():
+        inside = name.lstrip("/")[len(path.strip("/")) :].lstrip("/")
+        if not inside or ".." in inside.split("/"):
+            continue
+        found[inside] = row
+        if url.partition("://")[0] in _LISTED:
+            _remember(f"{url.rstrip('/')}/{inside}", _status(url, row), now)
+    return found
+
+
 def _ask(url: str) -> None:
     with suppress(FileNotFoundError):
         status(url, fresh=True)

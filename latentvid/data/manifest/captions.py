@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...errors import ClipError
+from ..access.files import opened, status
 
 LARGEST = 1 << 20  # bytes of a NAME.txt: a book is no caption
 BETWEEN = "\x1e"  # several captions of a clip, kept as one text: `one_line` leaves no such character in any
@@ -92,12 +93,12 @@ def read_caption(path: str | os.PathLike) -> str:
     there is no such file, "empty-caption", "caption-encoding" and "caption-too-long" (a file above 1 MiB).
     """
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for ever
+        found = status(path)
+        if not stat.S_ISREG(found.st_mode):  # opening a FIFO would wait for ever
             raise ClipError(path, "no-caption", "is no file: put the caption's text there")
-        if status.st_size > LARGEST:
-            raise ClipError(path, "caption-too-long", f"has {status.st_size:,} bytes: shorten the caption")
-        with open(path, "rb") as file:
+        if found.st_size > LARGEST:
+            raise ClipError(path, "caption-too-long", f"has {found.st_size:,} bytes: shorten the caption")
+        with opened(path) as file:
             data = file.read(LARGEST)
     except (OSError, ValueError) as error:
         if isinstance(error, ClipError):
