@@ -15,6 +15,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, parse_flag_from_env
 
 from .errors import UserError
+from .words import counted
 
 T = TypeVar("T")
 
@@ -42,8 +43,8 @@ def check_world(found: int) -> None:
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if found != asked:
         raise UserError(
-            f"the launcher started {asked} processes, but this one works in a group of {found}; on CPUs launch with: "
-            + CPU_LAUNCH.format(n=asked)
+            f"the launcher started {counted(asked, 'process')}, but this one works in a group of "
+            f"{found}; on CPUs launch with: " + CPU_LAUNCH.format(n=asked)
         )
     # `accelerate launch --cpu --num_processes 2` starts one process; that it was asked for more shows in nothing else
     if {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= os.environ.keys() and "WORLD_SIZE" not in os.environ:
@@ -70,7 +71,7 @@ def check_strategy(accelerator: Accelerator) -> None:
             )
     answer = int(accelerator.reduce(torch.ones((), device=accelerator.device), reduction="sum"))
     if answer != asked:
-        raise UserError(f"the launcher started {asked} processes, but {answer} answer each other; {on_cpus}")
+        raise UserError(f"the launcher started {counted(asked, 'process')}, but {answer} answer each other; {on_cpus}")
 
 
 def check_calls(network: str) -> None:

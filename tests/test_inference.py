@@ -30,7 +30,9 @@ def files(tmp_path_factory) -> Path:
     write_video(folder / "mask.png", mask[:1], 12)
     write_video(folder / "mask.mp4", mask, 12)
     write_video(folder / "mask5.mp4", mask[:5], 12)
+    write_video(folder / "mask3.mp4", mask[:3], 12)
     write_video(folder / "black.png", 0 * mask[:1], 12)
+    deep_video(folder / "deep.mp4", clip)
     alpha = np.full((16, 24, 1), 255, np.uint8)
     Image.fromarray(np.concatenate([clip[0].numpy(), alpha], -1)).save(folder / "opaque.png")
     Image.fromarray(np.concatenate([clip[0].numpy(), alpha // 2], -1)).save(folder / "alpha.png")
@@ -50,6 +52,16 @@ def add_sound(source: Path, to: Path) -> None:
             frame.sample_rate, frame.pts = 16000, 1024 * i
             output.mux(sound.encode(frame))
         output.mux(sound.encode(None))
+
+
+def deep_video(path: Path, frames: torch.Tensor) -> None:
+    """Of 10 bits a channel."""
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libx264", rate=12)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p10le"
+        for pixels in frames.numpy():
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        output.mux(stream.encode(None))
 
 
 def has_sound(path: Path) -> bool:
@@ -155,6 +167,8 @@ def test_inpaint_of_a_picture_and_of_a_clips_beginning(run, files, tmp_path):
     assert run("inpaint", *picture)[0] == 0
     new, old = read_frames(tmp_path / "out.png")[0], read_frames(files / "a.png")[0]
     assert torch.equal(new[:4], old[:4]) and not torch.equal(new[4:12], old[4:12])
+    status, said, _ = run("inpaint", *INPAINT, "mask3.mp4", "--frames", 3)
+    assert status == 0 and shape(tmp_path / "out.mp4")[0] == 3  # a mask of what is made is as good as one of the file
     status, said, _ = run("inpaint", *INPAINT, "mask.mp4", "--frames", 3, "--fps", 6)
     assert status == 0 and shape(tmp_path / "out.mp4") == (3, 16, 24, 6.0)
     assert "without its audio, aac" in said and not has_sound(tmp_path / "out.mp4")
@@ -196,6 +210,15 @@ def test_a_clip_in_the_look_of_a_picture_keeps_length_rate_size_and_sound(run, t
     assert shape(tmp_path / "out.mp4") == (6, 16, 24, 12.0) and has_sound(tmp_path / "out.mp4")
 
 
+@pytest.mark.parametrize("words", [("edit", "--method", "sdedit", "--prompt", "a"), ("interpolate", "--factor", 4)])
+def test_a_clip_of_more_than_8_bits_is_said_to_be_written_with_8(words, run):
+    told = "deep.mp4: 10 bits a channel, read and written with 8"
+    status, said, errors = run(words[0], "--clip", "deep.mp4", "--frames", 2, *words[1:])
+    assert status == 0 and told in said.splitlines(), errors
+    status, said, errors = run(words[0], "--clip", "silent.mp4", "--frames", 2, *words[1:])
+    assert status == 0 and "bits" not in said, errors
+
+
 def test_models_without_given_frames_say_how_they_do_it(run, tiny_pipeline, tmp_path):
     words = ("--image", "a.png", "--prompt", "a red 7")
     status, said, _ = run("i2v", *words, model=tiny_pipeline)
@@ -218,6 +241,7 @@ def test_models_without_given_frames_say_how_they_do_it(run, tiny_pipeline, tmp_
         ((*OUTPAINT, 0, 8, 0, 0, "--width", 16), "outpainting wants the clip as it is: leave its height and width out"),
         (("inpaint", *INPAINT, "alpha.png"), "mask alpha.png is transparent in parts"),
         (("inpaint", *INPAINT, "none.png"), "none.png"),
+        (("inpaint", *INPAINT, "mask5.mp4", "--frames", 3), "has 5 frames, clip.mp4 6 (of which 3 are asked for)"),
         (("inpaint", *INPAINT, "mask.png", "--frames", 0), "--frames 0"),
         (("inpaint", *INPAINT, "mask.png", "--width", 20), "multiples of 8"),
         (("interpolate", "--clip", "one.mp4"), "one.mp4 has one frame"),

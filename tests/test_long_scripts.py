@@ -223,7 +223,7 @@ def test_a_file_that_the_disk_broke_is_not_kept(run, model, tmp_path, monkeypatc
         (
             "inference/extend.py",
             ["--frames", "4", "--clip", "one.png"],
-            "clip 0 has 1 frames, and 5 are needed to go on from",
+            "one.png has 1 frame, and 5 are needed to go on from",
         ),
         ("inference/extend.py", ["--frames", "4", "--steps", "0"], "--steps 0: must be a whole number"),
         ("inference/long.py", ["--seconds", "0.01"], "--seconds 0.01: at 8 fps this is less than a frame"),
@@ -237,7 +237,7 @@ def test_a_file_that_the_disk_broke_is_not_kept(run, model, tmp_path, monkeypatc
         (
             "inference/long.py",
             ["--frames", "20", "--order", "nuwa-xl", "--local-prompt", "a 3"],
-            "1 local prompts for 4 segments",
+            "1 local prompt for 4 segments",
         ),
     ],
 )

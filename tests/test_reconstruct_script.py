@@ -49,7 +49,7 @@ def test_the_ending_and_max_frames_choose_what_is_written(folder, tmp_path, monk
     arguments = ("--vae", folder / "vae", folder / "clip.mp4", "--output", output, "--max-frames", 1)
     assert run(monkeypatch, *arguments) == 0
     assert (probe(output).height, probe(output).width) == (16, 48)
-    assert "over 1 frames" in capsys.readouterr().out
+    assert "over 1 frame " in capsys.readouterr().out
 
 
 def test_bf16_gives_nearly_the_same_pixels(folder, tmp_path, monkeypatch, capsys):

@@ -17,6 +17,7 @@ from ..config.yaml_files import dump_yaml
 from ..errors import UserError
 from ..files import write_whole, written_whole
 from ..places import has_credentials, relative, shown
+from ..words import counted
 from .columns import Column
 from .encoding import encoded_size
 from .probing import Row
@@ -47,7 +48,7 @@ class Summary:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.files} files, {self.segments} segments, {self.seconds:,.0f} s",
+            f"{counted(self.files, 'file')}, {counted(self.segments, 'segment')}, {self.seconds:,.0f} s",
             *(f"  {name}: {_said(part)}" for name, part in (("train", self.train), ("validation", self.validation))),
             *(f"  dropped {n:.0f} ({reason}): {s:,.0f} s" for reason, (n, s) in self.dropped.items()),
             *(f"  in no segment: {s:,.0f} s ({reason}, {n:.0f} times)" for reason, (n, s) in self.left_out.items()),

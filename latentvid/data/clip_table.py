@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..references import ReferenceColumn
+from ..words import counted
 from .manifest.columns import Lookup, Made
 from .manifest.identity import identify
 from .manifest.manifest import Manifest
@@ -133,7 +134,7 @@ class ClipTable:
         windows = np.bincount(self.source_of, minlength=len(self._parts))
         lines = []
         for count, (name, samples, dropped, notes) in zip(windows, self._parts, strict=True):
-            lines += [f"{name}: {count} windows of {samples} clips and images", *dropped_by_reason(dropped)]
+            lines += [f"{name}: {counted(count, 'window')} of {samples} clips and images", *dropped_by_reason(dropped)]
             lines += [f"  {note}" for note in notes]
         if self.references is not None:
             lines += ["references:", *self.references.summary()]

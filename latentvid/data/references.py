@@ -15,6 +15,7 @@ import torch
 from ..errors import UserError
 from ..references import Placed, ReferenceColumn
 from ..rng import generator
+from ..words import counted
 from .manifest.columns import Lookup, Made
 from .manifest.facts import Memory, look_at_files
 from .manifest.manifest import Manifest
@@ -100,7 +101,8 @@ class References:
             if len(other := np.flatnonzero(counts != 1)):
                 i = int(other[0])
                 raise UserError(
-                    f"data.references.{name}: {samples.name(i)} has {counts[i]} files in `{self.roles[name].column}`: "
+                    f"data.references.{name}: {samples.name(i)} has {counted(counts[i], 'file')} in "
+                    f"`{self.roles[name].column}`: "
                     "a ControlNet reads one of each clip: fill the cells, or take such rows out"
                 )
             clip |= samples.frames > 1  # of which a picture is no signal
@@ -108,7 +110,7 @@ class References:
         if len(short):
             i = int(short[0])
             raise UserError(
-                f"data.references.{name}: {here.path(i)} has {here.frames[i]} frames, its clip "
+                f"data.references.{name}: {here.path(i)} has {counted(here.frames[i], 'frame')}, its clip "
                 f"{samples.name(int(of_clip[i]))} has {samples.frames[of_clip[i]]}: what is aligned needs a frame for "
                 "each of the clip's, or is one picture"
             )
@@ -299,7 +301,8 @@ def _samples(paths: Sequence[str], role: str, manifest: Manifest) -> Samples:
     if len(dropped):
         reasons = "\n".join(dropped_by_reason(dropped)).replace("  dropped", "  ")
         raise UserError(
-            f"data.references.{role}: {len(dropped)} files of {manifest.source} cannot be used: correct their paths, "
+            f"data.references.{role}: {counted(len(dropped), 'file')} of {manifest.source} cannot be "
+            "used: correct their paths, "
             f"or empty the cells\n{reasons}"
         )
     return samples

@@ -20,6 +20,7 @@ from ..data.manifest.captions import one_line, read_caption
 from ..data.manifest.manifest import read_manifest
 from ..data.manifest.tables import READERS
 from ..errors import ClipError, UserError
+from ..words import counted
 from .footage import NEAR, Cut, Excerpt, cut_files, find_files
 from .rows import Clip
 
@@ -231,7 +232,7 @@ def _pair(path: Path, excerpt: Excerpt, cut: Cut, allowed: Collection[str]) -> E
     if found != wanted:
         return f"{found[0]} x {found[1]} pixels, but its clip has {wanted[0]} x {wanted[1]}: give a size (--size)"
     if pair.frames != excerpt.frames or ("length" not in allowed and pair.of != excerpt.of):
-        return f"{pair.of} frames, but its clip has {excerpt.of}: say how many are compared (--frames)"
+        return f"{counted(pair.of, 'frame')}, but its clip has {excerpt.of}: say how many are compared (--frames)"
     if "rate" not in allowed and abs(pair.fps - excerpt.fps) > NEAR * excerpt.fps:
         return f"{pair.fps:g} frames a second, but its clip has {excerpt.fps:g}: give a rate (--fps)"
     return pair

@@ -26,6 +26,7 @@ from ..data.video.reading import probe, read_frames
 from ..errors import UserError
 from ..files import check_outputs, write_whole
 from ..limits import check
+from ..words import counted
 from .clip_folder import INDEX, Files, list_files
 from .preference.counting import count, table
 from .preference.key import KEY, NOISE, PAGE, Key, Pair, draw_pairs, read_choices, read_key
@@ -93,7 +94,7 @@ def paired_files(*folders: Path) -> tuple[Files, ...]:
             missing = sorted(here.paths.keys() - there.paths.keys())
             if missing:
                 raise UserError(
-                    f"{len(missing)} clips of {where} are not in {elsewhere} ({', '.join(missing[:3])}"
+                    f"{elsewhere} lacks {counted(len(missing), 'clip')} of {where} ({', '.join(missing[:3])}"
                     f"{', ...' if len(missing) > 3 else ''}): make them there, under the same names, or remove them "
                     "here"
                 )
@@ -118,7 +119,8 @@ def read_prompts(*files: Files) -> dict[str, str]:
     missing = sorted(names - found.keys())
     if found and missing:
         raise UserError(
-            f"{len(missing)} of {len(names)} clips have no prompt, such as {missing[0]}: add them to {INDEX}, or "
+            f"{len(missing)} of {counted(len(names), 'clip')} have no prompt, such as {missing[0]}: add "
+            f"them to {INDEX}, or "
             f"write {Path(missing[0]).with_suffix('.txt')} beside the clip"
         )
     return found

@@ -21,6 +21,7 @@ from ..data.video.writing import write_video
 from ..errors import ClipError
 from ..files import write_whole
 from ..page import Page, note
+from ..words import counted
 from .clip_folder import Item
 from .mean_score import MeanScore
 from .rows import Score
@@ -73,7 +74,7 @@ def write_page(path: Path, values: Values, scores: Sequence[Score], count: int, 
         panes = [(score.name, _pane(films, values, score, count)) for score in shown]
     words = '<p class="dim">By score; the arrow keys go from one to the next.</p>' if len(panes) > 1 else ""
     body = words + page.tabs(panes) if panes else note("no clip has a score")
-    lead = f"{count} of each end, of {len(values)} clips"
+    lead = f"{count} of each end, of {counted(len(values), 'clip')}"
     write_whole(path, page.html("Best and worst clips", lead, [("", [("", body)])], "scores.json has all clips"))
 
 

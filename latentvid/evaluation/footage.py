@@ -20,6 +20,7 @@ from ..data.video.kinds import IMAGE_ENDINGS, VIDEO_ENDINGS
 from ..data.video.reading import VideoInfo, probe, read_frames
 from ..data.video.view import View, exact, taken
 from ..errors import ClipError, UserError
+from ..words import counted
 
 NEAR = 0.01  # of a rate: 23.976 and 24 frames a second are one
 
@@ -71,7 +72,7 @@ class Cut:
 
     def __post_init__(self) -> None:
         if self.frames < 1 or legal_frames(self.frames, self.temporal_stride) != self.frames:
-            raise UserError(f"{self.frames} frames: this VAE takes 1 + {self.temporal_stride}k frames")
+            raise UserError(f"{counted(self.frames, 'frame')}: this VAE takes 1 + {self.temporal_stride}k frames")
         if self.size is not None and (min(self.size) < 1 or any(side % self.spatial_stride for side in self.size)):
             raise UserError(
                 f"{self.size[0]} x {self.size[1]} pixels: this VAE takes multiples of {self.spatial_stride}"
@@ -104,7 +105,8 @@ class Cut:
             return None, info.frames
         if info.fps < self.fps:
             raise UserError(
-                f"{info.fps:g} frames a second would be shown twice to make {self.fps:g}: give a lower rate (--fps)"
+                f"{counted(info.fps, 'frame')} a second would be shown twice to make {self.fps:g}: give "
+                "a lower rate (--fps)"
             )
         rate = exact(self.fps)
         return rate, taken(info.frames, exact(info.fps), rate)

@@ -20,6 +20,7 @@ from ..errors import UserError
 from ..files import check_target, check_writable
 from ..limits import check_fields
 from ..lock import FolderLock
+from ..words import counted
 from ..world import from_main, process_state
 from .clip_folder import ClipSet, Item, list_clips, paired, unrelated
 from .defaults import COMMON, RESAMPLES, SHOWN
@@ -265,7 +266,9 @@ class Evaluation:
                 scored.notes.append(f"{name} is not compared: {error}")
         alone = [len(each.items) - len(self.pairs) for each in (self.clips, self.others)]
         if any(alone):
-            scored.notes.append(f"{len(self.pairs)} pairs; {alone[0]} clips and {alone[1]} others have no partner")
+            scored.notes.append(
+                f"{counted(len(self.pairs), 'pair')}; {counted(alone[0], 'clip')} and {alone[1]} others have no partner"
+            )
 
     def _comparable(self, score: Score, rows: Rows, real: Rows | None, notes: list[str]) -> Rows | None:
         """The real rows, or None where they are only a floor and do not compare. Raises UserError for sets unlike."""
@@ -296,7 +299,10 @@ class Evaluation:
         for label, clips in (("clips", self.clips), ("real clips", self.real)):
             files = 0 if clips is None else len({item.excerpt.path for item in clips.items})
             if 0 < files < FEWEST and self.config.resamples:
-                notes.append(f"{label} of {files} files: scores of sets have an interval from {FEWEST} files on")
+                notes.append(
+                    f"{label} of {counted(files, 'file')}: scores of sets have an interval from "
+                    f"{counted(FEWEST, 'file')} on"
+                )
         notes += [f"allowed: the sets may differ in {name}" for name in self.config.allow]
         lengths = {item.excerpt.frames for item in self.clips.items}
         if len(lengths) > 1:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..transfer import to_device
+from ..words import counted
 from .causal3d import (
     CausalConv3d,
     ChannelNorm,
@@ -170,7 +171,9 @@ class CausalVideoAutoencoder(SavedModel, ModelMixin, ConfigMixin):
         s, t = self.spatial_stride, self.temporal_stride
         if frames < 1 or (frames - 1) % t:
             below = 1 + max(frames - 1, 0) // t * t
-            raise UserError(f"{frames} frames: this VAE takes 1 + {t}k frames, such as {below} or {below + t}")
+            raise UserError(
+                f"{counted(frames, 'frame')}: this VAE takes 1 + {t}k frames, such as {below} or {below + t}"
+            )
         if height < s or width < s or height % s or width % s:
             near = " x ".join(str(max(s, round(side / s) * s)) for side in (height, width))
             raise UserError(f"{height} x {width} pixels: this VAE takes multiples of {s}, such as {near}")

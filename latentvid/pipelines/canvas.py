@@ -20,6 +20,7 @@ from .latent_video import LatentVideoPipeline
 from .limit import check_cost, trained_area
 
 Size = tuple[int, int]
+DISTORTION = 1.25  # of the aspect, by which a size that the model makes may be off
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,16 @@ class Canvas:
     @classmethod
     def of(cls, pipeline: LatentVideoPipeline, native: Size, frames: int, *, large: bool = False) -> Canvas:
         """The native size where it has at most the area that the model was trained on, or `large`; else the next one of
-        that area. frames: of a window. Raises UserError for what costs too much (`limit.check_cost`)."""
+        that area. Where that would press a narrow clip out of shape by more than `DISTORTION`, its short side has the
+        nearest whole number of strides and the long one follows: an area that may be some times larger. frames: of a
+        window. Raises UserError for what costs too much (`limit.check_cost`)."""
         stride, area = pipeline.codec.spatial_stride * patch_stride(pipeline.transformer.patch), trained_area(pipeline)
         scale = 1.0 if large else min(1.0, math.sqrt(area / math.prod(native)))
         content = tuple(max(1, round(side * scale)) for side in native)
         if scale < 1 and min(native) >= stride:  # nothing to fill up, of nearly the same aspect
             content = legal_size(*native, stride=stride, max_area=max(area, stride**2))
+            if _distortion(native, content) > DISTORTION:  # a narrow clip, of which one stride is a large part
+                content = _of_short_side(native, min(native) * scale, stride)
         size = tuple(-(-side // stride) * stride for side in content)
         in_time = pipeline.codec.temporal_stride
         check_cost(pipeline, [pipeline.latent_grid(1 + -(-(frames - 1) // in_time) * in_time, *size)], large)
@@ -84,6 +89,18 @@ class Canvas:
     def _beyond(self) -> tuple[int, int, int, int]:
         down, right = (size - side for size, side in zip(self.size, self.content, strict=True))
         return 0, right, 0, down
+
+
+def _distortion(native: Size, content: Size) -> float:
+    """By how much the aspect of one is that of the other, 1 and above."""
+    times = content[0] * native[1] / (content[1] * native[0])
+    return max(times, 1 / times)
+
+
+def _of_short_side(native: Size, short: float, stride: int) -> Size:
+    """The size in strides, no side above native, whose short side is nearest to `short` and whose aspect to native."""
+    by = max(1, min(round(short / stride), min(native) // stride)) * stride / min(native)
+    return tuple(min(max(1, round(side * by / stride)), side // stride) * stride for side in native)
 
 
 def _scaled(pictures: Tensor, size: Size) -> Tensor:

@@ -14,6 +14,7 @@ from huggingface_hub import create_repo, upload_folder
 from ..errors import UserError, brief
 from ..files import write_whole
 from ..weights import read_object, shapes_in
+from ..words import counted
 
 CARD, SAMPLES = "README.md", "samples"
 MARK = "<!-- written by latentvid: edit freely, and remove this line so that it is kept -->"
@@ -141,7 +142,7 @@ def _data(trained: Sequence[Mapping[str, Any]] | None) -> list[str]:
     kinds = sorted(trained, key=lambda kind: -kind["count"])
     clips = sum(kind["count"] for kind in kinds if kind["frames"] > 1)
     pictures = sum(kind["count"] for kind in kinds if kind["frames"] == 1)
-    lines = [f"{clips:,} clips and {pictures:,} pictures, by size and length:", ""]
+    lines = [f"{counted(clips, 'clip')} and {counted(pictures, 'picture')}, by size and length:", ""]
     lines += ["| samples | frames | height | width | frames a second |", "|---|---|---|---|---|"]
     for kind in kinds[:KINDS]:
         rate = f"{kind['fps']:g}" if kind.get("fps") else ""

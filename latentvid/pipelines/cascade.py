@@ -18,6 +18,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..precision import MixedPrecision
 from ..rng import derived_seed
+from ..words import counted
 from .latent_video import LatentVideoPipeline
 from .limit import check_cost
 from .loading import load_pipeline
@@ -155,7 +156,8 @@ def times_of(wanted: float, fps: float, clip: Path) -> int:
     times = round(wanted / fps)
     if times < 2 or abs(wanted / fps - times) > 0.01 * times:
         raise UserError(
-            f"--fps {wanted:g}: {clip} has {fps:g} frames a second, of which the output has a whole number of times as "
+            f"--fps {wanted:g}: {clip} has {counted(fps, 'frame')} a second, of which the output has a "
+            "whole number of times as "
             f"many: give {2 * fps:g} or {4 * fps:g}"
         )
     return times

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..limits import check
 from ..rng import derived_seed
+from ..words import counted
 from .canvas import Canvas
 from .defaults import KEYFRAME_WINDOW
 from .latent_video import LatentVideoPipeline
@@ -63,7 +64,7 @@ class Plan:
     @property
     def said(self) -> str:
         """What is told of it."""
-        return f"{self.frames} frames, in {len(self.firsts)} windows of {self.size}"
+        return f"{counted(self.frames, 'frame')}, in {counted(len(self.firsts), 'window')} of {self.size}"
 
 
 @dataclass(frozen=True)

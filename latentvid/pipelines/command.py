@@ -19,6 +19,7 @@ from torch import Tensor
 from .. import precision
 from ..attention import describe_backend, resolve_backend
 from ..errors import UserError
+from ..words import counted
 from .arguments import clip_options, loading
 from .attention_masks import attention_mask, tokens_of_words
 from .cascade import Cascade, Stage, open_stages
@@ -113,10 +114,11 @@ def say_stages(cascade: Cascade, frames: int, size: tuple[int, int], fps: float)
         parts = ""
         if plan is not None:
             windows, tiles = len(plan.firsts), len(plan.rows) * len(plan.columns)
-            parts = f", in {windows} windows of {plan.window} frames" if windows > 1 else ""
-            parts += f", in {tiles} tiles of {plan.tile[0]} x {plan.tile[1]} pixels" if tiles > 1 else ""
+            parts = f", in {counted(windows, 'window')} of {counted(plan.window, 'frame')}" if windows > 1 else ""
+            parts += f", in {counted(tiles, 'tile')} of {plan.tile[0]} x {plan.tile[1]} pixels" if tiles > 1 else ""
         print(
-            f"{stage.said}: {frames} frames of {size[0]} x {size[1]} at {fps:g} fps -> {made} of {larger[0]} x "
+            f"{stage.said}: {counted(frames, 'frame')} of {size[0]} x {size[1]} at {fps:g} fps -> "
+            f"{made} of {larger[0]} x "
             f"{larger[1]} at {rate:g}{parts}",
             flush=True,
         )
@@ -174,7 +176,7 @@ def legal_frames(pipeline: LatentVideoPipeline, frames: int | None, seconds: flo
         return frames
     asked, made = asked_frames(None, seconds, fps), frames_of(pipeline, seconds, fps)
     if made != asked:
-        print(f"{seconds:g} s at {fps:g} fps: the model makes {made} frames, {made / fps:.3g} s", flush=True)
+        print(f"{seconds:g} s at {fps:g} fps: the model makes {counted(made, 'frame')}, {made / fps:.3g} s", flush=True)
     return made
 
 
@@ -216,7 +218,7 @@ def note_size(pipeline: LatentVideoPipeline, frames: int, height: int | None = N
     """Says on stderr where a clip is longer or larger than all that the model was trained on."""
     longest, area = trained_frames(pipeline), trained_area(pipeline)
     size = height or pipeline.config.height, width or pipeline.config.width
-    beyond = [f"{frames} frames (at most {longest})"] if frames > longest else []
+    beyond = [f"{counted(frames, 'frame')} (at most {longest})"] if frames > longest else []
     beyond += [f"{size[0]} x {size[1]} pixels (at most {area:,})"] if size[0] * size[1] > area else []
     if beyond:
         print(f"note: the model was trained on less than {' and '.join(beyond)}", file=sys.stderr, flush=True)
@@ -227,7 +229,7 @@ def note_rate(pipeline: LatentVideoPipeline, fps: float, asked: float | None) ->
     known, (low, high) = knows_rates(pipeline), trained_rates(pipeline) or (0.0, math.inf)
     note = ""
     if known and not 0.999 * low <= fps <= 1.001 * high:
-        note = f"{fps:g} frames a second: the model was trained on {low:g} to {high:g}"
+        note = f"{counted(fps, 'frame')} a second: the model was trained on {low:g} to {high:g}"
     elif not known and asked is not None and abs(asked - pipeline.config.fps) > 1e-3 * asked:
         note = (
             f"--fps {asked:g} plays the clip faster or slower, no more: the model was trained without "

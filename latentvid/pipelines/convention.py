@@ -20,6 +20,7 @@ from ..diffusion.solvers import OnStep
 from ..errors import UserError
 from ..limits import LONG, check
 from ..packing import Patch, patchify, unpatchify
+from ..words import counted
 
 if TYPE_CHECKING:
     from .sampling import Batch
@@ -83,7 +84,9 @@ def seeds_of(generator: Generators | None, seed: int | None, prompts: int) -> li
         raise UserError("generator and seed both say which noise to take: give one of them")
     each = [generator] * prompts if isinstance(generator, torch.Generator) else list(generator)
     if len(each) != prompts:
-        raise UserError(f"generator: {len(each)} generators for {prompts} prompts; give one, or one a prompt")
+        raise UserError(
+            f"generator: {counted(len(each), 'generator')} for {counted(prompts, 'prompt')}; give one, or one a prompt"
+        )
     return [int(torch.randint(LONG, (), generator=one, device=one.device)) for one in each]
 
 

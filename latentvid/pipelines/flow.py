@@ -15,6 +15,7 @@ from ..diffusion.flow_edit import flow_edit
 from ..errors import UserError
 from ..limits import check_values
 from ..packing import unpatchify
+from ..words import counted
 from .defaults import FLOW_GUIDANCE, N_AVG, N_MAX, N_MIN
 from .latent_video import LatentVideoPipeline
 from .sampling import Request, Sampling, same_number
@@ -43,10 +44,11 @@ class FlowEdit:
         """n_max of so many steps. Raises UserError where there are fewer."""
         n_max = max(1, round(N_MAX * steps)) if self.n_max is None else self.n_max
         if n_max > steps:
-            raise UserError(f"n_max {n_max} of {steps} steps: give at most so many (--n-max, --steps)")
+            raise UserError(f"n_max {n_max} of {counted(steps, 'step')}: give at most so many (--n-max, --steps)")
         if self.n_min >= n_max:
             raise UserError(
-                f"n_min {self.n_min} leaves none of the n_max {n_max} steps to edit by: lower --n-min, or raise --n-max"
+                f"n_min {self.n_min} leaves none of the n_max {counted(n_max, 'step')} to edit by: "
+                "lower --n-min, or raise --n-max"
             )
         return n_max
 

@@ -19,6 +19,7 @@ from ..data.transforms import first_frames
 from ..errors import UserError
 from ..limits import check
 from ..rng import derived_seed
+from ..words import counted
 from .defaults import TOKENS_PER_PACK
 from .latent_video import LatentVideoPipeline
 from .limit import trained_rates
@@ -65,11 +66,13 @@ def nuwa_xl(
     prompts = [prompt] * plan.segments if local_prompts is None else list(local_prompts)
     if local_prompts is not None and not plan.levels:
         raise UserError(
-            f"{num_frames} frames are a single clip of this model, with no segments: leave local prompts out"
+            f"{counted(num_frames, 'frame')} make a single clip of this model, with no segments: leave "
+            "local prompts out"
         )
     if len(prompts) != plan.segments:
         raise UserError(
-            f"{len(prompts)} local prompts for {plan.segments} segments between the keyframes of {num_frames} frames: "
+            f"{counted(len(prompts), 'local prompt')} for {counted(plan.segments, 'segment')} between "
+            f"the keyframes of {counted(num_frames, 'frame')}: "
             "give one a segment"
         )
     check("tokens_per_pack", tokens_per_pack)
@@ -101,7 +104,7 @@ class Plan:
         """With as few levels as can be. Raises UserError for a clip of no frames, and for a model of single images."""
         most, stride = pipeline.config.frames - 1, pipeline.codec.temporal_stride
         if frames < 1:
-            raise UserError(f"{frames} frames: ask for at least 1")
+            raise UserError(f"{counted(frames, 'frame')}: ask for at least 1")
         if not most:
             raise UserError("this model was trained for single images (frames 1 in its config): it makes no keyframes")
         # a window is the first keyframe, those between, and a latent frame for the last: see `interpolate`

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..data.transforms import fit, legal_size
 from ..data.video.kinds import IMAGE_ENDINGS
 from ..data.video.reading import VideoInfo, probe, read_frames
+from ..data.video.writing import bits_of
 from ..errors import UserError
 from ..packing import patch_stride
 from .latent_video import LatentVideoPipeline
@@ -80,6 +81,12 @@ def read_picture(path: Path, pipeline: LatentVideoPipeline, **size: Any) -> Foot
         )
     size = footage_size(path, info, pipeline, **size)
     return Footage(path, fit(read_frames(path, 0, 1, threads=0), *size), info.fps or pipeline.config.fps)
+
+
+def say_depth(path: Path) -> None:
+    """Prints where a clip has finer colours than what is written of it."""
+    if (bits := bits_of(path)) > 8:
+        print(f"{path}: {bits} bits a channel, read and written with 8", flush=True)
 
 
 def is_transparent(path: Path) -> bool:

@@ -15,6 +15,7 @@ from ..models.flops import pairs_a_block
 from ..models.open import OpenBackbone
 from ..models.transformer import VideoDiT
 from ..packing import Grid, Reference, Shape, token_grid
+from ..words import counted
 from .references import usual_references
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def check_room(frames: int, height: int, width: int) -> None:
     need, free = BYTES_A_PIXEL * frames * height * width, free_bytes(torch.device("cpu"))
     if need > free:
         raise UserError(
-            f"{frames} frames of {height} x {width} pixels take {need / 2**30:,.1f} GiB decoded, and "
+            f"{counted(frames, 'frame')} of {height} x {width} pixels take {need / 2**30:,.1f} GiB decoded, and "
             f"{free / 2**30:,.1f} GiB are free: ask for fewer or smaller ones"
         )
 
@@ -125,8 +126,9 @@ def check_cost(
             f, h, w = grid
             side = made.spatial_stride
             raise UserError(
-                f"{1 + (f - 1) * made.temporal_stride} frames of {h * side} x {w * side} cost {times:,.0f} times a "
-                f"clip that the model was trained on (at most {dearest.frames} frames of {dearest.height} x "
+                f"{counted(1 + (f - 1) * made.temporal_stride, 'frame')} of {h * side} x {w * side} "
+                f"cost {times:,.0f} times a "
+                f"clip that the model was trained on (at most {counted(dearest.frames, 'frame')} of {dearest.height} x "
                 f"{dearest.width}): ask for a smaller size or fewer frames, or give --large (in Python: "
                 "Sampling(large=True))"
             )

@@ -19,6 +19,7 @@ from ..models.conditions import Conditions, low_channels
 from ..packing import Patch, patchify
 from ..references import Role, low_in
 from ..rng import generator
+from ..words import counted
 from .sampling import Batch, Request
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def with_low(
     rows = []
     for request, latents, length in zip(requests, shown, batch.layout.lengths, strict=True):
         if len(latents) > 1:
-            raise UserError(f"reference {name}: {len(latents)} clips for one that is made: give one")
+            raise UserError(f"reference {name}: {counted(len(latents), 'clip')} for one that is made: give one")
         seen = torch.zeros(1 + pipeline.transformer.latent_channels, *request.grid)
         if latents:
             level = _level(role, noise)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ..data.video.writing import clip_writer, copies_audio, has_full_range, write_video
 from ..errors import UserError, brief, message_of
 from ..files import check_target, part_of
+from ..words import counted
 from .defaults import ENDINGS, STREAMED
 from .inputs import Footage
 from .limit import check_room
@@ -145,7 +146,7 @@ def write_stream(
         error.add_note(word)
         raise
     audio = "" if codec is None else f" (with the input's audio, {codec})" if copied else f" (without audio: {codec})"
-    print(f"{path}: {f'{said}, ' if said else ''}{frames} frames, {frames / fps:.1f} s{audio}", flush=True)
+    print(f"{path}: {f'{said}, ' if said else ''}{counted(frames, 'frame')}, {frames / fps:.1f} s{audio}", flush=True)
 
 
 def check_edited(path: Path, source: Source, fps: float, rate: int = 1) -> None:
@@ -168,7 +169,7 @@ def write_edited(
     next. Prints "path: said"."""
     frames = _made_of(source, rate)
     if path.suffix.lower() not in STREAMED:
-        write(path, torch.cat(list(pieces)), fps, said or f"{frames} frames", sound=source, rate=rate)
+        write(path, torch.cat(list(pieces)), fps, said or counted(frames, "frame"), sound=source, rate=rate)
         return
     alike = abs(fps - rate * source.fps) < 1e-3 * fps
     if not alike and (codec := copies_audio(source.path, path)[1]) is not None:

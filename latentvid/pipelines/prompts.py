@@ -29,6 +29,7 @@ from ..lock import FolderLock
 from ..models.adapters.lora import scales_in
 from ..packing import Grid
 from ..precision import Computed, choose, describe, dtype_of
+from ..words import counted
 from ..world import from_main
 from .command import frames_of
 from .defaults import ENDINGS, TOKENS_PER_PACK
@@ -240,7 +241,11 @@ def _sample_prompts(
     if state.is_main_process:
         others = {k: v for k, v in found.items() if k not in records and (folder / k).exists()}
         _begin(folder, records | others)
-        print(f"{folder}: {len(done)} of {len(rows)} clips are there, {len(todo)} packs to make", flush=True)
+        print(
+            f"{folder}: {counted(len(rows), 'clip')} asked for, {len(done)} there, "
+            f"{counted(len(todo), 'pack')} to make",
+            flush=True,
+        )
     state.wait_for_everyone()
     failed = []
     mine = todo[state.process_index :: state.num_processes]

@@ -23,6 +23,7 @@ from ..errors import UserError
 from ..limits import check
 from ..packing import Patch, Reference, Shape, patch_stride, token_grid
 from ..references import Role, as_json, check_role, numbers_of, with_more
+from ..words import counted
 from .sampling import Request, ShownReference
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def check_files(
         if role.along and (1 if role.place == "aligned" else 0) < info.frames < shape[0]:
             of, every = f"the clip {frames}", role.factors.frames
             raise UserError(
-                f"{what} {name}={path} has {info.frames} frames, {of}: "
+                f"{what} {name}={path} has {counted(info.frames, 'frame')}, {of}: "
                 f"what is aligned with it needs a frame for {'each' if every == 1 else f'{every} of its'}"
                 f"{', or is one picture' if role.place == 'aligned' else ''}; ask for fewer {length}"
             )

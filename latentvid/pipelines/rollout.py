@@ -27,6 +27,7 @@ from ..models.autoencoder import CausalVideoAutoencoder
 from ..models.key_value_cache import KeyValueCache
 from ..models.streaming import DecodeStream
 from ..packing import Grid
+from ..words import counted
 from .latent_video import LatentVideoPipeline
 from .limit import attention_of, check_cost
 from .sampling import Request, Sampling
@@ -42,6 +43,7 @@ def rollout(
     num_frames: int,
     *,
     clips: Sequence[Tensor] | None = None,
+    names: Sequence[object] | None = None,
     negative_prompt: str | None = None,
     height: int | None = None,
     width: int | None = None,
@@ -60,6 +62,7 @@ def rollout(
     Args:
         num_frames: of each clip; with `clips` the new ones alone, which follow those given.
         clips: uint8 [F,H,W,3], to go on from; one a prompt.
+        names: of the clips, such as their files, in errors (None: "clip 0" and so on).
         height, width: without clips, their size (None: the model's).
         window: frames of a window, with its context (None: those that the model was trained for).
         context: frames at a window's beginning that are known (None: about 2 latent frames of 5, so that they show
@@ -75,16 +78,19 @@ def rollout(
     """
     prompts, sampling = list(prompts), sampling or Sampling()
     if num_frames < 1 or not prompts:
-        raise UserError(f"{num_frames} frames of {len(prompts)} prompts: at least one of each is needed")
+        raise UserError(
+            f"{counted(num_frames, 'frame')} of {counted(len(prompts), 'prompt')}: at least one of each is needed"
+        )
     if clips is not None and len(clips) != len(prompts):
-        raise UserError(f"{len(clips)} clips for {len(prompts)} prompts: give one a prompt")
+        raise UserError(f"{counted(len(clips), 'clip')} for {counted(len(prompts), 'prompt')}: give one a prompt")
     span = _Span.of(pipeline, window, context)
     size = pipeline.config.height if height is None else height, pipeline.config.width if width is None else width
     for i, clip in enumerate(clips or ()):
         if len(clip) < span.context:
             raise UserError(
-                f"clip {i} has {len(clip)} frames, and {span.context} are needed to go on from: give a longer clip, or "
-                "a context of fewer frames (image to video goes on from one)"
+                f"{f'clip {i}' if names is None else names[i]} has {counted(len(clip), 'frame')}, and {span.context} "
+                "are needed to go on from: give a longer clip, or a context of fewer frames (image to video goes on "
+                "from one)"
             )
     sizes = [size] * len(prompts) if clips is None else [tuple(clip.shape[1:3]) for clip in clips]
     grids = [pipeline.latent_grid(span.window, *size) for size in sizes]
@@ -134,8 +140,8 @@ class _Span:
         c = pipeline.latent_grid(context, *size)[0]
         if f <= c:
             raise UserError(
-                f"a window of {window} frames must be longer than its context of {context}: ask for a window of "
-                f"{context + stride}"
+                f"a window of {counted(window, 'frame')} must be longer than its context of {context}: ask for a "
+                f"window of {context + stride}"
             )
         if turn is not None and f - c != turn:
             raise UserError(

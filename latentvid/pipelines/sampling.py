@@ -285,7 +285,7 @@ def one_each(value: Any, count: int, name: str) -> list:
     """One value for each of so many prompts: the one that is given for all, or those of a list. Raises UserError."""
     values = [value] * count if value is None or isinstance(value, str | int | float | Mapping) else list(value)
     if len(values) != count:
-        raise UserError(f"{name}: {len(values)} values for {count} prompts; give one, or one a prompt")
+        raise UserError(f"{name}: {len(values)} given, and the prompts are {count}; give one, or one a prompt")
     return values
 
 

@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..limits import check
 from .canvas import Canvas, Size
 from .clip_windows import Make, Plan, Window, made_anew
-from .inputs import footage_size, is_transparent
+from .inputs import footage_size, is_transparent, say_depth
 from .latent_video import LatentVideoPipeline
 from .sampling import Sampling
 
@@ -153,6 +153,7 @@ def open_source(
         size = info.height + top + bottom, info.width + left + right
         canvas = Canvas.of(pipeline, size, together or (1 if pictures else plan.size), large=large)
         _say(path, canvas)
+    say_depth(path)
     if len(plan.firsts) > 1:
         print(f"{path}: {plan.said}", flush=True)
     return Source(path, count, info.fps or pipeline.config.fps, canvas, plan, fitted, beyond)
@@ -178,7 +179,7 @@ def open_mask(
     is white.
     """
     if path is not None:
-        _check_alike(path, probe(path), source.path, probe(source.path))
+        _check_alike(path, probe(path), source.path, probe(source.path), source.frames)
         if is_transparent(path):
             raise UserError(f"mask {path} is transparent in parts: save it without alpha, white where to repaint")
     mask = Mask(path, check("grow", grow or 0), outside)
@@ -191,14 +192,18 @@ def open_mask(
     return replace(mask, share=white / total)
 
 
-def _check_alike(path: Path, mask: VideoInfo, of: Path, clip: VideoInfo) -> None:
+def _check_alike(path: Path, mask: VideoInfo, of: Path, clip: VideoInfo, taken: int) -> None:
+    """taken: frames of the clip, from its start, that are made anew."""
     if (mask.height, mask.width) != (clip.height, clip.width):
         raise UserError(
             f"mask {path} is {mask.height} x {mask.width} pixels, {of} {clip.height} x {clip.width}: "
             "they must be of one size"
         )
-    if mask.frames not in (1, clip.frames):
-        raise UserError(f"mask {path} has {mask.frames} frames, {of} {clip.frames}: give an image, or a frame for each")
+    if mask.frames not in (1, clip.frames, taken):
+        asked = "" if taken == clip.frames else f" (of which {taken} are asked for)"
+        raise UserError(
+            f"mask {path} has {mask.frames} frames, {of} {clip.frames}{asked}: give an image, or a frame for each"
+        )
 
 
 def grown(mask: Tensor, by: int) -> Tensor:

@@ -16,6 +16,7 @@ from ..limits import check, shown
 from ..models.conditions import Conditions
 from ..models.key_value_cache import KeyValueCache
 from ..rng import derived_seed
+from ..words import counted
 
 if TYPE_CHECKING:
     from .sampling import Request, Sampling
@@ -78,12 +79,14 @@ class Student:
         if self.steps % steps:
             fewer = [n for n in range(1, self.steps + 1) if self.steps % n == 0]
             raise UserError(
-                f"steps={steps}: this model was distilled to {self.steps} steps, and takes {several(fewer)}: leave "
+                f"steps={steps}: this model was distilled to {counted(self.steps, 'step')}, and takes "
+                f"{several(fewer)}: leave "
                 "--steps out, or sample with its teacher"
             )
         if solver != SOLVER:
             raise UserError(
-                f"solver {solver!r}: this model was distilled to {self.steps} steps of {SOLVER}: leave --solver out"
+                f"solver {solver!r}: this model was distilled to {counted(self.steps, 'step')} of "
+                f"{SOLVER}: leave --solver out"
             )
 
     def check_levels(self, scheduler: LatentVideoScheduler) -> None:
@@ -92,7 +95,8 @@ class Student:
             found = scheduler.levels(self.steps).tolist()
             if max(abs(a - b) for a, b in zip(found, self.levels, strict=True)) > 1e-4:
                 raise UserError(
-                    f"the scheduler's levels of {self.steps} steps are {_rounded(found)}, and this model was distilled "
+                    f"the scheduler's levels of {counted(self.steps, 'step')} are {_rounded(found)}, "
+                    "and this model was distilled "
                     f"to {_rounded(self.levels)}: set scheduler/scheduler_config.json as training left it"
                 )
 
@@ -109,7 +113,8 @@ class Student:
         self.check_words([request.negative_prompt for request in requests])
         if self.steps is not None and any(request.level != 1.0 for request in requests):
             raise UserError(
-                f"this model was distilled to {self.steps} steps from noise alone, and cannot begin in between, as "
+                f"this model was distilled to {counted(self.steps, 'step')} from noise alone, and "
+                "cannot begin in between, as "
                 "edits do: use its teacher"
             )
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..limits import check
+from ..words import counted
 from .defaults import TOKENS_PER_PACK
 from .latent_video import LatentVideoPipeline
 from .packs import tokens_of
@@ -169,7 +170,7 @@ def raise_rate(
 def check_factor(frames: int, factor: int) -> None:
     """Raises UserError for a clip of so many frames that cannot be given `factor` times as many."""
     if factor < 2 or frames < 2:
-        raise UserError(f"{frames} frames at {factor} times their rate: at least 2 of each are needed")
+        raise UserError(f"{counted(frames, 'frame')} at {factor} times the rate: at least 2 of each are needed")
 
 
 def filled_in(

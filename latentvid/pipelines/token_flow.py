@@ -35,6 +35,7 @@ from ..errors import UserError
 from ..models.token_flow import BLENDS, TokenFlow, between
 from ..packing import Packed, patchify, token_grid, unpatchify
 from ..rng import derived_seed, generator
+from ..words import counted
 from .defaults import GUIDED_BELOW, KEYFRAME_EVERY, KEYFRAME_WINDOW, REACH, SOURCE_ATTENTION, STRENGTH, TOKENS_PER_PACK
 from .latent_video import LatentVideoPipeline
 from .limit import kinds_of
@@ -88,7 +89,7 @@ def token_flow_windows(
     if not 0 < strength <= 1:
         raise UserError(f"strength {strength}: give a noise level above 0, up to 1")
     if every < 1:
-        raise UserError(f"a keyframe in every {every} frames: give a whole number from 1 up")
+        raise UserError(f"a keyframe in every {counted(every, 'frame')}: give a whole number from 1 up")
     if blend not in BLENDS:
         raise UserError(f"blend {blend!r}: one of {', '.join(BLENDS)}")
     if not 0 <= source_attention <= 1:
@@ -133,7 +134,8 @@ def check_image_model(pipeline: LatentVideoPipeline) -> None:
     if all(kind.frames > 1 for kind in kinds_of(pipeline)):
         longest = max(kind.frames for kind in kinds_of(pipeline))
         raise UserError(
-            f"TokenFlow edits clips by image models, and this one was trained on clips alone (up to {longest} frames): "
+            "TokenFlow edits clips by image models, and this one was trained on clips alone (up to "
+            f"{counted(longest, 'frame')}): "
             "give a model of pictures, or take another method"
         )
     if pipeline.transformer.channels:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..data.manifest.manifest import write_manifest
 from ..errors import UserError
+from ..words import counted
 
 
 @dataclass
@@ -50,7 +51,10 @@ class Pairs:
             for path, other, caption, more in self.rows
         ]
         write_manifest(out, table)
-        return f"{out}: {len(self.rows)} pairs, the first folder's clip preferred in {self.first}; {self._without()}"
+        return (
+            f"{out}: {counted(len(self.rows), 'pair')}, the first folder's clip preferred in {self.first}; "
+            f"{self._without()}"
+        )
 
     def _without(self) -> str:
         others = [f"{count} left out ({reason})" for reason, count in self.left_out.most_common()]

@@ -57,7 +57,7 @@ def main() -> None:
     options = {name: getattr(args, name) for name in ("negative_prompt", "window", "context", "seed")} | {"fps": fps}
     command.note_rate(pipeline, fps, args.fps)
     sampling = replace(sampling, progress=False)
-    windows = rollout(pipeline, [args.prompt], frames, clips=[end], sampling=sampling, **options)
+    windows = rollout(pipeline, [args.prompt], frames, clips=[end], names=[args.clip], sampling=sampling, **options)
     command.note_condition(pipeline, sampling, "prefix", "random")
 
     def pieces() -> Iterator[Tensor]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from ..command_line import Parser
 from ..errors import UserError, user_errors
 from ..pipelines import arguments, defaults
+from ..words import counted
 
 FACTOR = 4
 OF_CLIP = ("factor", "frames", "tokens_per_pack")
@@ -76,13 +77,16 @@ def main() -> None:
         outputs.check_edited(args.output, source, fps, factor)
     command.note_condition(pipeline, sampling, "ends", "random")
     if (made := tasks.makes_between(pipeline, between)) != between:
-        print(f"{between} frames between two: the nearest in time of the {made} that the model makes", flush=True)
+        print(
+            f"{counted(between, 'frame')} between two: the nearest in time of the {made} that the model makes",
+            flush=True,
+        )
     words["fps"] = fps
     command.note_rate(pipeline, fps, args.fps)
     if args.clip is None:
         first, last = ([end.frames[0]] for end in ends)
         (clip,) = tasks.interpolate(pipeline, first, last, [args.prompt], between, **words)
-        outputs.write(args.output, clip, fps, f"{len(clip)} frames")
+        outputs.write(args.output, clip, fps, counted(len(clip), "frame"))
         return
     words["sampling"] = replace(sampling, progress=False)  # a bar of frames is shown
     words["tokens_per_pack"] = args.tokens_per_pack or defaults.TOKENS_PER_PACK

@@ -12,6 +12,7 @@ from pathlib import Path
 from .. import precision
 from ..command_line import Parser
 from ..errors import user_errors
+from ..words import counted
 
 
 @user_errors()
@@ -38,6 +39,9 @@ def main() -> None:
     for i, path in enumerate(args.inputs):
         output = numbered(args.output, i, len(args.inputs))
         result = reconstruct_file(vae, path, output, args.max_frames)
-        print(f"{path}: PSNR {result.psnr:.2f} dB, SSIM {result.ssim:.4f} over {result.frames} frames -> {output}")
+        print(
+            f"{path}: PSNR {result.psnr:.2f} dB, SSIM {result.ssim:.4f} over "
+            f"{counted(result.frames, 'frame')} -> {output}"
+        )
         for change in result.changes:
             print(f"  {change}", flush=True)

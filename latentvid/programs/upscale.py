@@ -40,7 +40,7 @@ def main() -> None:
     import torch
 
     from ..data.video.reading import probe, read_chunks
-    from ..pipelines import cascade, command, outputs
+    from ..pipelines import cascade, command, inputs, outputs
     from ..pipelines.loading import load_pipeline
 
     info = probe(args.clip)
@@ -52,6 +52,7 @@ def main() -> None:
     stages = [first, *cascade.open_stages(args.then, args.device, args.mixed_precision)]
     size = info.height, info.width
     planned = cascade.Cascade.of(stages, info.frames, size, fps, [args.prompt], args.large, args.negative_prompt)
+    inputs.say_depth(args.clip)
     command.say_stages(planned, info.frames, size, fps)
     usual = command.of_stages(args, stages)
     own = command.sampling_of(args, pipeline)

@@ -36,6 +36,7 @@ from ..evaluation.sheet import Row, draw_sheet
 from ..files import read_json
 from ..page import Page, note, table
 from ..places import join
+from ..words import counted
 
 BINS = 40
 NEAR = 4  # segments on each side of a threshold that are shown
@@ -304,7 +305,7 @@ def _transform_in_words(transform: Transform) -> str:
     crop = "" if transform.crop is None else f", cropped to {transform.crop} x {transform.crop}"
     rate = "" if transform.fps is None else f", at {transform.fps:g} frames a second"
     return (
-        f"Windows of up to {transform.max_frames} frames{rate}, {area}{crop}, sides multiples of "
+        f"Windows of up to {counted(transform.max_frames, 'frame')}{rate}, {area}{crop}, sides multiples of "
         f"{transform.spatial_stride}. --max-frames, --max-area, --crop, --fps and the strides change it."
     )
 

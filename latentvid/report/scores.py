@@ -8,6 +8,7 @@ from html import escape
 from typing import Any, Literal
 
 from ..page import note, table
+from ..words import counted
 from .runs import Run
 
 
@@ -75,7 +76,7 @@ def _cell(score: Score | None) -> str:
     if score is None or score.value is None:
         return '<span class="dim">none</span>'
     about = [f"{figure(score.low)} to {figure(score.high)}"] if score.bounded else []
-    about += [f"{score.count:,} clips"] if score.count else []
+    about += [counted(score.count, "clip")] if score.count else []
     return f'<b>{figure(score.value)}</b> <span class="dim">{", ".join(about)}</span>'
 
 
@@ -84,7 +85,7 @@ def _floor(scores: Sequence[Score | None]) -> str:
     said = {}
     for score in scores:
         if score is not None and score.floor is not None:
-            words = [score.floor_of or "", f"{score.floor_count:,} clips" if score.floor_count else ""]
+            words = [score.floor_of or "", counted(score.floor_count, "clip") if score.floor_count else ""]
             about = ", ".join(filter(None, words))
             said[f'{figure(score.floor)} <span class="dim">{escape(about)}</span>'] = None
     return "<br>".join(said)

@@ -16,6 +16,7 @@ from ..command_line import Parser
 from ..errors import UserError
 from ..limits import range_of
 from ..pipelines.arguments import read_controlnet, read_lora, read_reference
+from ..words import counted
 
 Kind = Literal["text", "number", "whole", "flag", "choice", "numbers", "chosen", "upload", "shown"]
 MOST_TEXT = 4000  # characters of a text
@@ -126,7 +127,10 @@ def _read(field: Field, parts: list[Any], keep: Callable[[str], str]) -> Any:
             raise UserError(f"{field.option}: {len(several)} of them, and at most {MOST_FILES} can be")
         words = str(parts[1] or "").replace(",", " ").split() if field.parts == 2 else []
         if len(words) > len(several) or (field.kind == "shown" and len(words) < len(several)):
-            raise UserError(f"{field.option}: {len(several)} files and {len(words)} words: give one for each, in order")
+            raise UserError(
+                f"{field.option}: {counted(len(several), 'file')} and {counted(len(words), 'word')}: "
+                "give one for each, in order"
+            )
         words += [""] * (len(several) - len(words))
         if field.kind == "shown" and any("=" in word for word in words):
             raise UserError(f"{field.option}: a role has no equals sign")

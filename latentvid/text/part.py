@@ -15,6 +15,7 @@ from tokenizers import Encoding
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..words import counted
 from .connectors import connect
 from .folder import TextError
 from .kinds import keys_of
@@ -41,7 +42,8 @@ class TextPart:
     ) -> None:
         if len(tokenizer) > encoder.config.vocab_size:
             raise TextError(
-                f"the tokenizer has {len(tokenizer)} tokens and the text encoder {encoder.config.vocab_size}: "
+                f"the tokenizer has {counted(len(tokenizer), 'token')} and the text encoder "
+                f"{encoder.config.vocab_size}: "
                 "take both from the same model"
             )
         if (reading.layer == "all") != (connectors is not None):

@@ -17,6 +17,7 @@ from typing import Literal, Self
 import torch
 from torch import nn
 
+from ..words import counted
 from .connectors import load_connectors
 from .folder import TextError, check_encoder, check_tokenizer
 from .loading import check_quantization, load_encoder, load_tokenizer
@@ -130,7 +131,8 @@ class TextReader:
         for prompt, fit in zip(prompts, self.fits(prompts), strict=True):
             if fit.tokens > self.max_tokens:
                 warn_once(
-                    f"the text encoder reads the first {self.max_tokens} of {fit.tokens} tokens of the prompt "
+                    f"the text encoder reads the first {self.max_tokens} of "
+                    f"{counted(fit.tokens, 'token')} of the prompt "
                     f"{short(prompt)}"
                 )
             if fit.share == 1:

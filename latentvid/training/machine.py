@@ -12,6 +12,8 @@ from typing import Self
 import psutil
 import torch
 
+from ..words import counted
+
 logger = logging.getLogger(__name__)
 
 MOST_LOADERS = {"cuda": 8, "cpu": 2}  # of a training process: on a CPU they take cores that train
@@ -55,7 +57,7 @@ def loader_processes(asked: int | None, device: str, *, of_files: bool) -> tuple
     spare = cores // processes - 1
     fitting = psutil.virtual_memory().available // (LOADER_BYTES * processes)
     most = MOST_LOADERS.get(device, MOST_LOADERS["cuda"]) if of_files else 1
-    return max(0, min(spare, most, fitting)), f"by {cores} cores for {processes} processes"
+    return max(0, min(spare, most, fitting)), f"by {cores} cores for {counted(processes, 'process')}"
 
 
 class Collection:

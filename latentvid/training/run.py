@@ -22,6 +22,7 @@ from ..models.compiling import compile_blocks
 from ..models.flops import peak_flops
 from ..precision import describe, dtype_of
 from ..progress import phase
+from ..words import counted
 from ..world import from_main, meet
 from .checkpoint.checkpoint import CheckpointStore
 from .checkpoint.place import begins
@@ -217,7 +218,8 @@ class TrainingRun:
         self.saver.finish()
         last = self.store.path(self.store.steps()[-1]).name if self.store.steps() else "none"
         raise UserError(
-            f"{self.stepper.bad_steps} steps in a row were skipped (gradient norm {self.stepper.why}): lower optim.lr "
+            f"{counted(self.stepper.bad_steps, 'step')} in a row were skipped (gradient norm "
+            f"{self.stepper.why}): lower optim.lr "
             f"or optim.clip, or set train.mixed_precision=no; the last checkpoint is {last}"
         )
 

@@ -141,7 +141,7 @@ def test_a_column_of_signals_has_one_for_each_clip(digits_data, tmp_path):
     for changed, message in [
         (None, "has 0 files in `pose`: a ControlNet reads one of each clip"),
         ([rows[1]["path"]] * 2, "has 2 files in `pose`"),
-        (str(picture), "has 1 frames, its clip"),
+        (str(picture), "has 1 frame, its clip"),
     ]:
         table = tmp_path / "table.jsonl"
         table.write_text(

@@ -224,7 +224,7 @@ def test_clips_that_changed_since_are_noticed(tmp_path, format):
     (clips / "b").unlink()
     assert LatentCache(folder).check_clips() == [f"1 of the clips of {folder} are not in {clips}: not looked at"]
     (clips / "a").write_text("x")
-    with pytest.raises(UserError, match=r"is stale: 1 clips changed since it was made \('a'\); run vae/encode"):
+    with pytest.raises(UserError, match=r"is stale: 1 clip changed since it was made \('a'\); run vae/encode"):
         LatentCache(folder).check_clips()
     (clips / "c").write_text("longer")
     with pytest.raises(UserError, match="2 clips changed"):

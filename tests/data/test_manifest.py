@@ -82,7 +82,7 @@ def test_rows_are_read_probed_and_bad_ones_dropped(clips, ending):
         ("zero.mp4", "empty-file"),
     ]
     summary = manifest.summary()
-    assert "2 clips and 1 images" in summary and "dropped 2 (empty-caption)" in summary and "gone.mp4" in summary
+    assert "2 clips and 1 image" in summary and "dropped 2 (empty-caption)" in summary and "gone.mp4" in summary
 
 
 def test_files_are_not_looked_at_when_not_asked(tmp_path):
@@ -166,7 +166,7 @@ def test_scanning_a_folder_from_the_command_line(clips, tmp_path, monkeypatch, c
         "c.png": "a picture",
         "sub/a.mp4": "the first line another",
     }
-    for text in ("1 clips and 1 images", "(no-caption): ", "b.mp4", "(empty-caption)", "(truncated)", "(empty-file)"):
+    for text in ("1 clip and 1 image", "(no-caption): ", "b.mp4", "(empty-caption)", "(truncated)", "(empty-file)"):
         assert text in printed
     monkeypatch.setattr("sys.argv", ["manifest", str(tmp_path / "absent"), str(output)])
     with pytest.raises(SystemExit) as stopped:

@@ -131,7 +131,7 @@ def test_a_damaged_reference_is_replaced_with_its_clip_and_put_aside(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"control": "nowhere.mp4"}, r"references\.control: 1 files of .* cannot be used.*\n.*missing.*nowhere"),
+        ({"control": "nowhere.mp4"}, r"references\.control: 1 file of .* cannot be used.*\n.*missing.*nowhere"),
         ({"control": 3}, r"references\.control: .*a\.mp4.*holds 3, no path"),
         ({"control": "short.mp4"}, r"short\.mp4 has 9 frames, its clip .*a\.mp4.* has 11"),
         ({"subject": "tiny.png"}, r"references\.subject: .*tiny\.png: a clip of 4x4 is smaller than one stride"),

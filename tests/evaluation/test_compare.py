@@ -254,7 +254,7 @@ def test_what_cannot_be_compared_is_refused(folders, command, tmp_path, monkeypa
     other = tmp_path / "other"
     for i in range(5):
         write_video(other / f"name{i}.mp4", coloured(BLUE), 8)
-    assert f"1 clips of {a} are not in {other} (name5.mp4)" in refused(command(a, other, *out))
+    assert f"{other} lacks 1 clip of {a} (name5.mp4)" in refused(command(a, other, *out))
     write_video(other / "name5.mp4", coloured(BLUE), 8)
     (other / "name3.txt").write_text("something else\n")
     assert "name3.mp4 has the prompt" in refused(command(a, other, *out))

@@ -158,10 +158,10 @@ def test_a_table_a_method_and_one_of_all(folders, monkeypatch, capsys):
 def test_folders_that_do_not_fit_are_refused_by_name(folders):
     config = {"clips": folders / "clips", "edited": [folders / "local"], "out": folders / "out"}
     write_video(folders / "local" / "2.png", clip(1, 16), 8)
-    with pytest.raises(UserError, match="2.png has 1 frames of 16 x 16 pixels, .* as long and large"):
+    with pytest.raises(UserError, match="2.png has 1 frame of 16 x 16 pixels, .* as long and large"):
         score_edits(EditsConfig(**config))
     (folders / "local" / "2.png").unlink()
-    with pytest.raises(UserError, match="1 clips of .*clips are not in .*local .such as 2"):
+    with pytest.raises(UserError, match="local lacks 1 clip of .*clips .such as 2"):
         score_edits(EditsConfig(**config))
     with pytest.raises(UserError, match="give other names"):
         score_edits(EditsConfig(**config | {"edited": [folders / "local"] * 2}))

@@ -101,7 +101,7 @@ def test_of_several_clips_the_best_and_the_worst_are_a_pair(folders, command, tm
         (a / "w.mp4", "c/w.mp4"), (b / "x.mp4", "c/x.mp4"), (b / "y.mp4", "c/y.mp4"), (a / "z.mp4", "c/z.mp4")
     ]  # fmt: skip
     (tmp_path / "d/z.mp4").unlink()
-    assert f"1 clips of {b} are not in {tmp_path / 'd'} (z.mp4)" in refused(
+    assert f"{tmp_path / 'd'} lacks 1 clip of {b} (z.mp4)" in refused(
         command("label", b, a, tmp_path / "c", tmp_path / "d", *asked)
     )
     assert "give two folders or more" in refused(command("label", b, *asked))
@@ -134,7 +134,7 @@ def test_scores_that_are_no_numbers_are_left_out(folders, command, tmp_path, mon
     monkeypatch.setattr(MeanScore, "of_clip", lambda self, rows: next(values))
     status, said, errors = command("label", *folders, "--score", "flicker", "--out", tmp_path / "pairs.jsonl")
     assert status == 0, errors
-    assert "1 pairs" in said and "1 ties left out, 2 left out (flicker is no number)" in said
+    assert "1 pair," in said and "1 ties left out, 2 left out (flicker is no number)" in said
 
 
 def test_what_says_nothing_of_two_clips_is_refused(folders, command, tmp_path):

@@ -50,7 +50,7 @@ def test_a_question_that_nobody_answered_is_told():
     result = count(key, [Choices("x", {"Better?": {1: "left"}, "Sharper?": {2: "tie"}})])  # a check is no answer
     assert result["questions"][1] == {"question": "Sharper?", "votes": 0} and result["questions"][0]["win_rate"] == 1.0
     said = table(result)
-    assert "Sharper?\n  nobody answered" in said and "  A over B: 100.0 % of 1 pairs" in said
+    assert "Sharper?\n  nobody answered" in said and "  A over B: 100.0 % of 1 pair " in said
     assert "  x: same 1 of 1, noise 0 of 0" in said
     with pytest.raises(UserError, match="the files hold no choices"):
         count(key, [Choices("x", {question: {} for question in questions})])

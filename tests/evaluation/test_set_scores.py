@@ -256,7 +256,7 @@ def test_i3d_takes_the_whole_clip(weights):
     assert rows(clip).shape == (1, 7)
     want = clip.pixels.movedim(3, 0)[None] / 127.5 - 1  # [1,3,F,H,W] in [-1,1]
     torch.testing.assert_close(rows(clip), rows.network(want))
-    with pytest.raises(ClipError, match="8 frames are too few") as error:
+    with pytest.raises(ClipError, match="8 frames, too few") as error:
         rows(Clip(clip.pixels[:8], name="a.mp4"))
     assert error.value.reason == "too-short" and str(error.value).startswith("a.mp4: ")
 

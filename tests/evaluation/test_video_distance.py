@@ -75,7 +75,7 @@ def test_i3d_is_its_reference(weights, frames, tmp_path):
 
 def test_clips_that_are_too_short_and_wrong_weights_are_refused(weights, tmp_path):
     save_file(weights, tmp_path / "i3d.safetensors")
-    with pytest.raises(UserError, match="8 frames are too few"):
+    with pytest.raises(UserError, match="8 frames, too few"):
         load_i3d(tmp_path)(torch.zeros(1, 3, 8, 32, 32))
     with pytest.raises(UserError, match="no I3D weights"):
         load_i3d(tmp_path / "none.safetensors")

@@ -133,6 +133,23 @@ def test_a_larger_clip_is_made_smaller_and_comes_back_in_its_size(pipeline):
     assert Canvas.of(pipeline, (40, 40), 5, large=True).size == (40, 40)
 
 
+@pytest.mark.parametrize("size", [(16, 200), (200, 16), (16, 400), (24, 300), (17, 129), (64, 32)])
+def test_a_narrow_clip_keeps_its_shape_on_the_models_grid(pipeline, size):
+    """Pressed into the trained area (32 x 32) by whole strides of 8 pixels alone, 16 x 200 would be made in 8 x 120."""
+    canvas = Canvas.of(pipeline, size, 5)
+    assert canvas.size == canvas.content and all(side % 8 == 0 for side in canvas.size)
+    assert all(made <= native for made, native in zip(canvas.size, size, strict=True))
+    aspect = canvas.size[0] * size[1] / (canvas.size[1] * size[0])
+    assert 1 / 1.25 <= aspect <= 1.25
+    whole = clip(2, *size)
+    assert canvas.out(canvas.into(whole)).shape == whole.shape
+
+
+def test_a_narrow_clip_that_would_cost_too_much_in_its_shape_is_refused(pipeline):
+    with pytest.raises(UserError, match="8 x 16000 cost .* times a clip .* give --large"):
+        Canvas.of(pipeline, (8, 16_000), 5)
+
+
 # --------------------------------------------------------------------------------------------------------------- masks
 
 

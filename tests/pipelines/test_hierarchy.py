@@ -111,7 +111,7 @@ def test_seeds_and_local_prompts_decide(pipeline):
     [
         ({"num_frames": 0}, "0 frames: ask for at least 1"),
         ({"local_prompts": [RED] * 2}, "2 local prompts for 3 segments between the keyframes of 16 frames"),
-        ({"num_frames": 5, "local_prompts": [RED] * 4}, "5 frames are a single clip of this model"),
+        ({"num_frames": 5, "local_prompts": [RED] * 4}, "5 frames make a single clip of this model"),
         ({"tokens_per_pack": 0}, "tokens_per_pack=0"),
         ({"height": 30}, "30 x 16 pixels: this model makes multiples of 8"),
     ],

@@ -140,8 +140,8 @@ def test_noise_in_the_steps_changes_the_clip_and_is_seeded(pipeline):
         ({"height": 30, "width": 45}, r"30 x 45 pixels: .* multiples of 8, such as 32 x 48"),
         ({"width": 0}, r"width=0: must be a whole number"),
         ({"steps": 0}, r"steps=0: must be a whole number"),
-        ({"width": [32, 32]}, r"width: 2 values for 1 prompts"),
-        ({"negative_prompt": ["a", "b"]}, r"negative_prompt: 2 values for 1 prompts"),
+        ({"width": [32, 32]}, r"width: 2 given, and the prompts are 1"),
+        ({"negative_prompt": ["a", "b"]}, r"negative_prompt: 2 given, and the prompts are 1"),
         ({"prompt": "a red 7 moves up " * 20}, r"prompt of \d+ tokens is longer than the text encoder's 24"),
         ({"negative_prompt": "blue " * 40}, r"longer than the text encoder's 24"),
         ({"prompt": []}, r"0 prompts"),
@@ -151,7 +151,7 @@ def test_noise_in_the_steps_changes_the_clip_and_is_seeded(pipeline):
         ({"seed": -1}, r"seed=-1: must be a whole number from 0"),
         (
             {"num_frames": 9_999_997, "height": 16_384, "width": 16_384},
-            r"9999997 frames of 16384 x 16384 pixels take [\d,.]+ GiB decoded, and [\d,.]+ GiB are free",
+            r"9,999,997 frames of 16384 x 16384 pixels take [\d,.]+ GiB decoded, and [\d,.]+ GiB are free",
         ),
     ],
 )

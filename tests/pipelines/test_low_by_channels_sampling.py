@@ -155,7 +155,7 @@ def test_the_programs(run, folder, tiny_pipeline, tmp_path):
     write_video(tmp_path / "one.png", clip[:1], 8.0)
     for file, level, message in (
         ("small.mp4", 0.7, "reference noise 0.7: the model was trained with 0.1 to 0.5 in low"),
-        ("one.png", 0.2, "low=.*one.png has 1 frames, the clip 5: .* a frame for each"),
+        ("one.png", 0.2, "low=.*one.png has 1 frame, the clip 5: .* a frame for each"),
     ):
         more = ("--reference", f"low={tmp_path / file}", "--reference-noise", level, "--output", tmp_path / "no.mp4")
         said = refused(run("inference/t2v.py", "--model", folder, "--prompt", RED, *more))

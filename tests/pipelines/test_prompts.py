@@ -125,7 +125,7 @@ def test_a_stopped_run_goes_on_and_ends_as_one_that_was_not(pipeline, table, tmp
     assert {path.name for path in (tmp_path / "a").glob("[!.]*")} == {INDEX, *written[:2]}
     sample_prompts(pipeline, rows, tmp_path / "a", FAST, Rank(), tokens_per_pack=64)
     assert sorted(written[3:]) == sorted({row.file for row in rows} - set(written[:2]))
-    assert "2 of 6 clips are there" in capsys.readouterr().out
+    assert "6 clips asked for, 2 there" in capsys.readouterr().out
     sample_prompts(pipeline, rows, tmp_path / "b", FAST, Rank())
     assert same(tmp_path / "a", tmp_path / "b")
 

@@ -131,7 +131,7 @@ def test_clips_and_pictures_through_the_call(pipeline):
     assert (alone.int() - made[1].int()).abs().max() <= 1
     for references, message in [
         ({"pose": clip}, "reference pose: there is no such role: this model knows control, subject"),
-        ([None], "references: 1 values for 2 prompts"),
+        ([None], "references: 1 given, and the prompts are 2"),
         ({"control": clip.float()}, r"reference control: float32 .*give a clip uint8 \[F,H,W,3\]"),
         ({"control": clip[:, :30]}, "30 x 32 pixels: this model makes multiples of 8"),
     ]:

@@ -256,15 +256,15 @@ def test_the_beginning_of_a_clip_is_decoded_but_not_shown(pipeline):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_frames": 0}, "0 frames of 1 prompts"),
+        ({"num_frames": 0}, "0 frames of 1 prompt:"),
         ({"prompts": []}, "frames of 0 prompts"),
         ({"window": 10}, "10 frames: this VAE takes"),
         ({"context": 4}, "4 frames: this VAE takes"),
         ({"window": 5}, "a window of 5 frames must be longer than its context of 5: ask for a window of 9"),
         ({"window": 5, "context": 9}, "must be longer than its context"),
         ({"height": 30}, "30 x 32 pixels: this model makes multiples of 8"),
-        ({"clips": [clip(1, 0)]}, "clip 0 has 1 frames, and 5 are needed"),
-        ({"clips": [clip(5, 0)] * 2}, "2 clips for 1 prompts"),
+        ({"clips": [clip(1, 0)]}, "clip 0 has 1 frame, and 5 are needed"),
+        ({"clips": [clip(5, 0)] * 2}, "2 clips for 1 prompt:"),
         ({"clips": [clip(5, 0, 30, 32)]}, "30 x 32 pixels"),
     ],
 )
@@ -283,5 +283,5 @@ def test_what_a_model_cannot_do_is_said(plain, pipeline):
         rollout(plain, [RED], 9, **SIZE)
     assert len(roll(plain, [RED], 12, window=9, context=1)[0]) == 12
     plain.register_to_config(frames=1)
-    with pytest.raises(UserError, match="a window of 1 frames must be longer"):
+    with pytest.raises(UserError, match="a window of 1 frame must be longer"):
         rollout(plain, [RED], 9)

@@ -240,7 +240,7 @@ def test_an_edit_does_not_depend_on_what_it_is_made_with(pipeline):
         (lambda p: edits.edit(p, [clip(5, 20)], [RED], [RED], sampling=FAST), "20 x 24 pixels: .* multiples of 8"),
         (lambda p: tasks.interpolate(p, [clip(1)[0]], [clip(1, 24)[0]], [RED], 4), "first .* 16 x 24 .* last 24 x 24"),
         (lambda p: tasks.interpolate(p, [clip(1)[0]], [clip(1)[0]], [RED], 0), "between=0: must be a whole number"),
-        (lambda p: tasks.raise_rate(p, clip(1), 2), "1 frames at 2 times"),
+        (lambda p: tasks.raise_rate(p, clip(1), 2), "1 frame at 2 times"),
         (lambda p: tasks.raise_rate(p, clip(3), 1), "3 frames at 1 times"),
     ],
 )

@@ -188,5 +188,5 @@ def test_what_it_does_not_go_with_is_refused(options, message, dit_config, tmp_p
 
 def test_blocks_that_are_trained_cannot_be_swapped():
     blocks = nn.ModuleList([*blocks_of(2), nn.Linear(8, 8)])
-    with pytest.raises(UserError, match="train.swap_blocks=3: 2 blocks have weights that stay as they are"):
+    with pytest.raises(UserError, match="train.swap_blocks=3: of 2 blocks the weights stay as they are"):
         BlockSwap(blocks, 3, CPU)

@@ -70,7 +70,7 @@ def test_a_clip_that_was_exported_again_under_its_name_is_encoded_again(clips):
     other = clips.manifest.with_name("3.mp4").read_bytes()
     size, times = path.stat().st_size, (path.stat().st_atime_ns, path.stat().st_mtime_ns)
     path.write_bytes(other)
-    with pytest.raises(UserError, match="stale: 1 clips changed"):
+    with pytest.raises(UserError, match="stale: 1 clip changed"):
         LatentCache(clips.out).check_clips()
     cache = same_as_anew(clips, [])  # its latents are there, under another window
     assert torch.equal(cache.load(1).mean, cache.load(3).mean)

@@ -48,7 +48,7 @@ def test_a_profile_follows_steps_once_they_are_warm(tmp_path, left, first, last)
 def test_a_profile_of_more_steps_than_there_are_is_told(tmp_path, caplog):
     with Profile(tmp_path, 2, done=5, left=1) as profile:
         profile.step()
-    assert not list(tmp_path.iterdir()) and "1 steps are left, of which 0 can be followed" in caplog.text
+    assert not list(tmp_path.iterdir()) and "1 step left, of which 0 can be followed" in caplog.text
 
 
 def test_garbage_is_collected_between_steps_on_gpus(monkeypatch):

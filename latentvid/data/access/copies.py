@@ -20,6 +20,7 @@ from ...files import written_whole
 from ...limits import PATIENCE_S
 from ...places import has_credentials, is_url, join, name_of, place, shown
 from ...progress import phase
+from ...words import counted
 from ..storage import patiently
 from . import remote
 
@@ -49,7 +50,7 @@ class Copied:
 
     def __str__(self) -> str:
         there = f"; {self.there} were there" if self.there else ""
-        return f"{self.files} files, {self.bytes:,} bytes{there}"
+        return f"{counted(self.files, 'file')}, {self.bytes:,} bytes{there}"
 
 
 def copy(source: str | os.PathLike, target: str | os.PathLike, patience_s: float = PATIENCE_S) -> Copied:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ...errors import StorageError, UserError
 from ...limits import shown
 from ...places import is_url, join
+from ...words import counted
 from ..access.files import ask_together, opened, status
 from ..manifest.identity import identify
 from ..manifest.samples import dropped_by_reason
@@ -100,12 +101,14 @@ class LatentCache(Index):
                         changed.append(name)
         if changed:
             raise UserError(
-                f"the latent cache {self.folder} is stale: {len(changed)} clips changed since it was made "
+                f"the latent cache {self.folder} is stale: {counted(len(changed), 'clip')} changed since it was made "
                 f"({', '.join(map(shown, changed[:3]))}{', ...' if len(changed) > 3 else ''}); {AGAIN}"
             )
         notes = [f"{gone} of the clips of {self.folder} are not in {folder}: not looked at"] if gone else []
         if unread:
-            notes.append(f"{unread} clips of {self.folder} have other dates than when it was made: not read again")
+            notes.append(
+                f"{counted(unread, 'clip')} of {self.folder} have other dates than when it was made: not read again"
+            )
         return notes
 
     def _state(self, folder: str, name: str) -> os.stat_result | None:

@@ -29,6 +29,7 @@ import pyarrow
 from ...files import local, written_whole
 from ...limits import range_of
 from ...places import absolute, has_credentials, is_url, join, name_of, parent, shown
+from ...words import counted
 from ..access.files import opened, status
 from ..storage import patiently
 from .captions import each_of, fault_of, is_garbage, joined, one_line
@@ -101,7 +102,7 @@ class Manifest:
     def summary(self, examples: int = 3) -> str:
         """Counts of what is kept and, by reason, of what is dropped, with the first few of each."""
         images = int(self.samples.is_image.sum())
-        lines = [f"{self.source}: {len(self.samples) - images} clips and {images} images"]
+        lines = [f"{self.source}: {counted(len(self.samples) - images, 'clip')} and {counted(images, 'image')}"]
         return "\n".join([*lines, *dropped_by_reason(self.dropped, examples), *(f"  {note}" for note in self.notes)])
 
 

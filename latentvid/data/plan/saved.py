@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import UserError
+from ...words import counted
 from .source import single
 
 CHUNK = 1 << 20  # values at a time
@@ -58,7 +59,9 @@ def refuse_other(state: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     if state["samples"] < now["samples"]:
         fix = f"{fix}; data.may_grow=true takes in clips that were appended"
     if state["samples"] != now["samples"]:
-        raise UserError(f"this run began with {state['samples']} samples, the data set now has {now['samples']}: {fix}")
+        raise UserError(
+            f"this run began with {counted(state['samples'], 'sample')}, the data set now has {now['samples']}: {fix}"
+        )
     changed = [n for n in (*now["prints"], "reads") if now["prints"].get(n) != state["prints"].get(n)]
     if "tokens" in changed:
         raise UserError(

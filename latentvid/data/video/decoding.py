@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ...errors import ClipError
+from ...words import counted
 from ..access.files import is_plain
 from .opening import Video, opened_video, truncated
 from .pace import Pace
@@ -140,7 +141,7 @@ def _remember_decoded(path: str | os.PathLike, times: list[tuple[Any, Any]]) -> 
 def too_short(path: str | os.PathLike, have: int, start: int, frames: int | None) -> ClipError:
     asked = f"frames {start} to {start + frames - 1}" if frames else f"frames from {start} on"
     fix = "ask for fewer frames or correct `frames` in the manifest"
-    return ClipError(path, "too-short", f"has {have} frames, but {asked} were asked for; {fix}")
+    return ClipError(path, "too-short", f"has {counted(have, 'frame')}, but {asked} were asked for; {fix}")
 
 
 def first_frame_s(path: str | os.PathLike) -> Fraction:

@@ -144,6 +144,15 @@ def has_full_range(path: str | os.PathLike) -> bool:
         return context.color_range == ColorRange.JPEG or (context.pix_fmt or "").startswith("yuvj")
 
 
+def bits_of(path: str | os.PathLike) -> int:
+    """Of a channel of a video, 8 or more; 8 of a picture."""
+    if os.path.splitext(os.fspath(path))[1].lower() not in VIDEO_ENDINGS:
+        return 8
+    with opened_video(path) as video:
+        name = video.stream.codec_context.pix_fmt
+    return max(8, *(part.bits for part in av.VideoFormat(name).components)) if name else 8
+
+
 def in_memory(frames: Tensor, fps: float, crf: int) -> io.BytesIO:
     """What `write_video` makes of uint8 [F,H,W,3] as an .mp4, at its start."""
     file = io.BytesIO()

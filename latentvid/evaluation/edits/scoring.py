@@ -21,6 +21,7 @@ from ...data.video.reading import probe, read_frames
 from ...errors import UserError
 from ...files import check_outputs, write_whole
 from ...tables import markdown_table, text_table
+from ...words import counted
 from ...world import usable_device
 from ..clip_folder import Files, list_files
 from ..intervals import by_file, spread
@@ -170,7 +171,8 @@ def check_names(clips: Path, sources: Mapping, folder: Path, found: Mapping, mas
         if missing := sorted(here.keys() - there.keys()):
             what = "mask" if masks else "edit"
             raise UserError(
-                f"{len(missing)} clips of {where} are not in {elsewhere} (such as {missing[0]}): give one {what} for "
+                f"{elsewhere} lacks {counted(len(missing), 'clip')} of {where} (such as {missing[0]}): "
+                f"give one {what} for "
                 "each clip, under its name"
             )
 
@@ -179,7 +181,7 @@ def read_like(path: Path, clip: Tensor, source: Path) -> Tensor:
     """An edit, uint8 [F,H,W,3] as its clip. Raises UserError for another length or size."""
     made = read_frames(path)
     if made.shape != clip.shape:
-        ours, theirs = ("{} frames of {} x {}".format(*each.shape) for each in (made, clip))
+        ours, theirs = ("{} of {} x {}".format(counted(len(each), "frame"), *each.shape[1:3]) for each in (made, clip))
         raise UserError(f"{path} has {ours} pixels, {source} {theirs}: an edit must be as long and large as its clip")
     return made
 
@@ -190,7 +192,8 @@ def read_mask(path: Path, clip: Tensor, source: Path) -> Tensor:
     white = read_frames(path).float().mean(-1) >= 128
     if white.shape[1:] != clip.shape[1:3] or count not in (1, len(clip)):
         raise UserError(
-            f"mask {path} has {count} frames of {white.shape[1]} x {white.shape[2]} pixels, {source} {len(clip)} of "
+            f"mask {path} has {counted(count, 'frame')} of {white.shape[1]} x {white.shape[2]} pixels, "
+            f"{source} {len(clip)} of "
             f"{clip.shape[1]} x {clip.shape[2]}: give a picture of that size, or a frame for each"
         )
     return white.expand(len(clip), -1, -1)

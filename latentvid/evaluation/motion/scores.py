@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ClipError
+from ...words import counted
 from ..mean_score import MeanScore
 from ..rows import Clip, check_motion, check_size
 from .flow import SMALLEST, open_flow, visible, warp
@@ -57,9 +58,11 @@ class MotionRows:
         frames, step = clip.pixels.to(self.flow.device), stride(clip.fps)
         if count <= step:
             raise ClipError(
-                clip.name, "too-short", f"{count} frames at {clip.fps:g} a second do not reach from one of {RATE:g} "
-                "frames a second to the next, where the dynamic degree looks: give longer clips"
-            )  # fmt: skip
+                clip.name,
+                "too-short",
+                f"{counted(count, 'frame')} at {clip.fps:g} a second do not reach from one of {RATE:g} frames a second "
+                "to the next, where the dynamic degree looks: give longer clips",
+            )
         errors, speeds, fast = [], [], []
         for a, b in zip(frames[:-1], frames[1:], strict=True):
             forward, backward = self.flow(a, b), self.flow(b, a)

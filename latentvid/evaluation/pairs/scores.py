@@ -13,6 +13,7 @@ from torch import Tensor
 from ...data.cache.latents import module_fingerprint
 from ...data.transforms import from_uint8
 from ...errors import ClipError, UserError
+from ...words import counted
 from ..mean_score import MeanScore
 from ..rows import Clip, check_size
 from .fidelity import SSIM_WINDOW, Fidelity
@@ -75,7 +76,9 @@ def pair_of(clip: Clip) -> Tensor:
     if clip.pair is None:
         raise ValueError(f"{clip.name} has no pair")
     if clip.pair.shape != clip.pixels.shape:
-        ours, theirs = ("{} frames of {} x {}".format(*pixels.shape[:3]) for pixels in (clip.pixels, clip.pair))
+        ours, theirs = (
+            "{} of {} x {}".format(counted(len(each), "frame"), *each.shape[1:3]) for each in (clip.pixels, clip.pair)
+        )
         raise ClipError(clip.name, "unlike-pair", f"{ours} pixels, but its pair has {theirs}: give equal shapes")
     return clip.pair
 

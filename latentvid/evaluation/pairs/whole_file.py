@@ -29,6 +29,7 @@ from ...limits import check
 from ...models.interchange import DiffusersVae, Vae
 from ...models.streaming import decode_stream, encode_stream
 from ...pipelines.defaults import ENDINGS, STREAMED
+from ...words import counted
 from .fidelity import Fidelity
 
 T = TypeVar("T")
@@ -73,13 +74,15 @@ def reconstruct_file(
         raise UserError(f"cannot write {output.name}: give the output the ending {', '.join(ENDINGS)}")
     check_target(output)
     if frames > SHEET_FRAMES and ending not in STREAMED:
-        raise UserError(f"{output}: {frames} frames are too many for it; write an .mp4, or ask for fewer (max_frames)")
+        raise UserError(
+            f"{output}: {counted(frames, 'frame')} are too many for it; write an .mp4, or ask for fewer (max_frames)"
+        )
     changes = []
     if (height, width) != (info.height, info.width):
         changes.append(f"{info.height} x {info.width} pixels scaled and cropped to {height} x {width}")
     first, later = _lengths(vae, height * width)
     if not has_stream(vae) and frames > first:
-        changes.append(f"windows of {first} frames, each a clip of its own: this autoencoder has no stream")
+        changes.append(f"windows of {counted(first, 'frame')}, each a clip of its own: this autoencoder has no stream")
     copied, codec = copies_audio(path, output)
     if codec is not None:
         changes.append(f"audio ({codec}) " + ("copied" if copied else f"left out: {ending} does not hold it"))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import UserError
+from ...words import counted
 from .key import Choice, Choices, Key
 
 WORTH = {"A": 1.0, "tie": 0.5, "B": 0.0}  # of a choice, for A
@@ -172,17 +173,19 @@ def _question_lines(q: dict[str, Any]) -> list[str]:
         return ["  nobody answered"]
     chosen, sign, agreed = q["chosen"], q["sign_test"], q["agreement"]
     lines = [
-        f"  A over B: {_percent(q['win_rate'])} of {q['pairs']} pairs (95 %: {_range(q['wilson'])} by Wilson, "
+        f"  A over B: {_percent(q['win_rate'])} of {counted(q['pairs'], 'pair')} (95 %: "
+        f"{_range(q['wilson'])} by Wilson, "
         f"{_range(q['bootstrap'])} by resampling pairs)",
         f"  votes: {chosen['A']} A, {chosen['tie']} ties ({_percent(q['ties'])}), {chosen['B']} B; "
         f"left in {_percent(q['left'])} of those that are no ties",
-        f"  sign test: {sign['a']} pairs A, {sign['b']} B, {sign['even']} even, p = {sign['p']:.3g}"
+        f"  sign test: {counted(sign['a'], 'pair')} A, {sign['b']} B, {sign['even']} even, p = {sign['p']:.3g}"
         + ("" if q["effect"] is None else f", effect (Cohen's g) {q['effect']:+.2f}"),
     ]
     if agreed is not None:
         kappa = "not defined, all choices are the same" if agreed["kappa"] is None else f"{agreed['kappa']:.2f}"
         lines.append(
-            f"  agreement of {agreed['raters']} raters on {agreed['pairs']} pairs: {agreed['method']}'s kappa {kappa}, "
+            f"  agreement of {counted(agreed['raters'], 'rater')} on "
+            f"{counted(agreed['pairs'], 'pair')}: {agreed['method']}'s kappa {kappa}, "
             f"{_percent(agreed['observed'])} equal"
         )
     if len(q["by_rater"]) > 1:

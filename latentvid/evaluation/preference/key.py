@@ -16,6 +16,7 @@ from typing import Any, Literal
 from ...errors import UserError
 from ...files import read_json, write_whole
 from ...rng import derived_seed
+from ...words import counted
 
 KEY = "key.json"
 PAGE = "compare.html"
@@ -96,7 +97,7 @@ def draw_pairs(names: Sequence[str], count: int, checks: int, seed: int) -> list
     Raises UserError where there are fewer than `count` names.
     """
     if count > len(names) or count < 1:
-        raise UserError(f"--pairs {count}: the folders hold {len(names)} pairs; give 1 to {len(names)}")
+        raise UserError(f"--pairs {count}: the folders hold {counted(len(names), 'pair')}; give 1 to {len(names)}")
     draws, names = random.Random(derived_seed(seed, 0, "compare")), sorted(names)
     chosen = draws.sample(names, count)
     pairs = [Pair(name, *sides) for name, sides in zip(chosen, _sides(count, draws), strict=True)]

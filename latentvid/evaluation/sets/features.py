@@ -15,6 +15,7 @@ from ...data.cache.latents import module_fingerprint
 from ...data.transforms import from_uint8
 from ...errors import ClipError, UserError
 from ...limits import check
+from ...words import counted
 from ..defaults import COMMON, PICTURES
 from ..rows import Clip
 from .i3d import I3D, SCRIPT, SHORTEST, ScriptedI3D, load_i3d
@@ -88,7 +89,9 @@ class I3DRows:
     def __call__(self, clip: Clip) -> Tensor:
         frames = len(clip.pixels)
         if frames < SHORTEST:
-            raise ClipError(clip.name, "too-short", f"{frames} frames are too few for I3D, which takes {SHORTEST}")
+            raise ClipError(
+                clip.name, "too-short", f"{counted(frames, 'frame')}, too few for I3D, which takes {SHORTEST}"
+            )
         return self.network(from_uint8(clip.pixels.to(self.device))[None]).float().cpu()
 
 

@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ...errors import UserError, brief
+from ...words import counted
 from .networks import Identity, identify
 
 SCRIPT = "i3d_torchscript.pt"
@@ -110,7 +111,9 @@ class I3D(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         frames = x.shape[2]
         if frames < SHORTEST:
-            raise UserError(f"{frames} frames are too few for the video distance: give clips of {SHORTEST} or more")
+            raise UserError(
+                f"{counted(frames, 'frame')}, too few for the video distance: give clips of {SHORTEST} or more"
+            )
         pictures = rearrange(x, "B C F H W -> (B F) C H W")
         pictures = nnf.interpolate(pictures, (SIDE, SIDE), mode="bilinear", align_corners=False)
         x = self.stem(rearrange(pictures, "(B F) C H W -> B C F H W", F=frames))  # [B,64,F/2,112,112]
@@ -138,7 +141,9 @@ class ScriptedI3D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[2] < SHORTEST:
-            raise UserError(f"{x.shape[2]} frames are too few for the video distance: give clips of {SHORTEST} or more")
+            raise UserError(
+                f"{counted(x.shape[2], 'frame')}, too few for the video distance: give clips of {SHORTEST} or more"
+            )
         return self.network((x + 1) * 127.5, rescale=True, resize=True, return_features=True)
 
 

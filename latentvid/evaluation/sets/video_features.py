@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ...errors import ClipError, UserError, brief
+from ...words import counted
 from ..rows import Clip
 from .networks import identify
 from .video_transformer import SIDE, VideoMae, VideoTransformer, VJepa, read_weights
@@ -36,7 +37,9 @@ class _TransformerRows:
         """[1,D]. Raises ClipError for a clip of another length than the network's."""
         frames = self.network.frames
         if len(clip.pixels) != frames:
-            said = f"{len(clip.pixels)} frames, but the network takes {frames}: --frames {frames} --drop-short"
+            said = (
+                f"{counted(len(clip.pixels), 'frame')}, but the network takes {frames}: --frames {frames} --drop-short"
+            )
             raise ClipError(clip.name, "other-length", said)
         return self._features(clip.pixels.to(self.device)).float().cpu()
 

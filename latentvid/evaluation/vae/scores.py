@@ -26,6 +26,7 @@ from ...limits import check_fields
 from ...models.interchange import Vae, load_vae
 from ...precision import MixedPrecision, autocast, choose, describe
 from ...tables import markdown_table
+from ...words import counted
 from ..footage import Cut, Excerpt, cut_files, find_files
 from ..mean_score import MeanScore
 from ..pairs.fidelity import SSIM_WINDOW
@@ -132,7 +133,7 @@ class Scorer:
         small = len(self.clips) - len(self.rows["lpips"])
         if "lpips" in self.extractors and small:
             side = SMALLEST[self.extractors["lpips"].network.net]
-            self.notes.append(f"LPIPS is left out for {small} clips below {side} pixels a side")
+            self.notes.append(f"LPIPS is left out for {counted(small, 'clip')} below {side} pixels a side")
         return {s.name: s(self.rows[s.extractor]) if self.rows[s.extractor] else None for s in SCORES}
 
     def rfvd(self) -> float | None:
@@ -144,8 +145,9 @@ class Scorer:
             needed = f"2 clips of at least {SHORTEST} frames, and there are {count}"
             self.notes.append(f"rFVD is left out: it needs {needed}")
             return None
-        few = f": so few bias it upwards, compare it with others of {count} clips only" if count < ENOUGH else ""
-        self.notes.append(f"rFVD is of {count} clips{few}")
+        of = counted(count, "clip")
+        few = f": so few bias it upwards, compare it with others of {of} only" if count < ENOUGH else ""
+        self.notes.append(f"rFVD is of {of}{few}")
         return RFVD(self.rows["i3d"], self.rows["real"])
 
 
@@ -260,7 +262,7 @@ def table(result: dict[str, Any]) -> str:
         for c in result["per_clip"]
     ]
     lines = [
-        f"# {result['class']} on {result['clips']} clips",
+        f"# {result['class']} on {counted(result['clips'], 'clip')}",
         "",
         markdown_table(("PSNR (dB)", "SSIM", "LPIPS", *head), [(*figures(mean), *more)]),
         "",

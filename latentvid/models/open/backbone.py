@@ -18,6 +18,7 @@ from ...attention import resolve_backend
 from ...errors import UserError
 from ...packing import Packed, Shape, patch_size
 from ...sequence import SequenceGroup
+from ...words import counted
 from ..block_pass import pass_of  # noqa: F401 - for the families
 from ..conditions import Conditions
 from ..control import Control, Controllable
@@ -148,7 +149,7 @@ class OpenBackbone(Controllable, nn.Module):
         """Raises UserError for a clip of more latent frames than `most_frames`."""
         if self.most_frames is not None and frames > self.most_frames:
             raise UserError(
-                f"{frames} frames: {self.family} has positions for at most {self.most_frames}: ask for fewer"
+                f"{counted(frames, 'frame')}: {self.family} has positions for at most {self.most_frames}: ask for fewer"
             )
 
     @property

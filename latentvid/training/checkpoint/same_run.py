@@ -13,6 +13,7 @@ from ...config.schema import TrainingConfig
 from ...config.sections import Optim
 from ...config.yaml_files import read_yaml
 from ...errors import UserError
+from ...words import counted
 from ..optim import lr_factor
 from .checkpoint import CheckpointStore
 from .records import State, read_record
@@ -79,7 +80,8 @@ def _check_steps(before: CurriculumStage, stage: CurriculumStage, done: int, ove
         raise UserError(f"train.steps was {before.steps}, is {stage.steps}: the stage is over, so set it back")
     if not over and stage.end < done and not stage.last:
         raise UserError(
-            f"train.steps is {stage.steps}, but {done - stage.begin} steps of the stage are trained: give at least that"
+            f"train.steps is {stage.steps}, but {counted(done - stage.begin, 'step')} of the stage are "
+            "trained: give at least that"
         )
 
 

@@ -15,13 +15,14 @@ from ...data.plan.plan import Plan
 from ...errors import UserError
 from ...models.flops import TRAINING, GridFlops, peak_flops
 from ...packing import Shape
+from ...words import counted
 from ..monitor.efficiency import rank_balance
 from ..task import Pack, Task
 from .cards import Pack as CardPack
 from .cards import cards_table, sparing
 from .estimate import H200, Step, peak_bytes, step_seconds
 from .memory import UNCUT, PassBytes, StateBytes, activation_bytes, largest, pass_bytes, size, state_bytes
-from .words import count, duration, in_bytes, indented, si
+from .words import duration, in_bytes, indented, si
 
 SIMULATED_STEPS = 50
 MFU = 0.4  # what large runs reach; the time is estimated for it
@@ -168,12 +169,13 @@ def _packs(config: TrainingConfig, task: Task, plan: Plan, simulation: Simulatio
     per_epoch = steps_per_epoch(task, s)
     passes = [f"    {steps * epochs:,.2f} {name}" for name, epochs in zip(plan.names, s.epochs, strict=True)]
     sources = ["  passes over each source:", *passes] if len(s.epochs) > 1 else []
-    shared = f", each shared by {config.train.sequence_parallel} processes" * (config.train.sequence_parallel > 1)
+    sharing = config.train.sequence_parallel
+    shared = f", each shared by {counted(sharing, 'process')}" if sharing > 1 else ""
     return "\n".join(
         [
             f"packs ({s.steps} steps simulated): {plan.packs} a step of at most {plan.budget:,} tokens{shared}; "
             f"{s.samples:,.1f} samples and {s.tokens:,.0f} tokens a step",
-            f"  fill {s.fill:.3f}; cost balance over {count(ranks, 'rank')} {s.balance:.3f} "
+            f"  fill {s.fill:.3f}; cost balance over {counted(ranks, 'rank')} {s.balance:.3f} "
             f"(lowest {s.lowest_balance:.3f})",
             f"  {per_epoch:,.1f} steps an epoch; the run's {steps:,} steps are {steps / per_epoch:,.2f} epochs, "
             f"{steps * s.samples:,.0f} samples, {si(steps * s.tokens)}tokens",
@@ -198,7 +200,7 @@ def _arithmetic(config: TrainingConfig, task: Task, simulation: Simulation, worl
         [
             f"model: {type(task.model).__name__}, {every:,} parameters, {trained:,} of them trained",
             f"  {si(s.flops)}FLOPs a step, forward and backward{encode}",
-            f"  peak {si(peak)}FLOP/s ({source}), x {count(world, 'device')}",
+            f"  peak {si(peak)}FLOP/s ({source}), x {counted(world, 'device')}",
             f"  at {MFU:.0%} of it {duration(seconds)} a step, {duration(seconds * steps)} the run",
         ]
     )
@@ -252,7 +254,7 @@ def blank_pack(task: Task, shapes: Sequence[Shape]) -> Pack:
 def _memory(config: TrainingConfig, task: Task, memory: Memory, device: torch.device) -> str:
     rows = [("", "weights", "gradients", "optimiser", "average", "activations", "most", "most, recomputing")]
     for strategy, n, held, most in memory.rows:
-        rows.append((f"{strategy}, {count(n, 'process')}", *map(in_bytes, (*held, memory.kept, *most))))
+        rows.append((f"{strategy}, {counted(n, 'process')}", *map(in_bytes, (*held, memory.kept, *most))))
     ways = len(memory.rows[0][3])
     rows = [row[: 6 + ways] for row in rows]
     lines = ["memory a device for the largest pack, and the most that a step holds at a time:", indented(rows)]
@@ -312,7 +314,7 @@ def _times(
             taken = step_seconds(step, strategy, n, cluster)
             rows.append((strategy, *map(duration, (*taken, taken.all, taken.all * config.train.steps))))
     what = f"computing at {MFU:.0%} of the peak, links and memory as an H200's (docs/scaling.md)"
-    return "\n".join([f"a step on {count(world, 'device')}, {what}:", indented(rows)])
+    return "\n".join([f"a step on {counted(world, 'device')}, {what}:", indented(rows)])
 
 
 def _warnings(config: TrainingConfig, task: Task, plan: Plan, simulation: Simulation) -> str:
@@ -320,7 +322,7 @@ def _warnings(config: TrainingConfig, task: Task, plan: Plan, simulation: Simula
     epochs = config.train.steps * max(1 / steps_per_epoch(task, s), *(s.epochs if len(s.epochs) > 1 else [0]))
     largest = int(np.max(task.tokens))
     found = {
-        f"the largest sample has {largest:,} tokens, more than half a pack: packs fill badly; "
+        f"the largest sample has {counted(largest, 'token')}, more than half a pack: packs fill badly; "
         "raise data.tokens_per_pack": 2 * largest > plan.budget,
         f"{len(task.grids):,} samples are fewer than one step holds: a step sees some of them more than once; "
         "lower data.packs_per_step or data.tokens_per_pack": len(task.grids) < s.samples,

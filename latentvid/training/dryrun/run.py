@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from ...config.curriculum import CurriculumStage, curriculum, errors_of
 from ...config.schema import TrainingConfig
 from ...errors import UserError
+from ...words import counted
 from ...world import from_main
 from ..checkpoint.checkpoint import CheckpointStore
 from ..checkpoint.same_run import check_same_run
@@ -41,7 +42,8 @@ def _processes(launched: int, shared: Sequence[int]) -> int:
         return math.lcm(*shared)
     if wrong := [size for size in shared if launched % size]:
         raise UserError(
-            f"train.sequence_parallel is {wrong[0]}, which does not divide the {launched} processes: launch a multiple "
+            f"train.sequence_parallel is {wrong[0]}, which does not divide the "
+            f"{counted(launched, 'process')}: launch a multiple "
             f"of {wrong[0]}"
         )
     return launched
@@ -80,7 +82,7 @@ def compared(stages: Sequence[CurriculumStage], outlooks: Sequence[Outlook]) -> 
     most = max(range(len(stages)), key=lambda i: outlooks[i].most)
     return "\n".join(
         [
-            f"all {len(stages)} stages, {steps:,} steps, {duration(seconds)} at {MFU:.0%} of the peak:",
+            f"all {len(stages)} stages, {counted(steps, 'step')}, {duration(seconds)} at {MFU:.0%} of the peak:",
             indented(rows),
             f"  the largest is {stages[most].name}: a step of it holds {in_bytes(outlooks[most].most)} on a device at "
             f"a time ({outlooks[most].strategy}); what it fits on, the others fit on",

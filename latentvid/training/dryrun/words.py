@@ -12,11 +12,6 @@ def indented(rows: Sequence[Sequence[str]]) -> str:
     return indent(text_table(rows, right=True), "  ")
 
 
-def count(n: int, noun: str) -> str:
-    plural = "es" if noun.endswith("s") else "s"
-    return f"{n} {noun}{'' if n == 1 else plural}"
-
-
 def _scaled(value: float, base: int, units: Sequence[str]) -> str:
     power = 0
     while value >= 999.5 and power + 1 < len(units):

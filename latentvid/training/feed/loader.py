@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ...data.plan.plan import Draw, Plan, Step
 from ...errors import UserError, message_of
+from ...words import counted
 from ..signals import SIGNALS
 
 MakePack = Callable[[Sequence[Draw]], Any]
@@ -78,7 +79,7 @@ def iterate_steps(
     """
     readers = world // sequence
     if plan.packs % readers:
-        who = f"{world} processes" if sequence == 1 else f"{readers} groups of {sequence} processes"
+        who = counted(world, "process") if sequence == 1 else f"{readers} groups of {counted(sequence, 'process')}"
         raise UserError(
             f"data.packs_per_step is {plan.packs}, which {who} cannot share equally: make it a multiple of {readers}"
         )

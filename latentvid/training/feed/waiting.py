@@ -16,6 +16,7 @@ from ...data.video.reading import read_windows
 from ...data.video.view import View
 from ...data.video.writing import write_video
 from ...errors import UserError
+from ...words import counted
 
 LARGE = 2.0  # times the pixels that are trained on
 SHARE = 0.2  # of the time, from which waiting is worth a word
@@ -67,7 +68,8 @@ def advice(share: float, workers: int, clips: ClipSource | None) -> str:
     if found is not None:
         sample, (height, width), name = found.sample, found.size, Path(found.sample.path).name
         said.append(
-            f"; {found.frames} frames of {name} ({sample.width}x{sample.height}) take {found.now * 1000:.0f} ms to "
+            f"; {counted(found.frames, 'frame')} of {name} ({sample.width}x{sample.height}) take "
+            f"{found.now * 1000:.0f} ms to "
             f"read, {found.then * 1000:.0f} ms from a copy of {width}x{height}, which is what is trained on: scale the "
             f"files once (ffmpeg -i IN -vf scale={width}:{height} -crf 16 OUT) and train on the copies"
         )

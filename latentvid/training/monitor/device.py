@@ -9,6 +9,8 @@ from typing import Self
 import torch
 from torch import profiler
 
+from ...words import counted
+
 logger = logging.getLogger(__name__)
 
 WARM = 10  # steps of a start that are not followed, as far as there are so many: they compile and choose kernels
@@ -39,7 +41,7 @@ class Profile:
     def __init__(self, folder: Path, steps: int, done: int, left: int) -> None:
         if steps > left - 1:  # one more is to warm up the profiler
             logger.warning(
-                "log.profile=%d: %d steps are left, of which %d can be followed", steps, left, max(0, left - 1)
+                "log.profile=%d: %s left, of which %d can be followed", steps, counted(left, "step"), max(0, left - 1)
             )
             steps = max(0, left - 1)
         wait = max(0, min(WARM, left - steps) - 1)

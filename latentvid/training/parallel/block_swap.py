@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import UserError
+from ...words import counted
 
 ALIGNED = 64  # bytes that a tensor begins at a multiple of
 SLOTS = 2  # on the device: of the block that computes, and of the one that is brought meanwhile
@@ -151,8 +152,8 @@ def chosen_blocks(blocks: Sequence[nn.Module], count: int) -> list[nn.Module]:
     able = [block for block in blocks if any(not p.requires_grad for p in block.parameters())]
     if count > len(able):
         raise UserError(
-            f"train.swap_blocks={count}: {len(able)} blocks have weights that stay as they are, and others cannot be "
-            "swapped: give at most so many; adapter.kind=lora leaves all as they are"
+            f"train.swap_blocks={count}: of {counted(len(able), 'block')} the weights stay as they are, and others "
+            "cannot be swapped: give at most so many; adapter.kind=lora leaves all as they are"
         )
     return [able[(2 * i + 1) * len(able) // (2 * count)] for i in range(count)]
 

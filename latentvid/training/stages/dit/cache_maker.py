@@ -37,6 +37,7 @@ from ....data.storage import patiently
 from ....errors import ClipError, UserError
 from ....places import absolute, is_url, parent
 from ....places import shown as url_shown
+from ....words import counted
 
 if TYPE_CHECKING:
     from .encode import Encoder
@@ -135,7 +136,7 @@ class CacheMaker:
             compact(self.out, self.encoder.key, latents, texts, known)
         self._write(rows, known, origins, dropped)
         forget(self.out)
-        about = [f"{self.out}: {len(rows)} of {len(source)} windows encoded", *dropped_by_reason(dropped)]
+        about = [f"{self.out}: {len(rows)} of {counted(len(source), 'window')} encoded", *dropped_by_reason(dropped)]
         return "\n".join(about + [f"  {note}" for note in [*source.notes, *self._room()]])
 
     def _room(self) -> list[str]:

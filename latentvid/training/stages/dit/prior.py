@@ -15,6 +15,7 @@ from ....data.cache.writing import INDEX
 from ....data.clips import ClipSource
 from ....errors import UserError
 from ....text import TextEncoder
+from ....words import counted
 from ....world import from_main
 
 MANIFEST = "manifest.jsonl"  # of the folder: there when all clips are
@@ -79,7 +80,8 @@ def notes_of(config: DitConfig, sources: Sequence[str], source_of: np.ndarray) -
         return []
     if (place := class_source(config, sources)) is None:
         return [
-            f"prior: {folder_of(config)} is not finished: before training the model makes its {prior.clips:,} clips, "
+            f"prior: {folder_of(config)} is not finished: before training the model makes its "
+            f"{counted(prior.clips, 'clip')}, "
             "which are left out of what is said here"
         ]
     if not (source_of == place).any():
@@ -115,7 +117,7 @@ def notes_of_word(config: DitConfig, source: ClipSource, text: TextEncoder) -> l
                 f"word {word!r}: take one of letters that it knows"
             )
         else:
-            said.append(f"the subject's word is {word!r}, {fit.tokens - empty} tokens to the text encoder")
+            said.append(f"the subject's word is {word!r}, {counted(fit.tokens - empty, 'token')} to the text encoder")
     return said
 
 

@@ -30,6 +30,7 @@ from ....pipelines.latent_video import LatentVideoPipeline
 from ....pipelines.open_video import OpenVideoPipeline
 from ....pipelines.prompts import Row, sample_prompts
 from ....pipelines.sampling import Sampling
+from ....words import counted
 from ....world import from_main, process_state
 from .encode import EncodeConfig, encode_manifest
 from .network import check_shared
@@ -89,7 +90,9 @@ def prompts_of(prior: Prior) -> list[str]:
     if not prompts:
         raise UserError(f"{key} has no prompt: write one a line")
     if len(prompts) > prior.clips:
-        raise UserError(f"{key} has {len(prompts)} prompts, but prior.clips is {prior.clips}: raise it, or name fewer")
+        raise UserError(
+            f"{key} has {counted(len(prompts), 'prompt')}, but prior.clips is {prior.clips}: raise it, or name fewer"
+        )
     return prompts
 
 
@@ -173,7 +176,8 @@ def rows_of(config: DitConfig, pipeline: LatentVideoPipeline, prompts: list[str]
         tokens = _tokens(pipeline, window, rows[0])
         if not smaller and tokens > data.tokens_per_pack:
             raise UserError(
-                f"a clip of {window} frames of {sizes['height']} x {sizes['width']} has {tokens:,} tokens, and a pack "
+                f"a clip of {counted(window, 'frame')} of {sizes['height']} x {sizes['width']} has "
+                f"{counted(tokens, 'token')}, and a pack "
                 f"holds {data.tokens_per_pack:,}: raise data.tokens_per_pack, or set prior.frames, height and width"
             )
     return rows
@@ -197,7 +201,8 @@ def _write_manifest(path: Path, rows: list[Row], config: DitConfig) -> None:
             there = []
         if there != table:
             raise UserError(
-                f"{path} lists {len(there)} clips, which are not the {len(table)} that prior asks for: give another "
+                f"{path} lists {counted(len(there), 'clip')}, which are not the {len(table)} that prior "
+                "asks for: give another "
                 f"prior.dir, or remove that file"
             )
         return

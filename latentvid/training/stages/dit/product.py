@@ -15,6 +15,7 @@ from ....models.open.folder import Published, copy_repository
 from ....models.transformer import VideoDiT
 from ....pipelines.latent_video import LatentVideoPipeline
 from ....references import as_json, read_roles
+from ....words import counted
 from ...checkpoint.init import Source
 from ...origin import Base
 from .parts import roles_of
@@ -62,7 +63,7 @@ def notes_of_student(config: DitConfig, begun: Source | None) -> list[str]:
         return []
     return [
         f"warning: {begun.where} is of a distilled model, and what this run leaves is none: it is sampled in "
-        f"{config.inference.steps} steps with guidance {config.inference.guidance:g} (inference.steps, "
+        f"{counted(config.inference.steps, 'step')} with guidance {config.inference.guidance:g} (inference.steps, "
         "inference.guidance; 1 is without a second pass)"
     ]
 

@@ -19,6 +19,7 @@ from ....models.open import OpenBackbone
 from ....models.open.animatediff import train_motion_alone
 from ....models.transformer import VideoDiT
 from ....rng import derived_seed
+from ....words import counted
 from .beside import add_adapter, few, is_idle
 
 OF_VIDEO_DIT = ("query", "key_value", "out")  # LoRA's usual places: the attentions of each block
@@ -54,7 +55,9 @@ def _add_branch(model: VideoDiT | OpenBackbone, config: DitConfig) -> None:
             f"controlnet.every={every}: {model.family} has no blocks that a branch could copy: leave it out"
         )
     if every > len(model.blocks):
-        raise UserError(f"controlnet.every={every}: the model has {len(model.blocks)} blocks: give at most so many")
+        raise UserError(
+            f"controlnet.every={every}: the model has {counted(len(model.blocks), 'block')}: give at most so many"
+        )
     reads = Reads(*config.data.references)
     if saved is None:
         model.controls.append(ControlBranch(model, every, reads))

@@ -24,6 +24,7 @@ from ....data.windows import Clip
 from ....errors import UserError
 from ....packing import Grid, Patch
 from ....rng import generator
+from ....words import counted
 from ...compute import compute_type
 from .conditions import ConditionMaker, encoded_texts
 from .data import DitPacks
@@ -122,7 +123,7 @@ class HeldOutLatents(DitPacks):
 
     def summary(self) -> str:
         found = (self.source or self.cache).summary()
-        return f"held out: {len(self.windows)} windows in {self.bins} bins of noise levels\n{found}"
+        return f"held out: {counted(len(self.windows), 'window')} in {self.bins} bins of noise levels\n{found}"
 
     def higher_is_better(self, figure: str) -> bool:
         of_scores = {} if self.scores is None else self.scores.metrics.scores

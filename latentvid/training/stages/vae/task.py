@@ -34,6 +34,7 @@ from ....models.interchange import Vae, build_vae, channels_last, load_vae
 from ....packing import Grid, Shape
 from ....progress import phase
 from ....rng import generator
+from ....words import counted
 from ....world import check_calls
 from ...checkpoint.init import goes_on
 from ...compute import compute_type
@@ -296,7 +297,8 @@ class VaeTask:
                 advance()
         if not (count and total.isfinite().all()):
             raise UserError(
-                f"the latents of {count} windows have no mean and deviation: set statistics_samples to 1 or more, and "
+                f"the latents of {counted(count, 'window')} have no mean and deviation: set "
+                "statistics_samples to 1 or more, and "
                 "look at the loss of the run"
             )
         mean = total[1] / total[0]

@@ -17,6 +17,7 @@ from ....data.transforms import to_uint8
 from ....errors import UserError
 from ....evaluation.pairs.fidelity import SSIM_WINDOW, Fidelity
 from ....models.discriminator import without_critic
+from ....words import counted
 from ...compute import compute_type
 from ...feed.manifests import open_manifests
 from ...task import shares
@@ -60,7 +61,7 @@ class HeldOutClips:
         self.windows = torch.linspace(0, len(self.source) - 1, count).round().long().tolist()
 
     def summary(self) -> str:
-        return f"held out: {len(self.windows)} windows\n{self.source.summary()}"
+        return f"held out: {counted(len(self.windows), 'window')}\n{self.source.summary()}"
 
     def higher_is_better(self, figure: str) -> bool:
         if figure not in FIGURES:

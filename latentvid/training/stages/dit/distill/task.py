@@ -18,6 +18,7 @@ from .....models.kinds import DIT
 from .....models.transformer import VideoDiT
 from .....models.with_critic import CRITIC, without_critic
 from .....packing import Grid, Reference
+from .....words import counted
 from ....checkpoint.init import Source, Wanted, begin_with, open_source
 from ....origin import Origin
 from ....task import HeldOut
@@ -81,7 +82,8 @@ class DistillTask(DistillPacks, DitTask):
             if named is not None and named.steps not in (None, found.fine):
                 mend = "halve its steps with method progressive" if found.method != "dmd" else "give its teacher"
                 raise UserError(
-                    f"distill: teacher {self.config.teacher} makes {named.steps} steps, and this needs one of "
+                    f"distill: teacher {self.config.teacher} makes {counted(named.steps, 'step')}, and "
+                    "this needs one of "
                     f"{found.fine or 'any number'}: {mend}"
                 )
             return
@@ -101,7 +103,8 @@ class DistillTask(DistillPacks, DitTask):
             if not torch.allclose(fine[:: found.fine // found.steps], own, atol=1e-5):
                 spacing = self.scheduler.config.spacing
                 raise UserError(
-                    f"scheduler: the levels of {found.steps} steps are not among those of {found.fine} (spacing "
+                    f"scheduler: the levels of {counted(found.steps, 'step')} are not among those of "
+                    f"{found.fine} (spacing "
                     f"{spacing}): set scheduler.spacing=even, without terminal"
                 )
 
