@@ -36,7 +36,8 @@ ODD = sum(1 << (63 - bit) for bit in range(64) if bit % LOW % 2 == 0)  # frequen
 BANDS, BAND_BITS = 4, 16
 CROWD = 2000  # pictures that agree in a band: what they have in common says nothing
 LEAST_SECONDS = 1.0  # that two segments must have in common, or the whole of the shorter one
-LEAST_SHARE = 0.75  # of the shorter one
+LEAST_SHARE = 0.75  # of the shorter one, or of one that several others show together
+LEAST_PART = 0.25  # of the shorter one, where it is one of several
 CHANGES = 20.0  # bits of 64: what changes elsewhere differs in 32
 TOGETHER = 26.0  # bits of pictures and changes, where that is more: of small changes hashes are less certain
 
@@ -107,22 +108,36 @@ def same_as(segments: Sequence[Signature], distance: float, mirror: bool = False
 
     segments: those to keep before the others. Segments of one shot are not compared, for they follow each other. Two
     have something in common where they agree when one is moved along the other: the whole pictures, or those of one and
-    a window of the other's. It must last `LEAST_SECONDS`, and `LEAST_SHARE` of the shorter one. distance: bits of 64 in
-    which the pictures' hashes differ on average there, at most. That alone would take two takes of one scene, before
-    the same camera, for copies: where something changes, the changes' hashes may differ in `CHANGES` bits at most, or
-    in what pictures leave of `TOGETHER`.
+    a window of the other's. It must last `LEAST_SECONDS`, and `LEAST_SHARE` of the shorter one, or of one that several
+    others show parts of. distance: bits of 64 in which the pictures' hashes differ on average there, at most. That
+    alone would take two takes of one scene, before the same camera, for copies: where something changes, the changes'
+    hashes may differ in `CHANGES` bits at most, or in what pictures leave of `TOGETHER`.
     """
     same = list(range(len(segments)))
     for b, candidates in groupby(_candidates(segments, mirror), key=lambda found: found[1]):
-        closest = math.inf
+        closest, count = math.inf, len(segments[b].looks)
+        parts: dict[int, tuple[float, int, int]] = {}  # of each a: how far apart, and which pictures of b it shows
         for a, _, shift, flipped, window, other_window in candidates:
             if same[a] == a:
                 one, other = segments[a].arrays, segments[b].mirror_arrays if flipped else segments[b].arrays
                 ours, theirs = [part[window] for part in one], [part[other_window] for part in other]
+                begin, end = max(0, -shift), min(count, len(ours[0]) - shift)
                 apart = _apart(ours, theirs, shift, distance)
-                if apart < closest:
+                if apart < parts.get(a, (math.inf,))[0]:
+                    parts[a] = apart, begin, end
+                if apart < closest and end - begin >= _least(len(ours[0]), count, LEAST_SHARE):
                     closest, same[b] = apart, a
+        if same[b] == b and parts:
+            shown = {n for _, begin, end in parts.values() for n in range(begin, end)}
+            if len(shown) >= LEAST_SHARE * count:  # by several together: the copy was cut at other places
+                same[b] = max(parts, key=lambda a: (parts[a][2] - parts[a][1], -a))
     return same
+
+
+def _least(one: int, other: int, share: float) -> float:
+    """How many pictures two segments of so many must have in common."""
+    shorter = min(one, other)
+    return min(shorter, max(LEAST_SECONDS * HASHES_A_SECOND, share * shorter))
 
 
 def _apart(a: Sequence[np.ndarray], b: Sequence[np.ndarray], shift: int, distance: float) -> float:
@@ -132,7 +147,7 @@ def _apart(a: Sequence[np.ndarray], b: Sequence[np.ndarray], shift: int, distanc
     begin, end, shorter = max(0, shift), min(count, other + shift), min(count, other)
     if shorter == 1 and count != other:  # a picture that shows a moment of a clip takes nothing from it
         return math.inf
-    if end - begin < min(shorter, max(LEAST_SECONDS * HASHES_A_SECOND, LEAST_SHARE * shorter)):
+    if end - begin < _least(count, other, LEAST_PART):
         return math.inf
     looks, changes = ((x[begin:end], y[begin - shift : end - shift]) for x, y in zip(a, b, strict=True))
     seen = (looks[0] != FLAT_HASH) & (looks[1] != FLAT_HASH)

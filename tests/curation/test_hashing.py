@@ -128,12 +128,14 @@ def test_copies_are_found_moved_along_and_mirrored():
 
 
 def test_what_two_have_in_common_must_last():
-    one = hashes(12)
+    one, other = hashes(12), hashes(12)
     assert same([one, near(one[9:], 2) + hashes(9)], [0, 1], 8.0) == [0, 1]  # three of twelve
     assert same([one, one[9:]], [0, 1], 8.0) == [0, 0]  # a short one, whole
     assert same([one, one[5:6]], [0, 1], 8.0) == [0, 1]  # a picture of a moment
     assert same([one[5:6], one], [0, 1], 8.0) == [0, 1]
     assert same([one[5:6], near(one[5:6], 5)], [0, 1], 8.0) == [0, 0]  # two pictures
+    assert same([one, other, near(one[6:] + other[:6], 2)], [0, 0, 1], 8.0) == [0, 1, 0]  # a half of each
+    assert same([one, near(one[6:], 2) + hashes(6)], [0, 1], 8.0) == [0, 1]  # a half that nobody else shows
     flat = [FLAT_HASH] * 12
     assert same([flat, flat], [0, 1], 8.0) == [0, 1]  # black frames are no copies
     assert same([[], one, []], [0, 1, 2], 8.0) == [0, 1, 2]
