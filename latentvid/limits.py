@@ -136,6 +136,7 @@ _NAMES: tuple[tuple[Range, str], ...] = (  # of the numbers that have each range
     (_whole(1, 4096), "chunk"),
     # losses
     (Range(0, 1e6), "l1 charbonnier mse temporal kl lpips adversarial r1"),
+    (_SHARE, "equivariance"),
     (Range(0, 2), "r1_sigma"),
     (_whole(1, 10**4), "lpips_frames"),
     (_COUNT_OR_NONE, "adversarial_start"),

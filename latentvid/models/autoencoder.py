@@ -32,6 +32,7 @@ from .causal3d import (
     leaving,
     resize_channels,
 )
+from .moving import moved_latents
 from .saved import SavedModel
 from .streaming import decode_side, encode_side, run
 
@@ -204,11 +205,15 @@ class CausalVideoAutoencoder(SavedModel, ModelMixin, ConfigMixin):
         """
         return DecoderOutput(sample=run(decode_side(self), z, budget))
 
-    def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Training pass: (reconstruction [B,3,F,H,W], mean and log-variance [B,C,f,h,w]) with the given noise."""
+    def forward(self, x: Tensor, noise: Tensor, move: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Training pass: (reconstruction [B,3,F,H,W], mean and log-variance [B,C,f,h,w]) with the given noise.
+
+        move: int64 [B,2], pixels down and to the right by which each clip's latent is moved before it is decoded.
+        """
         mean, logvar = self.encoder(x, StreamCache(more=False)).float().chunk(2, dim=1)
         logvar = logvar.clamp(-30.0, 20.0)
         z = mean + torch.exp(0.5 * logvar) * noise
+        z = z if move is None else moved_latents(z, move, self.spatial_stride)
         return self.decoder(z, StreamCache(more=False)), mean, logvar
 
     def normalise(self, z: Tensor) -> Tensor:

@@ -80,7 +80,12 @@ class VaeWithCritic(nn.Module):
         self.vae, self.critic = vae, critic
 
     def forward(
-        self, video: Tensor, noise: Tensor, judge: bool = False, shift: Tensor | None = None
+        self,
+        video: Tensor,
+        noise: Tensor,
+        judge: bool = False,
+        shift: Tensor | None = None,
+        move: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """The autoencoder's pass, and the critic's scores when `judge`.
 
@@ -89,13 +94,14 @@ class VaeWithCritic(nn.Module):
             noise: of the posterior, [B,C,f,h,w].
             judge: without it the critic does not work.
             shift: [B,3,F,H,W], added to the real clips for a third score.
+            move: int64 [B,2], by which the autoencoder moves the latents.
 
         Returns: reconstruction, mean and log-variance; then, without `judge`, a zero that gives every parameter of the
             critic a gradient of zero, so that processes which wait for it get it; with `judge` the reconstruction cut
             off as a leaf that takes gradients, the scores [B,f,h,w] of that leaf and of the real clips and, with
             `shift`, of the shifted ones.
         """
-        reconstruction, mean, logvar = self.vae(video, noise)
+        reconstruction, mean, logvar = self.vae(video, noise, move)
         if not judge:
             idle = sum(p.sum() for p in self.critic.parameters()) * 0.0
             return reconstruction, mean, logvar, idle

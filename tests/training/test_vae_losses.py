@@ -15,6 +15,7 @@ from latentvid.errors import UserError
 from latentvid.models.autoencoder import CausalVideoAutoencoder
 from latentvid.models.discriminator import PatchCritic, VaeWithCritic
 from latentvid.models.interchange import build_vae
+from latentvid.models.moving import moved_latents, moved_pixels
 from latentvid.training.stages.vae.losses import VaeObjective, divergence, last_layer, pixel_losses
 from latentvid.training.stages.vae.task import ClipGroup, ClipPack, VaeTask
 
@@ -216,3 +217,39 @@ def test_pictures_too_small_for_lpips_are_refused_at_the_start(vae_config, tmp_p
 def test_settings_that_make_no_sense_are_said(override, message, vae_config, tmp_path):
     with pytest.raises(UserError, match=message):
         VaeTask(vae_config(tmp_path, "loss.adversarial=1", override), CPU)
+
+
+def test_moved_pixels_and_latents_agree_where_latents_are_pixels():
+    """A mean of blocks, moved by whole positions, is that of the moved clip; by parts it lies between."""
+    x, move = torch.rand(3, 2, 4, 8, 12), torch.tensor([[0, 0], [4, -4], [-8, 4]])
+    pooled = nn.functional.avg_pool3d(x, (1, 4, 4))
+    found = moved_latents(pooled, move, 4)
+    torch.testing.assert_close(found, moved_pixels(pooled, move // 4))
+    assert torch.equal(found[0], pooled[0])
+    assert torch.equal(moved_pixels(x, move)[1, :, :, 4:, :8], x[1, :, :, :4, 4:])
+    assert torch.equal(moved_pixels(x, move)[1, :, :, :4, 0], x[1, :, :, :1, 4].expand(2, 4, 4))  # the edge, repeated
+    half = moved_latents(pooled, torch.tensor([[0, 2]] * 3), 4)
+    torch.testing.assert_close(half[..., 1:], (pooled[..., 1:] + pooled[..., :-1]) / 2)
+
+
+def test_a_share_of_the_clips_must_come_out_moved(vae_config, tmp_path):
+    """Each clip's loss is that of its moved self, by its number, whatever clips are beside it."""
+    torch.manual_seed(0)
+    vae, pack = CausalVideoAutoencoder(latent_channels=4, widths=(8, 8, 8)), pack_of((8, 5, 16, 24))
+    told = objective(vae_config, tmp_path, "loss.equivariance=0.5", "loss.kl=0")
+    moves = told._move(vae, pack.groups[0].numbers, from_uint8(pack.groups[0].video))
+    moved = moves.any(1)
+    assert moved.any() and not moved.all() and moves.abs().max() <= vae.spatial_stride - 1
+    losses, _ = told(vae, pack, 0)
+    for number, (clip, noise) in enumerate(zip(pack.groups[0].video, pack.groups[0].noise, strict=True)):
+        alone = ClipPack([ClipGroup(clip[None], noise[None], (number,))], [pack.tokens[0]])
+        torch.testing.assert_close(told(vae, alone, 0)[0][0], losses[number])
+        plain = objective(vae_config, tmp_path, "loss.kl=0")(vae, alone, 0)[0][0]
+        assert torch.equal(told(vae, alone, 0)[0][0], plain) != bool(moved[number])
+    video = from_uint8(pack.groups[0].video)
+    mean, logvar = vae.encode(video).latent_dist.mean, vae.encode(video).latent_dist.logvar
+    z = moved_latents(mean + (0.5 * logvar).exp() * pack.groups[0].noise, moves, vae.spatial_stride)
+    want = pixel_losses(told.weights, moved_pixels(video, moves), vae.decode(z).sample)
+    torch.testing.assert_close(losses, sum(getattr(told.weights, k) * v for k, v in want.items()), rtol=1e-4, atol=1e-6)
+    with torch.no_grad():  # measured as it will be used
+        torch.testing.assert_close(told(vae, pack, 0)[0], objective(vae_config, tmp_path, "loss.kl=0")(vae, pack, 0)[0])

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ...errors import UserError
 from ..autoencoder import CausalVideoAutoencoder
+from ..moving import moved_latents
 
 
 class DiffusersVae(nn.Module):
@@ -124,14 +125,18 @@ class DiffusersVae(nn.Module):
         """Clips of latents [B,C,f,h,w] (not normalised); `.sample` is [B,3,F,H,W], about [-1,1]."""
         return self.raw.decode(z)
 
-    def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Training pass: (reconstruction [B,3,F,H,W], mean and log-variance [B,C,f,h,w]) with the given noise."""
+    def forward(self, x: Tensor, noise: Tensor, move: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Training pass: (reconstruction [B,3,F,H,W], mean and log-variance [B,C,f,h,w]) with the given noise.
+
+        move: as of ours, `CausalVideoAutoencoder.forward`.
+        """
         grid = self.latent_grid(*x.shape[2:])
         moments = self._moments(x)
         mean, logvar = moments.to(torch.promote_types(moments.dtype, torch.float32)).chunk(2, dim=1)
         self._check(grid, mean)
         logvar = logvar.clamp(-30.0, 20.0)
         z = mean + torch.exp(0.5 * logvar) * noise
+        z = z if move is None else moved_latents(z, move, self.spatial_stride)
         return self._pixels(z), mean, logvar
 
     def normalise(self, z: Tensor) -> Tensor:

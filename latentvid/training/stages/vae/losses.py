@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from ....config.schema import VaeConfig, VaeLoss
 from ....data.transforms import from_uint8
+from ....models.moving import moved_pixels
 from ....rng import generator
 from ...optim import ramp
 
@@ -112,7 +113,9 @@ class VaeObjective(nn.Module):
         total = sum(pack.tokens) if self.by_token else len(pack.tokens)
         for group in pack.groups:
             video = from_uint8(group.video).contiguous(memory_format=torch.channels_last_3d)
-            reconstruction, mean, logvar, *more = self._call(model, group, video, judged)
+            move = self._move(model, group.numbers, video)
+            reconstruction, mean, logvar, *more = self._call(model, group, video, judged, move)
+            video = video if move is None else moved_pixels(video, move)
             seen = more.pop(0) if judged else reconstruction
             found = pixel_losses(weights, video, seen)
             if weights.lpips and self.lpips is not None:
@@ -131,10 +134,30 @@ class VaeObjective(nn.Module):
             losses = [a + b for a, b in zip(losses, played, strict=True)]
         return torch.cat(losses), {name: torch.cat(values) for name, values in parts.items()}
 
-    def _call(self, model: nn.Module, group, video: Tensor, judged: bool) -> tuple[Tensor, ...]:
+    def _call(self, model: nn.Module, group, video: Tensor, judged: bool, move: Tensor | None) -> tuple[Tensor, ...]:
+        more = {} if move is None else {"move": move}
         if not judged:
-            return model(video, group.noise)
-        return model(video, group.noise, True, self._shift(group.numbers, video) if self.weights.r1 else None)
+            return model(video, group.noise, **more)
+        shift = self._shift(group.numbers, video) if self.weights.r1 else None
+        return model(video, group.noise, True, shift, **more)
+
+    def _move(self, model: nn.Module, numbers: Sequence[int], video: Tensor) -> Tensor | None:
+        """Pixels [B,2] by which the clips are moved, drawn by the samples' numbers: of a share of them, less than the
+        autoencoder's stride in each direction; 0 of the others. None: of no clip.
+
+        Kouzelis et al. 2025 (EQ-VAE) ask as much of changes of scale and of quarter turns. In clips most changes are
+        movements, of which most are no whole latent positions.
+        """
+        if not self.weights.equivariance or not torch.is_grad_enabled():
+            return None
+        inner = getattr(model, "module", model)
+        most, moves = getattr(inner, "vae", inner).spatial_stride - 1, []
+        for number in numbers:
+            draws = generator(self.seed, number, "equivariance")
+            chosen = torch.rand((), generator=draws) < self.weights.equivariance
+            moves.append(torch.randint(-most, most + 1, (2,), generator=draws) * chosen)
+        move = torch.stack(moves)
+        return move.to(video.device) if move.any() else None
 
     def _play(self, model: nn.Module, groups: Sequence[_Group], weight: float, parts: dict) -> list[Tensor]:
         """Losses [B] of each group: pixels and adversary for the autoencoder, hinge and smoothness for the critic."""
