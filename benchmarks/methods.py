@@ -1,12 +1,13 @@
 """Which methods make the demo's transformer learn faster: one change at a time, equal CPU-seconds, the judge's scores.
 
-    python benchmarks/methods.py --demo runs/demo --out runs/methods [--only base muon ...] [--seeds 0 1 2]
+    python benchmarks/methods.py --demo runs/demo --out runs/methods [--only base "muon, lr 1e-2" ...] [--seeds 0 1 2]
         [--seconds 300] [--prompts 140] [--heldout 140]
 
 A method is options of train/train_dit.py on top of configs/dit/demo.yaml, trained by one process on the latents of a
-finished demo. How many steps it gets follows from the CPU-seconds that its first ones take, so a method whose steps
-cost more makes fewer. OUT/NAME-SEED.json has the scores of each, OUT/table.md the table of all that are there; what is
-there already is not made again.
+finished demo; or options of vae/train_vae.py, by which an autoencoder is trained first and the clips are encoded anew.
+How many steps the transformer gets follows from the CPU-seconds that its first ones take, so a method whose steps cost
+more makes fewer. OUT/NAME-SEED.json has the scores of each, OUT/table.md the table of all that are there; what is there
+already is not made again.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -32,6 +34,13 @@ ROOT = Path(__file__).resolve().parents[1]
 CHUNK = 28  # clips that are sampled together
 TIMED = 40  # steps that say what one costs; the first half of them is warm-up
 SCORES = ("digit", "direction", "both", "strict", "verb", "heldout_both", "heldout_strict")
+AUTOENCODERS: dict[str, tuple[str, ...]] = {
+    "autoencoder: no equivariance": ("--loss.equivariance=0",),
+    "autoencoder: equivariance 0.5": ("--loss.equivariance=0.5",),
+    "autoencoder: shortcuts": ("--model.shortcuts=true",),
+    "autoencoder: shortcuts, no equivariance": ("--model.shortcuts=true", "--loss.equivariance=0"),
+    "autoencoder: KL weight 1e-4": ("--loss.kl=1e-4",),
+}
 METHODS: dict[str, tuple[str, ...]] = {
     "base": (),
     "adamw, lr 2e-3": ("--optim.lr=2e-3",),
@@ -58,19 +67,43 @@ METHODS: dict[str, tuple[str, ...]] = {
     "1 pack a step": ("--data.packs_per_step=1",),
     "3 packs a step": ("--data.packs_per_step=3",),
     "factorised attention": ("--model.attention=factorised", "--model.depth=6"),
-}
+} | dict.fromkeys(AUTOENCODERS, ())
 
 
-def train(demo: Path, folder: Path, seed: int, steps: int, options: tuple[str, ...]) -> list[float]:
-    """CPU-seconds of each step."""
-    run = demo.absolute()
-    words = (
+def run(*words: object) -> None:
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, check=True, env=env)
+
+
+def autoencoder(demo: Path, folder: Path, seed: int, options: tuple[str, ...]) -> tuple[Path, Path, float]:
+    """An autoencoder and the demo's clips encoded by it, and its PSNR on held-out clips; the demo's own without
+    options."""
+    latents, vae = demo / "latents", demo / "pipeline/vae"
+    measured = demo / "vae_run/validation.jsonl"
+    if options:
+        latents, vae, measured = folder / "latents", folder / "run/vae", folder / "run/validation.jsonl"
+        run(
+            *("vae/train_vae.py", "configs/vae/demo.yaml", f"--run.dir={folder / 'run'}", f"--run.seed={seed}"),
+            *(f"--data.manifest={demo / 'data/train.jsonl'}", f"--validation.manifest={demo / 'data/val.jsonl'}"),
+            *("--samples.every=0", "--log.trackers=[]", *options),
+        )
+        run(
+            *("vae/encode_latents.py", "--manifest", demo / "data/train.jsonl", "--vae", vae),
+            *("--text-encoder", demo / "t5", "--patch", 2, "--out", latents),
+        )
+    lines = map(json.loads, measured.read_text(encoding="utf-8").splitlines())
+    return vae, latents, [line["psnr"] for line in lines if line["weights"] == "ema"][-1]
+
+
+def train(demo: Path, parts: tuple[Path, Path], folder: Path, seed: int, steps: int, options: tuple[str, ...]):
+    """CPU-seconds of each step. parts: the autoencoder and the latents."""
+    vae, latents = parts
+    run(
         *("train/train_dit.py", "configs/dit/demo.yaml", f"--run.dir={folder}", f"--run.seed={seed}"),
-        *(f"--vae={run / 'pipeline/vae'}", f"--text_encoder={run / 't5'}", f"--data.latents={run / 'latents'}"),
-        *("--samples.every=0", "--log.trackers=[]", f"--validation.manifest={run / 'data/val.jsonl'}"),
+        *(f"--vae={vae}", f"--text_encoder={demo / 't5'}", f"--data.latents={latents}"),
+        *("--samples.every=0", "--log.trackers=[]", f"--validation.manifest={demo / 'data/val.jsonl'}"),
         *(f"--train.steps={steps}", f"--validation.every={steps}", f"--checkpoint.every={steps}", *options),
     )
-    subprocess.run([sys.executable, *words], cwd=ROOT, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [line["cpu_s"] for line in map(json.loads, lines) if "cpu_s" in line]
 
@@ -92,24 +125,24 @@ def scored(folder: Path, seed: int, counts: dict[str, int], judge: Judge) -> dic
 
 
 def measured(args: argparse.Namespace, name: str, seed: int, judge: Judge) -> dict:
-    folder = args.out.absolute() / f"{name.replace(' ', '-').replace(',', '').replace(':', '')}-{seed}"
-    file = folder.with_suffix(".json") if "." not in folder.name else folder.with_name(folder.name + ".json")
+    demo, out = args.demo.absolute(), args.out.absolute()
+    word = re.sub(r"[^\w.]+", "-", name)
+    folder, file, timed = (out / f"{word}-{seed}{end}" for end in ("", ".json", "-timed"))
     if file.exists():
         return json.loads(file.read_text(encoding="utf-8"))
-    plan = folder.with_name(folder.name + "-steps.json")
+    *parts, psnr = autoencoder(demo, out / f"{word}-{seed}-vae", seed, AUTOENCODERS.get(name, ()))
+    plan = out / f"{word}-{seed}-step.json"
     if not plan.exists():
-        timed = folder.with_name(folder.name + "-timed")
         shutil.rmtree(timed, ignore_errors=True)
-        costs = train(args.demo, timed, seed, TIMED, METHODS[name])[TIMED // 2 : -1]
+        costs = train(demo, parts, timed, seed, TIMED, METHODS[name])[TIMED // 2 : -1]
         shutil.rmtree(timed)
-        plan.write_text(json.dumps({"step": statistics.median(costs)}) + "\n", encoding="utf-8")
-    cost = json.loads(plan.read_text(encoding="utf-8"))["step"]
-    steps = max(TIMED, round(args.seconds / cost))
-    costs = train(args.demo, folder, seed, steps, METHODS[name])
+        plan.write_text(json.dumps(statistics.median(costs)) + "\n", encoding="utf-8")
+    steps = max(TIMED, round(args.seconds / json.loads(plan.read_text(encoding="utf-8"))))
+    costs = train(demo, parts, folder, seed, steps, METHODS[name])
     validation = (folder / "validation.jsonl").read_text(encoding="utf-8").splitlines()
     counts = {"seen": args.prompts, "heldout": args.heldout}
-    found = {"method": name, "seed": seed, "steps": steps, "seconds": sum(costs), "options": METHODS[name]}
-    found |= {"held-out error in x": json.loads(validation[-1])["x_mse"]} | scored(folder, seed, counts, judge)
+    found = {"method": name, "seed": seed, "steps": steps, "seconds": sum(costs), "psnr": psnr}
+    found |= {"error in x": json.loads(validation[-1])["x_mse"]} | scored(folder, seed, counts, judge)
     file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the pipeline is all that is looked at
     return found
@@ -124,10 +157,11 @@ def table(rows: list[dict]) -> str:
         def mean(key: str, of: list[dict] = of) -> float:
             return statistics.fmean(row[key] for row in of)
 
-        cells = [f"{mean(key):.3f}" for key in ("held-out error in x", *SCORES)]
-        found.append([name, str(len(of)), f"{mean('steps'):.0f}", f"{mean('seconds'):.0f}", *cells])
+        cells = [f"{mean(key):.3f}" for key in ("error in x", *SCORES)]
+        costs = [f"{mean('psnr'):.1f}", str(len(of)), f"{mean('steps'):.0f}", f"{mean('seconds'):.0f}"]
+        found.append([name, *costs, *cells])
     words = [score.replace("heldout_", "held-out: ") for score in SCORES]
-    return markdown_table(["method", "seeds", "steps", "CPU-seconds", "error in x", *words], found)
+    return markdown_table(["method", "PSNR", "seeds", "steps", "CPU-seconds", "error in x", *words], found)
 
 
 @user_errors()
@@ -148,7 +182,7 @@ def main() -> None:
     for seed in args.seeds:
         for name in args.only or METHODS:
             rows.append(measured(args, name, seed, judge))
-            (args.out / "table.md").write_text(table(rows), encoding="utf-8")
+            (args.out / "table.md").write_text(table(rows) + "\n", encoding="utf-8")
             print(table(rows), flush=True)
 
 
