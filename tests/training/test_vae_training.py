@@ -32,6 +32,7 @@ CRITIC = (
     "loss.adversarial_start=2",
     "loss.critic={widths: [8, 8], time_strides: [1, 2]}",
     "loss.temporal=0.1",
+    "loss.equivariance=0.5",
 )
 
 
@@ -72,7 +73,7 @@ def test_the_critic_sleeps_unchanged_then_learns_and_the_vae_is_exported_alone(w
     export_run(whole, tmp_path / "raw", STAGES, step=3, raw=True)
     assert load_vae(tmp_path / "raw").config.latents_mean is not None
 
-    train(vae_config(tmp_path / "plain", "loss.temporal=0.1", "optim.weight_decay=0.1", "train.steps=6"), VaeTask)
+    train(vae_config(tmp_path / "plain", *CRITIC[3:], "optim.weight_decay=0.1", "train.steps=6"), VaeTask)
     plain = read_metrics(tmp_path / "plain")
     assert [a["loss"] == b["loss"] for a, b in zip(records, plain, strict=True)] == [True, True, *[False] * 4]
 
