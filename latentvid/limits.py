@@ -101,6 +101,7 @@ _NAMES: tuple[tuple[Range, str], ...] = (  # of the numbers that have each range
     (_whole(0, 1000), "margin"),
     (_whole(256, 2**26), "measures.area"),
     (Range(0, 64), "distance"),
+    (Range(0, 1), "similarity"),
     (_whole(1, 1000), "measures.frames captions.frames"),
     (_whole(1, 10**5), "max_tokens"),
     (_SHARE, "split.validation"),

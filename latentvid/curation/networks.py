@@ -38,7 +38,9 @@ class Networks:
 
     def __init__(self, settings: Measures) -> None:
         self.frames = settings.frames
-        self.aesthetic = AestheticRows(settings.weights, _device()) if "aesthetic" in settings.networks else None
+        self.aesthetic = (
+            AestheticRows(settings.weights, computing_device()) if "aesthetic" in settings.networks else None
+        )
         self.own = {name: own_function(text) for name, text in settings.own.items()}
 
     def __call__(self, unit: Mapping[str, Any]) -> list[dict[str, float | None]]:
@@ -61,7 +63,7 @@ class ClipFit:
     """How well captions fit, by CLIP. Raises UserError where there is none."""
 
     def __init__(self, settings: Measures) -> None:
-        self.frames, self.network = settings.frames, open_clip(settings.weights, _device())
+        self.frames, self.network = settings.frames, open_clip(settings.weights, computing_device())
 
     def __call__(self, unit: Mapping[str, Any]) -> list[dict[str, float | None]]:
         """Of segments of a file, each with its `caption`: 100 times the mean cosine of the frames and that."""
@@ -73,7 +75,7 @@ class ClipFit:
         return made
 
 
-def _device() -> torch.device:
+def computing_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

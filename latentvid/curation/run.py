@@ -22,6 +22,7 @@ from . import measuring
 from .captioning import Describer, caption_of, check_template, sidecar
 from .columns import CAPTIONED, COMPARED, LOOKED_AT, MEASURED
 from .encoding import encode_segments, encoded_name
+from .features import Embedder, closest, read_features
 from .footage import File, find_files
 from .hashing import Signature, same_as
 from .journal import Journal, key_of
@@ -156,25 +157,20 @@ class _Run:
 
     def _same(self, rows: list[Row]) -> None:
         """The largest of those that show the same stays; then the longest, then the first by name."""
-
-        def rank(row: Row) -> tuple:
-            area = row["height"] * row["width"] * (1 - row["border"])
-            return -area, -row["seconds"], row["source"], row["first"]
-
-        kept = sorted(_kept(rows), key=rank)
-        shots = {at: n for n, at in enumerate(dict.fromkeys((row["source"], row["shot"]) for row in kept))}
+        kept, shots = _ranked(rows)
         settings, signatures = self.settings.duplicates, []
-        for row in kept:
+        for row, shot in zip(kept, shots, strict=True):
             looks, changes = (measuring.read_hashes(row[name]) for name in ("looks", "changes"))
-            signatures.append(Signature(looks, changes, shots[row["source"], row["shot"]]))
+            signatures.append(Signature(looks, changes, shot))
         with phase("looking for duplicates"):
-            same = same_as(signatures, settings.distance, settings.mirrored)
-        for n, first in enumerate(same):
-            if first != n:
-                other = kept[first]
-                kept[n]["dropped"] = "duplicate"
-                kept[n]["duplicate_of"] = other["source"]
-                kept[n]["duplicate_start"] = other["start"]
+            _drop_same(kept, same_as(signatures, settings.distance, settings.mirrored))
+        if settings.similarity is not None:
+            measures = self.settings.measures
+            self._add(rows, "embeddings", partial(Embedder, measures), measures.frames, measures.weights, "features")
+            kept, shots = _ranked(rows)
+            features = [row.pop("features") for row in kept]
+            if features:
+                _drop_same(kept, closest(read_features(features), shots, settings.similarity))
 
     def _caption(self, rows: list[Row]) -> None:
         settings = self.settings.captions
@@ -268,6 +264,25 @@ class _Run:
 
 def _kept(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if not row["dropped"]]
+
+
+def _ranked(rows: Iterable[Row]) -> tuple[list[Row], list[int]]:
+    """(those that stay, the ones to keep before the others; a number of each one's shot)"""
+
+    def rank(row: Row) -> tuple:
+        area = row["height"] * row["width"] * (1 - row["border"])
+        return -area, -row["seconds"], row["source"], row["first"]
+
+    kept = sorted(_kept(rows), key=rank)
+    numbers = {at: n for n, at in enumerate(dict.fromkeys((row["source"], row["shot"]) for row in kept))}
+    return kept, [numbers[row["source"], row["shot"]] for row in kept]
+
+
+def _drop_same(kept: list[Row], same: list[int]) -> None:
+    for n, first in enumerate(same):
+        if first != n:
+            kept[n]["dropped"] = "duplicate"
+            kept[n]["duplicate_of"], kept[n]["duplicate_start"] = kept[first]["source"], kept[first]["start"]
 
 
 def _state(path: str) -> list[int] | None:

@@ -80,6 +80,10 @@ class Duplicates:
     remove: bool = _help("of segments that show the same, keep the largest", default=True)
     distance: float = _help("bits of 64 in which perceptual hashes of the same picture differ, on average", default=9.0)
     mirrored: bool = _help("look for mirrored ones too", default=False)
+    similarity: float | None = _help(
+        "cosine of CLIP's features (measures.weights) from which segments are the same too; null: hashes alone",
+        default=None,
+    )
 
     def __post_init__(self) -> None:
         check_fields(self, "duplicates")
@@ -131,6 +135,10 @@ class Curation:
     split: Split = field(default_factory=Split)
 
     def __post_init__(self) -> None:
+        if self.duplicates.similarity is not None and self.measures.weights is None:
+            raise ValueError(
+                "duplicates.similarity is of CLIP's features: give measures.weights, the folder that has clip/"
+            )
         for text in self.filters:
             Filter.of(text, self.columns)
 
