@@ -18,7 +18,7 @@ from ..limits import range_of
 from ..pipelines.arguments import read_controlnet, read_lora, read_reference
 from ..words import counted
 
-Kind = Literal["text", "number", "whole", "flag", "choice", "numbers", "chosen", "upload", "shown"]
+Kind = Literal["text", "number", "whole", "flag", "choice", "numbers", "lines", "chosen", "upload", "shown"]
 MOST_TEXT = 4000  # characters of a text
 MOST_DIGITS = 40
 MOST_FILES = 8  # of one option that is given again and again
@@ -31,6 +31,7 @@ CHOOSERS = {
     "control": "control",
     "motion": "motion",
 }
+BY_LINE = ("local_prompt",)  # options that are given again and again for one clip
 SCALED = {read_lora: "SCALE", read_controlnet: "SCALE or SCALE:START-END"}
 
 
@@ -39,9 +40,9 @@ class Field:
     """One option of a program.
 
     name: as the program's namespace has it. option: as its command line has it. kind: "numbers" are `count` of them;
-    "chosen" are of a list of the studio's (`CHOOSERS`), each with a word after a colon where `hint` says which;
-    "upload" is a file, "shown" are files with a role each. many: may be given again. default: None where the program
-    says itself what holds then.
+    "lines" are texts, one a line; "chosen" are of a list of the studio's (`CHOOSERS`), each with a word after a colon
+    where `hint` says which; "upload" is a file, "shown" are files with a role each. many: may be given again.
+    default: None where the program says itself what holds then.
     """
 
     name: str
@@ -86,6 +87,8 @@ def _field(action: argparse.Action) -> Field:
         return Field(kind="shown", hint="ROLE", **words)
     if action.type is Path:
         return Field(kind="upload", **words)
+    if action.dest in BY_LINE:
+        return Field(kind="lines", hint="one a line, in order", **words)
     default = None if many else action.default
     if action.choices is not None:
         return Field(kind="choice", choices=tuple(map(str, action.choices)), default=default, **words)
@@ -141,6 +144,8 @@ def _read(field: Field, parts: list[Any], keep: Callable[[str], str]) -> Any:
     text = str(first)
     if len(text) > MOST_TEXT:
         raise UserError(f"{field.option}: {len(text):,} characters, and at most {MOST_TEXT:,} can be")
+    if field.kind == "lines":
+        return [line.strip() for line in text.splitlines() if line.strip()] or None
     return text if field.kind != "numbers" else " ".join(_numbers(field, text))
 
 
@@ -182,6 +187,8 @@ def _words(field: Field, value: Any, lists: Mapping[str, Sequence[str]], path: C
     elif field.kind == "numbers":
         yield field.option
         yield from _numbers(field, str(value))
+    elif field.kind == "lines":
+        yield from (f"{field.option}={line}" for line in value)
     elif field.kind == "upload":
         yield f"{field.option}={path(value)}"
     elif field.kind == "shown":

@@ -46,7 +46,7 @@ class Studio:
         """Begins to make a clip; the list gets its item once it is made. Raises UserError."""
         if program not in BY_PROGRAM:
             raise UserError(f"{program[:40]} is no program of the studio")
-        output = self.gallery.new(".png" if self._is_picture(values) else ".mp4")
+        output = self.gallery.new(".png" if self._is_picture(program, values) else ".mp4")
         words = command_line(BY_PROGRAM[program].fields, values, self.lists(), self.gallery.kept)
         command = [program, *words, f"--output={output}"]
         items: list[Item] = []
@@ -58,7 +58,9 @@ class Studio:
         return Job(self.worker, command, ended), items
 
     @staticmethod
-    def _is_picture(values: Mapping[str, Any]) -> bool:
+    def _is_picture(program: str, values: Mapping[str, Any]) -> bool:
         """Whether what is made is one: of a picture, or of one frame."""
+        if BY_PROGRAM[program].film:
+            return False
         clip = values.get("clip")
         return values.get("frames") == 1 if clip is None else Path(str(clip)).suffix in IMAGE_ENDINGS

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ..command_line import Parser
-from ..programs import edit, extend, i2v, inpaint, interpolate, t2v, upscale
+from ..programs import edit, extend, i2v, inpaint, interpolate, long, style, t2v, upscale
 from .fields import Field, fields_of
 
-PICTURES = ("image", "first", "last")  # options that take a picture and no video
+PICTURES = ("image", "first", "last", "style")  # options that take a picture and no video
 NO_FIELDS = ("output",)  # the gallery names what is made
 
 
@@ -18,7 +18,7 @@ NO_FIELDS = ("output",)  # the gallery names what is made
 class Tab:
     """program: its name as a command. options: what makes its parser. main: the options that are seen at once, by
     name, below the model; the others are in "More options". without: those that have no place in a page, which makes
-    one clip at a time."""
+    one clip at a time. film: what it makes is a video, also where it has one frame."""
 
     title: str
     program: str
@@ -26,6 +26,7 @@ class Tab:
     options: Callable[[], Parser]
     main: tuple[str, ...]
     without: tuple[str, ...] = ()
+    film: bool = False
 
     @cached_property
     def fields(self) -> list[Field]:
@@ -45,6 +46,15 @@ TABS = (
         ("prompts", "tokens_per_pack"),  # of files of prompts
     ),
     Tab("Image to video", "i2v", "A video that begins with a picture.", i2v.options, ("image", "prompt", "seed")),
+    Tab(
+        "Long video",
+        "long",
+        "Seconds or minutes from a prompt, written as they are made.",
+        long.options,
+        ("prompt", "seconds", "negative_prompt", "seed", "order", "local_prompt"),
+        ("tokens_per_pack",),
+        film=True,
+    ),
     Tab("Extend", "extend", "A video, and what follows it.", extend.options, ("clip", "prompt", "seconds", "seed")),
     Tab(
         "Interpolate",
@@ -66,6 +76,13 @@ TABS = (
         "What a video or picture shows, changed from one prompt to another.",
         edit.options,
         ("clip", "source", "prompt", "method", "strength", "seed"),
+    ),
+    Tab(
+        "Style",
+        "style",
+        "A video or picture in the look of a picture.",
+        style.options,
+        ("clip", "style", "prompt", "style_prompt", "strength", "seed"),
     ),
     Tab(
         "Upscale",

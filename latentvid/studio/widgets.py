@@ -16,7 +16,7 @@ from .limits import ENDINGS
 from .tabs import PICTURES
 
 SHORT = ("flag", "choice", "number", "whole", "numbers")  # several of them in a row
-TALL = ("prompt", "negative_prompt", "source", "remove")
+TALL = ("prompt", "negative_prompt", "source", "remove", "local_prompt")
 
 
 def components(field: Field, lists: Mapping[str, Sequence[str]], place: str) -> list[Any]:

@@ -97,6 +97,21 @@ def test_image_to_video(page, own, picture):
     )
 
 
+def test_long_video(page, own):
+    found = generate(page, own, "long", "Long video", {"prompt": "a 7", "seconds": "1.5"}, {})
+    assert found["values"]["seconds"] == 1.5 and probe(found["file"]).frames == 12
+
+
+def test_long_video_with_a_prompt_for_each_segment(page, own):
+    """Lines of a field; the order is one of a list."""
+    press(page, "#long-order input")
+    press(page, "#long-order [role=option]:nth-child(3)")
+    write(page, "long-local_prompt", "a red 7 moves up\na red 7 moves down")
+    found = generate(page, own, "long", "Long video", {"prompt": "a 7", "seconds": "1"}, {})
+    assert found["values"]["local_prompt"] == ["a red 7 moves up", "a red 7 moves down"]
+    assert found["command"].count("--order=nuwa-xl") == 1 and probe(found["file"]).frames == 8
+
+
 def test_extend(page, own, clip):
     found = generate(page, own, "extend", "Extend", {"prompt": "a 7", "seconds": "0.5"}, {"clip": clip})
     assert probe(found["file"]).frames == FRAMES + 4
@@ -130,6 +145,11 @@ def test_inpaint_within_a_mask_that_is_drawn(page, own, clip):
 def test_edit(page, own, clip):
     found = generate(page, own, "edit", "Edit", {"source": "a 7", "prompt": "a 3"}, {"clip": clip})
     assert found["values"]["source"] == "a 7" and probe(found["file"]).frames == FRAMES
+
+
+def test_style(page, own, clip, picture):
+    found = generate(page, own, "style", "Style", {"prompt": "a 7"}, {"clip": clip, "style": picture})
+    assert found["values"]["style"].startswith("inputs/") and probe(found["file"]).frames == FRAMES
 
 
 def test_upscale_by_another_model(page, own, clip):

@@ -30,6 +30,7 @@ def options() -> Parser:
     parser.add_argument("--control", type=read_controlnet, action="append", default=[])
     parser.add_argument("--reference", type=read_reference, action="append", default=[])
     parser.add_argument("--prompt", action="append", required=True, help="what to show")
+    parser.add_argument("--local-prompt", action="append", help="of a part; give it again for each")
     parser.add_argument("--clip", type=Path)
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--guidance", type=float)
@@ -43,7 +44,7 @@ def options() -> Parser:
 FIELDS = fields_of(options(), ("output",))
 EMPTY = {  # of a page, in the fields' order
     "model": "b", "lora": [], "scales": "", "control": [], "parts": "", "reference": None, "roles": "", "prompt": "",
-    "clip": None, "seed": "0", "guidance": "", "interval": "", "solver": "", "large": False,
+    "local": "", "clip": None, "seed": "0", "guidance": "", "interval": "", "solver": "", "large": False,
 }  # fmt: skip
 
 
@@ -63,8 +64,8 @@ def test_a_field_is_what_the_parser_says_of_the_option():
     kinds = {name: field.kind for name, field in found.items()}
     assert kinds == {
         "model": "chosen", "lora": "chosen", "control": "chosen", "reference": "shown", "prompt": "text",
-        "clip": "upload", "seed": "whole", "guidance": "number", "guidance_interval": "numbers", "solver": "choice",
-        "large": "flag",
+        "local_prompt": "lines", "clip": "upload", "seed": "whole", "guidance": "number",
+        "guidance_interval": "numbers", "solver": "choice", "large": "flag",
     }  # fmt: skip
     assert found["seed"].help == "default: 0" and found["seed"].default == 0
     assert found["lora"].help == "LoRA"  # a page has its own way to give more
@@ -75,10 +76,11 @@ def test_a_field_is_what_the_parser_says_of_the_option():
 def test_what_a_page_says_is_what_the_program_reads():
     args = said(
         lora=["x.safetensors"], scales="0.5", control=["edges"], parts="0.8:0-0.5", reference=["r.png", "s.mp4"],
-        roles="style, subject", prompt="--seed=7 <b>", clip="c.mp4", seed="9223372036854775807", guidance="1e-3",
-        interval="0.1, 0.9", solver="heun", large=True,
+        roles="style, subject", prompt="--seed=7 <b>", local="a 7\n\n --large \r\na 3", clip="c.mp4",
+        seed="9223372036854775807", guidance="1e-3", interval="0.1, 0.9", solver="heun", large=True,
     )  # fmt: skip
     assert args.model == Path("b") and args.prompt == ["--seed=7 <b>"] and args.clip == Path("/gallery/kept/c.mp4")
+    assert args.local_prompt == ["a 7", "--large", "a 3"]
     assert args.lora == [Lora(Path("x.safetensors"), 0.5)]
     assert args.control == [ControlNet(Path("edges"), 0.8, 0.0, 0.5)]
     assert args.reference == [
@@ -104,6 +106,7 @@ def test_what_is_left_empty_is_the_programs_own_default():
         ({"interval": "0.1"}, "--guidance-interval: 1 numbers, and it takes 2: LOW HIGH"),
         ({"interval": "0.1 --large"}, "give 2 numbers: LOW HIGH"),
         ({"prompt": "x" * (MOST_TEXT + 1)}, "--prompt: 4,001 characters, and at most 4,000 can be"),
+        ({"local": "x\n" * MOST_TEXT}, "--local-prompt: 8,000 characters, and at most 4,000 can be"),
         ({"lora": ["x.safetensors"], "scales": "1 2"}, "--lora: 1 file and 2 words"),
         ({"reference": ["r.png"], "roles": ""}, "--reference: 1 file and 0 words"),
         ({"reference": ["r.png"], "roles": "a=b"}, "--reference: a role has no equals sign"),

@@ -112,6 +112,28 @@ def test_a_process_that_is_lost_or_does_not_stop_is_started_anew():
         worker.close()
 
 
+@pytest.mark.parametrize(
+    ("program", "values", "ending"),
+    [
+        ("t2v", {"frames": 1}, ".png"),
+        ("t2v", {"frames": 5}, ".mp4"),
+        ("style", {"clip": "inputs/0123456789abcdef.png"}, ".png"),
+        ("style", {"clip": "inputs/0123456789abcdef.mp4"}, ".mp4"),
+        ("long", {"frames": 1}, ".mp4"),  # written as it is made
+    ],
+)
+def test_what_is_made_of_one_frame_is_a_picture(tmp_path, program, values, ending):
+    own = studio(tmp_path, "m")
+    own.worker = Worker([sys.executable, "-c", PROGRAMS])
+    for name in (value for value in values.values() if isinstance(value, str)):
+        (own.gallery.folder / "inputs").mkdir()
+        (own.gallery.folder / name).touch()
+    try:
+        assert made(own, program, values).name.endswith(ending)
+    finally:
+        own.worker.close()
+
+
 def test_only_programs_of_the_studio_are_run(tmp_path):
     own = studio(tmp_path, "m")
     with pytest.raises(UserError, match="train-dit is no program of the studio"):
