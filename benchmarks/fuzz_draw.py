@@ -93,7 +93,7 @@ class Draw(random.Random):
         return self.randbytes(min(size, 4096)), "random bytes"
 
     def file(self, path: Path, kinds: tuple[str, ...] = FILE_KINDS) -> str:
-        """Puts something else in the place of a file; what."""
+        """Puts something else instead of a file; what."""
         kind = self.choice(kinds)
         path.unlink()
         if kind == "empty":

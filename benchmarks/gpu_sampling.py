@@ -29,7 +29,7 @@ FEW, MANY = 4, 8  # steps of two runs: what the longer one has more is its steps
 
 
 class Words:
-    """Random states in the place of a text encoder's."""
+    """Random states instead of a text encoder's."""
 
     def __init__(self, tokens: int, width: int, device: torch.device) -> None:
         self.tokens, self.width, self.device = tokens, width, device

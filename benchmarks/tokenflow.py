@@ -4,7 +4,7 @@
 
 Held-out clips of 17 frames, in each of which the digit is to be another one. The model never saw a clip: without
 --model it is made here, on pictures of digits, by the parts of benchmarks/motion.py. With --fine-steps it goes on from
-there with tokens of 4 pixels in the place of 8.
+there with tokens of 4 pixels instead of 8.
 
 Scored by the demo's judge: the digit is the one asked for; the path stays, within 1.5 pixels in the mean. Over time,
 with the optical flow of the clip as it was: warping error (evaluation/motion), and flicker beyond the motion, the mean

@@ -45,7 +45,7 @@ def local(path: str | os.PathLike, what: str) -> str:
 
 
 def not_here(what: str, path: str | os.PathLike) -> UserError:
-    """What to say of a URL in the place of a path."""
+    """What to say of a URL instead of a path."""
     return UserError(
         f"{what}={shown(path)} cannot be a URL: give a path of this machine, and bring files here and there with "
         '`latentvid copy` (docs/data.md, "Buckets and URLs", says what may be a URL)'
@@ -64,7 +64,7 @@ def part_of(name: str) -> str:
 
 
 def inside(folder: Path, name: str, usual: str) -> str:
-    """What to give in the place of a folder, in words: the one of that name in it, where a run has left one."""
+    """What to give instead of a folder, in words: the one of that name in it, where a run has left one."""
     return str(folder / name) if (folder / name).is_dir() else usual
 
 

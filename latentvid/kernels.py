@@ -1,4 +1,4 @@
-"""What runs on CPUs in the place of a plain formula: the only file that imports `latentvid.cpu`.
+"""What runs on CPUs instead of a plain formula: the only file that imports `latentvid.cpu`.
 
 A formula of the model stands where it is used, decorated with `or_cpu_kernel`. On CPUs, in eager mode, the function of
 the same name in `latentvid.cpu.fused` runs, which is faster and keeps less for the backward pass. The formula runs on

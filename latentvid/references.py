@@ -74,7 +74,7 @@ class Placed:
         "white where the clip is to be made, whose rest the model is told of"
     )
     signal: Literal["canny", "lines", "luminance", "flow", "tracks", "depth"] | None = setting(
-        "in the place of column: what is computed of the clip itself (edges, soft edges, luminance, optical flow, "
+        "instead of column: what is computed of the clip itself (edges, soft edges, luminance, optical flow, "
         "tracks of points, depth)",
         default=None,
     )
@@ -89,7 +89,7 @@ class Placed:
     )
     max_frames: int | None = setting("most frames of one beside, from its start; null: as of the clips", default=None)
     degrade: tuple[Degradation, ...] | None = setting(
-        "in the place of column: the clip itself after these, one after another: [{kind: resize, amount: 2}, ...]",
+        "instead of column: the clip itself after these, one after another: [{kind: resize, amount: 2}, ...]",
         default=None,
     )
     noise: float | tuple[float, float] | None = setting(

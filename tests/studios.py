@@ -58,7 +58,7 @@ def press(page: Any, selector: str) -> None:
 
 
 def write(page: Any, name: str, text: str) -> None:
-    """Into a field, in the place of what it holds."""
+    """Into a field, instead of what it holds."""
     press(page, f"#{name} textarea, #{name} input")
     page.run("document.activeElement.select()")
     page.type(text)

@@ -135,7 +135,7 @@ def test_the_worked_example_on_a_laptop(my_clips, tiny_t5, monkeypatch):
 
 
 def test_wan_is_tuned_on_clips_of_ones_own(run, my_clips, repository, monkeypatch):
-    """On a small random Wan in the place of the one that the first command fetches; clips of 16 frames a second."""
+    """On a small random Wan instead of the one that the first command fetches; clips of 16 frames a second."""
     (my_clips / "wan").symlink_to(repository("wan"))
     for file in sorted((my_clips / "my_clips").glob("*.mp4")):
         write_video(file, torch.randint(0, 255, (9, 64, 96, 3), dtype=torch.uint8), 16)

@@ -55,7 +55,7 @@ VALUES = [None, "x", -1, 2.5, 10**30, 1e308, float("nan"), float("inf"), True, [
 
 
 def spoilt(found, value, seen: list[int], wanted: int):
-    """`found` with the value in the place of its `wanted`-th part; `seen` counts them."""
+    """`found` with the value instead of its `wanted`-th part; `seen` counts them."""
     seen[0] += 1
     if seen[0] == wanted:
         return value
@@ -68,7 +68,7 @@ def spoilt(found, value, seen: list[int], wanted: int):
     "name", ["metrics.jsonl", "validation.jsonl", "best.json", "run.json", "evaluation/scores.json"]
 )
 def test_every_part_may_be_of_any_type(name, sound, tmp_path):
-    """A value after the other in the place of each part of a file; all of a page's tables and charts are made."""
+    """A value after the other instead of each part of a file; all of a page's tables and charts are made."""
     run = shutil.copytree(sound, tmp_path / "run")
     lines = (run / name).read_text().splitlines() if name.endswith("jsonl") else [(run / name).read_text()]
     first = json.loads(lines[0])

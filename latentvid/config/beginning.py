@@ -21,7 +21,7 @@ KIND = {
 PUBLISHED = {  # of a published one
     "from": (
         "str",
-        "folder or hub name of a published model, in the place of the others; it tells what is not set of vae, "
+        "folder or hub name of a published model, instead of the others; it tells what is not set of vae, "
         "text_encoder, scheduler, timesteps, given and inference",
     ),
     "dtype": ("'fp32' | 'bf16'", "type of a published model's weights; bf16 where they stay as they are"),

@@ -20,8 +20,8 @@ class Distillation:
     """How, and to what."""
 
     method: Literal["guidance", "progressive", "consistency", "dmd"] = _help(
-        "guidance: one pass in the place of the two of guidance, at any noise level (Meng et al. 2023); progressive: "
-        "one step in the place of two (Salimans & Ho 2022); consistency: from each of the teacher's levels a step that "
+        "guidance: one pass instead of the two of guidance, at any noise level (Meng et al. 2023); progressive: "
+        "one step instead of two (Salimans & Ho 2022); consistency: from each of the teacher's levels a step that "
         "leads as far (Heek et al. 2024); dmd: clips such as the teacher's, by a critic of them (Yin et al. 2024)",
         default="guidance",
     )

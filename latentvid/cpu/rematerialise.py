@@ -1,6 +1,6 @@
 """Tensors that the backward pass computes again rather than keep: those that cost little to make from what is kept.
 
-`rematerialised` marks a tensor with how it is made. What runs inside `rematerialising` keeps, in the place of a marked
+`rematerialised` marks a tensor with how it is made. What runs inside `rematerialising` keeps, instead of a marked
 tensor, what it is made of, whatever keeps it: an attention operator, a linear layer, an adapter around one.
 """
 

@@ -78,7 +78,7 @@ def render(shown: Shown, size: tuple[int, int], rng: np.random.Generator) -> Ten
 
 
 def caption(shown: Shown, word: str, rng: np.random.Generator) -> str:
-    """A sentence of the demo's kind, with the word in the place of the digit."""
+    """A sentence of the demo's kind, with the word instead of the digit."""
     template = TEMPLATES[rng.integers(len(TEMPLATES))]
     direction = digits.direction_in_words(shown.direction, rng)
     names = {"colour": shown.colour, "verb": shown.verb, "verbing": VERBING[shown.verb]}

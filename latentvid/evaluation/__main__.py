@@ -38,7 +38,12 @@ def parse() -> ScoringConfig:
     add("clips", type=Path, metavar="CLIPS", help="what is scored")
     add("--real", type=Path, help="real clips to compare with")
     add("--against", type=Path, metavar="OTHER", help="another model's clips of the same prompts and seeds")
-    add("--metrics", nargs="+", metavar="NAME", help="scores by name, or MODULE:NAME (default: all that can be had)")
+    add(
+        "--metrics",
+        nargs="+",
+        metavar="NAME",
+        help="scores by name, or MODULE:NAME (default: every score whose weights are available)",
+    )
     add("--captions", type=Path, metavar="FILE", help="table (.jsonl, .csv, .parquet) of captions by file")
     add("--frames", type=int, help="of a clip, at most (16 unless given, of files of one length)")
     add("--fps", type=float, help="frames a second at which files are read (default: each at its own)")
@@ -54,9 +59,9 @@ def parse() -> ScoringConfig:
         metavar="DIR",
         help="folder of inception/, i3d/, videomae/, vjepa/, lpips/, clip/, raft/",
     )
-    add("--inception", type=Path, metavar="FILE", help="Inception network, in the place of DIR/inception")
+    add("--inception", type=Path, metavar="FILE", help="Inception network, instead of DIR/inception")
     add("--resize", choices=RESIZINGS, help="how pictures are resized for it (default: as the network's own code does)")
-    add("--i3d", type=Path, metavar="FILE", help="I3D network, in the place of DIR/i3d")
+    add("--i3d", type=Path, metavar="FILE", help="I3D network, instead of DIR/i3d")
     add("--extractor", nargs="+", metavar="MODULE:CLASS", help="networks of one's own, for distances of their features")
     add("--pictures", type=int, help=f"frames of a clip that Inception sees, 0 for all (default {PICTURES})")
     add("--out", type=Path, help="folder for scores.json, scores.md and clips.html (default scores)")

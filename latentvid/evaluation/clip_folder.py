@@ -186,7 +186,7 @@ def _cut(
     if most is None or len(paths) <= most:
         return cut_files(paths, cut, most, looked)
     first = [paths[(2 * i + 1) * len(paths) // (2 * most)] for i in range(most)]
-    spare = iter(sorted(set(paths) - set(first)))  # in the place of those that cannot be used
+    spare = iter(sorted(set(paths) - set(first)))  # instead of those that cannot be used
     excerpts, skipped = cut_files(first, cut, most, looked)
     while len(excerpts) < most and (more := list(islice(spare, most - len(excerpts)))):
         found, faults = cut_files(more, cut, most - len(excerpts), looked)

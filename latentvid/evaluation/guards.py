@@ -142,7 +142,7 @@ def unlike_levels(clips: Sequence[Tensor], real: Sequence[Tensor]) -> str | None
     """Why the sets were not written in one range of colours, if so; of `LevelRows` [1,2] of each clip.
 
     A set is taken for video levels shown as they are (black 16, white 235) where all its clips keep within these, some
-    come close to both, and chance would hardly do that, were it like the other set; and for 0..1 in the place of
+    come close to both, and chance would hardly do that, were it like the other set; and for 0..1 instead of
     0..255 where it has no brighter level than 1, but the other has.
     """
     if not clips or not real:

@@ -130,7 +130,7 @@ def open_metrics(
 
     weights: the folder of the networks' weights (inception/, i3d/, videomae/, vjepa/, lpips/, clip/, raft/). pictures:
     frames of a clip that Inception sees, 0 for all. resize: of them (`load_inception`). own: extractors of other
-    modules, as `Known.with_own` takes them. files: of "inception" and "i3d", in the place of what `weights` holds.
+    modules, as `Known.with_own` takes them. files: of "inception" and "i3d", instead of what `weights` holds.
     without: scores that are of no use here and why: nothing is opened for them.
     Raises UserError where a score that was named cannot be had; the others are left out.
     """

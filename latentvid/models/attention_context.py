@@ -51,7 +51,7 @@ class AttentionContext:
         None: each key stands in one segment.
     sequence: the processes that share the pack, of which this one has a piece; None: this one has all.
     cache: keys and values of past frames, which stand before the pack's.
-    mask: of causal attention by FlexAttention, in the place of `gather`.
+    mask: of causal attention by FlexAttention, instead of `gather`.
     moving: bool [T,1], tokens of samples of more than one latent frame, which alone temporal blocks change; None: all.
     """
 

@@ -1,4 +1,4 @@
-"""A pass of our own through a module of another library, in the place of its `forward`."""
+"""A pass of our own through a module of another library, instead of its `forward`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import nn
 
 
 class BlockPass:
-    """What stands in the place of a module's `forward`: `compute`, a function of the module and its arguments.
+    """What stands instead of a module's `forward`: `compute`, a function of the module and its arguments.
 
     It is the instance's own, so hooks, wrappers and adapters find the module with its class, names and weights as ever.
     A copy of the module computes with the copy's weights. A pickle keeps the pass, and not what was compiled of it.
 
     compute: a function of a module file, which pickles by its name.
-    compiled: what runs in the place of `compute`.
+    compiled: what runs instead of `compute`.
     """
 
     compiled: Callable[..., Any] | None = None

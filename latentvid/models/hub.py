@@ -68,6 +68,6 @@ def _fetched(name: str, get: Callable[[bool], T], what: str) -> T:
             raise
         except Exception:
             raise UserError(
-                f"{name} is neither a folder nor to be had from the hub ({brief(error)}): give {what}, or "
+                f"{name} is neither a folder nor found on the hub ({brief(error)}): give {what}, or "
                 "fetch it where there is a network"
             ) from error

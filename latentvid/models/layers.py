@@ -223,7 +223,7 @@ class Block(nn.Module):
     The modulation is computed for each latent frame, and each token takes that of its frame.
     """
 
-    compiled: Callable[..., Tensor] | None = None  # what runs in the place of `compute`
+    compiled: Callable[..., Tensor] | None = None  # what runs instead of `compute`
 
     def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
         super().__init__()

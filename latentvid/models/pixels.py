@@ -1,4 +1,4 @@
-"""No autoencoder: a clip's own pixels in the place of latents, behind the interface of autoencoders.
+"""No autoencoder: a clip's own pixels instead of latents, behind the interface of autoencoders.
 
 Axes: B clips, F H W frames, height and width.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 from .autoencoder import CausalVideoAutoencoder
 from .saved import SavedModel
 
-PIXELS = "pixels"  # what a configuration names in the place of an autoencoder's folder
+PIXELS = "pixels"  # what a configuration names instead of an autoencoder's folder
 
 
 class PixelCodec(SavedModel, ModelMixin, ConfigMixin):

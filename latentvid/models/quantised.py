@@ -78,7 +78,7 @@ class _Product(torch.autograd.Function):
 
 
 def quantise(modules: Iterable[nn.Module], kind: Format) -> int:
-    """Puts quantised layers, frozen, in the place of all linear ones below these modules. Returns how many."""
+    """Puts quantised layers, frozen, instead of all linear ones below these modules. Returns how many."""
     pairs, count = nn.Parameter(pairs_of_codes(), requires_grad=False), 0
     for module in modules:
         for name, layer in list(module.named_modules()):

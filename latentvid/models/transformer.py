@@ -287,7 +287,7 @@ class VideoDiT(Controllable, SavedModel, ModelMixin, ConfigMixin):
         return self.motion_in(rate_embedding((1.0 + motion.float()).clamp_min(0.0), MOTION_FEATURES).to(dtype))
 
     def _positions(self, position: Tensor, layout: Packed, fps: Tensor) -> Tensor:
-        """[T,3], with seconds in the place of frame numbers where `rope_fps` asks for them: clips whose rate is not
+        """[T,3], with seconds instead of frame numbers where `rope_fps` asks for them: clips whose rate is not
         known are taken for such of that rate."""
         reference = self.config.rope_fps
         if reference is None:

@@ -125,7 +125,7 @@ def made_anew(
     """Yields what is made of a clip that comes in chunks uint8 [F,H,W,3], in its size, in order, on the CPU.
 
     masks: of the same frames, in chunks bool [F,H,W], True where to change: elsewhere the clip's own pixels stay.
-    outside: what is there in their place, a function of a window's frames uint8 [n,h,w,3]. find: in the place of masks,
+    outside: what is there in their place, a function of a window's frames uint8 [n,h,w,3]. find: instead of masks,
     what finds that of a window, bool [n,h,w]. A window whose mask is all False is not made.
     """
     pieces = _pieces(make, chunks, plan, canvas, masks, outside, find)

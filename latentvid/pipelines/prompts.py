@@ -76,7 +76,7 @@ def read_prompts(
     """The rows of a table (.csv, .jsonl or .parquet) with the column `prompt` and any more of `COLUMNS`.
 
     What a row leaves out is as in the arguments (None: the model's), but the i-th row has seed + i, and its number as
-    name. A name with an ending of `ENDINGS` is written so, others as mp4. seconds: in the place of frames, at the fps
+    name. A name with an ending of `ENDINGS` is written so, others as mp4. seconds: instead of frames, at the fps
     of the row.
     Raises UserError, with the line (in a .parquet the row, from 1), for what the model cannot make.
     """

@@ -30,7 +30,7 @@ CHUNK = 16  # frames that are read at a time
 class Mask:
     """A picture or video, white where a clip is to change; None: what is beyond the clip's edges. grow: pixels by which
     what is white becomes wider on all sides. outside: as in `made_anew`. share: of the clip's pixels that may change.
-    find: in the place of a file, as in `made_anew`.
+    find: instead of a file, as in `made_anew`.
     """
 
     path: Path | None

@@ -184,7 +184,7 @@ def turn_seed(seed: int, turn: int) -> int:
 
 
 def _part(request: Request, turn: int, start: int, frames: int) -> Request:
-    """Of some latent frames. What is known whole is not sampled: it is put in the place of what is."""
+    """Of some latent frames. What is known whole is not sampled: it is put instead of what is."""
     f, h, w = request.grid
     given, known = (_cut(getattr(request, name), start, frames) for name in ("given", "known"))
     if known is None or bool(known.all()) or not bool(known.any()):

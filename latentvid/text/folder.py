@@ -142,7 +142,7 @@ def hub_options(name: str) -> dict[str, bool]:
     except Exception as error:  # the hub's client raises its HTTP library's own errors, which differ by version
         if not _cached(name):
             raise TextError(
-                f"text encoder {name} is neither a folder nor to be had from the hub ({str(error).strip()[:200]}): "
+                f"text encoder {name} is neither a folder nor found on the hub ({str(error).strip()[:200]}): "
                 "give a transformers T5 folder, or fetch it where there is a network"
             ) from error
         return {"local_files_only": True}

@@ -24,7 +24,7 @@ class Reading:
     clean: what is done to a prompt first: nothing; white space at its ends is left out; or, as Wan does, broken
         characters and HTML are mended and white space is one blank.
     takes: the prompt, or only the texts in quotation marks in it, as they are put to ByT5: none, no tokens.
-    empty: what is put in the place of an empty prompt; None: it has no tokens.
+    empty: what is put instead of an empty prompt; None: it has no tokens.
     template: what the prompt is put into, `{}` in its place; crop: states at the front that are the template's and
         are left out.
     """

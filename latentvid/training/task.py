@@ -31,7 +31,7 @@ class Pack(Protocol):
     tokens: Sequence[int]  # of each sample
     counted: Sequence[int]  # of each sample: tokens that have a loss; asked for only where the task is `partial`
     counted_in_all: int  # their sum over the whole pack, of which this may be one process's piece
-    replaced: int  # clips that were read in the place of others
+    replaced: int  # clips that were read instead of others
 
     def to(self, device: torch.device) -> Pack: ...
 

@@ -218,7 +218,7 @@ def test_pictures_are_prepared_as_torchmetrics_does(monkeypatch):
 
 
 def test_the_packages_network_gives_features_and_logits(tmp_path, monkeypatch):
-    """torch-fidelity's, on weights drawn at random in the place of its own."""
+    """torch-fidelity's, on weights drawn at random instead of its own."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with monkeypatch.context() as patched:
         patched.setattr(torch, "load", lambda *_, **__: {})

@@ -62,7 +62,7 @@ def forward(model: VideoDiT, found=None, grids=GRIDS, control=None, context: boo
 
 
 def by_hand(model: VideoDiT, signal: Tensor, scales: list[float]) -> list[Tensor]:
-    """What each block of a copy of the model makes, written out: hooks in the place of the branches' own pass."""
+    """What each block of a copy of the model makes, written out: hooks instead of the branches' own pass."""
     plain = copy.deepcopy(model)
     branches, states = plain.controls, [None] * len(plain.controls)
     plain.controls = torch.nn.ModuleList()

@@ -1,4 +1,4 @@
-"""diffusers' video autoencoders in the place of ours: small random instances of the real classes."""
+"""diffusers' video autoencoders instead of ours: small random instances of the real classes."""
 
 import json
 

@@ -80,7 +80,7 @@ class Heard:
 def slow_extended(module: torch.nn.Module, x: Tensor, rest, asking: Tensor | None = None, reach: int = 100) -> Tensor:
     """softmax(Q_i [K_1 ... K_k]^T / sqrt(d)) [V_1 ... V_k] of keyframes [k,n,D], one query after another.
 
-    asking: of which Q and K are, in the place of x.
+    asking: of which Q and K are, instead of x.
     """
     asking = x if asking is None else asking
     if rest:  # of VideoDiT: with a norm of queries and keys, and positions

@@ -100,6 +100,6 @@ def test_a_pipeline_goes_to_the_hub_and_comes_back_by_its_name(tiny_pipeline, tm
     assert run.returncode == 0, run.stderr + "\n".join(hub.asked)
     *said, missing = run.stdout.splitlines()
     assert any(line.startswith(f"{hub.address}/me/clips/commit/") for line in said)
-    assert "me/none is neither a folder nor to be had from the hub" in missing
+    assert "me/none is neither a folder nor found on the hub" in missing
     held = hub.files["me/clips"]
     assert b"license: mit" in held["README.md"] and "transformer/diffusion_pytorch_model.safetensors" in held

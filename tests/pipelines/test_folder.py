@@ -71,7 +71,7 @@ def test_nothing_that_an_index_names_is_imported(folder, monkeypatch, key, value
 
 def test_parts_are_never_asked_of_the_hub_and_pipelines_by_their_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="some/name is neither a folder nor to be had from the hub"):
+    with pytest.raises(UserError, match="some/name is neither a folder nor found on the hub"):
         LatentVideoPipeline.from_pretrained("some/name")
     for cls in (VideoDiT, CausalVideoAutoencoder):
         with pytest.raises(UserError, match="there is no model folder some/name"):

@@ -1,4 +1,4 @@
-"""A VAE of diffusers in the place of ours: its latents, a transformer on them, the pipeline, and its own training."""
+"""A VAE of diffusers instead of ours: its latents, a transformer on them, the pipeline, and its own training."""
 
 import json
 from pathlib import Path

@@ -212,7 +212,7 @@ def test_nothing_is_not_a_beginning(dit_config, tmp_path):
     ("init", "said"),
     [
         ("nowhere/at/all", "there is no such folder"),
-        ("someone/nothing", "is neither a folder nor to be had from the hub"),
+        ("someone/nothing", "is neither a folder nor found on the hub"),
         ("{tmp}", "holds no weights: give a pipeline's folder"),
         ("{old}/pipeline/vae", "holds a CausalVideoAutoencoder, not a VideoDiT"),
         ("{old}/pipeline/text_encoder", "holds a T5EncoderModel, not a VideoDiT"),

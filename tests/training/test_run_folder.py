@@ -163,7 +163,7 @@ def test_the_configuration_says_the_stage_and_an_older_one_still_exports(dit_con
 
 
 def test_data_of_equal_sizes_are_still_other_data(dit_config, digits_data, tmp_path):
-    """Another file, or caption, in the place of one of the same size; the same in another folder is the same."""
+    """Another file, or caption, instead of one of the same size; the same in another folder is the same."""
     run, folder = tmp_path / "run", tmp_path / "data"
     shutil.copytree(digits_data, folder)
     rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]

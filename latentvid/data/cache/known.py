@@ -47,7 +47,7 @@ def shards_in(cache: Path) -> list[str]:
     (cache / WORK).mkdir(exist_ok=True)
     names = sorted(path.name for path in cache.glob("*.safetensors"))
     if folders := [name for name in names if (cache / name).is_dir()]:
-        raise UserError(f"{cache / folders[0]} is a folder in the place of a shard: remove it")
+        raise UserError(f"{cache / folders[0]} is a folder instead of a shard: remove it")
     return names
 
 

@@ -168,7 +168,7 @@ def _warping(flow: Flow) -> Measure:
 def open_measures(
     weights: Path | None, device: torch.device, own: Sequence[str] = ()
 ) -> tuple[list[Measure], dict[str, str]]:
-    """All that can be had here, and why the others are left out, by name. own: MODULE:NAME of further `Measure`s.
+    """All that are available here, and why the others are left out, by name. own: MODULE:NAME of further `Measure`s.
     Raises UserError for one that is none."""
     openings: Sequence[tuple[str, Callable[[], Measure]]] = (
         ("lpips", lambda: _lpips(lpips_network(weights).to(device))),

@@ -45,7 +45,7 @@ class LpipsRows:
     """A row a frame: its LPIPS distance (AlexNet's) from the pair's.
 
     weights: a folder that holds lpips/alex.safetensors; without one, the networks that torchvision and torchmetrics
-    have on this machine. network: in the place of it. Raises UserError where there are none.
+    have on this machine. network: instead of it. Raises UserError where there are none.
     """
 
     name = "lpips"

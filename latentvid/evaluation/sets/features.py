@@ -66,7 +66,7 @@ class InceptionRows:
 class I3DRows:
     """One row a clip, float32: the 400 Kinetics logits, averaged over the whole clip, however long it is.
 
-    weights: a folder that holds i3d/ with a file of `load_i3d`, or such a file. network: in the place of it.
+    weights: a folder that holds i3d/ with a file of `load_i3d`, or such a file. network: instead of it.
     Raises UserError where there are none, and ClipError for a clip shorter than 9 frames.
     """
 

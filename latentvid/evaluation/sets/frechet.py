@@ -87,7 +87,7 @@ def weighted_frechet(a: Tensor, b: Tensor, a_counts: Tensor, b_counts: Tensor) -
     float64. It is biased upwards for small sets: compare only figures of equal counts, and say the count.
     Counts are [R,N] and [R,M] in float64; all ones is the plain distance. Where both sets have fewer samples than
     features, the trace of the root is the sum of the singular values of Xa Xb^T / sqrt((n - 1)(m - 1)) with the
-    centred rows Xa, Xb, since (A B)^(1/2) has its nonzero eigenvalues: N x M in the place of D x D, without the
+    centred rows Xa, Xb, since (A B)^(1/2) has its nonzero eigenvalues: N x M instead of D x D, without the
     rounding of D - N eigenvalues that should be 0.
     Raises UserError below two samples in either set.
     """

@@ -1,1 +1,1 @@
-"""VBench's dimensions (Huang et al. 2024) that its networks can be had for, by its names and formulas."""
+"""VBench's dimensions (Huang et al. 2024) whose networks are available, by its names and formulas."""

@@ -21,7 +21,7 @@ def main() -> None:
     add = parser.add_argument
     add("clips", nargs="?", type=Path, metavar="CLIPS", help="folder of the clips")
     add("--prompts", type=Path, required=True, help="VBench_full_info.json, or a text of one prompt a line")
-    add("--dimensions", nargs="+", metavar="NAME", help="default: all of the prompts' that can be had")
+    add("--dimensions", nargs="+", metavar="NAME", help="default: all of the prompts' whose networks are available")
     add("--weights", type=Path, metavar="DIR", help="folder of vbench/, clip/, raft/ (docs/evaluation.md)")
     add("--out", type=Path, default=Path("vbench"), help="folder of the results (default vbench)")
     add("--name", default="results", help="of the run, in the file's name (default results)")

@@ -101,7 +101,7 @@ def open_dino(weights: Path | None, device: torch.device) -> Dino:
 class SubjectRows:
     """A row a frame but the first, float64 (`consistency` of DINO's features).
 
-    weights: a folder that holds vbench/dino_vitbase16_pretrain.pth. network: in the place of it.
+    weights: a folder that holds vbench/dino_vitbase16_pretrain.pth. network: instead of it.
     """
 
     name = "subject_consistency"

@@ -39,7 +39,7 @@ class AestheticRows:
     """A row a frame, float64: LAION's aesthetic predictor of CLIP ViT-L/14's features of unit length, divided by 10.
 
     weights: a folder that holds vbench/clip, a transformers folder of openai/clip-vit-large-patch14 with its processor,
-    and vbench/sa_0_4_vit_l_14_linear.pth. network, head: in the place of them.
+    and vbench/sa_0_4_vit_l_14_linear.pth. network, head: instead of them.
     """
 
     name = "aesthetic_quality"
@@ -79,7 +79,7 @@ class ImagingRows:
     """A row a frame, float64: MUSIQ (Ke et al. 2021) trained on SPAQ, 0..100, divided by 100; a longer side above
     512 pixels becomes 512, bilinear without antialiasing.
 
-    weights: a folder that holds vbench/musiq_spaq_ckpt-358bb6af.pth; the network is pyiqa's. network: in the place of
+    weights: a folder that holds vbench/musiq_spaq_ckpt-358bb6af.pth; the network is pyiqa's. network: instead of
     it, pictures [1,3,H,W] in 0..1 to a score.
     """
 
@@ -116,7 +116,7 @@ class SmoothnessRows:
     et al. 2023) makes of its two neighbours, in parts of 255. Every second frame is left out and made again.
 
     weights: a folder that holds vbench/amt_s.pt, AMT-S as TorchScript (docs/evaluation.md says how to write it).
-    network: in the place of it: pictures [1,3,H,W] in 0..1 of two frames, sides multiples of 16, and the time
+    network: instead of it: pictures [1,3,H,W] in 0..1 of two frames, sides multiples of 16, and the time
     [1,1,1,1], 0.5, to the one in between.
     """
 

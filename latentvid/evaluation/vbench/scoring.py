@@ -42,7 +42,7 @@ def score_folder(
 ) -> Benchmarked:
     """Every clip of a prompt by the dimensions that the prompt is meant for (of a list that does not say: by all).
 
-    dimensions: by name; None: all of the prompts' that can be had. cache: folder of the rows.
+    dimensions: by name; None: all of the prompts' whose networks are available. cache: folder of the rows.
     Raises UserError where one that is named is not VBench's, cannot be had, or has no clip.
     """
     if dimensions is not None and (unknown := [name for name in dimensions if name not in DIMENSIONS]):

@@ -114,7 +114,7 @@ class OverallRows:
     """One row a clip, float64: the cosine of ViCLIP's features of 8 of its frames and of its caption, -1..1.
 
     weights: a folder that holds vbench/ViClip-InternVid-10M-FLT.pth and clip/, whose tokenizer is ViCLIP's. network,
-    tokenizer: in the place of them. A caption beyond 32 tokens is cut, as VBench's is.
+    tokenizer: instead of them. A caption beyond 32 tokens is cut, as VBench's is.
     """
 
     name = "overall_consistency"

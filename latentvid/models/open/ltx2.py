@@ -6,7 +6,7 @@ whole; its weights are frozen, since weights that get no gradient stop DDP.
 
 The text is what the pipeline's connectors give to the video half, padding included: 1,024 states a prompt of width
 `caption_channels` (2.0), or of `cross_attention_dim` where `use_prompt_embeddings` is false (2.3 and later). They make
-them of the states of all layers of Gemma, with learned registers in the place of padding, and all are attended to.
+them of the states of all layers of Gemma, with learned registers instead of padding, and all are attended to.
 
 Axes: T tokens, N samples, R latent frames, S text tokens, D width, A heads, K head width, M vectors of modulation.
 """

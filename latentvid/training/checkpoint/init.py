@@ -110,7 +110,7 @@ def _fetched(name: str, wanted: Wanted) -> Path:
         return Path(snapshot_download(name, allow_patterns=list(files), ignore_patterns=["checkpoints/*"]))
     except Exception as error:  # the hub's client raises its HTTP library's own errors, which differ by version
         raise UserError(
-            f"init={name} is neither a folder nor to be had from the hub ({brief(error, 200)}): give a "
+            f"init={name} is neither a folder nor found on the hub ({brief(error, 200)}): give a "
             "folder, or fetch it where there is a network"
         ) from error
 

@@ -50,7 +50,7 @@ def run_folder(config: TrainingConfig, main: bool) -> Iterator[tuple[Callable[[]
 
 def check_folder(run: Path) -> None:
     """Raises UserError for what a run would read or write in its folder and must not: links that lead out of it, pipes
-    and devices (to open them can hang), folders in the place of files."""
+    and devices (to open them can hang), folders instead of files."""
     if not run.is_dir():
         return
     checkpoints = run / "checkpoints"

@@ -149,5 +149,5 @@ def test_a_hub_name_is_read_from_the_cache_where_the_hub_does_not_answer(wan, tm
         *(f"{part}/*" for part in ("transformer", "vae", "scheduler", "text_encoder", "tokenizer")),
     }
     monkeypatch.setattr(hub, "hf_hub_download", lambda *more, **options: (_ for _ in ()).throw(OSError("no network")))
-    with pytest.raises(UserError, match="nor to be had from the hub .no network"):
+    with pytest.raises(UserError, match="nor found on the hub .no network"):
         read_published("Wan-AI/other")

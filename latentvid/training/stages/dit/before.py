@@ -25,7 +25,7 @@ class Before:
 
     @contextmanager
     def instead_of(self, called: Callable) -> Iterator[Callable]:
-        """Inside, what to call in the place of `called`, which calls the model as a strategy or a measurement does;
+        """Inside, what to call instead of `called`, which calls the model as a strategy or a measurement does;
         nothing has gradients."""
         if self.config.run.dry_run:  # which counts memory, of what stands nowhere: the model costs what a copy does
             with torch.no_grad():

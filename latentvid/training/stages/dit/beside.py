@@ -144,7 +144,7 @@ def _begun(model: VideoDiT | OpenBackbone, settings: Adapter) -> dict[str, Layer
 
 
 def _take(layer: nn.Module, change: LayerChange) -> None:
-    """Puts a file's matrices in the place of peft's new ones."""
+    """Puts a file's matrices instead of peft's new ones."""
     device = layer.get_base_layer().weight.device
     tensors = {name: tensor.to(device).contiguous() for name, tensor in change.tensors().items()}
     if isinstance(change, Change):

@@ -29,7 +29,7 @@ def channels_of(config: DitConfig) -> str:
 
 
 def is_told(config: DitConfig) -> bool:
-    """Whether what is known acts by channels, in the place of noise levels."""
+    """Whether what is known acts by channels, instead of noise levels."""
     return channels_of(config) == "mask_and_latents"
 
 

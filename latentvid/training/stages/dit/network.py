@@ -27,7 +27,7 @@ def told_by(config: DitConfig, parts: Parts) -> dict[str, int]:
 
 
 def new_network(config: DitConfig, parts: Parts, dit: type[VideoDiT] | None = None) -> VideoDiT | OpenBackbone:
-    """With new weights. dit: a class to build in the place of VideoDiT. Raises UserError."""
+    """With new weights. dit: a class to build instead of VideoDiT. Raises UserError."""
     known, kind = told_by(config, parts), KINDS[kind_of(config.model)]
     for key, value in known.items():
         if config.model.get(key, value) != value:

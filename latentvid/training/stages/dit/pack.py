@@ -59,7 +59,7 @@ class DitPack:
     counted_in_all: int = 0  # in the whole pack
     numbers: tuple[int, ...] = ()  # global numbers of the layout's samples
     seen: Tensor | None = None
-    replaced: int = 0  # clips read in the place of others
+    replaced: int = 0  # clips read instead of others
     ready: bool = False  # encoded and traded
 
     @property

@@ -102,7 +102,7 @@ def _check_data(config: DitConfig) -> None:
     if any(stage.data.manifest is None and stage.data.latents is None for stage in stages):
         raise UserError("prior: give the subject's clips too, by data.manifest or data.latents")
     if len(stages) > 1 and any(stage.data.latents is not None for stage in stages):
-        raise UserError("prior with stages is of clips: set data.manifest in the place of data.latents")
+        raise UserError("prior with stages is of clips: set data.manifest instead of data.latents")
 
 
 # --- the model ---

@@ -61,7 +61,7 @@ class DitTask(DitPacks):
 
     apart = ()
     settled = staticmethod(settled)
-    dit: type[VideoDiT] | None = None  # what is built in the place of a VideoDiT
+    dit: type[VideoDiT] | None = None  # what is built instead of a VideoDiT
 
     def __init__(self, config: DitConfig, device: torch.device, data: bool = True, begin: bool | None = None) -> None:
         """`data=False` leaves the data closed: enough to export. begin: whether the model gets the weights that the run

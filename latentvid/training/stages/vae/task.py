@@ -61,7 +61,7 @@ class ClipGroup:
 class ClipPack:
     groups: list[ClipGroup]
     tokens: list[int]  # of each sample, group after group
-    replaced: int = 0  # clips read in the place of others
+    replaced: int = 0  # clips read instead of others
 
     @property
     def counted(self) -> list[int]:

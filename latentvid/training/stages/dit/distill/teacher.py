@@ -145,7 +145,7 @@ def predict_with(
     cache: KeyValueCache | None = None,
 ) -> Predict:
     """A network's prediction for a pack, of any tokens and levels. scale: [N] that it is told; None: it takes none.
-    null: text states [S,Dt] of the empty prompt, for all samples, in the place of theirs. cache: of a causal network,
+    null: text states [S,Dt] of the empty prompt, for all samples, instead of theirs. cache: of a causal network,
     with the frames before the pack's."""
     text, words = pack.text, pack.text_layout
     if null is not None:
