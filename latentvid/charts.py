@@ -14,8 +14,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from .page import note
-
 PALETTE = tuple(f"var(--c{i})" for i in range(6))
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 480, 250, 58, 12, 10, 40
 HEAD = 46  # pixels for the title and the legend of a chart in a file
@@ -31,53 +29,88 @@ Scale = Literal["log", "zero", "fit"]  # logarithmic, from 0, or as the values a
 
 @dataclass(frozen=True)
 class Axis:
-    """Maps values low..high (logarithms where `log`) to pixels start..end, and knows its ticks."""
+    """Maps values low..high (logarithms where `log`) to pixels start..end. steps: its ticks, where it ends in some."""
 
     low: float
     high: float
     start: float
     end: float
     log: bool = False
+    steps: tuple[float, ...] = ()
 
     @classmethod
     def over(cls, values: Sequence[float], start: float, end: float, *, log: bool = False, zero: bool = False) -> Axis:
-        """An axis that holds all `values` (above 0 where `log`), and 0 where asked, with room to see them."""
-        low, high = (0.0 if zero else min(values)), max(values)
-        if log:
-            low, high = math.log10(low), math.log10(high)
-        room = 0.04 * (high - low) or max(0.5, 1e-3 * abs(high))  # of large numbers 0.5 is nothing
-        return cls(low if zero else low - room, high + room, start, end, log)
+        """An axis that holds all `values` (above 0 where `log`), and 0 where asked, and ends in ticks."""
+        low, high = (min(0.0, *values) if zero else min(values)), max(values)
+        if log and high >= 3 * low:
+            ticks = _powers(low, high)
+        elif log and high == low:
+            ticks = _powers(low / 2, high * 2)
+        else:  # also of near values, among which logarithms have few round ones
+            ticks = _round_around(low, high)
+        ends = (math.log10(end) if log else end for end in (ticks[0], ticks[-1]))
+        return cls(*ends, start, end, log, tuple(ticks))
 
     def at(self, value: float) -> float:
         place = math.log10(value) if self.log else value
         return self.start + (place - self.low) / (self.high - self.low) * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """Round values within the axis; for logarithms 1, 2, 3, 5, 7 of each power of ten, fewer where that crowds."""
-        if not self.log:
-            return _round_values(self.low, self.high)
-        decades = range(math.floor(self.low), math.ceil(self.high) + 1)
-        for digits in ((1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
-            found = [d * 10.0**k for k in decades for d in digits if self.low <= math.log10(d * 10.0**k) <= self.high]
-            if len(found) <= 7:
-                break
-        return found if len(found) > 1 else _round_values(10**self.low, 10**self.high)
+        """Round values within the axis, its ends among them."""
+        return list(self.steps or _round_around(self.low, self.high))
 
 
-def _round_values(low: float, high: float) -> list[float]:
-    """Two to seven multiples of 1, 2 or 5 times a power of ten in low..high."""
+def _powers(low: float, high: float) -> list[float]:
+    """1, 2, 3, 5, 7 of each power of ten, from at most low (above 0) to at least high; fewer where that crowds."""
+    for digits, apart in (
+        ((1, 2, 3, 5, 7), 1),
+        ((1, 2, 5), 1),
+        ((1, 3), 1),
+        ((1,), 1),
+        ((1,), 2),
+        ((1,), 5),
+        ((1,), 20),
+    ):
+        first, last = (apart * end(math.log10(v) / apart) for end, v in ((math.floor, low), (math.ceil, high)))
+        every = [float(f"{d}e{k}") for k in range(first, last + 1, apart) for d in digits]
+        below = [value for value in every if value <= low]
+        found = [*below[-1:], *(value for value in every if low < value < high), min(v for v in every if v >= high)]
+        if len(found) <= 8:
+            break
+    return found
+
+
+def _round_around(low: float, high: float) -> list[float]:
+    """Three to eight multiples of 1, 2 or 5 times a power of ten, from at most low to at least high."""
+    if high <= low:
+        room = max(0.5, 1e-3 * abs(high))  # of large numbers 0.5 is nothing
+        low, high = (low if low == 0 else low - room), high + room
     step = 10 ** math.floor(math.log10((high - low) / 3))
     step *= next(m for m in (1, 2, 5, 10) if (high - low) / (step * m) <= 6)
-    return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
 
 
 def smooth(values: Sequence[float], span: float) -> list[float]:
-    """Exponential average over about `span` values, over fewer at the start, where curves fall fast."""
-    average, out = 0.0, []
-    for i, value in enumerate(values):
-        average += (value - average) / max(1.0, min(span, 1 + i / 4))
-        out.append(average)
-    return out
+    """Average around each value, over about `span` of them, over fewer at the start, where curves fall fast.
+
+    It is a local line's value (local linear regression, Cleveland 1979, all of equal weight): within the curve the mean
+    of a centred window, and at the ends, whose windows have one side, no less centred. So a straight line stays what it
+    is, and an average does not lag behind a falling loss.
+    """
+    y = np.asarray(values, dtype=float)
+    count = len(y)
+    if not count:
+        return []
+    here = np.arange(count)
+    half = np.maximum(1, np.minimum(span / 2, 1 + here / 4)).astype(int)
+    low, high = np.maximum(here - half, 0), np.minimum(here + half, count - 1)
+    sums = (np.concatenate([[0.0], np.cumsum(row)]) for row in (y - y.mean(), here * (y - y.mean())))
+    total, moment = (row[high + 1] - row[low] for row in sums)
+    number, middle = high - low + 1, (high + low) / 2
+    spread = number * (number**2 - 1) / 12  # sum of (x - middle)^2
+    slope = np.divide(moment - middle * total, spread, out=np.zeros(count), where=spread > 0)
+    return (y.mean() + total / number + slope * (here - middle)).tolist()
 
 
 def thin(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
@@ -143,9 +176,9 @@ class Chart:
     legend: Sequence[Key] = ()
 
     def html(self) -> str:
-        """A figure with its title and legend."""
+        """A figure with its title and legend; "" where there is nothing to draw."""
         if not self.inside:
-            return note(f"{self.title}: the log has no values")
+            return ""
         title = escape(self.title)
         keys = "".join(
             f'<span class="key"><i class="{kind}{" dashed" * dashed}" style="--c:{colour}"></i>{escape(label)}</span>'
@@ -239,7 +272,8 @@ def _grid(x: Axis, y: Axis, x_label: str) -> str:
     for tick in x.ticks():
         at = f"{x.at(tick):.1f}"
         parts.append(f'<line class="grid" x1="{at}" x2="{at}" y1="{floor}" y2="{floor + 5}"/>')
-        parts.append(f'<text x="{at}" y="{floor + 18}" text-anchor="middle">{short(tick)}</text>')
+        middle = min(x.at(tick), WIDTH - 2 - 3.3 * len(short(tick)))  # the last one ends within the chart
+        parts.append(f'<text x="{middle:.1f}" y="{floor + 18}" text-anchor="middle">{short(tick)}</text>')
     parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 5}" text-anchor="end">{escape(x_label)}</text>')
     return "".join(parts)
 

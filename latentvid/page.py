@@ -26,6 +26,14 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") ->
     return f'<div class="scroll"><table class="{kind}">{top if any(head) else ""}<tbody>{body}</tbody></table></div>'
 
 
+def facts(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
+    """A table of facts: those of one thing in as many columns as there is room for, of several things beside each
+    other."""
+    rows = list(rows)
+    pairs = " pairs" if all(len(row) == 2 for row in rows) else ""
+    return table(head, rows, f"facts{pairs} {kind}".strip())
+
+
 def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from latentvid.data.video.writing import write_video
 from latentvid.demo.scores import ORDER
 from latentvid.report.pages import write_report
+from latentvid.report.words import words
 
 CONFIGS = {"vae_run": "statistics_samples: 8\n", "dit_run": "text_encoder: t5\n"}
 
@@ -63,10 +64,10 @@ def test_the_page_is_whole_and_needs_nothing_else(demo):
 
 def test_scores_are_coloured_by_what_is_usual(demo):
     text = write_report([demo]).read_text(encoding="utf-8")
-    level = dict(re.findall(r'<tr><th>(\w+)<.*?<b class="(\w*)">', text))
-    found = [level[name] for name in ("vae_psnr", "digit", "strict", "heldout_both", "shuffled_both")]
+    level = dict(re.findall(r'<tr><th>([^<]+)<span.*?<b class="(\w*)">', text))
+    found = [level[words(name)] for name in ("vae_psnr", "digit", "strict", "heldout_both", "shuffled_both")]
     assert found == ["poor", "good", "poor", "good", ""]
-    assert set(level) == set(ORDER)
+    assert set(level) == set(map(words, ORDER))
     assert "chance 0.011" in text and "0.999" in text
 
 
@@ -108,5 +109,5 @@ def test_two_demos_side_by_side(demo, tmp_path):
     assert "demo against other" in page.text and len(page.all("video")) == 2 and len(page.all("img")) == 4
     assert page.row("strict")[2:] == ["+0.400", "apart: other is better"]
     assert "0.442 to 0.558, 280 clips" in page.row("strict")[0]  # Wilson's interval of 140 of 280
-    assert page.row("digit")[2:] == ["0.000", "overlap"] and page.row("vae_psnr")[3] == "not known"
+    assert page.row("digit")[2:] == ["0.000", "overlap"] and page.row("PSNR of the autoencoder")[3] == "not known"
     assert "demo has no extra_run" in page.text and page.text.count("by tokens") == 2  # of vae_run and dit_run

@@ -88,15 +88,16 @@ def run(tmp_path_factory) -> Path:
 def test_the_page_tells_all_of_a_run(run):
     path = write_report([run])
     page = Html.of(path)
-    assert path == run / "report.html" and page.notes() == 2  # shapes that are not listed, a score that is never known
+    assert path == run / "report.html" and page.notes() == 1  # shapes that are not listed
     assert page.row("steps") == ["30 of 100,000"] and page.row("tokens") == ["30k"] and page.row("time") == ["60 s"]
     assert page.row("parameters") == ["4.70 M"] and page.row("processes") == ["2 (DDP)"]
-    assert page.row("best of validation") == ["loss 0.05 at step 20 (ema)"]
+    assert page.row("best of validation") == ["loss 0.05 at step 20 (averaged weights)"]
     assert page.row("tokens per second") == ["500"] and page.row("forward and backward") == ["60.0%"]
     charts = {svg["aria-label"] for svg in page.all("svg")}
     assert {"Loss of training and validation", "Part of the loss: critic", "Learning rate", "Gradient norm"} <= charts
-    assert {"Score: fvd", "Shares of the time", "Square error of the clean latents", "Over the bins"} <= charts
-    assert "last, step 30 (ema)" in page.text and "best, step 20 (ema)" in page.text and "0.75 to 1" in page.text
+    assert {"Score: FVD", "Shares of the time", "Square error of the clean latents", "Over the bins"} <= charts
+    assert "last, step 30 (averaged weights)" in page.text and "0.75 to 1" in page.text
+    assert "best, step 20 (averaged weights)" in page.text
     assert page.row("optim.lr") == ["0.001", "0.0001"] and page.row("model.width")[0] == "48"
     assert page.row("text_encoder") == ["t5", "null"] and not any(row[0] == "optim.clip" for row in page.rows)
     assert (
@@ -104,7 +105,7 @@ def test_the_page_tells_all_of_a_run(run):
         and "other shapes: 42.1%" in page.text
         and "3 left out: too short" in page.text
     )
-    assert page.row("torch") == ["9.8.7"] and page.row("memory") == ["23.4 GiB"] and page.row("cpu") == ["An <old> CPU"]
+    assert page.row("torch") == ["9.8.7"] and page.row("memory") == ["23.4 GiB"] and page.row("CPU") == ["An <old> CPU"]
     assert page.row("2030-01-01") == ["20", "DDP", "2"] and "1 of them after a stop" in page.text
     assert "<one> clip was too short" in page.text and "two parts of the real clips, 32 clips" in page.text
     assert "accelerate launch --num_processes 2 train/train_dit.py one/config.yaml --run.dir=one-again" in page.text
@@ -144,9 +145,13 @@ def test_samples_are_shown_by_step_with_their_prompts(run):
 def test_what_a_run_lacks_is_said(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "lo')
     page = Html.of(write_report([tmp_path]))
-    for name in ("validation.jsonl", "no samples", "evaluation/scores.json", "config.yaml", "run.json is missing"):
-        assert name in page.text
+    for name in ("validation.jsonl", "samples.every", "evaluation/scores.json", "config.yaml", "run.json is missing"):
+        assert page.text.count(name) == 1
     assert page.row("steps") == ["1"] and "Loss of training" in page.text
+    sections = [a["href"] for a in page.all("a")]
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert len(sections) == 4 and all(f">{name}</h2>" in text for name in ("Summary", "Curves", "Efficiency"))
+    assert not any(f">{name}</h2>" in text for name in ("Validation", "Samples", "Evaluation", "Data", "Configuration"))
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "run.json").write_text("{}")
     assert "metrics.jsonl is missing or empty" in Html.of(write_report([tmp_path])).text
@@ -168,10 +173,18 @@ def test_runs_side_by_side(run, tmp_path):
     other = make_run(tmp_path / "two", lr=2e-3, loss=2.0, fvd=200.0, shown=(20, 30))
     page = Html.of(write_report([run, other], tmp_path / "x" / "page.html"))
     assert page.row("optim.lr") == ["0.001", "0.002"] and not any(row[0] == "run.dir" for row in page.rows)
-    evaluated = [row for row in page.rows if row[0].startswith("fvd")][-1]
+    evaluated = [row for row in page.rows if row[0].startswith("FVD")][-1]
     assert "100.00" in evaluated[1] and "200.00" in evaluated[2]
     assert evaluated[-2:] == ["+100.00", "apart: one is better"]
-    for word in ("by step", "by tokens", "by time", "one ema", "two raw", "nothing at step 10", "nothing at step 30"):
+    for word in (
+        "by step",
+        "by tokens",
+        "by time",
+        "one averaged weights",
+        "two raw weights",
+        "nothing at step 10",
+        "nothing at step 30",
+    ):
         assert word in page.text
     assert len(page.all("video")) == 8
     picked = [a["id"] for a in page.all("input") if "checked" in a][-1]

@@ -11,11 +11,12 @@ from typing_extensions import TypedDict
 
 from ..evaluation.preference.counting import wilson
 from ..files import file_fault
-from ..page import Page, duration, note, table
+from ..page import Page, duration, facts, note, table
 from ..report.facts import count_parameters, millions, shown_path
 from ..report.reading import Clips, Faults, read_json
 from ..report.runs import KINDS, Collection
 from ..report.scores import Score, score_table, unequal_settings
+from ..report.words import words
 from ..training.checkpoint.records import STRICT, Number
 from .scores import ORDER, USUAL, usual
 
@@ -81,9 +82,7 @@ def _parameters(folders: Sequence[Path], labels: Sequence[str]) -> str:
     rows = [(name, *(millions(count_parameters(folder / "pipeline" / part)) for folder in folders))
             for part, name in MODEL.items()]  # fmt: skip
     head = ("", *(escape(label) if len(labels) > 1 else "" for label in labels))
-    return table(head, [row for row in rows if any(row[1:])], "facts") or note(
-        "pipeline is missing: no weights to count"
-    )
+    return facts(head, [row for row in rows if any(row[1:])]) or note("pipeline is missing: no weights to count")
 
 
 def scores_table(scores: dict | None) -> str:
@@ -94,7 +93,7 @@ def scores_table(scores: dict | None) -> str:
     for name in (name for name in ORDER if name in scores):
         value = scores[name]
         level = "" if name not in USUAL else "good" if value >= USUAL[name] else "poor"
-        title = f'{name}<span class="dim">{MEANING[name]}</span>'
+        title = f'{words(name)}<span class="dim">{MEANING[name]}</span>'
         beside = f'<span class="dim">{usual(name, scores)}</span>'
         rows.append((title, f'<b class="{level}">{_score(name, value)}</b>', beside, _score(name, real.get(name))))
     head = ("", "measured", "usually above", "real clips")

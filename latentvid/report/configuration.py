@@ -61,7 +61,8 @@ def configuration(runs: Sequence[Run]) -> str:
 
 
 def missing_config(runs: Sequence[Run]) -> str:
-    return "".join(note(f"{run.label}: config.yaml is missing") for run in runs if run.config is None)
+    lacking = [run for run in runs if run.config is None]
+    return "".join(note(f"{run.label}: config.yaml is missing") for run in lacking if len(lacking) < len(runs))
 
 
 def _from_defaults(run: Run) -> str:

@@ -8,12 +8,13 @@ from html import escape
 import numpy as np
 
 from ..charts import PALETTE, Line, chart, smooth, stacked
-from ..page import Page, note, table
+from ..page import Page, facts, note
 from ..training.monitor.efficiency import SPANS
 from .runs import Run
+from .words import weights as named_weights
+from .words import words
 
-NAMES = {"data_wait": "waiting for data", "encode": "encoding", "compute": "forward and backward"}
-SHARES = {key: NAMES.get(key, key) for key in SPANS.values()}
+SHARES = {key: words(key) for key in SPANS.values()}
 RATES = ("tokens_per_s", "samples_per_s", "mfu")
 NOT_LOSS = {"step", "stage", "loss", "lr", "grad_norm", "tokens", "samples", "fill", "balance", "replaced", "epoch",
             "cpu_s", "skipped_steps", "seconds", "wall", "seen", *RATES, *SHARES}  # fmt: skip
@@ -24,16 +25,6 @@ SPEED = {
     "balance": "Balance (mean over dearest rank)",
 }
 AXES = {"step": ("by step", "step", 1.0), "seen": ("by tokens", "tokens", 1.0), "wall": ("by time", "minutes", 60.0)}
-PARTS = {
-    "mse": "mean square error",
-    "l1": "mean absolute error",
-    "kl": "KL divergence",
-    "lpips": "LPIPS",
-    "accuracy": "share of pairs in which the preferred clip is preferred",
-    "margin": "margin of the preferred clip",
-    "error_preferred": "square error of the preferred clips",
-    "error_rejected": "square error of the rejected clips",
-}
 
 
 def colour(number: int) -> str:
@@ -41,7 +32,8 @@ def colour(number: int) -> str:
 
 
 def figures(charts: Iterable[str]) -> str:
-    return f'<div class="charts">{"".join(charts)}</div>'
+    drawn = "".join(charts)
+    return f'<div class="charts">{drawn}</div>' if drawn else ""
 
 
 def marks(runs: Sequence[Run], axis: str = "step") -> list[tuple[float, str]]:
@@ -50,7 +42,9 @@ def marks(runs: Sequence[Run], axis: str = "step") -> list[tuple[float, str]]:
 
 
 def missing(runs: Sequence[Run], has: Sequence[bool], what: str) -> str:
-    """Notes on the runs that have it not."""
+    """Notes on the runs that have it not, where others have it: what none has, the summary says."""
+    if not any(has):
+        return ""
     without = [run.label for run, there in zip(runs, has, strict=True) if not there]
     return note(f"{', '.join(without)}: {what}") if without else ""
 
@@ -81,7 +75,7 @@ def validated(
         if rows:
             steps = np.array([row["step"] for row in rows], dtype=float)
             values = np.array([row[key] for row in rows], dtype=float)
-            label = named(run, runs, f"{what}{weights}")
+            label = named(run, runs, f"{what}{named_weights(weights)}")
             lines.append(Line(label, along(run, axis, steps), values, paint, dashed=weights == "raw"))
     return lines
 
@@ -117,8 +111,8 @@ def _training_charts(runs: Sequence[Run], axis: str) -> list[str]:
             for line in validated(run, runs, "loss", axis, dict.fromkeys(own, colour(i)), "")
         ]
         charts += [chart("Loss of validation", lines, scale="log", x_label=label, hold_x=[0])] if lines else []
-    parts = sorted({key for run in runs for key in run.columns} - NOT_LOSS, key=lambda key: (key not in PARTS, key))
-    charts += [over(key, f"Part of the loss: {PARTS.get(key, key)}", _log_scale(runs, key)) for key in parts]
+    parts = sorted({key for run in runs for key in run.columns} - NOT_LOSS, key=lambda key: (words(key) == key, key))
+    charts += [over(key, f"Part of the loss: {words(key)}", _log_scale(runs, key)) for key in parts]
     steady = [Line(named(r, runs, ""), r.column(axis) / AXES[axis][2], r.column("lr"), colour(i), "mean")
               for i, r in enumerate(runs)]  # fmt: skip
     charts.append(chart("Learning rate", steady, scale="zero", x_label=label, marks=begins))
@@ -147,7 +141,7 @@ def mean_share(run: Run, key: str) -> float:
 def efficiency(runs: Sequence[Run]) -> str:
     """Throughput, MFU, how full the packs are, and shares of the wall time."""
     if not any(len(run.columns["step"]) for run in runs):
-        return note("metrics.jsonl is missing or empty: nothing is known of the speed")
+        return ""
     charts = []
     for key, title in SPEED.items():
         lines = [n for i, run in enumerate(runs) for n in noisy(run, runs, key, "step", colour(i), log=False)]
@@ -162,4 +156,5 @@ def efficiency(runs: Sequence[Run]) -> str:
         if any(np.isfinite(values)):
             rows.append((name, *(f"{v:.1%}" if np.isfinite(v) else "" for v in values)))
     head = ("share of the whole run's time", *(escape(run.label) if len(runs) > 1 else "" for run in runs))
-    return figures(charts) + f"<h4>Over the whole run</h4>{table(head, rows, 'facts')}"
+    whole = f"<h4>Over the whole run</h4>{facts(head, rows)}" if rows else ""
+    return figures(charts) + whole

@@ -14,11 +14,12 @@ from safetensors import SafetensorError, safe_open
 from ..charts import short
 from ..config.entries import by_name, flat
 from ..files import file_fault
-from ..page import duration, note, table
+from ..page import duration, facts, note, table
 from ..training.monitor.about import versions as installed
 from .curves import mean_share
 from .runs import KINDS, Run
 from .validation import best_of
+from .words import words
 
 SCRIPTS = {"vae": "vae/train_vae.py", "dit": "train/train_dit.py", "distill": "train/distill.py"}
 LOSS = ("loss", "distill", "scheduler", "timesteps", "weighting", "given")  # sections that say what the loss is of
@@ -59,7 +60,29 @@ def summary(runs: Sequence[Run]) -> str:
     ]
     cells = [(name, *(escape(say(run)) for run in runs)) for name, say in rows]
     head = ("", *(escape(run.label) if len(runs) > 1 else "" for run in runs))
-    return _comparable(runs) + table(head, [row for row in cells if any(row[1:])], "facts")
+    return _comparable(runs) + facts(head, [row for row in cells if any(row[1:])]) + lacking(runs)
+
+
+LACKED = (  # what a page has no section for where no run has it: what it is, and whether a run has it
+    ("curves (metrics.jsonl is missing or empty)", lambda run: len(run.columns["step"]) > 0),
+    (
+        "validation (no validation.jsonl: validation.every and validation.manifest ask for it)",
+        lambda run: run.validation,
+    ),
+    ("samples (samples.every asks for them)", lambda run: run.samples),
+    (
+        "scores (no evaluation/scores.json: latentvid evaluate --out RUN/evaluation makes it)",
+        lambda run: run.evaluation,
+    ),
+    ("configuration (config.yaml is missing)", lambda run: run.config is not None),
+    (f"data, versions and machine ({UNKNOWN})", lambda run: run.facts),
+)
+
+
+def lacking(runs: Sequence[Run]) -> str:
+    """One line on all that no run has."""
+    lacked = [what for what, has in LACKED if not any(map(has, runs))]
+    return f'<p class="dim">Not here: {escape("; ".join(lacked))}.</p>' if lacked else ""
 
 
 def _comparable(runs: Sequence[Run]) -> str:
@@ -172,15 +195,15 @@ def data(runs: Sequence[Run]) -> str:
     """What each run trains on, and how the plan packs it; once for runs that have the same."""
     parts, same = [], {}
     for run in runs:
-        same.setdefault(_plan(run), []).append(run.label)
+        same.setdefault(_plan(run, len(runs) > 1), []).append(run.label)
     for plan, labels in same.items():
         parts.append(f"<h4>{escape(', '.join(labels))}</h4>{plan}" if len(runs) > 1 else plan)
     return "".join(parts)
 
 
-def _plan(run: Run) -> str:
+def _plan(run: Run, several: bool) -> str:
     if run.facts is None:
-        return note(f"{UNKNOWN}: the data plan is not known")
+        return note(f"{UNKNOWN}: the data plan is not known") if several else ""
     stages = [f"<h4>Stage {escape(stage.get('name', '?'))}</h4>{_of(stage)}" for stage in run.stages]
     return "".join(stages) or _of(run.facts)
 
@@ -188,9 +211,9 @@ def _plan(run: Run) -> str:
 def _of(found: dict[str, Any]) -> str:
     """Data and plan of a run, or of a stage of one."""
     plan = found.get("plan") or {}
-    facts = [(name, form.format(plan[key])) for key, (name, form) in PLAN.items() if plan.get(key) is not None]
+    rows = [(name, form.format(plan[key])) for key, (name, form) in PLAN.items() if plan.get(key) is not None]
     text = f"<pre>{escape(str(found['data']))}</pre>" if found.get("data") else ""
-    return text + table(("the plan", ""), facts, "facts") + _shapes(plan)
+    return text + facts(("the plan", ""), rows) + _shapes(plan)
 
 
 def _shapes(plan: dict[str, Any]) -> str:
@@ -216,7 +239,7 @@ def _shapes(plan: dict[str, Any]) -> str:
 def versions(runs: Sequence[Run]) -> str:
     """Libraries and machine of each run, and when it started and went on."""
     parts = [note(f"{run.label}: {UNKNOWN}: versions, machine and starts are not known")
-             for run in runs if run.facts is None]  # fmt: skip
+             for run in runs if run.facts is None and len(runs) > 1]  # fmt: skip
     known = [run for run in runs if run.facts is not None]
     columns = []
     for run in known:
@@ -226,8 +249,8 @@ def versions(runs: Sequence[Run]) -> str:
         columns.append(machine | dict(run.facts.get("versions") or {}))
     keys = dict.fromkeys(key for column in columns for key in column)
     head = ("", *(escape(run.label) if len(runs) > 1 else "" for run in known))
-    rows = [(escape(key), *(_machine(column.get(key)) for column in columns)) for key in keys]
-    parts.append(table(head, rows, "words"))
+    rows = [(escape(words(key)), *(_machine(column.get(key)) for column in columns)) for key in keys]
+    parts.append(facts(head, rows, "words"))
     for run in known:
         starts = run.facts.get("starts") or []
         title = f"Starts of {run.label}" if len(runs) > 1 else "Starts"

@@ -11,6 +11,7 @@ from ..errors import ClipError
 from ..page import Page, note
 from .curves import missing
 from .runs import SAMPLE, Run, Samples
+from .words import weights as named_weights
 
 SMALL = 128  # pixels: narrower clips are shown enlarged, without blur
 
@@ -77,7 +78,7 @@ def _weights(run: Run, weights: str, shown: Samples, sources: dict[Path, str], s
     prompts = run.section("samples").get("prompts")
     prompts = prompts if isinstance(prompts, list) else []
     small = " small" if _small(shown) else ""
-    parts = [f"<h4>{weights} weights</h4>" if several else ""]
+    parts = [f"<h4>{escape(named_weights(weights).capitalize())}</h4>" if several else ""]
     if shown.grid in sources:
         parts.append(_grid(shown.grid, sources[shown.grid], weights))
     cards = []
@@ -116,4 +117,4 @@ def _grid(path: Path, source: str, weights: str) -> str:
         return note(f"{path.name} cannot be read")
     zoom = max(1, min(4, 1000 // width))
     kind = "wide small" if zoom > 1 else "wide"
-    return f'<img class="{kind}" width="{zoom * width}" src="{source}" alt="samples, {weights} weights">'
+    return f'<img class="{kind}" width="{zoom * width}" src="{source}" alt="samples, {escape(named_weights(weights))}">'

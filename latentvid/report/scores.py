@@ -10,6 +10,7 @@ from typing import Any, Literal
 from ..page import note, table
 from ..words import counted
 from .runs import Run
+from .words import words as in_words
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def score_table(labels: Sequence[str], scores: Sequence[Mapping[str, Score]]) ->
         found = [one.get(name) for one in scores]
         better = next((s.better for s in found if s is not None), "neither")
         hint = {"lower": "less is better", "higher": "more is better"}.get(better, "")
-        row = [f'{escape(name)}<span class="dim">{hint}</span>', *(_cell(score) for score in found)]
+        row = [f'{escape(in_words(name))}<span class="dim">{hint}</span>', *(_cell(score) for score in found)]
         row += [_floor(found)] if floors else []
         for label, score in zip(labels[1:], found[1:], strict=True):
             row += [_difference(found[0], score), _verdict(labels[0], found[0], label, score)]
@@ -114,7 +115,7 @@ def evaluation(runs: Sequence[Run]) -> str:
     """What `python -m latentvid.evaluation --out RUN/evaluation` measured."""
     found = [run.evaluation or {} for run in runs]
     if not any(found):
-        return note("evaluation/scores.json is missing: python -m latentvid.evaluation --out RUN/evaluation makes it")
+        return ""
     scores = [{name: Score.of(score) for name, score in (one.get("scores") or {}).items()} for one in found]
     parts = [score_table([run.label if len(runs) > 1 else "score" for run in runs], scores)]
     said = [one.get("settings") or {} for one in found]
@@ -122,7 +123,7 @@ def evaluation(runs: Sequence[Run]) -> str:
         parts.append(unequal_settings([run.label for run in runs], said))
     for run, one, settings in zip(runs, found, said, strict=True):
         parts.append(_compared(run.label if len(runs) > 1 else "", one.get("compared") or {}, settings.get("against")))
-        words = [f"{key} {value}" for key, value in settings.items()] + list(map(str, one.get("notes") or ()))
+        words = [f"{in_words(key)} {value}" for key, value in settings.items()] + list(map(str, one.get("notes") or ()))
         name = f"{run.label}: " if len(runs) > 1 else ""
         parts.append(f'<p class="dim">{escape(name + "; ".join(words))}</p>' if words else "")
     return "".join(parts)
@@ -141,7 +142,7 @@ def _compared(label: str, found: Mapping[str, Mapping[str, Any]], against: Any) 
         else:
             size = "" if effect is None else f"{effect:+.2f}"
         hint = {"lower": "less is better", "higher": "more is better"}.get(one.get("better") or "", "")
-        named = f'{escape(name)}<span class="dim">{hint}</span>'
+        named = f'{escape(in_words(name))}<span class="dim">{hint}</span>'
         rows.append([
             named, figure(one.get("value")), figure(one.get("other")), difference,
             "" if p is None else f"{p:.2g}", size, "" if wins is None else f"{100 * wins:.0f} %",
@@ -161,7 +162,7 @@ def unequal_settings(labels: Sequence[str], settings: Sequence[Mapping[str, Any]
     if not wrong:
         return ""
     said = "; ".join(
-        f"{key}: {', '.join(f'{one.get(key)} ({label})' for label, one in zip(labels, settings, strict=True))}"
-        for key in wrong
+        f"{in_words(key)}: {', '.join(f'{one.get(key)} ({label})' for label, one in pairs)}"
+        for key, pairs in ((key, list(zip(labels, settings, strict=True))) for key in wrong)
     )
     return note(f"The settings of the scores differ, so read the differences with care. {said}")

@@ -13,6 +13,7 @@ from ..page import Page
 from .curves import colour, figures, marks, missing, named, validated
 from .runs import Run
 from .scores import Score, score_table
+from .words import title, weights, words
 
 MEASURES = {
     "loss": "loss",
@@ -22,15 +23,6 @@ MEASURES = {
     "critic_loss": "critic's error beside the student's clips",
 }
 KNOWN = {"step", "stage", "weights", "loss", "bins", "samples", "scores", "seconds"}
-TITLES = {
-    "x_mse": "Square error of the clean latents",
-    "psnr": "PSNR, dB",
-    "ssim": "SSIM",
-    "accuracy": "Share of pairs in which the preferred clip is preferred",
-    "margin": "Margin of the preferred clip",
-    "error_preferred": "Square error of the preferred clips",
-    "error_rejected": "Square error of the rejected clips",
-}
 
 
 def best_of(run: Run) -> str:
@@ -39,8 +31,8 @@ def best_of(run: Run) -> str:
         return "not known, best.json is missing"
     value = run.best.get("value")
     figure = f"{value:.5g}" if _number(value) else "?"
-    step, weights = run.best.get("step", 0), run.best.get("weights", "?")
-    return f"{run.best.get('metric', 'loss')} {figure} at step {step:,} ({weights})"
+    step, of = run.best.get("step", 0), weights(run.best.get("weights", "?"))
+    return f"{words(run.best.get('metric', 'loss'))} {figure} at step {step:,} ({of})"
 
 
 def validation(page: Page, runs: Sequence[Run]) -> str:
@@ -58,7 +50,7 @@ def validation(page: Page, runs: Sequence[Run]) -> str:
     for key in keys:
         lines = [n for i, run in enumerate(runs) for n in validated(run, runs, key, "step", _paints(i, runs), "")]
         scale = "log" if key == "x_mse" else "fit"
-        charts.append(chart(TITLES.get(key, key), lines, scale=scale, hold_x=[0], marks=marks(runs)) if lines else "")
+        charts.append(chart(title(key), lines, scale=scale, hold_x=[0], marks=marks(runs)) if lines else "")
     parts.append(figures(charts) if charts else "")
     parts.append(by_bin(page, runs))
     parts.append(over_steps(runs))
@@ -84,7 +76,7 @@ def _sentence(run: Run, runs: Sequence[Run]) -> str:
 def by_bin(page: Page, runs: Sequence[Run]) -> str:
     """Each bin over steps (a chart a run, with the same axes), and the profile over bins at the last and best step."""
     panes = []
-    for key, title in MEASURES.items():
+    for key, measure in MEASURES.items():
         rows = [_binned(run, key) for run in runs]
         values = [b[key] for own in rows for row in own for b in row["bins"] if _number(b.get(key))]
         if not values:
@@ -93,19 +85,19 @@ def by_bin(page: Page, runs: Sequence[Run]) -> str:
         charts, profiles = [], []
         for i, (run, own) in enumerate(zip(runs, rows, strict=True)):
             if own:
-                weights = own[0]["weights"]
-                name = f"{run.label}: each bin over steps ({weights})" if len(runs) > 1 else f"Each bin ({weights})"
+                of = weights(own[0]["weights"])
+                name = f"{run.label}: each bin over steps ({of})" if len(runs) > 1 else f"Each bin ({of})"
                 charts.append(chart(name, _bin_lines(own, key), scale="log", hold_x=steps, hold_y=values))
                 profiles += _profiles(run, runs, own, key, colour(i))
         charts.append(chart("Over the bins", profiles, scale="log", x_label="timestep"))
-        panes.append((title, figures(charts)))
+        panes.append((measure, figures(charts)))
     return f"<h4>By timestep, with fixed noise</h4>{page.tabs(panes)}" if panes else ""
 
 
 def _binned(run: Run, key: str) -> list[dict[str, Any]]:
     """The lines that have the figure by bin: of the averaged weights, or else of the raw ones."""
     rows = [row for row in run.validation if any(_number(b.get(key)) for b in row.get("bins") or ())]
-    of = {weights: [row for row in rows if row.get("weights") == weights] for weights in ("ema", "raw")}
+    of = {name: [row for row in rows if row.get("weights") == name] for name in ("ema", "raw")}
     return of["ema"] or of["raw"]
 
 
@@ -135,7 +127,7 @@ def _profiles(run: Run, runs: Sequence[Run], rows: Sequence[dict], key: str, pai
         bins = [b for b in row["bins"] if _number(b.get(key))]
         x = np.array([(b["from"] + b["to"]) / 2 for b in bins])
         y = np.array([b[key] for b in bins], dtype=float)
-        label = named(run, runs, f"{name}, step {row['step']:,} ({row['weights']})")
+        label = named(run, runs, f"{name}, step {row['step']:,} ({weights(row['weights'])})")
         lines.append(Line(label, x, y, paint, dashed=name == "best"))
     return lines
 
@@ -151,26 +143,28 @@ def over_steps(runs: Sequence[Run]) -> str:
     charts, lasts = [], []
     for name in names:
         lines = [n for i, run in enumerate(runs) for n in _score_lines(run, runs, name, _paints(i, runs))]
-        charts.append(chart(f"Score: {name}", lines, hold_x=[0], marks=marks(runs)))
+        charts.append(chart(f"Score: {words(name)}", lines, hold_x=[0], marks=marks(runs)))
     heads = []
     for run in runs:
         scored = [row for row in run.validation if row.get("scores")]
         ema = [row for row in scored if row.get("weights") == "ema"] or scored
         lasts.append({name: Score.of(score) for name, score in ema[-1]["scores"].items()} if ema else {})
-        heads.append(named(run, runs, f"step {ema[-1]['step']:,} ({ema[-1].get('weights')})" if ema else "no scores"))
+        heads.append(
+            named(run, runs, f"step {ema[-1]['step']:,} ({weights(ema[-1].get('weights'))})" if ema else "no scores")
+        )
     return f"<h4>Scores of samples</h4>{figures(charts)}{score_table(heads, lasts)}"
 
 
 def _score_lines(run: Run, runs: Sequence[Run], name: str, paints: dict[str, str]) -> list[Line]:
     lines = []
-    for weights, paint in paints.items():
-        rows = [r for r in run.validation if r.get("weights") == weights and name in (r.get("scores") or {})]
+    for of, paint in paints.items():
+        rows = [r for r in run.validation if r.get("weights") == of and name in (r.get("scores") or {})]
         if rows:
             x = np.array([row["step"] for row in rows], dtype=float)
             y, low, high = (np.array([_or_nan(row["scores"][name].get(k)) for row in rows])
                             for k in ("value", "low", "high"))  # fmt: skip
-            label = named(run, runs, weights)
-            lines.append(Line(label, x, y, paint, low=low, high=high, dashed=weights == "raw"))
+            label = named(run, runs, weights(of))
+            lines.append(Line(label, x, y, paint, low=low, high=high, dashed=of == "raw"))
     return lines
 
 

@@ -71,14 +71,17 @@ class Field:
 def fields_of(parser: Parser, left_out: Sequence[str] = ()) -> list[Field]:
     """The fields of a parser's options, in its order, without those `left_out` (names)."""
     actions = [action for action in parser._actions if not isinstance(action, argparse._HelpAction)]
-    return [_field(action) for action in actions if action.dest not in left_out]
+    shown = [action for action in actions if action.dest not in left_out]
+    groups = (group._group_actions for group in parser._mutually_exclusive_groups if group.required)
+    alone = [here[0] for group in groups if len(here := [action for action in group if action in shown]) == 1]
+    return [_field(action, action.required or action in alone) for action in shown]
 
 
-def _field(action: argparse.Action) -> Field:
+def _field(action: argparse.Action, required: bool) -> Field:
     many = isinstance(action, argparse._AppendAction)
     text = ((action.help or "") % {"default": action.default}).partition("; give it again")[0]
     words: dict[str, Any] = {"name": action.dest, "option": action.option_strings[-1], "help": text, "many": many}
-    words["required"] = action.required
+    words["required"] = required
     if isinstance(action, argparse._StoreTrueAction):
         return Field(kind="flag", default=False, **words)
     if action.dest in CHOOSERS:

@@ -1,4 +1,5 @@
-"""What lies between the network and Gradio: which hosts are answered, how much may come in, and what pages may load."""
+"""What lies between the network and Gradio: which hosts are answered, how much may come in, which files are shown, and
+what pages may load."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
+from .gallery import NAME
 from .limits import Limits
 
 Scope = MutableMapping[str, Any]
@@ -36,6 +38,7 @@ CLOSED = (
     "stream/",
     "process_recording",
 )
+FILES = ("file=", "file/")
 MOST_BODY = 4_000_000  # bytes of a request that uploads nothing
 ROOM = 100_000  # bytes of an upload's form beside its files
 
@@ -44,11 +47,13 @@ class Guard:
     """ASGI middleware.
 
     loopback: whether the studio listens on this machine alone, and answers no other name: a page of another host whose
-    name was made to lead here cannot ask it. uploads: the folder of uploaded files.
+    name was made to lead here cannot ask it. uploads: the folder of uploaded files. gallery: of what was made, whose
+    clips are shown and nothing else that lies there.
     """
 
-    def __init__(self, app: Any, *, loopback: bool, limits: Limits, uploads: Path) -> None:
-        self.app, self.loopback, self.limits, self.uploads = app, loopback, limits, uploads
+    def __init__(self, app: Any, *, loopback: bool, limits: Limits, uploads: Path, gallery: Path) -> None:
+        self.app, self.loopback, self.limits = app, loopback, limits
+        self.uploads, self.gallery = Path(os.path.realpath(uploads)), Path(os.path.realpath(gallery))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -77,6 +82,8 @@ class Guard:
         path = scope["path"].removeprefix("/gradio_api").lstrip("/")
         if path.startswith(CLOSED):
             return 404, "not found"
+        if path.startswith(FILES) and not self._shown(path[len(FILES[0]) :]):
+            return 404, "not found"
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return None
         length = headers.get(b"content-length", b"")
@@ -90,6 +97,14 @@ class Guard:
         if files >= self.limits.files or size + int(length) > self.limits.gigabytes * 1e9:
             return 507, "there is no room for more uploads: they are removed after an hour, or when the studio ends"
         return None
+
+    def _shown(self, path: str) -> bool:
+        """Whether a file is one of the gallery's clips or an upload, wherever links lead."""
+        try:
+            place = Path(os.path.realpath(path))
+        except (OSError, ValueError):  # a name that no file can have
+            return False
+        return place.is_relative_to(self.uploads) or (place.parent == self.gallery and bool(NAME.fullmatch(place.name)))
 
 
 def _host(text: str) -> str:

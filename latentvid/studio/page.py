@@ -20,6 +20,15 @@ STYLE = """
 .lv-progress { font-size: .92rem; line-height: 1.5; } .lv-progress progress { width: 100%; height: .7rem; }
 .lv-progress .said { font-family: ui-monospace, monospace; font-size: .82rem; overflow-wrap: anywhere; opacity: .8; }
 .lv-progress .wrong { color: #d1433f; opacity: 1; } .lv-frame { width: 100%; border: 0; }
+#made caption, #made .caption { white-space: normal; overflow-wrap: anywhere; }
+.lv-runs { width: 100%; border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
+.lv-runs th { text-align: left; font-weight: 600; } .lv-runs th, .lv-runs td { padding: .35rem .6rem .35rem 0;
+  border-bottom: 1px solid var(--border-color-primary); } .lv-runs td:first-child { overflow-wrap: anywhere; }
+@media (max-width: 640px) { .lv-runs thead { display: none; }
+  .lv-runs tr { display: flex; flex-wrap: wrap; gap: 0 .9rem; padding: .4rem 0;
+    border-bottom: 1px solid var(--border-color-primary); }
+  .lv-runs td { border: 0; padding: 0; } .lv-runs td:first-child { flex-basis: 100%; font-weight: 600; }
+  .lv-runs td:empty { display: none; } .lv-runs td + td::before { content: attr(data-name) " "; opacity: .75; } }
 footer { display: none !important; }
 """
 HOUR_S = 3600  # after which uploads are removed
@@ -79,9 +88,9 @@ def _drawing(clip: Any) -> Any:
     import gradio as gr
 
     white = gr.Brush(colors=["#ffffff"], color_mode="fixed", default_size=24)
-    with gr.Accordion("Draw the mask", open=True):
+    with gr.Accordion("Draw the mask: white where to paint", open=True):
         editor = gr.ImageEditor(
-            label="White where to paint", type="pil", brush=white, eraser=gr.Eraser(), sources=(), transforms=(),
+            show_label=False, type="pil", brush=white, eraser=gr.Eraser(), sources=(), transforms=(),
             layers=False, elem_id="draw-mask", height=420,
         )  # fmt: skip
     clip.change(first_frame, clip, editor, **PLAIN)

@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import UserError
 from ..page import Page
 from ..report.curves import training_curves
+from ..report.facts import lacking
 from ..report.listing import HEAD, listed
 from ..report.pages import broken, whole
 from ..report.runs import read_run
@@ -32,10 +33,24 @@ def table(studio: Studio) -> list[list[str]]:
     return rows
 
 
+def table_of(rows: list[list[str]]) -> str:
+    """HTML of the rows; a narrow page has a block for each, whose parts are named."""
+    if not rows:
+        return "<p>No runs yet.</p>"
+    head = "".join(f"<th>{escape(name)}</th>" for name in HEAD)
+    named = [zip(HEAD, row, strict=True) for row in rows]
+    body = "".join(
+        "<tr>" + "".join(f'<td data-name="{escape(name)}">{escape(text)}</td>' for name, text in row) + "</tr>"
+        for row in named
+    )
+    return f'<table class="lv-runs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
 def document(folder: Path) -> str:
     """The run's curves, validation and samples as an HTML document of its own."""
     page, run = Page(MEGABYTES * 1_000_000), read_run(folder, folder.name)
     sections = [
+        ("", lacking([run])),
         ("Curves", broken([run]) + whole(lambda: training_curves(page, [run]))),
         ("Samples", whole(lambda: samples(page, [run]))),
         ("Validation", whole(lambda: validation(page, [run]))),
@@ -71,10 +86,10 @@ def runs_tab(studio: Studio, tab: Any, plain: dict[str, Any]) -> None:
 
     rows = table(studio)
     names = [row[0] for row in rows]
-    listing = gr.Dataframe(rows, headers=list(HEAD), datatype="str", interactive=False, wrap=True, elem_id="runs")
+    listing = gr.HTML(table_of(rows), elem_id="runs")
     with gr.Row():
-        chosen = gr.Dropdown(names, value=names[0] if names else None, label="Run", elem_id="run")
-        live = gr.Checkbox(True, label=f"Read again every {EVERY_S:g} seconds")
+        chosen = gr.Dropdown(names, value=names[0] if names else None, label="Run", elem_id="run", min_width=320)
+        live = gr.Checkbox(True, label=f"Read again every {EVERY_S:g} seconds", min_width=320)
     page, seen, clock = gr.HTML(elem_id="run-page"), gr.State(None), gr.Timer(EVERY_S, active=False)
 
     def look(name: str | None, before: Any) -> tuple[Any, Any, Any, Any]:
@@ -82,7 +97,7 @@ def runs_tab(studio: Studio, tab: Any, plain: dict[str, Any]) -> None:
         names = [row[0] for row in rows]
         name = name if name in names else names[0] if names else None
         html, now = shown(studio, name, before)
-        return rows, gr.update(choices=names, value=name), gr.skip() if html is None else html, now
+        return table_of(rows), gr.update(choices=names, value=name), gr.skip() if html is None else html, now
 
     both = [listing, chosen, page, seen]
     tab.select(look, [chosen, seen], both, **plain)

@@ -71,7 +71,7 @@ def launch(studio: Studio, host: str, port: int | None, password: str | None, li
 
     gradio.set_static_paths([studio.gallery.folder])  # served as they lie there, without a copy
     page = build(studio)
-    guard = Middleware(Guard, loopback=is_loopback(host), limits=limits, uploads=uploads)
+    guard = Middleware(Guard, loopback=is_loopback(host), limits=limits, uploads=uploads, gallery=studio.gallery.folder)
     page.queue(max_size=QUEUE, default_concurrency_limit=4)
     try:
         page.launch(

@@ -16,6 +16,7 @@ from .limits import ENDINGS
 from .tabs import PICTURES
 
 SHORT = ("flag", "choice", "number", "whole", "numbers")  # several of them in a row
+UPLOAD = 190  # pixels: its label may have two lines on a phone
 TALL = ("prompt", "negative_prompt", "source", "remove", "local_prompt")
 
 
@@ -38,7 +39,12 @@ def components(field: Field, lists: Mapping[str, Sequence[str]], place: str) -> 
         return [_upload(field, words["label"], own)]
     if field.kind == "shown":
         files = gr.File(
-            label=field.label, file_count="multiple", file_types=list(ENDINGS), type="filepath", height=150, elem_id=own
+            label=field.label,
+            file_count="multiple",
+            file_types=list(ENDINGS),
+            type="filepath",
+            height=UPLOAD,
+            elem_id=own,
         )
         roles = gr.Textbox(label=f"{field.label}: roles", info=field.help, placeholder="ROLE, in the files' order")
         return [files, roles]
@@ -75,7 +81,7 @@ def _upload(field: Field, label: str, own: str) -> Any:
         return gr.Image(label=f"{label}: {field.help}", type="filepath", sources=["upload", "clipboard"], height=260,
                         elem_id=own)  # fmt: skip
     kinds = list(ENDINGS)
-    return gr.File(label=f"{label}: {field.help}", file_types=kinds, type="filepath", height=150, elem_id=own)
+    return gr.File(label=f"{label}: {field.help}", file_types=kinds, type="filepath", height=UPLOAD, elem_id=own)
 
 
 def progress(state: State | None, made: str = "") -> str:

@@ -8,15 +8,34 @@ import torch
 from browser import browser
 
 pytest.importorskip("gradio")
-from studios import press, served, studio, turn_to, write
+from studios import press, put, served, studio, turn_to, write
 
 from latentvid.data.video.reading import probe, read_frames
 from latentvid.data.video.writing import write_video
 from latentvid.evaluation.preference.key import read_key
 from latentvid.preference.label import by_choices
+from latentvid.studio.tabs import TABS
 
 pytestmark = pytest.mark.slow
 FRAMES, SIZE = 5, 32
+# [width of the page, elements that stick out of it, but for those in what scrolls by itself]
+WIDER = """(() => {
+  const scrolls = e => e && (/auto|scroll|hidden|clip/.test(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
+  const out = [...document.body.querySelectorAll('*')].filter(e => e.offsetParent
+    && e.getBoundingClientRect().right > innerWidth + 1 && !scrolls(e.parentElement));
+  return [document.documentElement.scrollWidth, out.slice(0, 3).map(e => e.outerHTML.slice(0, 200))]; })()"""
+# texts that are paler against their ground than 4.5 : 1 (https://www.w3.org/TR/WCAG21/#contrast-minimum)
+PALE = """(() => {
+  const parts = colour => (colour.match(/[\\d.]+/g) || []).map(Number);
+  const linear = v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+  const light = rgb => rgb.slice(0, 3).map(v => linear(v / 255))
+    .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+  const ground = e => { for (; e; e = e.parentElement) { const c = parts(getComputedStyle(e).backgroundColor);
+    if (c.length === 3 || c[3] > .9) return c; } return [255, 255, 255]; };
+  return [...document.querySelectorAll('label span, .label-wrap span, p, th, td, .said, b')].filter(e => e.offsetParent
+      && e.children.length === 0 && e.textContent.trim()).filter(e => {
+    const [a, b] = [light(parts(getComputedStyle(e).color)), light(ground(e))];
+    return (Math.max(a, b) + .05) / (Math.min(a, b) + .05) < 4.5; }).slice(0, 3).map(e => e.textContent.trim()); })()"""
 LARGER = {"low": {"place": "aligned", "degrade": [{"kind": "resize", "amount": [2, 2]}]}}
 
 
@@ -196,6 +215,37 @@ def test_gallery_vary_and_compare_blind(page, own, tmp_path):
     left = read_key(folder).pairs[0].left
     pairs = by_choices(folder, [folder / "choices-studio.json"], None)
     assert pairs.first == (left == "A") and len(pairs.rows) == 1
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_no_tab_scrolls_sideways_on_a_phone(page, own, dark):
+    """With all options open, a clip of a long prompt chosen, and a run shown. Text has the contrast that WCAG 2 asks of
+    it (4.5), against the ground that it stands on."""
+    put(own.gallery, torch.zeros(2, 16, 16, 3, dtype=torch.uint8), prompt="onelongword" * 40, seed=3)
+    page.view(390, 844, dark=dark)
+    page.reload()
+    page.wait("document.querySelector('#make-t2v')")
+    try:
+        for title, part in (
+            *((tab.title, f"make-{tab.program}") for tab in TABS),
+            ("Gallery", "made"),
+            ("Runs", "runs"),
+        ):
+            turn_to(page, title)
+            page.wait(f"document.querySelector('#{part}')?.offsetParent")
+            closed = "[...document.querySelectorAll('.label-wrap:not(.open)')].filter(e => e.offsetParent)"
+            page.run(f"{closed}.forEach(e => e.click())")
+            if title == "Gallery":
+                press(page, "#made .thumbnail-item")
+                page.wait("document.querySelector('#facts textarea').value.includes('onelongword')")
+            page.pause(0.5)
+            wide, over = page.run(WIDER)
+            assert wide <= 390 and over == [], f"{title}: {wide} pixels wide: {over}"
+            assert page.run(PALE) == [], title
+    finally:
+        page.view(1280, 1000)
+        page.reload()
+        page.wait("document.querySelector('#make-t2v')")
 
 
 def test_runs_and_no_errors(page, own):

@@ -73,6 +73,15 @@ def test_a_field_is_what_the_parser_says_of_the_option():
     assert found["guidance_interval"].label == "Guidance interval" and found["lora"].label == "LoRA"
 
 
+def test_the_one_that_is_left_of_a_choice_is_required():
+    parser = argparse.ArgumentParser()
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--prompt")
+    what.add_argument("--prompts")
+    assert [field.required for field in fields_of(parser)] == [False, False]
+    assert [field.required for field in fields_of(parser, ("prompts",))] == [True]
+
+
 def test_what_a_page_says_is_what_the_program_reads():
     args = said(
         lora=["x.safetensors"], scales="0.5", control=["edges"], parts="0.8:0-0.5", reference=["r.png", "s.mp4"],

@@ -105,6 +105,20 @@ def test_no_file_outside_of_the_gallery_is_read(pages):
             assert b"root:" not in answer.content and answer.content != b"secret"
 
 
+def test_of_the_gallerys_folder_clips_alone_are_shown(pages):
+    """Not what else lies there, as where it is a folder of other work, nor where a link leads."""
+    address, own = pages
+    folder, item = own.gallery.folder, own.gallery.items()[0]
+    (folder / "notes.txt").write_text("secret")
+    (folder / "20200101-000000-000000.mp4").symlink_to(folder.parent / "secret.txt")
+    (folder / "x").symlink_to(folder.parent)
+    for name in ("notes.txt", "20200101-000000-000000.mp4", "x/secret.txt", f"{item.name[:-4]}.json", "", "\0"):
+        for start in ("gradio_api/file=", "gradio_api/file/", "file=", "gradio_api//file="):
+            answer = get(address, f"{start}{folder}/{name}".replace("\0", "%00"))
+            assert answer.status_code >= 400 and b"secret" not in answer.content, (start, name)
+    assert get(address, f"gradio_api/file={folder}/{item.name}").status_code == 200
+
+
 def test_a_component_takes_no_file_that_was_not_uploaded(pages):
     """Gradio's events take files as paths: those of others are refused, whatever the event."""
     address, own = pages
