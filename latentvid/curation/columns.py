@@ -52,6 +52,7 @@ COLUMNS: dict[str, Column] = {
     "clipped": Column("number", SEGMENT, "share of pixels that are black (luma up to 5 of 255) or white (from 250)"),
     "flicker": Column("number", SEGMENT, "how far a frame's mean luma is from its neighbours' mean, percent of white"),
     "aesthetic": Column("number", SEGMENT, "LAION's predictor, 0 to 1 (measures.networks)", LOOKED_AT),
+    "text": Column("number", SEGMENT, "share of the picture that a detector marks as text (measures.text)", LOOKED_AT),
     "clip": Column("number", SEGMENT, "100 times the cosine of frames and caption (measures.networks)", COMPARED),
     "words": Column("number", SEGMENT, "of the caption", CAPTIONED),
 }

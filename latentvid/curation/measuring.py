@@ -186,6 +186,8 @@ def _shrunk(luma: np.ndarray, area: int) -> np.ndarray:
     by = math.ceil(math.sqrt(height * width / area))
     if by < 2 or min(height, width) < 2 * by:
         return luma
-    height, width = height // by * by, width // by * by
-    blocks = luma[:, :height, :width].reshape(len(luma), height // by, by, width // by, by)
-    return np.rint(blocks.mean(axis=(2, 4), dtype=np.float32)).astype(np.uint8)
+    sums = np.zeros((len(luma), height // by, width // by), np.uint16 if by <= 16 else np.uint32)
+    for down in range(by):
+        for across in range(by):
+            sums += luma[:, down::by, across::by][:, : height // by, : width // by]
+    return np.rint(sums / (by * by)).astype(np.uint8)

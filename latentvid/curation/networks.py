@@ -17,6 +17,7 @@ from ..evaluation.prompts.clip_similarity import open_clip
 from ..evaluation.rows import Clip
 from ..evaluation.vbench.quality import AestheticRows
 from .settings import Measures
+from .text_share import TextDetector
 
 
 def looked_at(path: str, segment: Mapping[str, Any], frames: int) -> np.ndarray:
@@ -34,13 +35,14 @@ def without_borders(pixels: np.ndarray, segment: Mapping[str, Any]) -> np.ndarra
 
 
 class Networks:
-    """What `measures.networks` (but for CLIP) and `measures.own` ask for. Raises UserError where it is not there."""
+    """What `measures.networks` (but for CLIP), `text` and `own` ask for. Raises UserError where it is not there."""
 
     def __init__(self, settings: Measures) -> None:
         self.frames = settings.frames
         self.aesthetic = (
             AestheticRows(settings.weights, computing_device()) if "aesthetic" in settings.networks else None
         )
+        self.text = None if settings.text is None else TextDetector(settings.text)
         self.own = {name: own_function(text) for name, text in settings.own.items()}
 
     def __call__(self, unit: Mapping[str, Any]) -> list[dict[str, float | None]]:
@@ -51,6 +53,8 @@ class Networks:
         found: dict[str, float | None] = {}
         if self.aesthetic is not None:
             found["aesthetic"] = _figure(float(self.aesthetic(Clip(torch.from_numpy(pixels))).mean()))
+        if self.text is not None:
+            found["text"] = _figure(self.text(pixels))
         for name, function in self.own.items():
             value = function(pixels)
             if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):

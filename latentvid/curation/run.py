@@ -136,8 +136,9 @@ class _Run:
         if self.settings.duplicates.remove:
             self._same(rows)
         measures = self.settings.measures
-        if measures.own or set(measures.networks) - {"clip"}:
-            self._add(rows, "networks", partial(Networks, measures), measures, measures.weights)
+        if measures.own or measures.text or set(measures.networks) - {"clip"}:
+            places = [measures.weights, *([] if measures.text is None else [measures.text])]
+            self._add(rows, "networks", partial(Networks, measures), measures, *places)
         self._filter(rows, LOOKED_AT)
         self._caption(rows)
         self._filter(rows, CAPTIONED)
@@ -166,7 +167,9 @@ class _Run:
             _drop_same(kept, same_as(signatures, settings.distance, settings.mirrored))
         if settings.similarity is not None:
             measures = self.settings.measures
-            self._add(rows, "embeddings", partial(Embedder, measures), measures.frames, measures.weights, "features")
+            self._add(
+                rows, "embeddings", partial(Embedder, measures), measures.frames, measures.weights, name="features"
+            )
             kept, shots = _ranked(rows)
             features = [row.pop("features") for row in kept]
             if features:
@@ -209,7 +212,7 @@ class _Run:
         self._add(chosen, "encoded", partial(encode_segments, self.out.place), mode, name="encoded_as")
 
     def _add(
-        self, rows: list[Row], stage: str, make: Callable, settings: Any, weights: Any = None, name: str | None = None
+        self, rows: list[Row], stage: str, make: Callable, settings: Any, *weights: Any, name: str | None = None
     ) -> None:
         """Adds to rows what a stage makes of them: columns, or one of that name. What fails is dropped by reason.
 
@@ -218,7 +221,7 @@ class _Run:
         of_group: dict[str, list[Row]] = {}
         for row in _kept(rows):
             of_group.setdefault(f"{row['source']}\0{row['shot']}", []).append(row)
-        units, about = {}, [to_dict(settings), _contents(weights)]
+        units, about = {}, [to_dict(settings), *map(_contents, weights)]
         for group, members in of_group.items():
             file = self.files[members[0]["source"]].path
             parts = [{key: row.get(key) for key in SEEN} for row in members]
@@ -295,7 +298,9 @@ def _state(path: str) -> list[int] | None:
 
 
 def _contents(place: Any) -> list[Any] | None:
-    """Of a folder of weights: its files, as `_state` knows them. None where it is none, as a hub's name."""
+    """Of a file, or a folder, of weights: as `_state` knows its files. None where it is neither, as a hub's name."""
+    if place is not None and os.path.isfile(place):
+        return [_state(str(place))]
     if place is None or not os.path.isdir(place):
         return None
     found = sorted(str(path) for path in Path(place).rglob("*") if path.is_file())

@@ -58,8 +58,9 @@ class Measures:
     weights: Path | None = _help(
         "folder of networks, as latentvid.evaluation takes it (docs/evaluation.md)", default=None
     )
+    text: Path | None = _help("detector of text as an ONNX file, for the column text (needs onnxruntime)", default=None)
     own: dict[str, str] = _help(
-        "measures of one's own, column: module:function of uint8 frames [F,H,W,3] (OCR, watermarks)",
+        "measures of one's own, column: module:function of uint8 frames [F,H,W,3] (watermarks)",
         default_factory=dict,
     )
     frames: int = _help("frames of a segment that networks and measures of one's own see, evenly spaced", default=4)

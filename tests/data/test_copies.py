@@ -47,6 +47,28 @@ def test_a_folder_goes_there_and_comes_back(far: Far, checkpoint, tmp_path, monk
     assert one.files == 1 and (tmp_path / "one.json").read_bytes() == expected["manifest.json"]
 
 
+def test_what_goes_while_it_is_copied_is_left_out_with_what_says_that_its_folder_is_whole(
+    far: Far, tmp_path, monkeypatch
+):
+    """A run that goes on removes its older checkpoints."""
+    for step in ("1", "2"):
+        for name in ("a.json", "model.safetensors", "manifest.json"):
+            (tmp_path / "run" / step).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "run" / step / name).write_bytes(b"x")
+    write = remote.write_object
+
+    def removing(url, path):
+        (tmp_path / "run" / "1" / "model.safetensors").unlink(missing_ok=True)
+        write(url, path)
+
+    monkeypatch.setattr(remote, "write_object", removing)
+    assert copy(tmp_path / "run", "memory://bucket/run").files == 4
+    assert sorted(far.fs.find("/bucket/run")) == [
+        *("/bucket/run/1/a.json", "/bucket/run/2/a.json"),
+        *("/bucket/run/2/manifest.json", "/bucket/run/2/model.safetensors"),
+    ]
+
+
 def test_a_copy_that_is_stopped_leaves_no_half_file_and_goes_on(far: Far, checkpoint, tmp_path):
     copy(checkpoint, "memory://bucket/step")
     far.fault = lambda path: ConnectionResetError(104, "reset") if path.endswith("model.safetensors") else None
