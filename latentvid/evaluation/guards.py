@@ -20,6 +20,7 @@ from .footage import NEAR
 from .rows import Clip
 
 SHOWN = 3  # files in a message
+LUMA = (0.2126, 0.7152, 0.0722)  # of brightness, by red, green and blue (ITU-R BT.709)
 STUDIO = (16.0, 235.0)  # levels of black and white in video signals (ITU-R BT.709)
 _SLACK = 2.0  # levels that compression goes beyond
 _REACH = 10.0  # levels within which a set must come to both ends of STUDIO to be taken for it
@@ -89,7 +90,7 @@ def _count(clips: int, real: int) -> str | None:
 
 
 def _repeats(clips: ClipSet, real: ClipSet) -> str | None:
-    """Files of equal content, in one set or in both."""
+    """Files of equal bytes, in one set or in both; `repeats.py` looks for copies that have others."""
     owners: dict[Path, str] = {}
     for label, items in (("clips", clips.items), ("real", real.items)):
         for path in {item.excerpt.path.resolve() for item in items}:
@@ -129,7 +130,7 @@ class LevelRows:
     alike: frozenset = frozenset()
 
     def __call__(self, clip: Clip) -> Tensor:
-        weights = torch.tensor([0.2126, 0.7152, 0.0722])
+        weights = torch.tensor(LUMA)
         counts = torch.zeros(256, dtype=torch.int64)
         for frame in clip.pixels.cpu():
             counts += torch.bincount((frame.float() @ weights).round().long().flatten(), minlength=256)[:256]

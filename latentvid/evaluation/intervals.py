@@ -11,12 +11,18 @@ the variance is taken apart (Hoeffding 1948) into
 - what is quadratic: all there is where two sets are alike. Scores of two halves that share no file move against each
   other by the linear part and together by this one: over random halvings Var(first + second) / 4 is its variance.
 
-The variance is their sum, and at least the quadratic part, with the t distribution of as many degrees of freedom as
-Welch (1947) gives. The jackknife grows with the score itself: where sets are nearly alike it is too large if the score
-is above its mean by chance. So below the score the linear part is shrunk where it is not large beside the quadratic
-one; and where it is known what a score is on average of two sets that are alike (KID, KVD: 0), the linear part is taken
-to grow from there in proportion, as in Wilson's (1927) interval of a share: 0 is left out where the quadratic part
-alone leaves it out. Both were chosen by simulation: `benchmarks/intervals.py` measures coverage and width.
+The jackknife less the quadratic part is the variance, where that is more than the quadratic part alone: simulated, it
+is right within a tenth from 16 features to more features than files. The t distribution is of as many degrees of
+freedom as Welch (1947) gives.
+
+A distance is not spread alike at both ends: its linear part grows with it, from nothing where two sets are alike, so
+that a distance which is small by chance comes with a variance that is too small, and the other way round. So each end
+x of the interval is where the spread that belongs to x reaches the score, as in Wilson's (1927) interval of a share:
+(x - score)^2 = t^2 variance(x), with the linear part in proportion to x above what sets that are alike have. That is 0
+for unbiased distances (KID, KVD); of biased ones (FID, FVD) it is the bias, by which the mean of the halves is above
+the score, since halves have twice of it. How steep the linear part is, is known badly where sets are hardly apart:
+there it is drawn to what is common. The constants were chosen by simulation: `benchmarks/intervals.py` measures
+coverage and width.
 
 Axes: K clips, U files, R halvings.
 """
@@ -26,6 +32,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from scipy.stats import t as student
@@ -37,16 +44,22 @@ from .sets.scores import SetScore
 
 LEVEL = 0.95
 FEWEST = 4  # files of a set, from which on halves have two each
-SHRINK = 8.0  # of the linear part below the score; chosen by simulation
+# of ends of distances that are alike at 0: by how many deviations of the quadratic part the slope is drawn to its usual
+# value, STEEP of these a deviation
+DRAWN_BELOW, DRAWN_ABOVE, STEEP = 2.0, 6.0, 0.3
+# of ends of biased distances: of the slope below; of the skewness above, and what that end is longer
+LESS, SKEWED, LONGER = 0.75, 0.1, 1.1
 
 
 @dataclass(frozen=True)
 class Spread:
-    """jackknife, quadratic: variances as the module says. freedom: degrees of freedom."""
+    """jackknife, quadratic: variances as the module says. freedom: degrees of freedom. halves: the mean score of
+    halves; None where there are none."""
 
     jackknife: float
     quadratic: float
     freedom: float
+    halves: float | None = None
 
     @property
     def linear(self) -> float:
@@ -54,42 +67,68 @@ class Spread:
 
     @property
     def variance(self) -> float:
-        if self.jackknife <= 2 * self.quadratic:
-            return self.quadratic
-        return self.jackknife - 2 * self.quadratic**2 / self.jackknife  # where sets are far apart, all of it
+        return self.quadratic + self.linear
 
-    def interval(self, value: float, least: float = -math.inf, alike: float | None = None) -> tuple[float, float]:
-        """(low, high) around the value, no lower than a score can be. alike: its mean for sets that are alike."""
-        times = float(student.ppf((1 + LEVEL) / 2, self.freedom))
-        low = value - times * math.sqrt(self._below) if alike is None else alike + self._apart(value - alike, times)
-        return max(low, least), value + times * math.sqrt(self.variance)
+    @property
+    def _times(self) -> float:
+        return float(student.ppf((1 + LEVEL) / 2, self.freedom))
+
+    def interval(
+        self, value: float, least: float = -math.inf, alike: float | Literal["bias"] | None = None
+    ) -> tuple[float, float]:
+        """(low, high) around the value, no lower than a score can be.
+
+        alike: the mean of scores of sets that are alike; "bias": what the halves say of it; None: not a distance.
+        """
+        if alike is None:
+            low, high = self.around(value)
+        elif alike == "bias":
+            low, high = self._of_biased(value)
+        else:
+            low, high = (alike + end for end in self._of_unbiased(value - alike))
+        return max(low, least), high
 
     def around(self, value: float) -> tuple[float, float]:
         """(low, high), for a difference, which may be turned round."""
-        half = float(student.ppf((1 + LEVEL) / 2, self.freedom)) * math.sqrt(self.variance)
+        half = self._times * math.sqrt(self.variance)
         return value - half, value + half
 
-    @property
-    def _below(self) -> float:
-        """The variance for the lower end."""
-        if self.linear == 0:
-            return self.quadratic
-        return self.quadratic + self.linear / (1 + SHRINK * (self.quadratic / self.linear) ** 2)
+    def _of_unbiased(self, value: float) -> tuple[float, float]:
+        """Of a distance whose mean is 0 for sets that are alike."""
+        deviation, above, linear = math.sqrt(self.quadratic), max(value, 0.0), self.jackknife - 2 * self.quadratic
+        if deviation == 0:
+            return self.around(value)
 
-    def _apart(self, value: float, times: float) -> float:
-        """The lower end x of a value whose mean is 0 for sets that are alike: (value - x)^2 = times^2 variance(x), in
-        which the linear part is in proportion to x above 0, and nothing below."""
-        flat = value - times * math.sqrt(self.quadratic)
-        if flat <= 0:
-            return flat
-        half = value + times**2 * self.linear / value / 2
-        return half - math.sqrt(max(half**2 - value**2 + times**2 * self.quadratic, 0.0))
+        def slope(drawn: float, usual: float) -> float:
+            return max(linear + drawn * usual * self.quadratic, 0.0) / (above + drawn * deviation)
+
+        low = value - self._times * deviation  # 0 is left out where the quadratic part alone leaves it out
+        if low > 0:
+            steep = slope(DRAWN_BELOW, STEEP)
+            low = value + _end(self._times, self.quadratic + steep * value, steep, -1)
+        steep = slope(DRAWN_ABOVE, STEEP * above**2 / (above**2 + self.quadratic))
+        return low, value + _end(self._times, self.quadratic + steep * above, steep, 1)
+
+    def _of_biased(self, value: float) -> tuple[float, float]:
+        deviation, bias = math.sqrt(self.quadratic), 0.0 if self.halves is None else max(self.halves - value, 0.0)
+        apart = max(value - bias, deviation)
+        if apart == 0 or self.variance == 0:
+            return self.around(value)
+        low = _end(self._times, self.variance, LESS * self.linear / apart, -1)
+        high = _end(self._times, self.variance, SKEWED * self.linear / math.sqrt(self.variance), 1)
+        return value + low, value + LONGER * high
 
     def p(self, value: float) -> float:
         """Two-sided, of a value whose mean is 0."""
         if self.variance == 0:
             return float(value == 0)
         return float(2 * student.sf(abs(value) / math.sqrt(self.variance), self.freedom))
+
+
+def _end(times: float, variance: float, slope: float, sign: int) -> float:
+    """x with x^2 = times^2 (variance + slope x), the one above 0 or (sign -1) the one below."""
+    half = times**2 * slope / 2
+    return half + sign * math.sqrt(half**2 + times**2 * variance)
 
 
 def by_file(derivatives: Tensor, files: Sequence[int]) -> Tensor:
@@ -112,7 +151,7 @@ def spread(sets: Sequence[Tensor], halves: Tensor | None = None) -> Spread:
     chance = sum(part**2 / (len(found) - 1) for part, found in zip(parts, sets, strict=True))
     freedom = jackknife**2 / chance if chance else float(min(len(found) for found in sets) - 1)
     quadratic = 0.0 if halves is None else float((halves - halves.mean(0)).sum(1).var()) / 4
-    return Spread(jackknife, quadratic, freedom)
+    return Spread(jackknife, quadratic, freedom, None if halves is None else float(halves.mean()))
 
 
 def halvings(files: int, resamples: int, purpose: str) -> Tensor:

@@ -31,6 +31,7 @@ from .intervals import FEWEST
 from .mean_score import MeanScore
 from .metrics import KNOWN, Metrics, open_metrics
 from .paired import compare_one, partners, rows_of_pairs
+from .repeats import LookRows, repeats
 from .row_cache import Found, RowCache
 from .rows import Score
 from .score_table import FILES, Scored
@@ -175,8 +176,8 @@ class Evaluation:
     def caches(self) -> dict[str, RowCache]:
         """Whose rows are needed: of the clips, of the real ones, and of real pairs that have nothing in common."""
         folder, extractors = self.config.cache or self.config.out / "rows", self.metrics.extractors
-        levels = {} if self.real is None else {LevelRows.name: LevelRows()}
-        found = {"clips": RowCache(folder, self.clips.items, extractors | levels)}
+        watch = {} if self.real is None else {kind.name: kind() for kind in (LevelRows, LookRows)}
+        found = {"clips": RowCache(folder, self.clips.items, extractors | watch)}
         if self.others is not None:
             found["others"] = RowCache(folder, self.others.items, extractors)
         if self.real is not None:
@@ -187,7 +188,7 @@ class Evaluation:
                 for name, extractor in extractors.items()
                 if name not in of_pairs and ("caption" not in extractor.needs or self.real.captioned)
             }
-            found["real"] = RowCache(folder, self.real.items, lone | levels)
+            found["real"] = RowCache(folder, self.real.items, lone | watch)
             found["unrelated"] = RowCache(folder, unrelated(self.clips.items), pairs)
         return found
 
@@ -208,9 +209,7 @@ class Evaluation:
         """The scores of the rows that all processes have left. Raises UserError where a named score has too few, or is
         of sets that do not compare."""
         found = {label: {name: cache.read(name) for name in cache.extractors} for label, cache in self.caches.items()}
-        levels = {label: rows.pop(LevelRows.name).rows for label, rows in found.items() if LevelRows.name in rows}
-        if "levels" not in self.config.allow and (why := unlike_levels(*map(levels.get, ("clips", "real")))):
-            self.apart["levels"] = why
+        self._watch(found)
         scored = Scored(self._settings(), left_out=dict(self.metrics.left_out))
         real_skipped = [] if self.real is None else self.real.skipped
         scored.skipped = [*self.clips.skipped, *real_skipped]
@@ -240,6 +239,18 @@ class Evaluation:
         scored.notes += self._notes(scored)
         scored.notes += self.metrics.remarks({kind: rows.rows for kind, rows in found["clips"].items()})
         return scored
+
+    def _watch(self, found: Mapping[str, dict[str, Found]]) -> None:
+        """How the sets differ as only their pixels show; takes the rows that say it away."""
+        both = [[found[label].pop(kind.name) for kind in (LevelRows, LookRows)]
+                for label in ("clips", "real") if self.real is not None]  # fmt: skip
+        if not both:
+            return
+        (levels, looks), (real_levels, real_looks) = both
+        if "levels" not in self.config.allow and (why := unlike_levels(levels.rows, real_levels.rows)):
+            self.apart["levels"] = why
+        if "repeats" not in self.config.allow and (why := repeats(looks, real_looks)):
+            self.apart.setdefault("repeats", why)
 
     def _add_values(self, score: Score, found: Found, real: Rows | None) -> None:
         """Of each clip that has rows, its own score or its influence on the set's; the latter for the page alone."""

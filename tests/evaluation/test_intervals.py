@@ -86,22 +86,40 @@ def test_the_parts_of_the_variance():
     assert spread([linear, linear], halves).quadratic == pytest.approx(4 / 4)  # of 4, 2 and 6
     assert spread([linear, linear], halves).freedom == pytest.approx(6)
     assert Spread(2.0, 1.0, 9).variance == Spread(1.0, 1.0, 9).variance == 1
-    assert Spread(4.0, 1.0, 9).variance == 3.5
-    low, high = Spread(4.0, 1.0, 9).interval(10)
-    assert 1 < (10 - low) / student.ppf(0.975, 9) < (high - 10) / student.ppf(0.975, 9) == pytest.approx(3.5**0.5)
-    assert Spread(2.0, 1.0, 9).interval(0.5, least=0)[0] == 0
+    assert Spread(4.0, 1.0, 9).variance == 3  # 2 of it linear
+    half = student.ppf(0.975, 9) * 3**0.5
+    assert Spread(4.0, 1.0, 9).interval(10) == pytest.approx((10 - half, 10 + half))
+    assert Spread(4.0, 1.0, 9).interval(0.5, least=0)[0] == 0
     assert by_file(torch.arange(4.0), [1, 0, 1, 0]).tolist() == [4, 2]
     with pytest.raises(ValueError, match="one file has no spread"):
         spread([linear, linear[:1]])
 
 
-def test_the_lower_end_of_a_kernel_distance_is_where_its_own_spread_reaches_the_value():
-    found = Spread(6.0, 1.0, 1e9)
+T = 1.959964  # of no end of degrees of freedom
+
+
+def test_the_ends_of_an_unbiased_distance_are_where_their_own_spread_reaches_the_value():
+    found = Spread(6.0, 1.0, 1e9)  # 4 of it linear
     for value in (2.0, 5.0, 40.0):
-        low, _ = found.interval(value, alike=0)
-        assert 0 < low < value
-        assert value - low == pytest.approx(1.95996 * math.sqrt(1 + 4 * low / value), rel=1e-4)
-    assert found.interval(1.9, alike=0)[0] == pytest.approx(1.9 - 1.95996, rel=1e-4)  # alike: the quadratic part alone
+        low, high = found.interval(value, alike=0)
+        assert 0 < low < value < high
+        steep = (4 + 2 * 0.3) / (value + 2)  # drawn to 0.3 as by two deviations of the quadratic part
+        assert value - low == pytest.approx(T * math.sqrt(1 + steep * low), rel=1e-4)
+        steep = (4 + 6 * 0.3 * value**2 / (value**2 + 1)) / (value + 6)
+        assert high - value == pytest.approx(T * math.sqrt(1 + steep * high), rel=1e-4)
+    assert found.interval(1.9, alike=0)[0] == pytest.approx(1.9 - T, rel=1e-4)  # alike: the quadratic part alone
+    assert found.interval(-1.0, alike=0)[0] == pytest.approx(-1 - T, rel=1e-4)
+    assert found.interval(7.0, alike=2)[0] == pytest.approx(found.interval(5.0, alike=0)[0] + 2)
+
+
+def test_the_spread_of_a_biased_distance_grows_from_its_bias_on():
+    found = Spread(6.0, 1.0, 1e9, halves=13.0)  # of 10: a bias of 3, and 7 above it
+    low, high = found.interval(10.0, least=0, alike="bias")
+    assert 10 - low == pytest.approx(T * math.sqrt(5 + 0.75 * 4 / 7 * (low - 10)), rel=1e-4)
+    reach = (high - 10) / 1.1
+    assert reach == pytest.approx(T * math.sqrt(5 + 0.1 * 4 / 5**0.5 * reach), rel=1e-4)
+    assert Spread(2.0, 1.0, 1e9, halves=13.0).interval(10.0, alike="bias")[0] == pytest.approx(10 - T, rel=1e-4)
+    assert Spread(0.0, 0.0, 9, halves=10.0).interval(10.0, alike="bias") == (10, 10)
 
 
 def test_sets_of_few_files_have_no_interval():

@@ -1,6 +1,6 @@
 """The Frechet distance between two sets of features (Dowson & Landau 1982; Heusel et al. 2017): FID, FVD, rFVD.
 
-Axes: N M samples of two sets, D features, R resamples.
+Axes: N M samples of two sets (n m in a half), D features, R resamples.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 from ...errors import UserError
 
 BLOCK = 1024  # rows that are in float64 together
+TOGETHER = 2**21  # numbers of small halves that are in memory together
 
 
 def _root(covariance: Tensor) -> Tensor:
@@ -122,9 +123,17 @@ def _check(fewest: int) -> None:
 def frechet_of_halves(a: Tensor, b: Tensor, a_first: Tensor, b_first: Tensor) -> Tensor:
     """The distances [R,2] of the rows that `a_first` [R,N] and `b_first` [R,M] (bool) name, and of all others.
 
-    Where there are more rows than features, the sums of products of all rows are made once, and those of the second
-    half are what is left of them.
+    Small halves are taken many at a time. Where there are more rows than features, the sums of products of all rows are
+    made once, and those of the second half are what is left of them.
     """
+    at_once = TOGETHER // max(len(a) * a.shape[1], len(b) * a.shape[1])
+    if at_once > 1 and all(len(set(first.sum(1).tolist())) == 1 for first in (a_first, b_first)):
+        _check(min(int(each.sum(1).min()) for first in (a_first, b_first) for each in (first, ~first)))
+        found = []
+        for first, other in zip(a_first.split(at_once), b_first.split(at_once), strict=True):
+            sides = (first, other), (~first, ~other)
+            found.append(torch.stack([_distances(_picked(a, i), _picked(b, j)) for i, j in sides], dim=1))
+        return torch.cat(found)
     halves = [torch.cat([first, ~first]).double() for first in (a_first, b_first)]
     if max(int(counts.sum(1).max()) for counts in halves) <= a.shape[1]:
         return weighted_frechet(a, b, *halves).reshape(2, -1).T
@@ -136,6 +145,26 @@ def frechet_of_halves(a: Tensor, b: Tensor, a_first: Tensor, b_first: Tensor) ->
         others = [all_of.less(one) for all_of, one in zip(whole, ones, strict=True)]
         found.append(torch.stack([_distance(*ones), _distance(*others)]))
     return torch.stack(found).clamp_min(0)
+
+
+def _picked(x: Tensor, which: Tensor) -> Tensor:
+    """[R,n,D] in float64: the rows of x [N,D] that `which` [R,N] names, as many in each."""
+    return x[which.nonzero()[:, 1].reshape(len(which), -1)].double()
+
+
+def _distances(a: Tensor, b: Tensor) -> Tensor:
+    """The distances [R] of sets [R,n,D] and [R,m,D] in float64; as in `weighted_frechet`."""
+    (n, width), m = a.shape[1:], b.shape[1]
+    means = a.mean(1), b.mean(1)
+    a, b = a - means[0][:, None], b - means[1][:, None]
+    spread = a.square().sum((1, 2)) / (n - 1) + b.square().sum((1, 2)) / (m - 1)
+    if max(n, m) <= width:
+        cross = torch.linalg.svdvals(a @ b.mT / ((n - 1) * (m - 1)) ** 0.5).sum(1)
+    else:
+        values, vectors = torch.linalg.eigh(a.mT @ a / (n - 1))
+        root = vectors * values.clamp_min(0).sqrt()[:, None]
+        cross = torch.linalg.eigvalsh(root.mT @ (b.mT @ b / (m - 1)) @ root).clamp_min(0).sqrt().sum(1)
+    return ((means[0] - means[1]).square().sum(1) + spread - 2 * cross).clamp_min(0)
 
 
 def frechet_derivatives(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,8 @@ class SetScore(ABC):
     first: int = 0
     last: int | None = None
     least: ClassVar[float] = -math.inf  # no score is below, so no interval reaches there
-    alike: ClassVar[float | None] = None  # the mean of scores of sets that are alike, if it does not depend on them
+    # the mean of scores of sets that are alike; "bias": it depends on them; None: not a distance of sets
+    alike: ClassVar[float | Literal["bias"] | None] = None
 
     def __call__(self, rows: Sequence[Tensor], real: Sequence[Tensor] | None = None) -> float:
         once = [None if clips is None else torch.ones(1, len(clips), dtype=torch.float64) for clips in (rows, real)]
@@ -66,6 +67,7 @@ class FrechetScore(SetScore):
     """FID, FVD: `weighted_frechet`. Biased upwards for small sets: compare equal counts only."""
 
     least: ClassVar[float] = 0.0
+    alike: ClassVar[Literal["bias"]] = "bias"
     compares: ClassVar[Literal["sets"]] = "sets"
     better: ClassVar[Literal["lower"]] = "lower"
 
@@ -108,6 +110,7 @@ class JediScore(SetScore):
     """
 
     least: ClassVar[float] = 0.0
+    alike: ClassVar[Literal["bias"]] = "bias"
     compares: ClassVar[Literal["sets"]] = "sets"
     better: ClassVar[Literal["lower"]] = "lower"
 
