@@ -10,7 +10,7 @@ Axes: N pictures of a segment, W windows (the first is the whole picture).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import groupby
@@ -102,7 +102,12 @@ class Signature:
         return _mirrored(looks), _mirrored(changes)
 
 
-def same_as(segments: Sequence[Signature], distance: float, mirror: bool = False) -> list[int]:
+def same_as(
+    segments: Sequence[Signature],
+    distance: float,
+    mirror: bool = False,
+    possible: Callable[[int, int], bool] = lambda a, b: True,
+) -> list[int]:
     """Of each segment the number of the one that shows the same and stays, the closest of several, which is its own
     where it stays itself.
 
@@ -111,14 +116,15 @@ def same_as(segments: Sequence[Signature], distance: float, mirror: bool = False
     a window of the other's. It must last `LEAST_SECONDS`, and `LEAST_SHARE` of the shorter one, or of one that several
     others show parts of. distance: bits of 64 in which the pictures' hashes differ on average there, at most. That
     alone would take two takes of one scene, before the same camera, for copies: where something changes, the changes'
-    hashes may differ in `CHANGES` bits at most, or in what pictures leave of `TOGETHER`.
+    hashes may differ in `CHANGES` bits at most, or in what pictures leave of `TOGETHER`. possible: what else must hold
+    of two, by their numbers, the one that stays first.
     """
     same = list(range(len(segments)))
     for b, candidates in groupby(_candidates(segments, mirror), key=lambda found: found[1]):
         closest, count = math.inf, len(segments[b].looks)
         parts: dict[int, tuple[float, int, int]] = {}  # of each a: how far apart, and which pictures of b it shows
         for a, _, shift, flipped, window, other_window in candidates:
-            if same[a] == a:
+            if same[a] == a and possible(a, b):
                 one, other = segments[a].arrays, segments[b].mirror_arrays if flipped else segments[b].arrays
                 ours, theirs = [part[window] for part in one], [part[other_window] for part in other]
                 begin, end = max(0, -shift), min(count, len(ours[0]) - shift)

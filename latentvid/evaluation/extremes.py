@@ -8,6 +8,7 @@ Axes: F frames, H W height and width in pixels.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -40,9 +41,9 @@ def of_each(score: Score, rows: Sequence[Tensor], real: Sequence[Tensor] | None)
     return score.derivatives(rows, real if score.compares == "sets" else None)[0].tolist()
 
 
-def as_rows(values: Values, scores: Mapping[str, Score]) -> list[dict[str, Any]]:
-    """What scores.json holds: the file, where the clip begins in it, its frames and caption, its own scores, and its
-    influence on those of sets."""
+def as_rows(values: Values, scores: Mapping[str, Score], seeds: Mapping[str, int] = {}) -> list[dict[str, Any]]:
+    """What scores.json holds: the file, where the clip begins in it, its frames, caption and seed, its own scores, and
+    its influence on those of sets. seeds: by the clips' names, as far as they are known."""
     alone = {name for name, score in scores.items() if isinstance(score, MeanScore)}
     return [
         {
@@ -50,6 +51,7 @@ def as_rows(values: Values, scores: Mapping[str, Score]) -> list[dict[str, Any]]
             "start": item.excerpt.start,
             "frames": item.excerpt.frames,
             "caption": item.caption,
+            "seed": seeds.get(os.path.normpath(item.name)),
             "scores": {name: value for name, value in found.items() if name in alone},
             "influence": {name: value for name, value in found.items() if name not in alone},
         }

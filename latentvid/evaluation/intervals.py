@@ -43,6 +43,7 @@ from .rows import Score
 from .sets.scores import SetScore
 
 LEVEL = 0.95
+MORE, SMALL = 5, 2048  # times as many halvings of sets of up to so many rows, where they cost little: less by chance
 FEWEST = 4  # files of a set, from which on halves have two each
 # of ends of distances that are alike at 0: by how many deviations of the quadratic part the slope is drawn to its usual
 # value, STEEP of these a deviation
@@ -172,7 +173,7 @@ def of_score(
 ) -> Spread | None:
     """The spread of a score of clips [K] in files [K] 0..U - 1. None where a set has too few files.
 
-    resamples: halvings, of scores of sets.
+    resamples: halvings, of scores of sets; `MORE` times as many where they are quick.
     """
     if real is None:
         real_files = None
@@ -182,7 +183,11 @@ def of_score(
         return None
     derivatives = score.derivatives(rows, real)
     found = [by_file(each, of) for each, of in zip(derivatives, sets, strict=False)]
-    return spread(found, of_halves(score, rows, files, real, real_files, resamples) if quadratic else None)
+    if not quadratic:
+        return spread(found)
+    if score.quick and max(sum(map(len, each)) for each in (rows, real or ())) <= SMALL:
+        resamples *= MORE
+    return spread(found, of_halves(score, rows, files, real, real_files, resamples))
 
 
 def of_halves(

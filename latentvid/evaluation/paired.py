@@ -170,20 +170,42 @@ def compare_one(
     count = max(units) + 1
     against = real if score.compares == "sets" else None
     files = None if against is None else numbered(range(len(real)) if real_files is None else real_files)
-    value, other = score(rows, against), score(others, against)
-    found = effect = wins = p = None
     if not isinstance(score, SetScore):
-        each = torch.tensor([score.of_clip(a) - score.of_clip(b) for a, b in zip(rows, others, strict=True)]).double()
-        if count > 1:
-            found = spread([by_file((each - each.mean()) / len(each), units)])
-            p = swapped(by_file(each, units))
-        effect, wins = cohens_dz(each), _wins(each, score.better)
-    elif resamples and min([count] if files is None else [count, max(files) + 1]) >= FEWEST:
+        return compare_values(*([score.of_clip(clip) for clip in each] for each in (rows, others)), units, score.better)
+    value, other, found, p = score(rows, against), score(others, against), None, None
+    if resamples and min([count] if files is None else [count, max(files) + 1]) >= FEWEST:
         found = _of_sets(score, rows, others, units, against, files, resamples)
         p = found.p(value - other)
+    return _difference(value, other, found, p, None, None, len(rows), count, score.better)
+
+
+def compare_values(
+    values: Sequence[float], others: Sequence[float], units: Files, better: Literal["lower", "higher", "neither"]
+) -> Difference:
+    """Of scores of single clips: those of both clips of each pair. units: of each pair, 0..U - 1."""
+    first, second = (torch.tensor(each, dtype=torch.float64) for each in (values, others))
+    each, count, found, p = first - second, max(units) + 1, None, None
+    if count > 1:
+        found = spread([by_file((each - each.mean()) / len(each), units)])
+        p = swapped(by_file(each, units))
+    effect, wins = cohens_dz(each), _wins(each, better)
+    return _difference(float(first.mean()), float(second.mean()), found, p, effect, wins, len(each), count, better)
+
+
+def _difference(
+    value: float,
+    other: float,
+    found: Spread | None,
+    p: float | None,
+    effect: float | None,
+    wins: float | None,
+    pairs: int,
+    units: int,
+    better: Literal["lower", "higher", "neither"],
+) -> Difference:
     low, high = (None, None) if found is None else found.around(value - other)
     relative = (value - other) / other if other > 0 else None
-    return Difference(value, other, value - other, low, high, p, effect, wins, relative, len(rows), count, score.better)
+    return Difference(value, other, value - other, low, high, p, effect, wins, relative, pairs, units, better)
 
 
 def _of_sets(

@@ -5,7 +5,7 @@ Axes: K clips, n looks of a clip, F frames, H W height and width in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from ..curation.hashing import FLAT_HASH, HASHES_A_SECOND, Signature, perceptual_hashes, same_as
 from .clip_folder import Item
-from .guards import LUMA, SHOWN
+from .guards import LUMA, SHOWN, LevelRows, unlike_levels
 from .row_cache import Found
 from .rows import Clip
 
@@ -63,15 +63,14 @@ def copies(clips: Found, real: Found) -> list[tuple[Item, Item]]:
     items, rows = [*real.items, *clips.items], [*real.rows, *clips.rows]
     numbers: dict[Path, int] = {}
     files = [numbers.setdefault(item.excerpt.path, len(numbers)) for item in items]
+
+    def possible(a: int, b: int) -> bool:
+        if items[b].pair is not None and items[b].pair.path == items[a].excerpt.path:
+            return False
+        return rows[a].shape == rows[b].shape and bool((rows[a] - rows[b])[:, 4:].abs().max() <= APART)
+
     signatures = [_signature(*each) for each in zip(rows, files, strict=True)]
-    found = []
-    for b, a in enumerate(same_as(signatures, DISTANCE)):
-        pair = items[b].pair
-        if a == b or rows[a].shape != rows[b].shape or (pair is not None and pair.path == items[a].excerpt.path):
-            continue
-        if (rows[a] - rows[b])[:, 4:].abs().max() <= APART:
-            found.append((items[a], items[b]))
-    return found
+    return [(items[a], items[b]) for b, a in enumerate(same_as(signatures, DISTANCE, possible=possible)) if a != b]
 
 
 def repeats(clips: Found, real: Found) -> str | None:
@@ -87,3 +86,17 @@ def repeats(clips: Found, real: Found) -> str | None:
         f"{count} {'within a set' if within else 'in both sets'} ({', '.join(said)}), as copies do that were encoded "
         "again: remove them, or take them so with --allow repeats"
     )
+
+
+WATCH = (LevelRows, LookRows)  # rows of both sets that say whether they compare
+
+
+def unlike_pixels(clips: Mapping[str, Found], real: Mapping[str, Found], allowed: Collection[str]) -> dict[str, str]:
+    """How two sets differ as only pixels show, as `guards.unlike` has it. clips, real: rows of `WATCH`, by name."""
+    levels, looks = ([each[kind.name] for each in (clips, real)] for kind in WATCH)
+    found = {}
+    if "levels" not in allowed and (why := unlike_levels(*(each.rows for each in levels))):
+        found["levels"] = why
+    if "repeats" not in allowed and (why := repeats(*looks)):
+        found["repeats"] = why
+    return found

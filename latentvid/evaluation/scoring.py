@@ -26,12 +26,12 @@ from .clip_folder import ClipSet, Item, list_clips, paired, unrelated
 from .defaults import COMMON, RESAMPLES, SHOWN
 from .extremes import PAGE, as_rows, of_each, write_page
 from .footage import Cut
-from .guards import LevelRows, unlike, unlike_levels
+from .guards import unlike
 from .intervals import FEWEST
 from .mean_score import MeanScore
 from .metrics import KNOWN, Metrics, open_metrics
-from .paired import compare_one, partners, rows_of_pairs
-from .repeats import LookRows, repeats
+from .paired import compare_one, partners, rows_of_pairs, seeds_of
+from .repeats import WATCH, unlike_pixels
 from .row_cache import Found, RowCache
 from .rows import Score
 from .score_table import FILES, Scored
@@ -176,7 +176,7 @@ class Evaluation:
     def caches(self) -> dict[str, RowCache]:
         """Whose rows are needed: of the clips, of the real ones, and of real pairs that have nothing in common."""
         folder, extractors = self.config.cache or self.config.out / "rows", self.metrics.extractors
-        watch = {} if self.real is None else {kind.name: kind() for kind in (LevelRows, LookRows)}
+        watch = {} if self.real is None else {kind.name: kind() for kind in WATCH}
         found = {"clips": RowCache(folder, self.clips.items, extractors | watch)}
         if self.others is not None:
             found["others"] = RowCache(folder, self.others.items, extractors)
@@ -209,7 +209,9 @@ class Evaluation:
         """The scores of the rows that all processes have left. Raises UserError where a named score has too few, or is
         of sets that do not compare."""
         found = {label: {name: cache.read(name) for name in cache.extractors} for label, cache in self.caches.items()}
-        self._watch(found)
+        if self.real is not None:
+            both = [{kind.name: found[label].pop(kind.name) for kind in WATCH} for label in ("clips", "real")]
+            self.apart = unlike_pixels(*both, self.config.allow) | self.apart
         scored = Scored(self._settings(), left_out=dict(self.metrics.left_out))
         real_skipped = [] if self.real is None else self.real.skipped
         scored.skipped = [*self.clips.skipped, *real_skipped]
@@ -232,25 +234,13 @@ class Evaluation:
                 if self.config.metrics is not None:
                     raise UserError(f"{name}: {why}") from error
                 scored.left_out[name] = why
-        scored.clips = as_rows(self.values, self.metrics.scores)
+        scored.clips = as_rows(self.values, self.metrics.scores, seeds_of(self.config.clips))
         if self.others is not None:
             self._compare(scored, found)
         scored.counts = self._counts()
         scored.notes += self._notes(scored)
         scored.notes += self.metrics.remarks({kind: rows.rows for kind, rows in found["clips"].items()})
         return scored
-
-    def _watch(self, found: Mapping[str, dict[str, Found]]) -> None:
-        """How the sets differ as only their pixels show; takes the rows that say it away."""
-        both = [[found[label].pop(kind.name) for kind in (LevelRows, LookRows)]
-                for label in ("clips", "real") if self.real is not None]  # fmt: skip
-        if not both:
-            return
-        (levels, looks), (real_levels, real_looks) = both
-        if "levels" not in self.config.allow and (why := unlike_levels(levels.rows, real_levels.rows)):
-            self.apart["levels"] = why
-        if "repeats" not in self.config.allow and (why := repeats(looks, real_looks)):
-            self.apart.setdefault("repeats", why)
 
     def _add_values(self, score: Score, found: Found, real: Rows | None) -> None:
         """Of each clip that has rows, its own score or its influence on the set's; the latter for the page alone."""

@@ -72,6 +72,16 @@ class Measured(Record):
     scores: NotRequired[dict[str, ScoreFound]]
 
 
+class ClipFound(Record):
+    """A clip in evaluation/scores.json, with its own scores."""
+
+    file: str
+    start: NotRequired[Clips]
+    caption: NotRequired[str | None]
+    seed: NotRequired[int | None]
+    scores: NotRequired[dict[str, Number | None]]
+
+
 class Evaluation(Record):
     """evaluation/scores.json"""
 
@@ -79,6 +89,7 @@ class Evaluation(Record):
     compared: NotRequired[dict[str, DifferenceFound]]
     settings: NotRequired[dict[str, str | int | float | bool | list | dict | None]]
     notes: NotRequired[list[str]]
+    clips: NotRequired[list[ClipFound]]
 
 
 class Faults:

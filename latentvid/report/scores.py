@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from html import escape
 from typing import Any, Literal
 
+from ..evaluation.paired import compare_values
+from ..evaluation.summary import numbered
 from ..page import note, table
 from ..words import counted
 from .runs import Run
@@ -121,12 +124,36 @@ def evaluation(runs: Sequence[Run]) -> str:
     said = [one.get("settings") or {} for one in found]
     if len(runs) > 1:
         parts.append(unequal_settings([run.label for run in runs], said))
+        for run, one in zip(runs[1:], found[1:], strict=True):
+            parts.append(_compared(run.label, by_pairs(one, found[0]), runs[0].label))
     for run, one, settings in zip(runs, found, said, strict=True):
         parts.append(_compared(run.label if len(runs) > 1 else "", one.get("compared") or {}, settings.get("against")))
         words = [f"{in_words(key)} {value}" for key, value in settings.items()] + list(map(str, one.get("notes") or ()))
         name = f"{run.label}: " if len(runs) > 1 else ""
         parts.append(f'<p class="dim">{escape(name + "; ".join(words))}</p>' if words else "")
     return "".join(parts)
+
+
+def by_pairs(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """By score, what the clips of one evaluation score less those of the other of the same prompt and seed, or of the
+    same name where not all have these: `evaluation.paired.Difference`. Empty where no two clips make a pair."""
+    clips = [each.get("clips") or [] for each in (one, other)]
+    keys = [{(c.get("caption"), c.get("seed"), c.get("start", 0)): c for c in each
+             if c.get("caption") and c.get("seed") is not None} for each in clips]  # fmt: skip
+    if any(len(named) < len(each) for named, each in zip(keys, clips, strict=True)):
+        folders = [str((each.get("settings") or {}).get("clips", "")) for each in (one, other)]
+        keys = [{(os.path.splitext(os.path.relpath(c["file"], folder or "."))[0], c.get("start", 0)): c for c in each}
+                for each, folder in zip(clips, folders, strict=True)]  # fmt: skip
+    pairs = [(clip, keys[1][key]) for key, clip in keys[0].items() if key in keys[1]]
+    pairs = [(a, b) for a, b in pairs if None in (a.get("caption"), b.get("caption")) or a["caption"] == b["caption"]]
+    found = {}
+    for name, score in (one.get("scores") or {}).items():
+        both = [(a["scores"][name], b["scores"][name], a.get("caption") or a["file"]) for a, b in pairs
+                if None not in ((a.get("scores") or {}).get(name), (b.get("scores") or {}).get(name))]  # fmt: skip
+        if both:
+            values, others, units = zip(*both, strict=True)
+            found[name] = asdict(compare_values(values, others, numbered(units), score.get("better") or "neither"))
+    return found
 
 
 def _compared(label: str, found: Mapping[str, Mapping[str, Any]], against: Any) -> str:

@@ -59,7 +59,7 @@ def test_each_clips_scores_are_written_and_the_page_shows_both_ends(folder, tmp_
     assert [Path(row["file"]).name for row in kept] == ["0.gif", "1.gif", "2.gif", "3.gif"]
     assert [row["scores"]["flicker"] for row in kept] == pytest.approx(FLICKERS, abs=1)
     rest = {name: value for name, value in kept[1].items() if name not in ("file", "scores")}
-    assert rest == {"start": 0, "frames": 4, "caption": "<clip> 1", "influence": {}}
+    assert rest == {"start": 0, "frames": 4, "caption": "<clip> 1", "seed": None, "influence": {}}
     values = [row["scores"]["flicker"] for row in kept]
     assert scored.results["flicker"].value == pytest.approx(sum(values) / 4)
     page = (out / "clips.html").read_text()

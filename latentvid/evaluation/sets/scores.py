@@ -33,6 +33,7 @@ class SetScore(ABC):
     least: ClassVar[float] = -math.inf  # no score is below, so no interval reaches there
     # the mean of scores of sets that are alike; "bias": it depends on them; None: not a distance of sets
     alike: ClassVar[float | Literal["bias"] | None] = None
+    quick: ClassVar[bool] = False  # whether many halves cost little more than few: one product serves all
 
     def __call__(self, rows: Sequence[Tensor], real: Sequence[Tensor] | None = None) -> float:
         once = [None if clips is None else torch.ones(1, len(clips), dtype=torch.float64) for clips in (rows, real)]
@@ -91,6 +92,7 @@ class KernelScore(SetScore):
     """KID, KVD: `weighted_mmd`, unbiased."""
 
     alike: ClassVar[float] = 0.0
+    quick: ClassVar[bool] = True
     compares: ClassVar[Literal["sets"]] = "sets"
     better: ClassVar[Literal["lower"]] = "lower"
 
@@ -111,6 +113,7 @@ class JediScore(SetScore):
 
     least: ClassVar[float] = 0.0
     alike: ClassVar[Literal["bias"]] = "bias"
+    quick: ClassVar[bool] = True
     compares: ClassVar[Literal["sets"]] = "sets"
     better: ClassVar[Literal["lower"]] = "lower"
 
