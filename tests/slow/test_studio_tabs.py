@@ -85,12 +85,12 @@ def generate(page, own, program: str, title: str, texts: dict[str, str], files: 
         page.give(f"#{program}-{name}", file)
         page.wait(f"!document.querySelector('#{program}-{name} input[type=file]') "
                   f"|| document.querySelector('#{program}-{name} img, #{program}-{name} .file-preview')")  # fmt: skip
-    more = f"#make-{program}"
     for name, text in texts.items():
         write(page, f"{program}-{name}", text)
-    press(page, more)
     said = f"document.querySelector('#said-{program}').innerText"
-    page.wait(f"/made in|not made|error/.test({said})", 240)
+    last = page.run(said)  # of a clip that the tab made before
+    press(page, f"#make-{program}")
+    page.wait(f"{said} !== {json.dumps(last)} && /made in|not made|error/.test({said})", 240)
     assert "made in" in page.run(said) and "not made" not in page.run(said), page.run(said)
     (item, *_), count = own.gallery.items(), len(own.gallery.items())
     assert count == before + 1 and item.program == program
