@@ -20,7 +20,8 @@ STYLE = """
 .lv-progress { font-size: .92rem; line-height: 1.5; } .lv-progress progress { width: 100%; height: .7rem; }
 .lv-progress .said { font-family: ui-monospace, monospace; font-size: .82rem; overflow-wrap: anywhere; opacity: .8; }
 .lv-progress .wrong { color: #d1433f; opacity: 1; } .lv-frame { width: 100%; border: 0; }
-#made caption, #made .caption { white-space: normal; overflow-wrap: anywhere; }
+#made caption, #made .caption { display: block; box-sizing: border-box; max-width: 100%; padding: 0 .6rem;
+  white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 .lv-runs { width: 100%; border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
 .lv-runs th { text-align: left; font-weight: 600; } .lv-runs th, .lv-runs td { padding: .35rem .6rem .35rem 0;
   border-bottom: 1px solid var(--border-color-primary); } .lv-runs td:first-child { overflow-wrap: anywhere; }

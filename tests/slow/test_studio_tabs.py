@@ -222,6 +222,9 @@ def test_no_tab_scrolls_sideways_on_a_phone(page, own, dark):
     """With all options open, a clip of a long prompt chosen, and a run shown. Text has the contrast that WCAG 2 asks of
     it (4.5), against the ground that it stands on."""
     put(own.gallery, torch.zeros(2, 16, 16, 3, dtype=torch.uint8), prompt="onelongword" * 40, seed=3)
+    run = own.runs[0] / "with_a_name_that_is_longer_than_a_phone_is_wide"
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.4}\n')
     page.view(390, 844, dark=dark)
     page.reload()
     page.wait("document.querySelector('#make-t2v')")
@@ -238,6 +241,8 @@ def test_no_tab_scrolls_sideways_on_a_phone(page, own, dark):
             if title == "Gallery":
                 press(page, "#made .thumbnail-item")
                 page.wait("document.querySelector('#facts textarea').value.includes('onelongword')")
+            if title == "Runs":
+                page.wait("document.querySelector('#run-page iframe')")
             page.pause(0.5)
             wide, over = page.run(WIDER)
             assert wide <= 390 and over == [], f"{title}: {wide} pixels wide: {over}"
