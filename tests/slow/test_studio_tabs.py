@@ -123,6 +123,7 @@ def test_long_video(page, own):
 
 def test_long_video_with_a_prompt_for_each_segment(page, own):
     """Lines of a field; the order is one of a list."""
+    turn_to(page, "Long video")
     press(page, "#long-order input")
     press(page, "#long-order [role=option]:nth-child(3)")
     write(page, "long-local_prompt", "a red 7 moves up\na red 7 moves down")
