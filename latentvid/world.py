@@ -74,6 +74,11 @@ def check_strategy(accelerator: Accelerator) -> None:
         raise UserError(f"the launcher started {counted(asked, 'process')}, but {answer} answer each other; {on_cpus}")
 
 
+def shards_weights() -> bool:
+    """Whether the launch gives each process a part of the weights by FSDP2."""
+    return bool(AcceleratorState._shared_state) and AcceleratorState().distributed_type == DistributedType.FSDP
+
+
 def check_calls(network: str) -> None:
     """For a network that a pack may call several times, once for each of its shapes. Raises UserError where the launch
     shards weights that every call gathers: processes with unequally many calls would wait for each other for ever."""

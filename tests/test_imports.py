@@ -96,7 +96,7 @@ MAY_IMPORT |= {
     | {"training.run", "training.step", "training.dryrun", "training.launch", "training.export", "training.afterwards"},
     "training.stages.dit": STAGE
     | {"attention", "sequence", "text", "pipelines", "training.checkpoint.init"}
-    | {"training.parallel.sharing", "training.stages.dit"},
+    | {"training.parallel.sharing", "training.parallel.deferred", "training.stages.dit"},
     "training.stages.vae": STAGE | {"training.checkpoint.init", "training.stages.vae"},
     "training.stages": {"config", "training.task", "training.stages"},
 }

@@ -13,18 +13,19 @@ from latentvid.errors import UserError
 @pytest.fixture
 def group(monkeypatch):
     """`group(n, program)` runs `program(rank)` in n threads as the processes of a launch; what each gave or raised."""
-    mine, store = threading.local(), torch.distributed.HashStore()
+    mine = threading.local()
 
     class Meetings:
         def __next__(self):
             return next(mine.numbers)
 
     monkeypatch.setattr(world, "_meetings", Meetings())
-    monkeypatch.setattr(world, "_store", lambda: store)
     monkeypatch.setattr(world, "_alone", lambda: False)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: mine.rank)
 
     def run(size, program):
+        store = torch.distributed.HashStore()  # a launch has one of its own: another's words would be read for its own
+        monkeypatch.setattr(world, "_store", lambda: store)
         monkeypatch.setattr(torch.distributed, "get_world_size", lambda: size)
         found = [None] * size
 

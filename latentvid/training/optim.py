@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from timm.optim import muon
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate
 
 from ..config.sections import Optim
 from . import adamw8bit
@@ -67,7 +68,14 @@ def _orthogonalised(
 
     In fp32, matrices of n >= 2m go through powers of g g^T, which all commute: X_k = P_k X_0, and A_k = X_k X_k^T
     follows from P_k alone. The products are [m,m] then, but for the first and the last.
+
+    Of a matrix that FSDP2 shards, each process gathers the whole, computes as one alone does, and keeps its own rows.
     """
+    if isinstance(g, DTensor):
+        options = {"eps": eps, "safety_factor": safety_factor, "scale_eps": scale_eps}
+        made = _orthogonalised(g.full_tensor(), steps, coefficients, usual=usual, dtype=dtype, **options)
+        same = DTensor.from_local(made, g.device_mesh, [Replicate()] * g.device_mesh.ndim, run_check=False)
+        return same.redistribute(placements=g.placements)
     if dtype != torch.float32 or g.ndim != 2 or max(g.shape) < 2 * min(g.shape) or scale_eps:
         options = {"eps": eps, "safety_factor": safety_factor, "scale_eps": scale_eps}
         return usual(g, steps, coefficients, dtype=dtype, **options)

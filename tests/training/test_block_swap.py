@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from latentvid.errors import UserError
 from latentvid.models.quantised import quantise
 from latentvid.training.dryrun.memory import size, state_bytes
-from latentvid.training.parallel.block_swap import SLOTS, BlockSwap, Lane, swapped_bytes
+from latentvid.training.parallel.block_swap import SLOTS, BlockSwap, Lane, host_bytes, swapped_bytes
 from latentvid.training.stages.dit.task import DitTask
 from latentvid.training.trainer import train
 
@@ -165,6 +165,7 @@ def test_a_dry_run_counts_what_is_left_on_the_device(begun, dit_config, tmp_path
     rows = {name: held for name, _, held in state_bytes(task.model, task.blocks, "adamw", 1, swap=5)}
     assert set(rows) == {"single", "DDP"}
     assert rows["single"].weights == size(task.model) - frozen + SLOTS * frozen / 5
+    assert host_bytes(task.model.blocks, 5) == frozen and host_bytes(task.model.blocks, 0) == 0
     assert swapped_bytes(task.model.blocks, 0) == 0
     before = task.model.blocks[0].mlp.fc1_g.weight.untyped_storage().data_ptr()
     swap = BlockSwap(task.model.blocks, 5, CPU)

@@ -174,7 +174,8 @@ def test_state_is_what_the_optimiser_makes(dit_config, tmp_path, name):
         assert table["ZeRO-1"].optimizer == table["single"].optimizer / 8
         assert sum(table["FSDP2"]) < sum(table["ZeRO-2"]) < sum(table["ZeRO-1"]) < sum(table["DDP"])
     else:
-        assert set(table) == {"single", "DDP"}
+        assert set(table) == {"single", "DDP", "FSDP2"}
+        assert table["FSDP2"].optimizer == table["single"].optimizer / 8
 
 
 def test_dry_run_is_a_flag_of_the_command_line(dit_config, tmp_path):

@@ -23,7 +23,8 @@ from ..optim import Part
 from ..parallel.block_swap import swapped_bytes
 from ..task import Pack, Task
 
-UNCUT = ("muon", adamw8bit.NAME)  # optimisers of whole parameters
+# optimisers of whole parameters, and the strategies that cut these
+UNCUT = {"muon": ("ZeRO-1", "ZeRO-2", "ZeRO-3"), adamw8bit.NAME: ("FSDP2", "ZeRO-1", "ZeRO-2", "ZeRO-3")}
 
 
 class StateBytes(NamedTuple):
@@ -60,7 +61,7 @@ def state_bytes(
         moments = sum(map(adamw8bit.moment_bytes, trained))
     weights -= swapped_bytes(getattr(model, "in_order", blocks), swap)
     rows = shared_state(weights, held, moments, largest(model, blocks), world)
-    left_out = {"FSDP2", "ZeRO-1", "ZeRO-2", "ZeRO-3"} if optimizer in UNCUT or swap or is_quantised(model) else set()
+    left_out = set(UNCUT[adamw8bit.NAME] if swap or is_quantised(model) else UNCUT.get(optimizer, ()))
     left_out |= {"FSDP2", "ZeRO-3"} if ragged else set()
     return (row for row in rows if row[0] not in left_out)
 

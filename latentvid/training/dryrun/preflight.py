@@ -17,6 +17,7 @@ from ...models.flops import TRAINING, GridFlops, peak_flops
 from ...packing import Shape
 from ...words import counted
 from ..monitor.efficiency import rank_balance
+from ..parallel.block_swap import host_bytes
 from ..task import Pack, Task
 from .cards import Pack as CardPack
 from .cards import cards_table, sparing
@@ -260,11 +261,15 @@ def _memory(config: TrainingConfig, task: Task, memory: Memory, device: torch.de
     lines = ["memory a device for the largest pack, and the most that a step holds at a time:", indented(rows)]
     if device.type == "cuda":
         lines.append(f"  this device has {in_bytes(torch.cuda.get_device_properties(device).total_memory)}")
+    if swap := config.train.swap_blocks:
+        held = in_bytes(host_bytes(getattr(task.model, "in_order", task.blocks), swap))
+        lines.append(f"  in main memory the weights of {counted(swap, 'block')}, {held} for each process")
     if task.frozen:
         frozen = in_bytes(sum(map(size, task.frozen)))
         lines.append(f"  beside it frozen networks, {frozen} on every device")
     if config.optim.name in UNCUT:
-        lines.append(f"  optim.name={config.optim.name} needs whole parameters: FSDP2 and ZeRO cannot have it")
+        without = "ZeRO" if config.optim.name == "muon" else "FSDP2 and ZeRO"
+        lines.append(f"  optim.name={config.optim.name} needs whole parameters: {without} cannot have it")
     if task.ragged:
         lines.append("  each shape of a pack is a call of the model: FSDP2 and ZeRO-3 cannot have it")
     if ways > 1:

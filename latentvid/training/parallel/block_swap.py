@@ -160,11 +160,18 @@ def chosen_blocks(blocks: Sequence[nn.Module], count: int) -> list[nn.Module]:
 
 def swapped_bytes(blocks: Sequence[nn.Module], count: int) -> int:
     """That a device holds less of frozen weights, its slots counted."""
-    if not count:
-        return 0
+    sizes = _sizes(blocks, count)
+    return sum(sizes) - SLOTS * max(sizes, default=0)
+
+
+def host_bytes(blocks: Sequence[nn.Module], count: int) -> int:
+    """Of frozen weights in main memory."""
+    return sum(_sizes(blocks, count))
+
+
+def _sizes(blocks: Sequence[nn.Module], count: int) -> list[int]:
     shared = _shared(blocks)
-    sizes = [_frozen(block, shared) for block in chosen_blocks(blocks, count)]
-    return sum(sizes) - SLOTS * max(sizes)
+    return [_frozen(block, shared) for block in chosen_blocks(blocks, count)] if count else []
 
 
 def _frozen(block: nn.Module, shared: set[int]) -> int:

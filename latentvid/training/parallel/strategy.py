@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from ...errors import UserError
 from ...models.quantised import is_quantised
 from .. import adamw8bit
 from ..adamw8bit import AdamW8bit
+from .deferred import fill
 from .pieces import Piece
 
 
@@ -73,7 +75,10 @@ class Strategy:
         if self.sharded:  # neither FSDP2 nor ZeRO takes weights whose channels come last
             for parameter in model.parameters():
                 parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.model, self.optimizer = self._spread(model, optimizer)
+
+    def _spread(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+        return self.accelerator.prepare(model, optimizer)
 
     def _set_up(self, config: TrainingConfig) -> None:
         """Settles what must be known before the model is spread."""
@@ -196,11 +201,25 @@ class Fsdp2(Whole):
         plugin = self.accelerator.state.fsdp_plugin
         if plugin.fsdp_version != 2:
             raise UserError("FSDP version 1 is not supported: set fsdp_version: 2 in the accelerate configuration")
-        if config.optim.name == "muon":
-            raise UserError("optim.name=muon needs whole matrices, which FSDP2 shards: use adamw, or launch DDP")
         if config.optim.name == adamw8bit.NAME:
             raise adamw8bit.refusal("FSDP2")
         refuse_quantised(self.module, "FSDP2")
+
+    def _spread(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+        """A model without storage (`deferred`) gets its shards here, and no process ever has the whole."""
+        if (how := getattr(model, "deferred", None)) is None:
+            return super()._spread(model, optimizer)
+        for number, parameter in enumerate(model.parameters()):  # by which accelerate knows them again: all are at 0
+            parameter.data_ptr = partial(int, number)
+        model, optimizer = super()._spread(model, optimizer)
+        bare = list(model.parameters())
+        offloaded = self.accelerator.state.fsdp_plugin.cpu_offload
+        model.to_empty(device="cpu" if offloaded else self.accelerator.device)
+        made = {id(before): after for before, after in zip(bare, model.parameters(), strict=True)}
+        for group in optimizer.param_groups:
+            group["params"] = [made[id(parameter)] for parameter in group["params"]]
+        fill(model, how)
+        return model, optimizer
 
     def _owner(self, parameter: Tensor) -> bool:
         mesh = parameter.device_mesh

@@ -56,7 +56,9 @@ class Zero(Strategy):
 
     def _set_up(self, config: TrainingConfig) -> None:
         if config.optim.name == "muon":
-            raise UserError("optim.name=muon needs whole matrices, which ZeRO flattens: use adamw, or launch DDP")
+            raise UserError(
+                "optim.name=muon needs whole matrices, which ZeRO flattens: use adamw, or launch DDP or FSDP2"
+            )
         if config.optim.name == adamw8bit.NAME:
             raise adamw8bit.refusal("ZeRO")
         refuse_quantised(self.module, "ZeRO")

@@ -22,15 +22,17 @@ from ....errors import UserError
 from ....evaluation.sheet import Row
 from ....models.adapters.lora import save_lora
 from ....models.flops import TRAINING, GridFlops, backbone_flops, vae_flops
-from ....models.kinds import kind_of
+from ....models.kinds import DIT, kind_of
 from ....models.open import OpenBackbone
 from ....models.transformer import VideoDiT
 from ....packing import Grid, Reference, Shape
 from ....references import header_of, save_roles
 from ....sequence import makers
+from ....world import shards_weights
 from ...checkpoint.init import Source, Wanted, goes_on, inherited, open_source
 from ...feed.manifests import main_first
 from ...origin import Base, Origin
+from ...parallel.deferred import without_storage
 from ...task import HeldOut
 from .before import Before
 from .blank import blank
@@ -72,7 +74,7 @@ class DitTask(DitPacks):
         self.parts = load_parts(config, device, self.published)
         self.sequence, self.base, self.origin = self.parts.sequence, None, None
         self.weights = self._source() if config.init is not None and (begin or config.keeps_base) else None
-        self.model = self.new_model()
+        self.model = self._first_model()
         self.motion = config.keeps_base and trains_motion(self.model, self.weights)
         self.origin = self._begun() if begin else None
         super().__init__(self.config, self.parts, self.model.patch, self._conditions())
@@ -176,6 +178,14 @@ class DitTask(DitPacks):
     def _known(self) -> dict[str, int]:
         """The model's arguments that the loaded parts tell."""
         return told_by(self.config, self.parts)
+
+    def _first_model(self) -> VideoDiT | OpenBackbone:
+        """`new_model`; where all its weights are new, and processes shard them, without storage: each makes its own."""
+        new = self.published is None and self.weights is None and not self.config.keeps_base
+        if not (new and shards_weights() and self.config.stage == "dit" and kind_of(self.config.model) == DIT):
+            return self.new_model()
+        model, model.deferred = without_storage(self.new_model, self.config.run.seed)
+        return model
 
     def new_model(self) -> VideoDiT | OpenBackbone:
         torch.manual_seed(self.config.run.seed)
