@@ -81,11 +81,7 @@ class VaeLoss:
     mse: float = _help("weight of (x - y)^2", default=0.0)
     temporal: float = _help("weight of the difference in change between neighbouring frames", default=0.0)
     kl: float = _help("weight of the KL divergence to N(0, I), a latent element", default=1e-6)
-    equivariance: float = _help(
-        "share of the clips whose latents are moved by less than a latent position before they are decoded, and that "
-        "must come out moved: such latents are easier to generate",
-        default=0.0,
-    )
+    equivariance: float = _help("share of clips that must come out moved as their latents were", default=0.0)
     lpips: float = _help("weight of the perceptual distance of frames", default=0.0)
     lpips_net: Literal["alex", "vgg"] = _help("backbone of the perceptual distance", default="vgg")
     lpips_path: Path | None = _help(
