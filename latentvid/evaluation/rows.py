@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from ..errors import ClipError
+from ..errors import ClipError, UserError
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,21 @@ class Extractor(Protocol):
 
 
 def rows_of(clip: Clip, extractors: Mapping[str, Extractor]) -> dict[str, Tensor | ClipError]:
-    """By extractor: the clip's rows, or why it cannot take the clip."""
+    """By extractor: the clip's rows, or why it cannot take the clip, or gives no numbers for it.
+
+    Raises UserError where what it gives are no rows.
+    """
     found: dict[str, Tensor | ClipError] = {}
     for name, extractor in extractors.items():
         try:
-            found[name] = extractor(clip)
+            rows = extractor(clip)
+            if rows.ndim != 2 or not rows.numel():
+                raise UserError(
+                    f"the extractor {name} gives {list(rows.shape)} for {clip.name}: it must give rows [n,D]"
+                )
+            if not rows.isfinite().all():
+                raise ClipError(clip.name, "not-finite", f"{name} gives NaN or infinity for it")
+            found[name] = rows
         except ClipError as error:
             found[name] = error
     return found

@@ -2,6 +2,7 @@
 NVIDIA's Inception and StyleGAN-V's I3D, and networks of one's own."""
 
 import hashlib
+import math
 import pickle
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from torchmetrics.image.inception import InceptionScore as ReferenceInceptionSco
 from latentvid.errors import UserError
 from latentvid.evaluation.metrics import KNOWN, open_metrics
 from latentvid.evaluation.pairs.lpips import load_lpips
-from latentvid.evaluation.rows import Clip
+from latentvid.evaluation.rows import Clip, rows_of
 from latentvid.evaluation.sets import networks
 from latentvid.evaluation.sets.convert_i3d import convert
 from latentvid.evaluation.sets.features import I3DRows, InceptionRows
@@ -271,3 +272,15 @@ def test_networks_of_ones_own_give_distances_of_their_features():
     ):
         with pytest.raises(UserError, match=message):
             KNOWN.with_own([wrong])
+
+
+def test_rows_that_are_no_numbers_are_refused():
+    clip = Clip(pictures(2, 8, 8), name="a.mp4")
+    given = {"nan": torch.tensor([[1.0, math.nan]]), "inf": torch.tensor([[math.inf]]), "well": torch.ones(2, 3)}
+    found = rows_of(clip, {name: lambda clip, rows=rows: rows for name, rows in given.items()})
+    assert torch.equal(found["well"], given["well"])
+    for name in ("nan", "inf"):
+        assert found[name].reason == "not-finite" and f"{name} gives NaN or infinity" in str(found[name])
+    for wrong in (torch.zeros(0, 3), torch.ones(3)):
+        with pytest.raises(UserError, match=r"own gives \[.*\] for a.mp4: it must give rows \[n,D\]"):
+            rows_of(clip, {"own": lambda clip, rows=wrong: rows})
