@@ -89,7 +89,7 @@ def made_table(rows: int) -> Any:
                 pyarrow.array(t, pyarrow.binary()).take(draw.integers(1000, size=count)) for t in (paths, captions)
             ]
             numbers = (frames, np.where(image, 0.0, 24.0), size[:, 0], size[:, 1], begin + 1 + np.arange(count))
-            columns = [*texts, *map(pyarrow.array, numbers), pyarrow.array([b""] * count)]
+            columns = [*texts, *map(pyarrow.array, numbers), *[pyarrow.array([b""] * count)] * 2]
             yield pyarrow.record_batch(
                 [c.cast(field.type, safe=False) for c, field in zip(columns, samples._SCHEMA, strict=True)],
                 schema=samples._SCHEMA,
