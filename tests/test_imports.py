@@ -121,6 +121,7 @@ IMPORTED_LATE = {
     "gradio": "optional: the studio",
     "starlette": "optional: the studio, with gradio",
     "scenedetect": "optional: shot detectors of curations",
+    "onnxruntime": "optional: a detector of text in curations",
 }
 
 
