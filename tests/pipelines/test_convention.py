@@ -70,7 +70,7 @@ def test_generators_say_the_noise(pipeline):
     assert not torch.equal(first, second)  # as theirs: a generator goes on from call to call
     both = clips(pipeline, [RED, RED], generator=[seeded(5), seeded(5)])
     assert torch.equal(both[0], both[1])
-    with pytest.raises(UserError, match="1 generators for 2 prompts"):
+    with pytest.raises(UserError, match="1 generator for 2 prompts"):
         clips(pipeline, [RED, RED], generator=[seeded(5)])
     with pytest.raises(UserError, match="generator and seed both say"):
         clips(pipeline, generator=seeded(5), seed=1)
