@@ -71,6 +71,7 @@ def test_a_dry_run_ends_when_it_is_told_to(dit_config, monkeypatch, tmp_path):
 
 
 def test_ctrl_c_saves_only_where_there_are_steps_to_lose():
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts beside itself ignores it
     with StopRequest() as stop:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
@@ -80,6 +81,7 @@ def test_ctrl_c_saves_only_where_there_are_steps_to_lose():
         assert stop.asked == "SIGINT"
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, usual)
 
 
 def test_a_second_ctrl_c_ends_at_once_what_hangs():
