@@ -59,7 +59,7 @@ def test_everything_is_written(run_folder, scored):
 def test_the_table_names_every_score(scored):
     lines = table(scored).splitlines()
     assert [line.split()[0] for line in lines[1:]] == list(ORDER)
-    assert lines[1].split()[1:] == [f"{scored['vae_psnr']:.3f}", "32.2"]
+    assert lines[1].split()[1:] == [f"{scored['vae_psnr']:.3f}", str(USUAL["vae_psnr"])]
     assert lines[-1].split()[2:4] == ["chance", f"{scored['chance_both']:.3f}"]
 
 
