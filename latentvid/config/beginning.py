@@ -40,6 +40,11 @@ def check_model(config: DitConfig) -> None:
     if "from" in config.model:
         if others := sorted(config.model.keys() - PUBLISHED.keys()):
             raise ValueError(f"model.{others[0]} is that of the model which model.from names: leave it out")
+        if config.inference.guidance_interval is not None:
+            raise ValueError(
+                "inference.guidance_interval has no place in a published model's repository: leave it out, and sample "
+                "with --guidance-interval"
+            )
         if config.init is not None:
             raise ValueError("model.from and init both name the weights to begin with: leave one out")
         if not (isinstance(config.model["from"], str) and config.model["from"]):

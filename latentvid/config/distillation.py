@@ -139,6 +139,7 @@ class DistillConfig(DitConfig):
         return {
             "steps": steps if found.steps is None else found.steps,
             "guidance": guidance if found.told else found.guidance,
+            "guidance_interval": None,  # that of the teacher is in the weights
         }
 
 

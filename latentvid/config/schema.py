@@ -23,6 +23,7 @@ from .sections import (
     Adapter,
     Checkpointing,
     Data,
+    Inference,
     Logging,
     Optim,
     Run,
@@ -223,17 +224,6 @@ class DitSamples(Samples):
 
 
 @dataclass(kw_only=True)
-class Inference:
-    """Defaults of the exported pipeline; its size, length and rate are those of most of the training's tokens."""
-
-    steps: int = _help("sampling steps", default=50)
-    guidance: float = _help("classifier-free guidance scale; 1 turns it off", default=3.0)
-
-    def __post_init__(self) -> None:
-        check_fields(self, "inference")
-
-
-@dataclass(kw_only=True)
 class DitValidation(Validation):
     """`manifest` is needed for `scores`; for the loss `latents` will do."""
 
@@ -335,8 +325,8 @@ class DitConfig(TrainingConfig):
         return None
 
     def sampled(self, steps: int, guidance: float) -> dict[str, Any]:
-        """`steps` and `guidance` of sampling where these are asked for."""
-        return {"steps": steps, "guidance": guidance}
+        """`steps`, `guidance` and `guidance_interval` of sampling where these steps and this guidance are asked for."""
+        return {"steps": steps, "guidance": guidance, "guidance_interval": self.inference.guidance_interval}
 
 
 def stage_of(settings: Mapping[str, Any]) -> str | None:

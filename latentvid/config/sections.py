@@ -296,3 +296,20 @@ class Adapter:
             raise ValueError(f"base={self.base}: {self.kind} reads whole weights: set kind=lora, or base=whole")
         if self.init is not None and (own := [key for key in told if key in ("rank", "alpha", "targets")]):
             raise ValueError(f"init: {self.init} says {own[0]} itself: leave {own[0]} out")
+
+
+@dataclass(kw_only=True)
+class Inference:
+    """Defaults of the exported pipeline; its size, length and rate are those of most of the training's tokens."""
+
+    steps: int = _help("sampling steps", default=50)
+    guidance: float = _help("classifier-free guidance scale; 1 turns it off", default=3.0)
+    guidance_interval: tuple[float, float] | None = _help(
+        "noise levels between which to guide, also in the looks and scores of training; null: at all", default=None
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self, "inference")
+        low, high = self.guidance_interval or (0.0, 1.0)
+        if low >= high:
+            raise ValueError(f"guidance_interval is {[low, high]}: give the lower noise level first")

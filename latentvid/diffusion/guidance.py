@@ -23,6 +23,12 @@ def classifier_free(conditional: Tensor, unconditional: Tensor, scale: float | T
     return unconditional + scale * (conditional - unconditional)
 
 
+def guided_at(t: Tensor, interval: tuple[float, float] | None) -> Tensor:
+    """Whether a noise level is guided, bool of t's shape: within the interval, both ends included, and not given."""
+    low, high = interval or (0.0, 1.0)
+    return (t > 0) & (t >= low) & (t <= high)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Guidance:
     """How the conditional prediction is steered away from that of the negative prompt.
@@ -32,7 +38,8 @@ class Guidance:
         2023, eq. 15 and 16): against the washed-out look of large scales.
     first: the scale of a clip's first latent frame, from which it grows evenly to `scale` of the last (Stable Video
         Diffusion, Blattmann et al. 2023); None: all have the same.
-    interval: guidance only at noise levels from low to high (Kynkäänniemi et al. 2024); None: at all levels.
+    interval: guidance only at noise levels from low to high (Kynkäänniemi et al. 2024); None: where the model has it by
+        default, else at all levels.
     zero_init: number of first steps with velocity 0 (CFG-Zero*, Fan et al. 2025): for rectified flow only.
     """
 
@@ -51,8 +58,7 @@ class Guidance:
 
     def scales(self, t: Tensor) -> Tensor:
         """The scale at each of the noise levels t, of its shape: 1 outside of the interval and where all is given."""
-        low, high = self.interval or (0.0, 1.0)
-        return torch.where((t > 0) & (t >= low) & (t <= high), self.scale, 1.0)
+        return torch.where(guided_at(t, self.interval), self.scale, 1.0)
 
     def combine(self, conditional: Tensor, unconditional: Tensor, t: Tensor, layout: Packed) -> Tensor:
         """The guided prediction [T,P] of two [T,P] at levels t [R]."""

@@ -109,7 +109,11 @@ def parser_of(doc: str, *, known: bool = False) -> Parser:
     )
     parser.add_argument("--guidance-rescale", type=float, help="0 to 1: against the washed-out look of large scales")
     parser.add_argument(
-        "--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="noise levels between which to guide"
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="noise levels between which to guide (default: the model's)",
     )
     parser.add_argument(
         "--zero-init", type=int, metavar="N", help="the first N steps do not move (rectified flow only)"

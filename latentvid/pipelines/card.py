@@ -92,12 +92,14 @@ def text_of(folder: Path, license: str | None, samples: Sequence[str]) -> str:
     head += [f"license: {license}"] * (license is not None) + ["---", "", MARK, ""]
     size = f"{index.get('height')} x {index.get('width')}"
     sizes = ", ".join(f"{part} {count / 1e6:,.1f}M" for part, count in parameters.items() if count)
+    levels = index.get("guidance_interval")
+    within = f" at noise levels {levels[0]:g} to {levels[1]:g}" if levels else ""
     body = [
         "# Text to video",
         "",
         f"A latent video diffusion model, trained with latentvid. By default it makes {index.get('frames')} frames of "
         f"{size} pixels at {index.get('fps'):g} frames a second, in {index.get('steps')} steps with guidance "
-        f"{index.get('guidance'):g}. Parameters: {sizes}.",
+        f"{index.get('guidance'):g}{within}. Parameters: {sizes}.",
         "",
         "## How to load",
         "",

@@ -149,9 +149,6 @@ def edit(
     if method == "inversion":
         # no iterations: they bring the very clip back more exactly, by noise that another prompt can use less
         starts = pipeline.invert(latents, back, replace(sampling, guidance=Guidance()), iterations=0)
-        guidance = pipeline.guidance(sampling)
-        if guidance.interval is None:
-            sampling = replace(sampling, guidance=replace(guidance, interval=(0.0, GUIDED_BELOW)))
     elif method == "flow":
         starts = [None] * len(clips)
         back = [replace(request, negative_prompt=negative_prompt) for request in back]
@@ -161,7 +158,10 @@ def edit(
         Request(prompt=target, negative_prompt=negative_prompt, start=start, **words, **known)
         for target, start, words, known in zip(targets, starts, common, local.known(latents), strict=True)
     ]
-    sampling = local.sampling(sampling)
+    guidance = pipeline.guidance(sampling)
+    if method == "inversion" and guidance.interval is None:
+        guidance = replace(guidance, interval=(0.0, GUIDED_BELOW))
+    sampling = local.sampling(pipeline.everywhere(replace(sampling, guidance=guidance)))
     if method == "flow":
         made = flow_edited(pipeline, latents, back, requests, flow or FlowEdit(), sampling)
     else:

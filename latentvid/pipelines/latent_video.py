@@ -60,11 +60,12 @@ class LatentVideoPipeline(SampleMixin, CodecMixin, KnownMixin, StudentMixin, Dif
     The VAE is ours or one of diffusers' (`latentvid.models.interchange`): `vae` is what diffusers saves, `codec` the
     same behind the interface of ours.
 
-    `frames, height, width, fps` are those of most of the training's tokens and, with `steps, guidance`, the defaults of
-    a call; `given` names the frames that were given in training (`diffusion.masks.GivenFrames`), `given_shares` has how
-    often each, `given_noise` between which levels of noise. `trained` lists the kinds of clips that training saw
-    (`limit.Kind`). `references` are the roles in which clips are shown others (`references.Role`, as JSON). `student`
-    is of a distilled model (`student.Student`).
+    `frames, height, width, fps` are those of most of the training's tokens and, with `steps, guidance` and
+    `guidance_interval` (the noise levels between which it is guided; None: all), the defaults of a call. `given` names
+    the frames that were given in training (`diffusion.masks.GivenFrames`), `given_shares` has how often each,
+    `given_noise` between which levels of noise. `trained` lists the kinds of clips that training saw (`limit.Kind`).
+    `references` are the roles in which clips are shown others (`references.Role`, as JSON). `student` is of a distilled
+    model (`student.Student`).
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -90,6 +91,7 @@ class LatentVideoPipeline(SampleMixin, CodecMixin, KnownMixin, StudentMixin, Dif
         references: dict | None = None,
         student: dict | None = None,
         given_noise: list[float] | tuple[float, ...] | None = None,
+        guidance_interval: list[float] | tuple[float, ...] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -112,6 +114,7 @@ class LatentVideoPipeline(SampleMixin, CodecMixin, KnownMixin, StudentMixin, Dif
             references=as_json(read_roles(references, "the pipeline")),
             student=None if student is None else Student.of(student).as_json(),
             given_noise=noise_range(given_noise),
+            guidance_interval=Guidance(interval=guidance_interval and tuple(guidance_interval)).interval,
         )
 
     @classmethod
@@ -196,6 +199,19 @@ class LatentVideoPipeline(SampleMixin, CodecMixin, KnownMixin, StudentMixin, Dif
         """As the sampling says, or the model's own."""
         asked = None if sampling is None else sampling.guidance
         return asked or Guidance(scale=self.config.guidance)
+
+    def guided(self, sampling: Sampling | None = None) -> Guidance:
+        """`guidance`, at the noise levels that are the model's own where it says none."""
+        guidance, own = self.guidance(sampling), self.config.get("guidance_interval")
+        return guidance if own is None or guidance.interval else replace(guidance, interval=tuple(own))
+
+    def everywhere(self, sampling: Sampling) -> Sampling:
+        """The sampling, guided at all noise levels where it names none: the model's own are for clips from noise
+        alone, and not for changing one."""
+        guidance = self.guidance(sampling)
+        if self.config.get("guidance_interval") is None or guidance.interval:
+            return sampling
+        return replace(sampling, guidance=replace(guidance, interval=(0.0, 1.0)))
 
     @torch.no_grad()
     def __call__(

@@ -164,7 +164,7 @@ class OpenVideoPipeline(LatentVideoPipeline):
     def _second(self, sampling: Sampling) -> SecondExpert | None:
         if self.recipe.boundary is None:
             return super()._second(sampling)
-        guidance, low = self.guidance(sampling), sampling.guidance_low
+        guidance, low = self.guided(sampling), sampling.guidance_low
         if low is None and guidance.scale == self.recipe.guidance:
             low = self.recipe.guidance_low
         guidance = replace(guidance, scale=guidance.scale if low is None else low)

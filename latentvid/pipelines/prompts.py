@@ -279,7 +279,7 @@ def _computed(pipeline: LatentVideoPipeline, folder: Path, found: Mapping[str, M
 
 def _settings(pipeline: LatentVideoPipeline, sampling: Sampling) -> dict[str, Any]:
     """What decides, beside its row, what a clip shows: as it stands in the index."""
-    guidance = {k: v for k, v in asdict(pipeline.guidance(sampling)).items() if k != "first" or v is not None}
+    guidance = {k: v for k, v in asdict(pipeline.guided(sampling)).items() if k != "first" or v is not None}
     steps = pipeline.config.steps if sampling.steps is None else sampling.steps
     words = {"steps": steps, "solver": sampling.solver or pipeline.solver, "guidance": guidance}
     asked = {name: getattr(sampling, name) for name in ASKED}

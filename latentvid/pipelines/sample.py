@@ -102,7 +102,7 @@ class SampleMixin:
             latents = [z.to(self._execution_device) for z in latents]
             requests = self._complete(requests, sampling)
             given = Conditions(motion=told_motion(requests))
-            guidance, given = self._by_passes(self.guidance(sampling), given, len(requests))
+            guidance, given = self._by_passes(self.guided(sampling), given, len(requests))
             record(self.transformer, self.reader, requests, latents, guidance, cache, given, self.scheduler)
 
     def _prepare(
@@ -110,7 +110,7 @@ class SampleMixin:
     ) -> tuple[Batch, Predict]:
         """The pack of the requests, and what predicts for it. Raises UserError."""
         steps = self.config.steps if sampling.steps is None else sampling.steps
-        guidance, second = self.guidance(sampling), self._second(sampling)
+        guidance, second = self.guided(sampling), self._second(sampling)
         check("steps", steps)
         self.check_sampling(sampling)
         check("reconstruction_weight", sampling.reconstruction_weight)

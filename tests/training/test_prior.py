@@ -105,6 +105,7 @@ def test_the_subjects_captions_are_never_dropped(made, config, dit_config, tiny_
 def test_a_distilled_model_makes_them_without_a_second_guidance():
     index = {"steps": 4, "guidance": 3.0, "frames": 5, "height": 32, "width": 32, "fps": 8.0}
     assert usual_of("", index)["guidance"] == 3.0
+    assert usual_of("", index | {"guidance_interval": [0.5, 1.0]})["guidance_interval"] == [0.5, 1.0]
     student = {"steps": 4, "guidance": 3.0, "levels": [1.0, 0.75, 0.5, 0.25, 0.0]}
     assert usual_of("", index | {"student": student}) == index | {"guidance": 1.0}
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...packing import Packed
 from ...rng import generator
-from ..guidance import classifier_free
+from ..guidance import classifier_free, guided_at
 from ..solvers import Predict
 from .point import Point
 
@@ -24,12 +24,21 @@ def draw_scales(low: float, high: float, seed: int, numbers: Sequence[int]) -> T
     return low + (high - low) * torch.stack(draws)
 
 
-def with_guidance(conditional: Predict, unconditional: Predict, scale: Tensor, layout: Packed) -> Predict:
-    """The teacher's guided prediction, at the scale [N] of each sample."""
+def with_guidance(
+    conditional: Predict,
+    unconditional: Predict,
+    scale: Tensor,
+    layout: Packed,
+    interval: tuple[float, float] | None = None,
+) -> Predict:
+    """The teacher's guided prediction, at the scale [N] of each sample, at noise levels within the interval (None: at
+    all); outside of it, the conditional one."""
     of_tokens = scale.index_select(0, layout.segment)[:, None]
 
     def predict(z: Tensor, t: Tensor) -> Tensor:
-        return classifier_free(conditional(z, t), unconditional(z, t), of_tokens)
+        found = conditional(z, t)
+        guided = guided_at(t, interval).index_select(0, layout.frame)[:, None]
+        return torch.where(guided, classifier_free(found, unconditional(z, t), of_tokens), found)
 
     return predict
 

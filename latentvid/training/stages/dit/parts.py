@@ -136,6 +136,7 @@ def make_pipeline(config: DitConfig, parts: Parts, model: nn.Module) -> LatentVi
     sizes = {"frames": s.frames, "height": s.height, "width": s.width, **config.sampled(s.steps, s.guidance)}
     sizes |= {} if s.fps is None else {"fps": s.fps}
     if parts.published is not None:
+        del sizes["guidance_interval"]  # which its repository has no place for
         return OpenVideoPipeline(
             vae=parts.vae,
             transformer=model,

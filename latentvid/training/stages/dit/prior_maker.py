@@ -42,7 +42,7 @@ from .seen import defaults_of, seen_by
 CLIPS = 8  # of a pack: what a stop loses at most, on each process
 ENCODED = 16  # clips that are encoded together
 SIZES = ("frames", "height", "width")
-USUAL = (*SIZES, "fps", "steps", "guidance")
+USUAL = (*SIZES, "fps", "steps", "guidance", "guidance_interval")
 INSTEAD = "put clips of the class into a manifest of their own, beside data.manifest, with data.weights"
 
 
@@ -124,8 +124,11 @@ def base_pipeline(config: DitConfig, device: torch.device, make_task: Callable[.
         usual = usual_of(config.init, task.weights.beside.get("pipeline"))
         if lacking := [name for name in SIZES if name not in usual and getattr(config.prior, name) is None]:
             raise UserError(f"prior.{lacking[0]}: init={config.init} does not say what it was trained on: give it")
+        interval = usual.pop("guidance_interval", None)
+        inference = replace(task.config.inference, guidance_interval=interval and tuple(interval))
         shown = replace(task.config.samples, **usual)
-        pipeline = make_pipeline(replace(task.config, samples=shown), task.parts, task.model.eval())
+        own = replace(task.config, samples=shown, inference=inference)
+        pipeline = make_pipeline(own, task.parts, task.model.eval())
     for expert in pipeline.experts:
         check_shared(None, expert)
         expert.attention_backend = resolve_backend(config.attention, device, compute_dtype(config))
@@ -144,7 +147,8 @@ def usual_of(init: str, index: dict[str, Any] | None) -> dict[str, Any]:
         return {}
     told = read_yaml(run / "config.yaml").get("inference")
     told = told if isinstance(told, dict) else {}
-    return {name: told[name] for name in ("steps", "guidance") if name in told} | defaults_of(seen_by(run))
+    kept = ("steps", "guidance", "guidance_interval")
+    return {name: told[name] for name in kept if name in told} | defaults_of(seen_by(run))
 
 
 # --- the clips ---

@@ -53,7 +53,7 @@ class DistillTask(DistillPacks, DitTask):
             )
         if data:
             self._check_levels()
-            self.teacher = Teacher(self._copy(), self._guides, self.config, device)
+            self.teacher = Teacher(self._copy(), self._guides, self.config, device, self.facts.interval)
 
     @property
     def _guides(self) -> bool:

@@ -36,12 +36,14 @@ from ..parts import Parts
 
 @dataclass(frozen=True)
 class TeacherFacts:
-    """What a teacher's folder tells. steps: by default. student: of a teacher that is distilled itself."""
+    """What a teacher's folder tells. steps, interval (noise levels that are guided): by default. student: of a teacher
+    that is distilled itself."""
 
     scheduler: dict
     given_shares: dict
     steps: int
     student: Student | None
+    interval: tuple[float, float] | None = None
 
     @classmethod
     def read(cls, folder: Path) -> TeacherFacts:
@@ -53,7 +55,9 @@ class TeacherFacts:
             student = None if student is None else Student.of(student)
         except UserError as error:
             raise UserError(f"teacher: {error}") from None
-        return cls(scheduler, found.get("given_shares") or {}, found.get("steps", 50), student)
+        interval = found.get("guidance_interval")
+        interval = None if interval is None else tuple(interval)
+        return cls(scheduler, found.get("given_shares") or {}, found.get("steps", 50), student, interval)
 
 
 def settled_by_teacher(config: DistillConfig) -> DistillConfig:
@@ -116,11 +120,20 @@ def _check_guidance(config: DistillConfig, facts: TeacherFacts) -> None:
 class Teacher:
     """A `network` that is never trained, whole on every process whatever the strategy.
 
-    two_passes: guidance is by a second pass; else the network is told the scale, or has it in its weights.
+    two_passes: guidance is by a second pass; else the network is told the scale, or has it in its weights. interval:
+    noise levels that it is guided at (None: all).
     """
 
-    def __init__(self, network: nn.Module, two_passes: bool, config: DistillConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        two_passes: bool,
+        config: DistillConfig,
+        device: torch.device,
+        interval: tuple[float, float] | None = None,
+    ) -> None:
         self.network, self.two_passes, self.config, self.device = network, two_passes, config, device
+        self.interval = interval
 
     def instead_of(self, student: Callable) -> Callable:
         """What to call. A dry run counts the memory of what stands nowhere: there the student costs what it does."""
@@ -180,4 +193,4 @@ def guided_predict(
     if not teacher.two_passes:
         return torch.no_grad()(one)
     other = predict_with(network, pack, scale if told else None, scheduler, null)
-    return torch.no_grad()(with_guidance(one, other, scale, pack.layout))
+    return torch.no_grad()(with_guidance(one, other, scale, pack.layout, teacher.interval))
