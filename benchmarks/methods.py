@@ -40,6 +40,9 @@ AUTOENCODERS: dict[str, tuple[str, ...]] = {
     "autoencoder: shortcuts": ("--model.shortcuts=true",),
     "autoencoder: shortcuts, no equivariance": ("--model.shortcuts=true", "--loss.equivariance=0"),
     "autoencoder: KL weight 1e-4": ("--loss.kl=1e-4",),
+    "autoencoder: 16 channels": ("--model.latent_channels=16",),
+    "autoencoder: crops of 20 pixels": ("--data.crop=20",),
+    "autoencoder: crops of 16 pixels": ("--data.crop=16",),
 }
 METHODS: dict[str, tuple[str, ...]] = {
     "base": (),
