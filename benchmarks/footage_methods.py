@@ -106,7 +106,8 @@ def measured(args: argparse.Namespace, name: str) -> dict:
             *("--lpips", weights / "lpips", "--i3d", weights / "i3d/i3d_kinetics400.safetensors"),
             *("--mixed-precision", "no", "--out", vae / "scores"),
         )
-    found["reconstruction"] = json.loads((vae / "scores/scores.json").read_text(encoding="utf-8"))
+    scores = json.loads((vae / "scores/scores.json").read_text(encoding="utf-8"))
+    found["reconstruction"] = scores["mean"] | {"rfvd": scores["rfvd"]}
     if not latents.exists():
         run(
             *("vae/encode_latents.py", "--manifest", data / "dit_train.jsonl", "--vae", vae / "vae"),
