@@ -75,7 +75,7 @@ def clips(args: argparse.Namespace, folder: Path) -> dict[str, dict]:
     made, data = folder / "clips", args.data.absolute()
     run(
         *("inference/t2v.py", "--model", folder / "dit/pipeline", "--prompts", data / "prompts.jsonl"),
-        *("--output", made, "--height", SIZE[0], "--width", SIZE[1], "--num-frames", 17, "--seed", args.seed),
+        *("--output", made, "--height", SIZE[0], "--width", SIZE[1], "--frames", 17, "--seed", args.seed),
     )
     run(
         *("-m", "latentvid.evaluation", made, "--real", data / "dit_validation.jsonl", "--frames", 16, "--drop-short"),

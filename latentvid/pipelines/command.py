@@ -64,7 +64,7 @@ def sampling_of(args: argparse.Namespace, pipeline: LatentVideoPipeline) -> Samp
     names = ("condition", "reconstruction_weight", "guidance_low", "guidance_embedded")
     names += ("reference_noise", "image_noise", "motion_strength")
     options = {name: getattr(args, name) for name in names if hasattr(args, name)}
-    guidance = replace(pipeline.guidance(), **asked)
+    guidance = replace(pipeline.guidance(), **asked) if asked else None
     if args.mixed_precision != "auto" or getattr(args, "prompts", None) is None:  # --prompts looks first
         computed = precision.choose(args.mixed_precision, pipeline.device)
         told = [precision.describe(computed, pipeline.device), attention_of(pipeline, precision.dtype_of(computed))]

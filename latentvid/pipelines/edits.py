@@ -158,10 +158,8 @@ def edit(
         Request(prompt=target, negative_prompt=negative_prompt, start=start, **words, **known)
         for target, start, words, known in zip(targets, starts, common, local.known(latents), strict=True)
     ]
-    guidance = pipeline.guidance(sampling)
-    if method == "inversion" and guidance.interval is None:
-        guidance = replace(guidance, interval=(0.0, GUIDED_BELOW))
-    sampling = local.sampling(pipeline.everywhere(replace(sampling, guidance=guidance)))
+    usual = (0.0, GUIDED_BELOW) if method == "inversion" else None
+    sampling = local.sampling(pipeline.of_changes(sampling, usual))
     if method == "flow":
         made = flow_edited(pipeline, latents, back, requests, flow or FlowEdit(), sampling)
     else:

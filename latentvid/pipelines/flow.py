@@ -73,7 +73,7 @@ def flow_edited(
             "method flow needs velocities at all noise levels and guidance of two scales, which this distilled model "
             "does not have: edit with its teacher"
         )
-    sampling = pipeline.everywhere(sampling.by_euler("method flow takes Euler's steps, not those of solver"))
+    sampling = pipeline.of_changes(sampling.by_euler("method flow takes Euler's steps, not those of solver"))
     if sampling.on_step_end is not None:
         raise UserError("on_step_end is told states of sampling, and method flow has none: leave it out")
     steps = pipeline.config.steps if sampling.steps is None else sampling.steps

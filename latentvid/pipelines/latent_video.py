@@ -205,13 +205,19 @@ class LatentVideoPipeline(SampleMixin, CodecMixin, KnownMixin, StudentMixin, Dif
         guidance, own = self.guidance(sampling), self.config.get("guidance_interval")
         return guidance if own is None or guidance.interval else replace(guidance, interval=tuple(own))
 
-    def everywhere(self, sampling: Sampling) -> Sampling:
-        """The sampling, guided at all noise levels where it names none: the model's own are for clips from noise
-        alone, and not for changing one."""
-        guidance = self.guidance(sampling)
-        if self.config.get("guidance_interval") is None or guidance.interval:
-            return sampling
-        return replace(sampling, guidance=replace(guidance, interval=(0.0, 1.0)))
+    def of_changes(self, sampling: Sampling, usual: tuple[float, float] | None = None) -> Sampling:
+        """The sampling of what changes a clip, and so begins at a noise level in between.
+
+        It is guided at the levels `usual` (None: all) where it names none: the model's own are for clips from noise
+        alone. Where nothing is said of guidance, the model's is spread over all levels: its scale s within own levels
+        of length d is 1 + (s - 1) d there.
+        """
+        own, guidance = self.config.get("guidance_interval"), self.guidance(sampling)
+        if own is not None and sampling.guidance is None:
+            guidance = replace(guidance, scale=1.0 + (guidance.scale - 1.0) * (own[1] - own[0]))
+        if guidance.interval is None and (usual or own):
+            guidance = replace(guidance, interval=usual or (0.0, 1.0))
+        return replace(sampling, guidance=guidance)
 
     @torch.no_grad()
     def __call__(

@@ -172,11 +172,10 @@ def inverted(
 
 def _guided(pipeline: LatentVideoPipeline, sampling: Sampling, requests: Sequence[Request]) -> Sampling:
     """With guidance below `GUIDED_BELOW`, or none where nothing is said to guide by."""
-    guidance = pipeline.guidance(sampling)
     words = ((r.prompt, pipeline.negative_prompt if r.negative_prompt is None else r.negative_prompt) for r in requests)
     if all(prompt == negative for prompt, negative in words) and not any(r.references for r in requests):
         return replace(sampling, guidance=Guidance())
-    return replace(sampling, guidance=replace(guidance, interval=guidance.interval or (0.0, GUIDED_BELOW)))
+    return pipeline.of_changes(sampling, (0.0, GUIDED_BELOW))
 
 
 @torch.no_grad()

@@ -102,10 +102,7 @@ def token_flow_windows(
         raise UserError(f"reach {reach}: the keyframes of a U-Net attend to all of them: leave it out")
     sampling = sampling or Sampling()
     sampling = sampling.by_euler("TokenFlow inverts and samples with solver 'euler', not")
-    guidance = pipeline.guidance(sampling)
-    if guidance.interval is None:
-        guidance = replace(guidance, interval=(0.0, GUIDED_BELOW))
-    sampling = replace(sampling, guidance=guidance)
+    sampling = pipeline.of_changes(sampling, (0.0, GUIDED_BELOW))
 
     def edited() -> Iterator[Tensor]:
         anchor = None

@@ -30,7 +30,7 @@ PIPELINE = SimpleNamespace(
 def test_options_of_sampling_arrive_where_they_mean_something(capsys):
     parser, plain = parser_of("", known=True), ["--mixed-precision", "no"]
     found = command.sampling_of(parser.parse_args(plain), PIPELINE)
-    assert found == Sampling(guidance=Guidance(scale=3.0), precision=torch.float32)
+    assert found == Sampling(precision=torch.float32)
     options = "--steps 7 --solver heun --guidance 2 --guidance-rescale 0.5 --guidance-interval 0.1 0.8 --zero-init 1"
     more = "--condition replacement --reconstruction-weight 4 --large"
     found = command.sampling_of(parser.parse_args([*plain, *options.split(), *more.split()]), PIPELINE)

@@ -62,16 +62,17 @@ def test_a_model_is_guided_at_its_own_levels_unless_others_are_asked_for(plain, 
 
 
 @pytest.mark.parametrize("method", ["inversion", "sdedit", "flow"])
-def test_changing_a_clip_knows_nothing_of_them(plain, own, method):
+def test_changing_a_clip_spreads_the_guidance_over_all_levels(plain, own, method):
     source = torch.randint(0, 256, (5, 16, 24, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    sampling = Sampling(steps=4, progress=False, guidance=Guidance(scale=3.0), precision=torch.float32)
+    sampling = Sampling(steps=4, progress=False, precision=torch.float32)
 
-    def edit(pipeline, interval=None):
-        asked = replace(sampling, guidance=replace(sampling.guidance, interval=interval))
+    def edit(pipeline, interval=None, scale=3.0):
+        asked = replace(sampling, guidance=None if scale is None else Guidance(scale=scale, interval=interval))
         return edits.edit(pipeline, [source], [RED], [BLUE], method, sampling=asked)[0]
 
     assert torch.equal(edit(own), edit(plain)) and torch.equal(edit(own, (0.0, 0.3)), edit(plain, (0.0, 0.3)))
     assert not torch.equal(edit(own), edit(own, (0.9, 1.0)))
+    assert own.config.guidance == 3.0 and torch.equal(edit(own, scale=None), edit(plain, scale=1 + 2 * 0.4))
 
 
 def test_a_student_is_taught_what_its_teacher_is_guided_at(folder, given_pipeline):
