@@ -250,4 +250,4 @@ def report(tell: Callable[[str], None], device: str | None = None, configuration
             "your clips takes says `--dry-run`:"
         )
         table(found, tell)
-        tell("  (open/wan_lora: give --model.from a folder or a name on the hub, and --dry-run says its memory)")
+        tell("  (open/*_lora: give --model.from a folder or a name on the hub, and --dry-run says its memory)")

@@ -45,6 +45,7 @@ def test_a_command_is_one_that_its_program_takes(page, monkeypatch, capsys):
 THERE = {
     "docs/training.md": ("python *",),
     "docs/tune_wan.md": ("python *",),
+    "docs/tune_ltx.md": ("python *",),
     "docs/laptop.md": ("latentvid train-*", "latentvid encode *", "latentvid t2v *"),
     "README.md": ("latentvid manifest *", "latentvid train-*", "latentvid encode *"),
     "docs/performance.md": ("python -m latentvid.precision",),  # by the test above

@@ -102,7 +102,16 @@ def test_configurations_are_listed_printed_and_copied(latentvid, tmp_path):
 
 # whose samples need what a run has alone: signals, a clip in low resolution, a teacher, for some models pictures; and
 # recipes of one figure
-WITHOUT_LOOKS = {"demo_control", "demo_distil", "demo_ssr", "demo_tsr", "footage", "footage_wan", "wan_lora"}
+WITHOUT_LOOKS = {
+    "demo_control",
+    "demo_distil",
+    "demo_ssr",
+    "demo_tsr",
+    "footage",
+    "footage_wan",
+    "ltx_lora",
+    "wan_lora",
+}
 
 
 def test_shipped_trainings_show_samples_as_they_go():

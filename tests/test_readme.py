@@ -32,7 +32,7 @@ def commands(page: str) -> Iterator[list[str]]:
             yield shlex.split(line)
 
 
-OF_WAN = {
+OF_PUBLISHED = {
     "train/train_dit.py": "--model.dtype=fp32 --train.mixed_precision=no --train.steps=2 --data.tokens_per_pack=1024",
     "inference/t2v.py": "--frames 5 --height 32 --width 32 --steps 2",
 }
@@ -114,21 +114,22 @@ def test_the_worked_example_on_a_laptop(my_clips, tiny_t5, monkeypatch):
     assert (probe(my_clips / "clip.mp4").height, probe(my_clips / "clip.mp4").width) == (64, 112)
 
 
-def test_wan_is_tuned_on_clips_of_ones_own(run, my_clips, repository, monkeypatch):
-    """On a small random Wan instead of the one that the first command fetches; clips of 16 frames a second."""
-    (my_clips / "wan").symlink_to(repository("wan"))
+@pytest.mark.parametrize(("name", "kind", "fps"), [("wan", "wan", 16), ("ltx", "ltx_condition", 25)])
+def test_a_published_model_is_tuned_on_clips_of_ones_own(name, kind, fps, run, my_clips, repository, monkeypatch):
+    """On a small random one instead of that which the first command fetches; clips of as many frames a second."""
+    (my_clips / name).symlink_to(repository(kind))
     for file in sorted((my_clips / "my_clips").glob("*.mp4")):
-        write_video(file, torch.randint(0, 255, (9, 64, 96, 3), dtype=torch.uint8), 16)
-    for _, *words in commands("tune_wan.md"):
+        write_video(file, torch.randint(0, 255, (9, 64, 96, 3), dtype=torch.uint8), fps)
+    for _, *words in commands(f"tune_{name}.md"):
         if words[0] == "-m":
             monkeypatch.setattr(sys, "argv", words[1:])
             with pytest.raises(SystemExit) as stop:
                 runpy.run_module(words[1], run_name="__main__")
             assert not stop.value.code
             continue
-        status, _, said = run(*words, *OF_WAN.get(words[0], "").split())
+        status, _, said = run(*words, *OF_PUBLISHED.get(words[0], "").split())
         assert status == 0, said
-        begun = (my_clips / "runs/wan/tuned").exists()
+        begun = (my_clips / f"runs/{name}/tuned").exists()
         assert begun == (words[0] != "vae/encode_latents.py" and "--dry-run" not in words)
-    assert (my_clips / "runs/wan/tuned/lora/pytorch_lora_weights.safetensors").is_file()
-    assert (probe(my_clips / "wan.mp4").frames, probe(my_clips / "wan.mp4").width) == (5, 32)
+    assert (my_clips / f"runs/{name}/tuned/lora/pytorch_lora_weights.safetensors").is_file()
+    assert (probe(my_clips / f"{name}.mp4").frames, probe(my_clips / f"{name}.mp4").width) == (5, 32)
