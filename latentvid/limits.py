@@ -93,6 +93,7 @@ _NAMES: tuple[tuple[Range, str], ...] = (  # of the numbers that have each range
     (_whole(0, 256), "workers"),
     (Range(1e-3, 86_400), "timeout_s"),
     (Range(0, 86_400), "retry_s"),
+    (Range(1, 604_800), "collective_timeout_s"),
     (_whole(1, 4096), "batch"),
     # curation
     (Range(0, 1e3), "shots.threshold min_content"),

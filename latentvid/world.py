@@ -7,9 +7,11 @@ import json
 import os
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, parse_flag_from_env
@@ -55,6 +57,34 @@ def check_world(found: int) -> None:
         )
 
 
+def check_shards() -> None:
+    """Raises UserError where the launch's file shares the processes out in another way than copies of FSDP2's shards,
+    or its numbers are not those of the processes; before accelerate, which fails then without saying how to mend it."""
+    if not parse_flag_from_env("ACCELERATE_USE_PARALLELISM_CONFIG"):
+        return
+    sizes = {
+        name: int(os.environ.get(f"PARALLELISM_CONFIG_{name.upper()}_SIZE", "1"))
+        for name in ("dp_replicate", "dp_shard", "tp", "cp", "sp")
+    }
+    for name in ("tp", "cp", "sp"):
+        if sizes[name] > 1:
+            raise UserError(
+                f"parallelism_config_{name}_size={sizes[name]} is not supported: leave it out; packs are shared by "
+                "train.sequence_parallel"
+            )
+    copies, shards, world = sizes["dp_replicate"], sizes["dp_shard"], int(os.environ.get("WORLD_SIZE", "1"))
+    if shards < 2 or not parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        raise UserError(
+            f"parallelism_config_dp_shard_size={shards}: copies of shards want FSDP2 and 2 shards or more: take "
+            "configs/accelerate/hsdp.yaml, or ddp.yaml, where each process holds all"
+        )
+    if copies * shards != world:
+        raise UserError(
+            f"{copies} copies of {shards} shards are {copies * shards} processes, and the launcher started {world}: "
+            f"give --parallelism_config_dp_replicate_size and --parallelism_config_dp_shard_size of product {world}"
+        )
+
+
 def check_strategy(accelerator: Accelerator) -> None:
     """Raises UserError unless the processes reach each other and train as the launch's configuration asked.
 
@@ -72,6 +102,20 @@ def check_strategy(accelerator: Accelerator) -> None:
     answer = int(accelerator.reduce(torch.ones((), device=accelerator.device), reduction="sum"))
     if answer != asked:
         raise UserError(f"the launcher started {counted(asked, 'process')}, but {answer} answer each other; {on_cpus}")
+
+
+def limit_exchanges(seconds: float) -> None:
+    """How long an exchange of any group of processes waits for the slowest before it fails, in seconds.
+
+    For when all groups are made: those of meshes (HSDP), DeepSpeed and Ulysses begin with torch's own limit, 10 minutes
+    under NCCL, whatever the first group was given.
+    """
+    if not dist.is_initialized():
+        return
+    c10d = dist.distributed_c10d
+    limit = getattr(c10d, "set_timeout", None) or c10d._set_pg_timeout  # older releases have the second alone
+    for group in list(c10d._world.pg_map):
+        limit(timedelta(seconds=seconds), group)
 
 
 def shards_weights() -> bool:

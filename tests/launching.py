@@ -34,6 +34,7 @@ RECIPES = {
     "single": Recipe("single.yaml", cpu_switch=True),
     "ddp": Recipe("ddp.yaml", cpu_switch=True),
     "fsdp2": Recipe("fsdp2.yaml"),
+    "hsdp": Recipe("hsdp.yaml", options=("--parallelism_config_dp_shard_size", "2")),
     "zero1": Recipe("zero1.yaml"),
     "zero2": Recipe("zero2.yaml"),
     "zero3": Recipe("zero3.yaml"),
@@ -187,7 +188,7 @@ def finish(process: subprocess.Popen, timeout: float) -> int:
 
 
 def run_programs(recipe: str, programs: Sequence[str]) -> None:
-    if recipe == "fsdp2":
+    if recipe in ("fsdp2", "hsdp"):
         _let_fsdp2_run_on_cpus()
     if recipe.startswith("zero"):  # compiling the shared-memory operator takes minutes; gloo does without it
         importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None

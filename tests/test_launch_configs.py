@@ -23,7 +23,7 @@ def parse(name: str, *options: str):
 def test_every_file_is_one_that_these_tests_read():
     names = {path.name for path in CONFIGS.iterdir()}
     zero = {"zero1.yaml", "zero2.yaml", "zero3.yaml", "multi_node_zero.yaml", "multi_node_zero_pdsh.yaml"}
-    assert names == zero | {"single.yaml", "ddp.yaml", "fsdp2.yaml", "multi_node_ddp.yaml"}
+    assert names == zero | {"single.yaml", "ddp.yaml", "fsdp2.yaml", "hsdp.yaml", "multi_node_ddp.yaml"}
 
 
 @pytest.mark.parametrize("name", [path.name for path in CONFIGS.iterdir()])
@@ -42,6 +42,11 @@ def test_nothing_in_a_file_is_ignored(name):
     [
         ("ddp.yaml", (), {"use_deepspeed": False, "use_fsdp": False, "multi_gpu": True}),
         ("fsdp2.yaml", (), {"use_fsdp": True}),
+        (
+            "hsdp.yaml",
+            ("--parallelism_config_dp_shard_size", "2"),
+            {"use_fsdp": True, "use_parallelism_config": True, "parallelism_config_dp_shard_size": 2},
+        ),
         ("zero3.yaml", (), {"use_deepspeed": True}),
         ("multi_node_ddp.yaml", NODES, {"multi_gpu": True, "rdzv_backend": "c10d", "num_machines": 2}),
         ("zero2.yaml", (*NODES, "--deepspeed_multinode_launcher", "standard"), {"num_machines": 2}),
@@ -58,7 +63,10 @@ def test_a_file_asks_for_its_strategy(name, options, asked, monkeypatch):
         assert environment["ACCELERATE_DEEPSPEED_CONFIG_FILE"] == f"configs/deepspeed/{name.replace('yaml', 'json')}"
     else:
         environment = prepare_multi_gpu_env(args)
-    if name == "fsdp2.yaml":
+    if name == "hsdp.yaml":
+        found = {key: environment[f"PARALLELISM_CONFIG_DP_{key}_SIZE"] for key in ("REPLICATE", "SHARD")}
+        assert found == {"REPLICATE": "2", "SHARD": "2"} and environment["ACCELERATE_USE_PARALLELISM_CONFIG"] == "true"
+    if name in ("fsdp2.yaml", "hsdp.yaml"):
         assert (environment["FSDP_VERSION"], environment["FSDP_CPU_RAM_EFFICIENT_LOADING"]) == ("2", "false")
     if "--num_machines" in options:
         assert (args.rdzv_endpoint, args.nproc_per_node) == ("10.0.0.1:29500", "2")

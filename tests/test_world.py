@@ -1,6 +1,7 @@
 """Processes that wait for each other without a collective, whose time limit would end the run."""
 
 import threading
+from contextlib import nullcontext
 from itertools import count
 
 import pytest
@@ -78,3 +79,30 @@ def test_the_main_ones_choice_and_its_errors_are_everyones(group):
 def test_alone_there_is_nobody_to_wait_for():
     world.meet()
     assert world.from_main(lambda: 7) == 7
+
+
+@pytest.mark.parametrize(
+    ("sizes", "world_size", "fsdp", "message"),
+    [
+        ({"DP_REPLICATE": 2, "DP_SHARD": 2}, 4, True, None),
+        ({"DP_SHARD": 8}, 8, True, None),
+        (
+            {"DP_REPLICATE": 2, "DP_SHARD": 8},
+            4,
+            True,
+            "2 copies of 8 shards are 16 processes, and the launcher started 4",
+        ),
+        ({"DP_REPLICATE": 4}, 4, True, "dp_shard_size=1: copies of shards want FSDP2 and 2 shards or more"),
+        ({"DP_SHARD": 4}, 4, False, "copies of shards want FSDP2"),
+        ({"DP_SHARD": 2, "TP": 2}, 4, True, "parallelism_config_tp_size=2 is not supported"),
+        ({"DP_SHARD": 2, "CP": 2}, 4, True, "parallelism_config_cp_size=2 is not supported.*train.sequence_parallel"),
+    ],
+)
+def test_copies_of_shards_are_as_many_as_processes(sizes, world_size, fsdp, message, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", str(fsdp).lower())
+    for name in ("DP_REPLICATE", "DP_SHARD", "TP", "CP", "SP"):
+        monkeypatch.setenv(f"PARALLELISM_CONFIG_{name}_SIZE", str(sizes.get(name, 1)))
+    with nullcontext() if message is None else pytest.raises(UserError, match=message):
+        world.check_shards()

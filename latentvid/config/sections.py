@@ -148,6 +148,11 @@ class Train:
         default=False,
     )
     sequence_parallel: int = _help("processes that share each pack (Ulysses); must divide model.heads", default=1)
+    collective_timeout_s: float = _help(
+        "how long a process waits in an exchange for the others, and the main one for their parts of a checkpoint, "
+        "before the run ends, as for one that hangs",
+        default=1800.0,
+    )
 
     def __post_init__(self) -> None:
         check_fields(self, "train")

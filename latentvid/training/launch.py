@@ -6,6 +6,7 @@ import logging
 import re
 import uuid
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from ..data.plan.plan import Plan
 from ..data.plan.streams import make_streams
 from ..errors import UserError
 from ..files import write_whole
-from ..world import check_strategy, check_world
+from ..world import check_shards, check_strategy, check_world
 from . import adamw8bit
 from .parallel.strategy import load_whole
 from .task import Task
@@ -63,14 +64,19 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     Its own mixed precision stays off: autocast of the forward pass is the strategy's.
     """
     check_trackers(config.log.trackers)
+    check_shards()
     if config.optim.name == adamw8bit.NAME:
         adamw8bit.check_there()
     trackers = [] if config.run.dry_run else list(config.log.trackers)
-    deepspeed = parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
+    # DeepSpeed on CPUs leaves each process alone unless gloo is named
+    gloo = parse_flag_from_env("ACCELERATE_USE_DEEPSPEED") and not torch.cuda.is_available()
+    # 10 minutes, NCCL's own limit, are passed over by accelerate, which leaves gloo its 30: so a microsecond more
+    limit = timedelta(seconds=config.train.collective_timeout_s, microseconds=1)
     # gradients live in DDP's buckets (`Strategy.keeps_gradients`), not beside them: 4 bytes a parameter less
-    handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
-    if deepspeed and not torch.cuda.is_available():  # without it DeepSpeed on CPUs leaves each process alone
-        handlers.append(InitProcessGroupKwargs(backend="gloo"))
+    handlers = [
+        DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+        InitProcessGroupKwargs(timeout=limit, **({"backend": "gloo"} if gloo else {})),
+    ]
     accelerator = Accelerator(
         mixed_precision="no",
         log_with=trackers or None,

@@ -23,7 +23,7 @@ from ..models.flops import peak_flops
 from ..precision import describe, dtype_of
 from ..progress import phase
 from ..words import counted
-from ..world import from_main, meet
+from ..world import from_main, limit_exchanges, meet
 from .checkpoint.checkpoint import CheckpointStore
 from .checkpoint.place import begins
 from .checkpoint.records import State
@@ -99,10 +99,12 @@ class TrainingRun:
         swap = swapped(task.model, task.blocks, config.train.swap_blocks, accelerator.device)
         with swap.apart() if swap else nullcontext():
             self.strategy = make_strategy(accelerator, config, task.model, optimizer, task.ragged)
+        limit_exchanges(config.train.collective_timeout_s)
         self.ema = EMA(self.strategy.pieces(), config.train.ema)
         self.watch = Watch(accelerator, stage, task, self.strategy, self.ema)
         parts = self.world if self.strategy.sharded else 1
-        self.saver = Saver(self.store, rank, parts, meet, beside=keep.background, check=launched.check_folder)
+        options = {"check": launched.check_folder, "part_timeout": config.train.collective_timeout_s}
+        self.saver = Saver(self.store, rank, parts, meet, beside=keep.background, **options)
         peak, self.peak_source = peak_flops(accelerator.device, config.train.mixed_precision)
         self.meter = EfficiencyMeter(accelerator.device, peak, self.world)
         self.stepper = Stepper(accelerator, config, task, self.strategy, self.ema, self.meter)

@@ -24,6 +24,12 @@ def test_each_process_makes_its_own_part_alone(demo, tmp_path):
         assert row["mine"] < 0.52 * row["whole"] and row["grew"] < 0.75 * row["whole"], row
 
 
+def test_copies_of_shards_are_made_so_too(demo, tmp_path):
+    found = rows("hsdp", 4, demo, tmp_path / "four")
+    assert len(found) == 4 and all(row["equal"] and row["known"] for row in found)
+    assert sum(row["mine"] for row in found) == 2 * found[0]["whole"]
+
+
 def test_one_process_holds_it_whole(demo, tmp_path):
     (row,) = rows("single", 1, demo, tmp_path / "one")
     assert row["equal"] and row["grew"] > 0.95 * row["whole"]  # which is what the other tests' figure would be

@@ -13,6 +13,7 @@ TOPOLOGIES = {
     "DDP x2": ("ddp", 2, ()),
     "DDP x4": ("ddp", 4, ()),
     "FSDP2 x2": ("fsdp2", 2, ()),
+    "HSDP, 2 copies of 2 shards": ("hsdp", 4, ()),
     "ZeRO-1 x2": ("zero1", 2, ()),
     "ZeRO-2 x2": ("zero2", 2, ()),
     "ZeRO-3 x2": ("zero3", 2, ()),
@@ -25,6 +26,7 @@ TOPOLOGIES = {
 # name: (recipe, processes) of steps 1 to 10, 11 to 20, 21 to 30
 CHAINS = {
     "one -> DDP x2 -> one": (("single", 1), ("ddp", 2), ("single", 1)),
+    "HSDP x4 -> FSDP2 x2 -> one": (("hsdp", 4), ("fsdp2", 2), ("single", 1)),
     "ZeRO-3 x2 -> DDP x2 -> one": (("zero3", 2), ("ddp", 2), ("single", 1)),
     "ZeRO-1 x2 -> FSDP2 x2 -> one": (("zero1", 2), ("fsdp2", 2), ("single", 1)),
     "one -> ZeRO-2 x2 -> ZeRO-3 x2": (("single", 1), ("zero2", 2), ("zero3", 2)),

@@ -45,16 +45,16 @@ def test_all_parts_make_one_checkpoint(world, tmp_path):
         assert "model-00002" in find_damage(folder)
 
 
-def test_a_checkpoint_waits_for_the_slowest_and_is_not_there_without_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "PART_TIMEOUT", 0.2)
+def test_a_checkpoint_waits_for_the_slowest_and_is_not_there_without_it(tmp_path):
     main, other = group(tmp_path, 2, beside=True)
+    main.part_timeout = 0.2
     store = main.store
     store.begin(3)
     main._write(3, tensors(0), {"step": 3})
     with pytest.raises(UserError, match=r"could not be written .*processes \[1\] have not written.*from the start"):
         main.finish()
     assert store.newest() is None
-    monkeypatch.setattr(module, "PART_TIMEOUT", 20)
+    main.part_timeout = 20
     store.begin(4)
     thread = threading.Thread(target=partial(main._write, 4, tensors(0), {"step": 4}))
     thread.start()

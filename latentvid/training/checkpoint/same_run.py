@@ -23,7 +23,7 @@ FREE = (
     *("run.dir", "run.dry_run", "checkpoint", "log", "samples", "validation", "inference", "statistics_samples"),
     *("data.workers", "data.timeout_s", "data.retry_s", "data.may_grow", "attention"),
     *("train.extend", "train.compile", "train.gradient_checkpointing", "train.max_bad_steps"),
-    *("train.deterministic", "train.swap_blocks"),
+    *("train.deterministic", "train.swap_blocks", "train.collective_timeout_s"),
     "text.place",
     *("train.sequence_parallel", "train.mixed_precision"),  # the last is settled by `compute.settle`
     *("loss.lpips_path", "loss.lpips_optional", "distill.endpoints"),

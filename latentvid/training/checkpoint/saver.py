@@ -25,12 +25,11 @@ from .records import State, read_record
 
 logger = logging.getLogger(__name__)
 
-PART_TIMEOUT = 1800.0  # seconds that the main process waits for the slowest one's files
-
 
 class Saver:
     """`parts`: processes that write (1: the main one alone). `barrier`: all processes meet, however long it takes.
-    `check`: raises UserError where the folder is not this run's any more."""
+    `check`: raises UserError where the folder is not this run's any more. `part_timeout`: seconds that the main process
+    waits for the slowest one's files once its own are written."""
 
     def __init__(
         self,
@@ -40,9 +39,10 @@ class Saver:
         barrier: Callable[[], None],
         beside: bool = False,
         check: Callable[[], None] = lambda: None,
+        part_timeout: float = 1800.0,
     ) -> None:
         self.store, self.rank, self.parts, self.barrier, self.beside = store, rank, parts, barrier, beside
-        self.check = check
+        self.check, self.part_timeout = check, part_timeout
         self._thread: threading.Thread | None = None
         self._error: tuple[int, BaseException] | None = None  # of which step
 
@@ -109,10 +109,13 @@ class Saver:
             self._error = step, error
 
     def _wait_for_parts(self, step: int) -> None:
-        limit = time.monotonic() + PART_TIMEOUT
+        limit = time.monotonic() + self.part_timeout
         while missing := self.store.missing_parts(step, range(1, self.parts)):
             if time.monotonic() > limit:
-                raise TimeoutError(f"processes {missing} have not written their parts in {PART_TIMEOUT:.0f} s")
+                raise TimeoutError(
+                    f"processes {missing} have not written their parts in {self.part_timeout:g} s "
+                    "(train.collective_timeout_s)"
+                )
             time.sleep(0.01)
 
 
