@@ -1,10 +1,12 @@
 """What a dry run says fits on GPUs of common sizes."""
 
+import importlib
 from pathlib import Path
 
 import pytest
 import torch
 
+from latentvid.config.curriculum import curriculum
 from latentvid.config.parsing import load_config
 from latentvid.config.schema import DitConfig
 from latentvid.training.dryrun.cards import CARDS, Pack, cards_table, fit, sparing
@@ -103,18 +105,39 @@ def test_the_recipe_for_a_node_fills_its_gpus():
     clips = node.data.tokens_per_pack // 1280  # of 17 frames of 256 x 256: five latent frames
     taken = dit_pass_bytes(arguments, [(5, 16, 16)] * clips, [24] * clips, False).staying
     assert 0.25 * 80 * GIB < taken < 0.9 * 80 * GIB
+    stages = curriculum(node)
+    assert [(s.name, s.config.data.image_share, s.config.timesteps.shift) for s in stages] == [
+        ("images", 1.0, 1.0),
+        ("video", 0.2, 2.0),
+    ]
+    assert all(stage.config.timesteps.shift == stage.config.scheduler.get("shift", 1.0) for stage in stages)
 
 
-@pytest.mark.parametrize("name", ["1b", "14b"])
-def test_recipes_fit_their_gpus_as_the_page_says(name, monkeypatch):
-    root = Path(__file__).parents[2]
-    monkeypatch.syspath_prepend(root / "benchmarks")
-    import recipes
+@pytest.fixture
+def recipes(monkeypatch):
+    """benchmarks/recipes.py."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    return importlib.import_module("recipes")
 
-    config, strategy = recipes.config_of(name), recipes.RECIPES[name]
+
+@pytest.mark.parametrize("name", ["1b", "5b", "14b"])
+def test_recipes_have_stages_and_widths_that_gpus_share(name, recipes):
+    config = recipes.config_of(name)
     assert config.model["heads"] % 8 == 0 and config.model["width"] // config.model["heads"] % 8 == 0
     assert config.train.compile and config.validation.every and config.data.packs_per_step % 8 == 0
     assert config.optim.lr == pytest.approx(2e-4 * 768 / config.model["width"])
+    stages = curriculum(config)  # pictures, small clips, large ones; the packs of all are of as many tokens
+    assert [stage.name for stage in stages] == ["images", "video_256", "video_512"]
+    assert [stage.config.data.max_area for stage in stages] == [256**2, 256**2, 512**2]
+    assert [str(stage.config.data.latents)[-3:] for stage in stages] == ["256", "256", "512"]
+    assert [stage.config.data.image_share for stage in stages] == [1.0, 0.2, 0.2]
+    assert all(stage.config.timesteps.shift == stage.config.scheduler.get("shift", 1.0) for stage in stages)
+    assert stages[-1].config.given.first > 0 and stages[-1].config.optim.lr == config.optim.lr / 2
+
+
+def test_the_tightest_recipe_fits_its_gpus_as_the_page_says(recipes):
+    name, root = "14b", Path(__file__).parents[2]
+    config, strategy = recipes.config_of(name), recipes.RECIPES[name]
     parameters, found = recipes.taken(config, strategy, efficiency=0.4)
     rows = [line for line in (root / "docs/scaling.md").read_text().splitlines() if line.startswith(f"| `{name}` |")]
     assert [each.gpus for each in found] == [8, 128] and len(rows) == 2
