@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from latentvid.training.ema import EMA
 from latentvid.training.parallel.pieces import Piece, PieceReader
@@ -47,6 +48,27 @@ def test_updates_follow_the_formula_with_warmup():
         want = decay * want + (1 - decay) * model.net[0].weight.detach()
     torch.testing.assert_close(ema.shadow["0.weight"], want)
     assert list(ema.shadow) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+
+
+class Calls(TorchDispatchMode):
+    """Names of the operators that were called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func._opname)
+        return func(*args, **(kwargs or {}))
+
+
+def test_all_parameters_are_updated_by_one_call():
+    """Which is a kernel for many tensors on a GPU, where a loop would be one for each."""
+    model = Model()
+    ema = EMA(model.pieces())
+    with Calls() as calls:
+        ema.update(model.pieces())
+    assert [name for name in calls.names if "lerp" in name or "mul" in name or "add" in name] == ["_foreach_lerp_"]
 
 
 def test_swapped_restores_the_raw_weights_bit_for_bit():
