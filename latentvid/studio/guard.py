@@ -22,6 +22,8 @@ POLICY = (
     "worker-src 'self' blob:; frame-src 'self' data: blob:; object-src 'none'; base-uri 'self'; form-action 'self'; "
     "frame-ancestors 'self'"
 )
+# of a file that is opened as a page of its own (an SVG, HTML): nothing in it runs, and it is of no origin
+FILE_POLICY = "default-src 'none'; img-src 'self'; media-src 'self'; style-src 'unsafe-inline'; sandbox"
 HEADERS = {
     b"content-security-policy": POLICY.encode(),
     b"x-content-type-options": b"nosniff",
@@ -67,10 +69,12 @@ class Guard:
             await send({"type": "http.response.body", "body": text.encode()})
             return
 
+        own = HEADERS | ({b"content-security-policy": FILE_POLICY.encode()} if _asked(scope).startswith(FILES) else {})
+
         async def send_with_headers(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
-                kept = [(name, value) for name, value in message.get("headers", ()) if name.lower() not in HEADERS]
-                message = {**message, "headers": [*kept, *HEADERS.items()]}
+                kept = [(name, value) for name, value in message.get("headers", ()) if name.lower() not in own]
+                message = {**message, "headers": [*kept, *own.items()]}
             await send(message)
 
         await self.app(scope, receive, send_with_headers)
@@ -79,7 +83,7 @@ class Guard:
         headers = dict(scope["headers"])
         if self.loopback and _host(headers.get(b"host", b"").decode("latin-1")) not in LOOPBACK:
             return 421, "this studio answers to its own machine's name alone"
-        path = scope["path"].removeprefix("/gradio_api").lstrip("/")
+        path = _asked(scope)
         if path.startswith(CLOSED):
             return 404, "not found"
         if path.startswith(FILES) and not self._shown(path[len(FILES[0]) :]):
@@ -105,6 +109,11 @@ class Guard:
         except (OSError, ValueError):  # a name that no file can have
             return False
         return place.is_relative_to(self.uploads) or (place.parent == self.gallery and bool(NAME.fullmatch(place.name)))
+
+
+def _asked(scope: Scope) -> str:
+    """The path that is asked for, without what Gradio's begin with."""
+    return scope["path"].removeprefix("/gradio_api").lstrip("/")
 
 
 def _host(text: str) -> str:

@@ -67,7 +67,12 @@ def launch(studio: Studio, host: str, port: int | None, password: str | None, li
     # read by Gradio when it is imported, or as it starts: nothing is reported, shared, or kept elsewhere
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(uploads), "GRADIO_SHARE": "False"}
     import gradio
+    from PIL import EpsImagePlugin
     from starlette.middleware import Middleware
+
+    EpsImagePlugin.gs_binary = (
+        False  # Gradio opens uploads by Pillow, which runs Ghostscript on an EPS, whatever its name
+    )
 
     gradio.set_static_paths([studio.gallery.folder])  # served as they lie there, without a copy
     page = build(studio)

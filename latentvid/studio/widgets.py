@@ -78,8 +78,9 @@ def _upload(field: Field, label: str, own: str) -> Any:
     import gradio as gr
 
     if field.name in PICTURES:
-        return gr.Image(label=f"{label}: {field.help}", type="filepath", sources=["upload", "clipboard"], height=260,
-                        elem_id=own)  # fmt: skip
+        # image_mode None: the file as it was uploaded, which Gradio would else decode and encode again
+        return gr.Image(label=f"{label}: {field.help}", type="filepath", image_mode=None,
+                        sources=["upload", "clipboard"], height=260, elem_id=own)  # fmt: skip
     kinds = list(ENDINGS)
     return gr.File(label=f"{label}: {field.help}", file_types=kinds, type="filepath", height=UPLOAD, elem_id=own)
 

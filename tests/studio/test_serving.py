@@ -2,6 +2,9 @@
 
 import json
 import re
+import tempfile
+from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from studios import put, served, studio
@@ -159,6 +162,54 @@ def test_uploads_are_bounded_in_size_and_number(pages):
     assert [answer.status_code for answer in found] == [200, 200, 507]
     named = post(address, "gradio_api/upload", files={"files": ("../../x.png", b"x")})
     assert named.status_code == 507
+
+
+SCRIPT = b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'><script>alert(2)</script></svg>"
+NAMES = ("../../x.png", "/etc/x.png", 'a"b\nc.png', "%2e%2e%2fx.png", "日本語 é.png", "$(touch x);.png", ".png",
+         "<img src=x onerror=alert(1)>.png", "x" * 300 + ".png", "con\0.png", "picture.svg", "page.html")  # fmt: skip
+
+
+def test_uploads_stay_in_their_folder_and_nothing_in_them_runs(tmp_path):
+    """Whatever their names are and hold. As pages of their own they are downloads; as pictures they are refused."""
+    pytest.importorskip("gradio")
+    own = studio(tmp_path, "m")
+    before = set(tmp_path.rglob("*"))
+    with served(own) as address:
+        for name in NAMES:
+            answer = post(address, "gradio_api/upload", files={"files": (name, SCRIPT)})
+            if answer.status_code != 200:
+                assert 400 <= answer.status_code < 500, name
+                continue
+            (place,) = map(Path, answer.json())
+            assert place.is_file() and place.resolve().is_relative_to(Path(tempfile.gettempdir()).resolve()), name
+            assert place.parents[1].name.startswith("latentvid-studio-"), name
+            shown = get(address, f"gradio_api/file={quote(str(place))}")
+            policy = shown.headers["content-security-policy"]
+            assert "sandbox" in policy and "script-src" not in policy and "default-src 'none'" in policy
+            safe = shown.headers["content-type"].startswith("image/png")
+            assert safe or "attachment" in shown.headers["content-disposition"], name
+            assert shown.headers["x-content-type-options"] == "nosniff"
+            with pytest.raises(UserError, match=r"give a video or a picture|cannot be") as said:
+                own.gallery.keep(str(place))
+            assert str(place.parent) not in str(said.value)
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_no_program_runs_on_an_upload(tmp_path, monkeypatch):
+    """Pillow runs Ghostscript where a file holds an EPS: in the studio's process it does not look for it."""
+    pytest.importorskip("gradio")
+    from PIL import EpsImagePlugin, Image
+
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    (tmp_path / "x.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n")
+    with served(studio(tmp_path, "m")), Image.open(tmp_path / "x.png") as picture:
+        assert picture.format == "EPS"
+        with pytest.raises(OSError, match="Ghostscript"):
+            picture.convert("L")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_another_hosts_page_cannot_ask(pages):
