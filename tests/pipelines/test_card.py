@@ -9,6 +9,7 @@ import pytest
 from hub_server import Hub
 from PIL import Image
 
+from latentvid.config.parsing import save_config
 from latentvid.errors import UserError
 from latentvid.pipelines.card import MARK, license_of
 from latentvid.pipelines.loading import load_pipeline
@@ -64,14 +65,23 @@ def test_what_no_card_can_say_is_refused(pipeline, tmp_path):
 
 
 PROGRAM = """
-import sys, torch
+import os, sys, torch
+from pathlib import Path
+from latentvid.config.parsing import load_config
+from latentvid.config.schema import DitConfig
 from latentvid.errors import UserError
 from latentvid.models.interchange import load_vae
 from latentvid.pipelines.latent_video import LatentVideoPipeline
 from latentvid.pipelines.loading import load_pipeline
+from latentvid.training.stages.dit.task import DitTask
 
 local = load_pipeline(sys.argv[1], "cpu")
 print(local.push_to_hub("me/clips", license="mit", token="hf_x"))
+task = DitTask(load_config(DitConfig, Path(sys.argv[2]), ["init=me/clips"]), torch.device("cpu"))
+weights = dict(task.model.named_parameters())
+assert weights.keys() == dict(local.transformer.named_parameters()).keys()
+assert all(torch.equal(weights[name], value) for name, value in local.transformer.named_parameters())
+assert {file.parent.name for file in Path(os.environ["HF_HOME"]).rglob("*.safetensors")} == {"transformer"}
 words = dict(num_frames=5, num_inference_steps=2, output_type="uint8")
 for far in (load_pipeline("me/clips", "cpu"), LatentVideoPipeline.from_pretrained("me/clips")):
     assert torch.equal(far("a red 7", **words).frames[0], local("a red 7", **words).frames[0])
@@ -84,17 +94,19 @@ except UserError as error:
 """
 
 
-def test_a_pipeline_goes_to_the_hub_and_comes_back_by_its_name(tiny_pipeline, tmp_path):
+def test_a_pipeline_goes_to_the_hub_and_comes_back_by_its_name(tiny_pipeline, dit_config, tmp_path):
+    """As `--model`, `--vae`, and `--init`, which fetches the transformer's weights alone."""
+    save_config(dit_config(tmp_path / "run", "model={}", "optim.schedule=constant"), tmp_path / "dit.yaml")
     hub = Hub()
     env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     env |= {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
     run = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tiny_pipeline)],
+        [sys.executable, "-c", PROGRAM, str(tiny_pipeline), str(tmp_path / "dit.yaml")],
         cwd=tmp_path,
         env=env,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1800,
     )
     hub.shutdown()
     assert run.returncode == 0, run.stderr + "\n".join(hub.asked)
