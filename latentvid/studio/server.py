@@ -11,6 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from PIL import EpsImagePlugin
+
 from ..errors import UserError
 from ..pipelines import arguments
 from .gallery import Gallery
@@ -67,13 +69,9 @@ def launch(studio: Studio, host: str, port: int | None, password: str | None, li
     # read by Gradio when it is imported, or as it starts: nothing is reported, shared, or kept elsewhere
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(uploads), "GRADIO_SHARE": "False"}
     import gradio
-    from PIL import EpsImagePlugin
     from starlette.middleware import Middleware
 
-    EpsImagePlugin.gs_binary = (
-        False  # Gradio opens uploads by Pillow, which runs Ghostscript on an EPS, whatever its name
-    )
-
+    EpsImagePlugin.gs_binary = False  # Gradio opens uploads by Pillow, which runs Ghostscript on an EPS of any name
     gradio.set_static_paths([studio.gallery.folder])  # served as they lie there, without a copy
     page = build(studio)
     guard = Middleware(Guard, loopback=is_loopback(host), limits=limits, uploads=uploads, gallery=studio.gallery.folder)
