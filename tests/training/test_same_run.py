@@ -134,7 +134,7 @@ def test_the_table_is_what_is_done(dit_config, vae_config, tmp_path):
     text = DOCS.read_text(encoding="utf-8").partition("### What may change in between")[2]
     rows = [row for row in text.splitlines() if row.startswith("| ")]
     free, said = (
-        next(row for row in rows if row.startswith(f"| {begin}")) for begin in ("`checkpoint`", "`optim` but")
+        next(row for row in rows if row.startswith(f"| {begin}")) for begin in ("`checkpoint`", "`optim` except")
     )
     levels = ("shift=2", "base_tokens=16", "log_shift=[0.5, 1.0]", "shift_tokens=[16, 64]", "spacing=even")
     levels += ("lowest=0.0", "terminal=0.1", "whole_steps=1000")
