@@ -120,7 +120,7 @@ def measured(args: argparse.Namespace, name: str) -> dict:
     found["dit"] = trained(
         "train/train_dit.py", "configs/dit/laptop.yaml", folder / "dit", args.seconds, args.seed, words
     )
-    found["scores"] = clips(args, folder)
+    found["scores"] = clips(args, folder)["scores"]
     file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return found
 
